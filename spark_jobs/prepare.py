@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -55,7 +53,7 @@ def main(args: Sequence[str]) -> None:
     if current and _quarantine_share(current.counts) <= command.clean.max_quarantine_share:
         print(f"{final} is up to date (same source, same settings); --force builds it again")
         return
-    spark = _start(command.spark_master, sum(s.bytes for s in sources))
+    spark = spark_session(command.spark_master, input_bytes=sum(s.bytes for s in sources))
     try:
         with build_directory(final) as building:
             manifest = _build(spark, command, name, files, building, started)
@@ -64,14 +62,6 @@ def main(args: Sequence[str]) -> None:
         spark.stop()
     print(summary(manifest))
     print(f"wrote {final} in {time.monotonic() - started:.0f} s; next: make train DATASET={name}")
-
-
-def _start(master: str, input_bytes: int) -> SparkSession:
-    try:
-        return spark_session(master, input_bytes=input_bytes)
-    except (Py4JJavaError, PySparkException) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"Spark did not start with --spark-master {master!r}: {reason}") from error
 
 
 def _build(
@@ -124,24 +114,23 @@ def _build(
 
     least = settings.split.min_positives
     train_users = transforms.users_with_positives(train, least).persist(StorageLevel.MEMORY_AND_DISK)
-    holdout_users = transforms.users_with_positives(holdout, least).join(train_users, on="raw_user_id", how="left_semi")
     done("train_users", users=train_users.count())
     train_rows = train.join(train_users, on="raw_user_id", how="left_semi").join(item_ids, on="raw_item_id", how="inner")
     rows = train_sequences(train_rows, settings.max_history)
     written += write_users(rows, building / "train", counts["train_users"]["users"])
 
+    holdout_users = transforms.users_with_positives(holdout, least).join(train_users, on="raw_user_id", how="left_semi")
+    users = assigned.join(holdout_users, on="raw_user_id", how="left_semi").persist(StorageLevel.MEMORY_AND_DISK)
     histories = train.unionByName(holdout).join(item_ids, on="raw_item_id", how="inner")
-    for part, wanted in (("validation", ~F.col("is_test")), ("test", F.col("is_test"))):
-        users = holdout_users.join(assigned.where(wanted), on="raw_user_id", how="left_semi")
-        rows = holdout_sequences(histories.join(users, on="raw_user_id", how="left_semi"), settings.max_history)
-        if part == "validation":
-            rows = rows.where("target_is_positive")
-        rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
-        total, positive = rows.agg(F.count("*"), F.count_if("target_is_positive")).collect()[0]
+    rows = holdout_sequences(histories.join(users, on="raw_user_id", how="left_semi"), settings.max_history)
+    rows = rows.join(users.withColumnRenamed("raw_user_id", "user_id"), on="user_id", how="inner").persist()
+    for part, wanted in (("validation", ~F.col("is_test") & F.col("target_is_positive")), ("test", F.col("is_test"))):
+        chosen = rows.where(wanted).drop("is_test")
+        total, positive = chosen.agg(F.count("*"), F.count_if("target_is_positive")).collect()[0]
         done(part, users=total, positive_targets=positive, negative_targets=total - positive)
         way_out = "lower --split.min-positives or --split.quantile, or bring more data"
         transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
-        written += write_users(rows, building / part, total)
+        written += write_users(chosen, building / part, total)
 
     return Manifest(
         schema_version=SCHEMA_VERSION,

