@@ -1,0 +1,1 @@
+"""Prepared data set -> batches of tensors."""

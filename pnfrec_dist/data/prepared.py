@@ -1,0 +1,172 @@
+"""Opens a prepared data set: checks it against its manifest, reads shards as ragged arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pnfrec_dist.config import flatten
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.schema import ITEMS_NAME, ITEMS_SCHEMA, PAD_ID, SCHEMAS, Manifest, read_manifest, verify_files
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of different lengths as one array: row i is values[offsets[i]:offsets[i + 1]]."""
+
+    offsets: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def newest(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last `count` values of each row: (ids [rows, longest] right-padded with PAD_ID, lengths [rows]).
+
+        Position 0 is the oldest value of the window; `longest` is at least 1.
+        """
+        ends = self.offsets[rows + 1]
+        lengths = np.minimum(self.lengths[rows], count)
+        place = np.arange(max(int(lengths.max(initial=0)), 1))
+        taken = (ends - lengths)[:, None] + place
+        real = place < lengths[:, None]
+        ids = np.full(taken.shape, PAD_ID, dtype=np.int64)
+        ids[real] = self.values[taken[real]]
+        return ids, lengths
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """Training users: positives and negatives, oldest first."""
+
+    positive: Ragged
+    negative: Ragged
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+
+@dataclass(frozen=True)
+class HoldoutData:
+    """Holdout users: positive history before the target, what they have seen, the target."""
+
+    positive: Ragged
+    seen: Ragged
+    target_item: np.ndarray
+    target_is_positive: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.target_item)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A verified prepared data set."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def num_items(self) -> int:
+        return self.manifest.num_items
+
+    def train(self) -> TrainData:
+        table = self._read("train", ["positive_items", "negative_items"])
+        return TrainData(self._ragged(table, "positive_items"), self._ragged(table, "negative_items"))
+
+    def holdout(self, split: str) -> HoldoutData:
+        """split: "validation" or "test"."""
+        table = self._read(split, ["positive_items", "seen_items", "target_item", "target_is_positive"])
+        target_item = table["target_item"].to_numpy()
+        self._require_item_ids(target_item, split, "target_item")
+        return HoldoutData(
+            positive=self._ragged(table, "positive_items"),
+            seen=self._ragged(table, "seen_items"),
+            target_item=target_item,
+            target_is_positive=table["target_is_positive"].to_numpy(),
+        )
+
+    def item_counts(self) -> np.ndarray:
+        """Train interactions of each item, [num_items + 1]; index 0 (padding) is 0."""
+        items = pq.read_table(self.directory / ITEMS_NAME)
+        if not np.array_equal(items["item_id"].to_numpy(), np.arange(1, self.num_items + 1)):
+            raise InputError(f"{self.directory / ITEMS_NAME}: item_id is not 1..{self.num_items} in order; rebuild it")
+        counts = items["num_positive"].to_numpy() + items["num_negative"].to_numpy()
+        return np.concatenate([[0], counts])
+
+    def _read(self, part: str, columns: list[str]) -> pa.Table:
+        files = [self.directory / entry.path for entry in self.manifest.files_of(part)]
+        return pa.concat_tables([pq.read_table(f, columns=columns) for f in files]).combine_chunks()
+
+    def _ragged(self, table: pa.Table, column: str) -> Ragged:
+        lists = table[column].combine_chunks()
+        if isinstance(lists, pa.ChunkedArray):
+            lists = lists.chunk(0) if lists.num_chunks else pa.array([], type=lists.type)
+        values = lists.flatten().to_numpy()
+        self._require_item_ids(values, column, column)
+        lengths = lists.value_lengths().to_numpy()
+        return Ragged(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), values)
+
+    def _require_item_ids(self, ids: np.ndarray, part: str, column: str) -> None:
+        if len(ids) and not (ids.min() >= 1 and ids.max() <= self.num_items):
+            raise InputError(f"{self.directory} ({part}): {column} holds ids outside 1..{self.num_items}; rebuild it")
+
+
+def open_prepared(directory: Path, expected_settings: dict[str, Any] | None = None) -> PreparedData:
+    """Opens a prepared data set after comparing every file with the manifest.
+
+    expected_settings: what conf/dataset/<name>.yaml says now (DatasetSettings.prepared()).
+    Raises InputError naming the file, or the settings that differ.
+    """
+    manifest = read_manifest(directory)
+    if expected_settings is not None:
+        _require_settings(directory, manifest, expected_settings)
+    verify_files(directory, manifest)
+    parts = [*((part, schema) for part, schema in SCHEMAS.items()), (ITEMS_NAME, ITEMS_SCHEMA)]
+    for part, schema in parts:
+        for entry in manifest.files_of(part) if part in SCHEMAS else [e for e in manifest.files if e.path == part]:
+            _require_schema(directory / entry.path, schema, entry.rows)
+    return PreparedData(directory, manifest)
+
+
+def _require_settings(directory: Path, manifest: Manifest, expected: dict[str, Any]) -> None:
+    built, wanted = flatten(manifest.settings), flatten(expected)
+    differences = [
+        f"{name} {built.get(name)!r} -> {wanted.get(name)!r}"
+        for name in sorted(built.keys() | wanted.keys())
+        if built.get(name) != wanted.get(name)
+    ]
+    if differences:
+        name = directory.name
+        raise InputError(
+            f"{directory} was prepared with other settings than conf/dataset/{name}.yaml ({'; '.join(differences)}); "
+            f"prepare it again: make spark-prep DATASET={name}, or change the YAML back"
+        )
+
+
+def _require_schema(file: Path, schema: pa.Schema, rows: int | None) -> None:
+    parquet = pq.ParquetFile(file)
+    found = parquet.schema_arrow
+    if found.names != schema.names or not all(_same_type(a.type, b.type) for a, b in zip(found, schema, strict=True)):
+        raise InputError(f"{file} has columns {_types(found)}, expected {_types(schema)}; rebuild the data set")
+    if parquet.metadata.num_rows != rows:
+        raise InputError(f"{file} has {parquet.metadata.num_rows} rows, the manifest says {rows}; rebuild the data set")
+
+
+def _same_type(a: pa.DataType, b: pa.DataType) -> bool:
+    if pa.types.is_list(a) and pa.types.is_list(b):
+        return a.value_type == b.value_type
+    return a == b
+
+
+def _types(schema: Sequence[pa.Field]) -> str:
+    return ", ".join(f"{f.name} {f.type}" for f in schema)
