@@ -1,0 +1,251 @@
+"""Ray Train: starts Ray, plans workers, runs the loop on each, carries events to the driver and stop requests back."""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+# Read when ray is imported or started: no usage report, quick reporting, no services that this program does not use.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+for _name, _value in _RAY_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from pnfrec_dist.config import Settings
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
+
+DEFAULT_CPU_WORKERS = 2
+POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """Workers of a run: on GPUs (one each) or on CPUs."""
+
+    num_workers: int
+    use_gpu: bool
+    cpus_per_worker: float
+
+    def __str__(self) -> str:
+        each = "1 GPU" if self.use_gpu else f"{self.cpus_per_worker:g} CPU"
+        return f"{self.num_workers} workers, {each} each"
+
+
+def plan_workers(num_workers: int | None, num_gpus: int | None, seen_cpus: float, seen_gpus: float) -> WorkerPlan:
+    """What --num-workers and --num-gpus mean on a cluster with these resources.
+
+    Raises InputError when the cluster has too few: Ray would wait for them without a word.
+    """
+    if num_gpus is None:
+        num_gpus = int(seen_gpus) if num_workers is None else 0
+    if num_gpus > seen_gpus:
+        raise InputError(
+            f"--num-gpus {num_gpus}, but Ray sees {seen_gpus:g} GPUs; lower it, or use --num-workers for CPU workers"
+        )
+    if num_gpus and num_workers not in (None, num_gpus):
+        raise InputError(f"--num-workers {num_workers} and --num-gpus {num_gpus} differ; every GPU gets one worker")
+    workers = num_gpus or num_workers or DEFAULT_CPU_WORKERS
+    cpus = max(1.0, seen_cpus // workers)
+    if workers * cpus > seen_cpus:
+        raise InputError(f"{workers} workers need {workers} CPUs, but Ray sees {seen_cpus:g}; lower --num-workers")
+    return WorkerPlan(workers, num_gpus > 0, cpus)
+
+
+@contextlib.contextmanager
+def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
+    """Ray on this machine (loopback only) or a connection to settings.ray_address, and the plan of workers.
+
+    On this machine a CPU worker counts as one CPU even where cores are fewer than workers.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    if settings.ray_address:
+        options = {"address": settings.ray_address, "log_to_driver": False, "logging_level": logging.ERROR}
+    else:
+        options["num_cpus"] = max(os.cpu_count() or 1, settings.num_workers or DEFAULT_CPU_WORKERS)
+        options["_node_ip_address"] = "127.0.0.1"
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"at --ray-address {settings.ray_address!r}" if settings.ray_address else "on this machine"
+        raise InputError(f"Ray did not start {where}: {str(error).splitlines()[0]}") from error
+    try:
+        seen = ray.cluster_resources()
+        yield plan_workers(settings.num_workers, settings.num_gpus, seen.get("CPU", 0), seen.get("GPU", 0))
+    finally:
+        ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where rank 0 leaves events for the driver, and the driver leaves the request to stop."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.stop = False
+
+    def post(self, events: list[Event]) -> bool:
+        self.events += events
+        return self.stop
+
+    def take(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def request_stop(self) -> None:
+        self.stop = True
+
+
+class BoardHooks:
+    """The loop's hooks on rank 0. Posts without waiting; the answer to the last post tells whether to stop.
+
+    Of step events only the newest is kept while a post is under way, so a slow driver never slows a step.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+        self.pending: list[Event] = []
+        self.answer: Any = None
+        self.stop = False
+
+    def report(self, event: Event) -> None:
+        if self.pending and self.pending[-1]["kind"] == event["kind"] == "step":
+            self.pending[-1] = event
+        else:
+            self.pending.append(event)
+        if event["kind"] != "step":
+            self.flush()
+        elif self._answered():
+            self._post()
+
+    def should_stop(self) -> bool:
+        self._answered()
+        return self.stop
+
+    def flush(self) -> None:
+        """Posts everything and waits until the board has it."""
+        self._post()
+        self.stop = ray.get(self.answer) or self.stop
+
+    def _post(self) -> None:
+        self.answer = self.board.post.remote(self.pending)
+        self.pending = []
+
+    def _answered(self) -> bool:
+        if self.answer is None:
+            return True
+        done, _ = ray.wait([self.answer], timeout=0)
+        if done:
+            self.stop = ray.get(self.answer) or self.stop
+        return bool(done)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    context = ray.train.get_context()
+    settings: Settings = config["settings"]
+    if not config["use_gpu"]:
+        torch.set_num_threads(max(1, int(config["cpus_per_worker"])))
+    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    data = open_prepared(Path(config["data_dir"]))
+    hooks = BoardHooks(config["board"])
+    TrainLoop(settings, data, Path(config["run_dir"]), world, Hooks(hooks.report, hooks.should_stop)).run()
+
+
+def run_training(
+    settings: Settings, plan: WorkerPlan, data_dir: Path, run_dir: Path, on_event: Callable[[Event], None]
+) -> bool:
+    """Trains on the planned workers; on_event gets every event in this thread. True when it ended by itself.
+
+    SIGINT or SIGTERM asks the workers to stop after the step in progress and to leave a checkpoint (then: False); a
+    second one gives up waiting and raises KeyboardInterrupt. Raises ray.train.TrainingFailedError when a worker fails.
+    data_dir and run_dir are absolute and reachable from every worker.
+    """
+    board = Board.remote()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "settings": settings,
+            "data_dir": str(data_dir),
+            "run_dir": str(run_dir),
+            "board": board,
+            "use_gpu": plan.use_gpu,
+            "cpus_per_worker": plan.cpus_per_worker,
+        },
+        torch_config=TorchConfig(backend="nccl" if plan.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.num_workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker={"CPU": plan.cpus_per_worker, **({"GPU": 1} if plan.use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(name=run_dir.name, storage_path=str(run_dir / "ray")),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    with _stop_requests() as stop:
+        thread.start()
+        asked = False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if stop.is_set() and not asked:
+                board.request_stop.remote()
+                asked = True
+            _deliver(board, on_event)
+        _deliver(board, on_event)
+    if failure:
+        raise failure[0]
+    return not stop.is_set()
+
+
+def _deliver(board: Any, on_event: Callable[[Event], None]) -> None:
+    for event in ray.get(board.take.remote()):
+        on_event(event)
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second raises KeyboardInterrupt."""
+    stop = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("\nstopping after this step, with a checkpoint; press Ctrl-C again to give up at once", flush=True)
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
