@@ -57,8 +57,12 @@ class SourceSettings:
     def __post_init__(self) -> None:
         _check(self.separator != "", "source.separator", self.separator, "at least one character")
         _check(len(self.quote) <= 1, "source.quote", self.quote, "one character or empty")
-        _check(self.header or bool(self.fields) or self.format != "csv", "source.fields", self.fields,
-               "the column names in order, as the file has no header (source.header: false)")  # fmt: skip
+        _check(
+            self.header or bool(self.fields) or self.format != "csv",
+            "source.fields",
+            self.fields,
+            "the column names in order, as the file has no header (source.header: false)",
+        )
 
 
 @dataclass(frozen=True)
@@ -169,8 +173,12 @@ class EncoderSettings:
     def __post_init__(self) -> None:
         _check(self.hidden_size >= 1, "encoder.hidden_size", self.hidden_size, ">= 1")
         _check(self.num_blocks >= 1, "encoder.num_blocks", self.num_blocks, ">= 1")
-        _check(self.num_heads >= 1 and self.hidden_size % self.num_heads == 0, "encoder.num_heads", self.num_heads,
-               f"a divisor of encoder.hidden_size {self.hidden_size}")  # fmt: skip
+        _check(
+            self.num_heads >= 1 and self.hidden_size % self.num_heads == 0,
+            "encoder.num_heads",
+            self.num_heads,
+            f"a divisor of encoder.hidden_size {self.hidden_size}",
+        )
         _check(self.max_length >= 1, "encoder.max_length", self.max_length, ">= 1")
         _check(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "in [0, 1)")
 
@@ -237,8 +245,12 @@ class EvaluationSettings:
     """users scored at once by one worker"""
 
     def __post_init__(self) -> None:
-        _check(10 in self.cutoffs and min(self.cutoffs) >= 1, "evaluation.cutoffs", self.cutoffs,
-               "whole numbers >= 1, 10 among them (the headline and the early stopping use it)")  # fmt: skip
+        _check(
+            10 in self.cutoffs and min(self.cutoffs) >= 1,
+            "evaluation.cutoffs",
+            self.cutoffs,
+            "whole numbers >= 1, 10 among them (the headline and the early stopping use it)",
+        )
         _check(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, ">= 1")
 
 

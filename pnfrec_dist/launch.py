@@ -11,21 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Read when ray is imported or started: no usage report, quick reporting, no services that this program does not use.
-_RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-for _name, _value in _RAY_ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
-
 import ray
 import ray.train
 import torch
@@ -39,6 +24,18 @@ from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
 
 DEFAULT_CPU_WORKERS = 2
 POLL_SECONDS = 0.25
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+}
+"""Read when Ray starts: no usage report, none of Ray Train's services that go unused here, quick polling, patience at
+the start of workers. What the user has set stays."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,8 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
 
     On this machine a CPU worker counts as one CPU even where cores are fewer than workers.
     """
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if settings.ray_address:
@@ -99,7 +98,6 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
         ray.shutdown()
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Where rank 0 leaves events for the driver, and the driver leaves the request to stop."""
 
@@ -117,6 +115,11 @@ class Board:
 
     def request_stop(self) -> None:
         self.stop = True
+
+
+def _remote_board() -> Any:
+    remote_class: Any = ray.remote(num_cpus=0)(Board)
+    return remote_class.remote()
 
 
 class BoardHooks:
@@ -148,7 +151,7 @@ class BoardHooks:
     def flush(self) -> None:
         """Posts everything and waits until the board has it."""
         self._post()
-        self.stop = ray.get(self.answer) or self.stop
+        self.stop = bool(ray.get(self.answer)) or self.stop
 
     def _post(self) -> None:
         self.answer = self.board.post.remote(self.pending)
@@ -159,7 +162,7 @@ class BoardHooks:
             return True
         done, _ = ray.wait([self.answer], timeout=0)
         if done:
-            self.stop = ray.get(self.answer) or self.stop
+            self.stop = bool(ray.get(self.answer)) or self.stop
         return bool(done)
 
 
@@ -184,7 +187,7 @@ def run_training(
     second one gives up waiting and raises KeyboardInterrupt. Raises ray.train.TrainingFailedError when a worker fails.
     data_dir and run_dir are absolute and reachable from every worker.
     """
-    board = Board.remote()
+    board = _remote_board()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={

@@ -27,9 +27,12 @@ class ProgressReport:
         self.steps_done = 0
         self.last_line = time.monotonic()
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), console=self.console,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self.console,
             transient=True,
-        )  # fmt: skip
+        )
         self.task = self.bar.add_task("starting workers", total=None, state="")
 
     def __enter__(self) -> "ProgressReport":

@@ -27,8 +27,20 @@ from pnfrec_dist.training.loop import Event
 from pnfrec_dist.training.memory import estimate_memory
 
 RUN_FILE = "run.json"
-RESUMABLE = ("num_workers", "num_gpus", "epochs", "dry_run", "resume", "data_dir", "output_dir", "experiment",
-             "ray_address", "config", "train.patience", "evaluation.batch_size")  # fmt: skip
+RESUMABLE = (
+    "num_workers",
+    "num_gpus",
+    "epochs",
+    "dry_run",
+    "resume",
+    "data_dir",
+    "output_dir",
+    "experiment",
+    "ray_address",
+    "config",
+    "train.patience",
+    "evaluation.batch_size",
+)
 """Settings that may change when a run is resumed."""
 
 
@@ -82,7 +94,9 @@ def _run_directory(settings: Settings, data: PreparedData) -> tuple[Path, str]:
     if state["data_digest"] != data.manifest.digest:
         differences.append("the content of the data set")
     if differences:
-        raise InputError(f"--resume {settings.resume}: that run differs in {'; '.join(differences)}; resume it as it was")
+        raise InputError(
+            f"--resume {settings.resume}: that run differs in {'; '.join(differences)}; resume it as it was"
+        )
     run_dir = checkpoint.parent.parent
     run_file = run_dir / RUN_FILE
     return run_dir, json.loads(run_file.read_text())["run_id"] if run_file.is_file() else ""
@@ -100,7 +114,8 @@ def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: Wo
         [
             f"data: {data.directory}, {len(train):,} training users, {data.num_items:,} items, "
             f"{counts['validation']['users']:,} validation and {counts['test']['users']:,} test users",
-            f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, at most {settings.epochs} epochs",
+            f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
+            f"at most {settings.epochs} epochs",
             f"memory per worker, about: {_size(memory.parameters)} parameters and Adam, {_size(memory.activations)} "
             f"activations, {_size(memory.logits)} logits, {_size(memory.total)} in all",
             f"tracking: {uri}",
@@ -165,9 +180,7 @@ def _finish(settings: Settings, run: TrackedRun, test: Event) -> None:
 
 def _same_run(settings: Settings) -> str:
     """Flags that describe this run again: what differs from the YAML defaults."""
-    base = parse_train_settings(
-        ["--dataset", settings.dataset, "--model", settings.model, "--config", settings.config]
-    )
+    base = parse_train_settings(["--dataset", settings.dataset, "--model", settings.model, "--config", settings.config])
     chosen, default = flatten(to_mapping(settings)), flatten(to_mapping(base))
     flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]
     for name, value in chosen.items():

@@ -12,13 +12,13 @@ from pyspark.sql import functions as F
 from pnfrec_dist.cli import load_conf, parse_flags, selected
 from pnfrec_dist.config import DatasetSettings
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import QUARANTINE, SCHEMA_VERSION, SPLITS, Manifest, settings_hash
+from pnfrec_dist.schema import QUARANTINE, SCHEMA_VERSION, SPLITS, FileEntry, Manifest, settings_hash
 from spark_jobs import transforms
 from spark_jobs.clean import accepted, rejected, typed_rows
 from spark_jobs.sequences import holdout_sequences, train_sequences
 from spark_jobs.session import spark_session
-from spark_jobs.sources import describe_sources, find_raw, read_rows
-from spark_jobs.writer import build_directory, is_current, publish, write_items, write_parts, write_users
+from spark_jobs.sources import describe_sources, find_raw, obtain_raw, read_rows
+from spark_jobs.writer import build_directory, publish, whole_manifest, write_items, write_parts, write_users
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,17 @@ def main(args: Sequence[str]) -> None:
     command = parse_flags(PrepareSettings, default, args, "python -m spark_jobs")
     final = Path(command.data_dir) / name
     started = time.monotonic()
-    files = find_raw(name, command, command.raw)
-    sources = describe_sources(files)
-    current = None if command.force else is_current(final, settings_hash(command.prepared()), sources)
-    if current and _quarantine_share(current.counts) <= command.clean.max_quarantine_share:
-        print(f"{final} is up to date (same source, same settings); --force builds it again")
+    files = find_raw(name, command)
+    if not command.force and _is_up_to_date(final, command, files):
+        source = "same source, same settings" if files else "same settings; its raw data is not at hand"
+        print(f"{final} is up to date ({source}); --force builds it again")
         return
+    files = files or obtain_raw(name, command)
+    sources = describe_sources(files)
     spark = spark_session(command.spark_master, input_bytes=sum(s.bytes for s in sources))
     try:
         with build_directory(final) as building:
-            manifest = _build(spark, command, name, files, building, started)
+            manifest = _build(spark, command, name, files, sources, building, started)
             publish(building, final, manifest)
     finally:
         spark.stop()
@@ -65,11 +66,16 @@ def main(args: Sequence[str]) -> None:
 
 
 def _build(
-    spark: SparkSession, settings: DatasetSettings, name: str, files: list[Path], building: Path, started: float
+    spark: SparkSession,
+    settings: DatasetSettings,
+    name: str,
+    files: list[Path],
+    sources: list[FileEntry],
+    building: Path,
+    started: float,
 ) -> Manifest:
     """Runs every step, writes the shards into `building`, returns the manifest."""
     counts: dict[str, dict[str, int]] = {}
-    sources = describe_sources(files)
 
     def done(stage: str, **numbers: int) -> None:
         counts[stage] = numbers
@@ -115,7 +121,9 @@ def _build(
     least = settings.split.min_positives
     train_users = transforms.users_with_positives(train, least).persist(StorageLevel.MEMORY_AND_DISK)
     done("train_users", users=train_users.count())
-    train_rows = train.join(train_users, on="raw_user_id", how="left_semi").join(item_ids, on="raw_item_id", how="inner")
+    train_rows = train.join(train_users, on="raw_user_id", how="left_semi").join(
+        item_ids, on="raw_item_id", how="inner"
+    )
     rows = train_sequences(train_rows, settings.max_history)
     written += write_users(rows, building / "train", counts["train_users"]["users"])
 
@@ -145,6 +153,17 @@ def _build(
     )
 
 
+def _is_up_to_date(final: Path, command: PrepareSettings, files: list[Path]) -> bool:
+    """Whether `final` is whole, made with these settings, and from these files where there are any."""
+    manifest = whole_manifest(final)
+    return (
+        manifest is not None
+        and manifest.settings_hash == settings_hash(command.prepared())
+        and (not files or manifest.sources == describe_sources(files))
+        and _quarantine_share(manifest.counts) <= command.clean.max_quarantine_share
+    )
+
+
 def _size(interactions: DataFrame, rows: int | None = None) -> dict[str, int]:
     users, items, total = interactions.agg(
         F.count_distinct("raw_user_id"), F.count_distinct("raw_item_id"), F.count("*")
@@ -163,7 +182,8 @@ def _require_readable(quarantine: DataFrame, read: int, bad: int, max_share: flo
     first = quarantine.head()
     assert first is not None
     raise InputError(
-        f"{bad} of {read} rows could not be read, first in {first['source_file']}: {first['row']!r} ({first['reason']}); "
+        f"{bad} of {read} rows could not be read, first in {first['source_file']}: "
+        f"{first['row']!r} ({first['reason']}); "
         f"mend them, or set them aside with --clean.max-quarantine-share {_round_up(bad / read)}"
     )
 
@@ -195,5 +215,3 @@ def summary(manifest: Manifest) -> str:
             f"{numbers['negative_targets']:,} negative targets"
         )
     return "\n".join(lines)
-
-

@@ -9,12 +9,13 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
+from typing import Protocol
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
-from pnfrec_dist.config import DatasetSettings, SourceSettings
+from pnfrec_dist.config import SourceSettings
 from pnfrec_dist.errors import InputError, nearest
 from pnfrec_dist.schema import FileEntry, sha256_of
 from spark_jobs.synthetic import write_ratings
@@ -24,28 +25,49 @@ POSITION = ("source_file", "source_block", "source_row")
 """Columns that together order rows as the source does: file (in name order), block start, row within it."""
 
 
-def find_raw(name: str, settings: DatasetSettings, raw: str) -> list[Path]:
-    """The raw files, sorted: below `raw` if given, else below data/raw/<name>, made or fetched when absent.
+class RawPlace(Protocol):
+    """Where the raw data is looked for."""
 
-    Raises InputError when there are none, saying what to put where.
+    @property
+    def raw(self) -> str: ...
+
+    @property
+    def source(self) -> SourceSettings: ...
+
+
+def find_raw(name: str, place: RawPlace) -> list[Path]:
+    """The raw files that are there, sorted: below place.raw if given, else below data/raw/<name>.
+
+    Raises InputError when place.raw is given and holds none; without it, an empty list means none yet.
     """
-    source = settings.source
-    directory = Path(raw) if raw else Path("data/raw") / name
-    if not raw and not _matches(directory, source.files):
-        if source.generator:
-            print(f"generating {directory / source.files}", flush=True)
-            write_ratings(directory / source.files)
-        elif source.url:
-            fetch(source, directory)
-    if raw and directory.is_file():
+    if not place.raw:
+        return _matches(_raw_directory(name), place.source.files)
+    directory = Path(place.raw)
+    if directory.is_file():
         return [directory]
-    if not directory.exists():
-        hint = "pass the directory that holds it: RAW=... (--raw ...)" if not raw else "check RAW=... (--raw ...)"
-        raise InputError(f"raw directory {directory} does not exist; it should hold {source.files!r}; {hint}")
-    files = _matches(directory, source.files)
+    if not directory.is_dir():
+        raise InputError(f"raw directory {place.raw!r} does not exist; RAW (--raw) must hold {place.source.files!r}")
+    files = _matches(directory, place.source.files)
     if not files:
-        raise InputError(f"no file {source.files!r} in {directory}; put it there or pass RAW=<directory that holds it>")
+        raise InputError(f"no file {place.source.files!r} in {directory}; pass RAW=<directory that holds it> (--raw)")
     return files
+
+
+def obtain_raw(name: str, place: RawPlace) -> list[Path]:
+    """Generates or fetches the raw files into data/raw/<name>. Raises InputError when there is no way to."""
+    directory, source = _raw_directory(name), place.source
+    if source.generator:
+        print(f"generating {directory / source.files}", flush=True)
+        write_ratings(directory / source.files)
+    elif source.url:
+        fetch(source, directory)
+    else:
+        raise InputError(f"no raw data: put {source.files!r} into {directory}, or pass RAW=<directory that holds it>")
+    return _matches(directory, source.files)
+
+
+def _raw_directory(name: str) -> Path:
+    return Path("data/raw") / name
 
 
 def _matches(directory: Path, pattern: str) -> list[Path]:

@@ -1,9 +1,9 @@
 """The built-in data set: ratings with tastes, dislikes and sequential drift, made from a seed.
 
-Each item belongs to a genre and has a place on the genre's ring. A user likes a few genres and dislikes a few others. Most
-interactions continue a liked genre from where the user left its ring (so the order of likes carries information);
-the others are exposures, drawn by popularity, often into disliked genres. Ratings follow taste with noise. So popularity
-is a fair baseline, the sequence of likes tells more, and dislikes are systematic rather than random.
+Each item belongs to a genre and has a place on the genre's ring. A user likes a few genres and dislikes a few others.
+Half of the interactions continue a liked genre a few steps on from where the user left its ring (so the order of likes
+carries information); the others are exposures, drawn by popularity, often into disliked genres. Ratings follow taste
+with noise. So popularity is a fair baseline, the sequence of likes tells more, and dislikes are systematic.
 """
 
 import os
@@ -22,7 +22,7 @@ DISLIKED_GENRES = 6
 
 
 def generate_ratings(seed: int = 0, *, users: int = USERS, items: int = ITEMS) -> np.ndarray:
-    """About users * 50 rows of int64 (user, item, rating 1..5, epoch seconds), users in id order, each in time order."""
+    """About users * 50 rows of int64 (user, item, rating 1..5, epoch seconds), in order of user, then time."""
     rng = np.random.default_rng(seed)
     genre_of = rng.permutation(np.arange(items) % GENRES)
     popularity = rng.lognormal(0.0, 1.2, items)
@@ -46,11 +46,11 @@ def generate_ratings(seed: int = 0, *, users: int = USERS, items: int = ITEMS) -
         active = np.flatnonzero(step < lengths)
         drifting = rng.random(users) < 0.35
         current = np.where(drifting, liked[np.arange(users), rng.integers(0, LIKED_GENRES, users)], current)
-        continues = rng.random(users) < 0.6
+        continues = rng.random(users) < 0.5
         for user in active:
-            item = _next_on_ring(rings[current[user]], place[user], current[user], unseen[user], rng) if continues[
-                user
-            ] else -1  # fmt: skip
+            item = -1
+            if continues[user]:
+                item = _next_on_ring(rings[current[user]], place[user], current[user], unseen[user], rng)
             if item < 0:
                 item = _exposure(popularity, affinity[user, genre_of], unseen[user], rng)
             unseen[user, item] = False
@@ -69,10 +69,12 @@ def generate_ratings(seed: int = 0, *, users: int = USERS, items: int = ITEMS) -
     return table[np.argsort(table[:, 0], kind="stable")]
 
 
-def _next_on_ring(ring: np.ndarray, places: np.ndarray, genre: int, unseen: np.ndarray, rng: np.random.Generator) -> int:
+def _next_on_ring(
+    ring: np.ndarray, places: np.ndarray, genre: int, unseen: np.ndarray, rng: np.random.Generator
+) -> int:
     """The next unseen item a few steps further on a genre's ring, or -1 when all of it was seen."""
     for _ in range(len(ring)):
-        places[genre] = (places[genre] + rng.geometric(0.6)) % len(ring)
+        places[genre] = (places[genre] + rng.geometric(0.25)) % len(ring)
         item = ring[places[genre]]
         if unseen[item]:
             return int(item)

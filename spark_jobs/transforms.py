@@ -57,10 +57,9 @@ def split_timestamp(interactions: DataFrame, quantile: float) -> int:
     position = below
     for timestamp, count in inside.toLocalIterator():
         position += count
-        if position > wanted:
-            break
-    assert below <= wanted < position, "the approximate bracket missed the quantile"
-    return int(timestamp)
+        if below <= wanted < position:
+            return int(timestamp)
+    raise AssertionError("the approximate bracket missed the quantile")
 
 
 def split_by_time(interactions: DataFrame, timestamp: int) -> tuple[DataFrame, DataFrame]:
@@ -77,9 +76,7 @@ def split_by_time(interactions: DataFrame, timestamp: int) -> tuple[DataFrame, D
 def users_with_positives(interactions: DataFrame, least: int) -> DataFrame:
     """raw_user_id of users with at least `least` positives."""
     positives = F.count_if("is_positive").alias("positives")
-    return (
-        interactions.groupBy("raw_user_id").agg(positives).where(F.col("positives") >= least).select("raw_user_id")
-    )
+    return interactions.groupBy("raw_user_id").agg(positives).where(F.col("positives") >= least).select("raw_user_id")
 
 
 def natural_order(name: str, all_whole_numbers: bool) -> list[Column]:
@@ -116,9 +113,7 @@ def catalog(train: DataFrame) -> DataFrame:
         F.count_if("is_positive").alias("num_positive"), F.count_if(~F.col("is_positive")).alias("num_negative")
     )
     order = Window.orderBy(*natural_order("raw_item_id", are_whole_numbers(items, "raw_item_id")))
-    return items.select(
-        F.row_number().over(order).alias("item_id"), "raw_item_id", "num_positive", "num_negative"
-    )
+    return items.select(F.row_number().over(order).alias("item_id"), "raw_item_id", "num_positive", "num_negative")
 
 
 def require_rows(frame_rows: int, what: str, way_out: str) -> None:

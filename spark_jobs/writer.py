@@ -1,7 +1,6 @@
 """Shards and manifest: built in a sibling directory, swapped in whole."""
 
 import contextlib
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -108,14 +107,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def is_current(final: Path, settings_hash: str, sources: list[FileEntry]) -> Manifest | None:
-    """The manifest of a whole data set made from these sources with these settings, or None."""
+def whole_manifest(final: Path) -> Manifest | None:
+    """The manifest of a data set whose files all match it, or None."""
     try:
         manifest = read_manifest(final)
-        if manifest.settings_hash != settings_hash:
-            return None
-        if [dataclasses.astuple(s) for s in manifest.sources] != [dataclasses.astuple(s) for s in sources]:
-            return None
         verify_files(final, manifest)
     except InputError:
         return None

@@ -54,9 +54,7 @@ def train_batch(
     )
 
 
-def history_batch(
-    histories: Ragged, rows: np.ndarray, max_length: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Inference input: (inputs_BL, index of each user's last position [B]; 0 for an empty history)."""
     ids, lengths = histories.newest(rows, max_length)
     last = np.maximum(lengths - 1, 0)

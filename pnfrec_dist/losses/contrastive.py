@@ -21,8 +21,9 @@ def contrastive(
 ) -> tuple[Tensor, Tensor]:
     """(sum over positive positions of -log softmax([f(h_t, i_t+1), f(h_t, j) for j in S^n])[0], their number).
 
-    hidden_BLD: the positive encoder's output; next_BLD: vectors of the next positives; is_pad_BL: True where there is none;
-    negatives_BND: vectors of contrast_BN, the users' negative items (PAD_ID: none). f is cosine or dot over temperature.
+    hidden_BLD: the positive encoder's output; next_BLD: vectors of the next positives; is_pad_BL: True where there
+    is none; negatives_BND: vectors of contrast_BN, the users' negative items (PAD_ID: none). f is cosine or dot,
+    over temperature.
     A user without negatives adds 0 to the total and its positions to the number.
     """
     if settings.similarity == "cosine":

@@ -1,10 +1,10 @@
 """Checkpoints: a directory that is whole or absent, and whose damage is noticed before it is used.
 
-    model.safetensors       the model's parameters by name
-    optimizer.safetensors   Adam's state: "<exp_avg | exp_avg_sq | step>.<parameter name>"
-    state.json              TrainState, settings, digest of the data, format version
-    checksums.json          sha256 of the three files above
-    COMMITTED               sha256 of checksums.json, written last
+model.safetensors       the model's parameters by name
+optimizer.safetensors   Adam's state: "<exp_avg | exp_avg_sq | step>.<parameter name>"
+state.json              TrainState, settings, digest of the data, format version
+checksums.json          sha256 of the three files above
+COMMITTED               sha256 of checksums.json, written last
 """
 
 import hashlib
@@ -59,7 +59,9 @@ def read_state(directory: Path) -> dict[str, Any]:
         raise InputError(f"no checkpoint at {directory}")
     marker = directory / COMMITTED
     if not marker.is_file() or not (directory / CHECKSUMS).is_file():
-        raise InputError(f"{directory} is not a whole checkpoint: it has no {COMMITTED} or no {CHECKSUMS}; use another one")
+        raise InputError(
+            f"{directory} is not a whole checkpoint: it has no {COMMITTED} or no {CHECKSUMS}; use another one"
+        )
     checksums_bytes = (directory / CHECKSUMS).read_bytes()
     if marker.read_bytes().strip() != hashlib.sha256(checksums_bytes).hexdigest().encode():
         raise InputError(f"{directory / CHECKSUMS} is damaged (sha256 differs); use another checkpoint")
@@ -82,7 +84,9 @@ def load_optimizer(directory: Path, model: nn.Module, optimizer: Optimizer) -> N
     """Puts a checkpoint's optimizer state into `optimizer`, which holds the model's parameters."""
     stored = _load(directory / OPTIMIZER)
     for name, parameter in model.named_parameters():
-        entries = {key: stored[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{key}.{name}" in stored}
+        entries = {
+            key: stored[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{key}.{name}" in stored
+        }
         moments = {key: t.to(parameter.device) if key != "step" else t for key, t in entries.items()}
         if moments:
             optimizer.state[parameter] = moments

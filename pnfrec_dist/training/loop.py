@@ -97,8 +97,16 @@ class TrainLoop:
             speed = users_done / (time.monotonic() - started)
             # Until the epoch ends, the loss shown is rank 0's share of the sums, scaled to all ranks.
             loss = _mean_loss(totals * world.size, counts, settings)["train/loss"]
-            self._report({"kind": "step", "epoch": state.epoch, "step": state.step, "steps": steps,
-                          "loss": loss, "users_per_s": speed})  # fmt: skip
+            self._report(
+                {
+                    "kind": "step",
+                    "epoch": state.epoch,
+                    "step": state.step,
+                    "steps": steps,
+                    "loss": loss,
+                    "users_per_s": speed,
+                }
+            )
         state.seconds += time.monotonic() - started
         totals = world.sum(totals.to(world.device)).cpu()
         state.loss_totals = [a + b for a, b in zip(state.loss_totals, totals.tolist(), strict=True)]
@@ -136,8 +144,15 @@ class TrainLoop:
         metrics = self._evaluate(test)
         popularity = popularity_scores(self.data.item_counts(), self.world)
         baseline = evaluate(popularity, test, self.data.num_items, self.settings.evaluation, self.world)
-        self._report({"kind": "test", "metrics": metrics, "popularity": baseline,
-                      "best_epoch": self.state.best_epoch, "checkpoint": str(best)})  # fmt: skip
+        self._report(
+            {
+                "kind": "test",
+                "metrics": metrics,
+                "popularity": baseline,
+                "best_epoch": self.state.best_epoch,
+                "checkpoint": str(best),
+            }
+        )
 
     def _evaluate(self, holdout: HoldoutData) -> dict[str, float]:
         self.model.eval()

@@ -1,0 +1,66 @@
+# make help lists every target. DATASET, RAW, MODEL, EPOCHS and ARGS are the variables to set.
+
+DATASET ?= synthetic
+MODEL   ?= pnfrec
+RAW     ?=
+EPOCHS  ?=
+ARGS    ?=
+PORT    ?= 5000
+PIP_ARGS ?=
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN  := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup spark-prep train mlflow-ui test check format lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP)  ## make .venv and install everything, pinned (PYTHON=..., PIP_ARGS=...)
+
+$(STAMP): pyproject.toml constraints.txt
+	@case "$$(uname -s)-$$(uname -m)" in Linux-x86_64|Linux-aarch64|Darwin-arm64) ;; \
+	*) echo "error: $$(uname -s) on $$(uname -m) will not do; use Linux (x86_64, aarch64) or macOS on Apple silicon" >&2; exit 2;; esac
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+	echo "error: no Python 3.11 to 3.13$(if $(PYTHON), at $(PYTHON)); install one, or say where: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	echo "error: $(PYTHON) lacks the venv module; install it (Debian: python3-venv), or say PYTHON=/path/to/another" >&2; exit 2; }
+	@echo "installing into $(VENV) (minutes on the first run)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
+	@touch $(STAMP)
+
+spark-prep: $(STAMP)  ## raw data set -> data/prepared/DATASET (DATASET=ml1m RAW=dir)
+	@$(BIN)/python -m spark_jobs --dataset "$(DATASET)" $(if $(RAW),--raw "$(RAW)")
+
+train: spark-prep  ## prepare DATASET, train MODEL, evaluate, log to MLflow (EPOCHS=..., ARGS="...")
+	@$(BIN)/python -m pnfrec_dist.train --dataset "$(DATASET)" --model "$(MODEL)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+
+mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
+	@echo "http://127.0.0.1:$(PORT)/?workflowType=machine_learning  (Ctrl-C ends it)"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) \
+	--workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts"
+
+test: $(STAMP)  ## the whole test suite
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, fast tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/python -m pytest -m "not integration" --durations=3
+
+format: $(STAMP)  ## put the code into shape
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: $(STAMP)  ## write constraints.txt from what .venv holds
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable 2>/dev/null | grep -v '^pip==' | sed 's/+cpu$$//'; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove prepared data, runs and the MLflow database (not data/raw, not .venv)
+	rm -rf data/prepared runs mlflow.db mlartifacts

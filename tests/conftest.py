@@ -1,0 +1,98 @@
+"""Shared fixtures: a small prepared data set written without Spark, and one Spark session."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pnfrec_dist.schema import (
+    HOLDOUT_SCHEMA,
+    ITEMS_SCHEMA,
+    QUARANTINE_SCHEMA,
+    SCHEMA_VERSION,
+    TRAIN_SCHEMA,
+    FileEntry,
+    Manifest,
+    settings_hash,
+    sha256_of,
+    write_manifest,
+)
+
+torch.set_num_threads(1)
+
+
+def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int = 0) -> Path:
+    """A whole prepared data set of random histories; every third user has no negatives."""
+    rng = np.random.default_rng(seed)
+
+    def history(user: int) -> dict[str, object]:
+        positive = rng.integers(1, items + 1, rng.integers(2, 9)).tolist()
+        negative = [] if user % 3 == 0 else rng.integers(1, items + 1, rng.integers(1, 6)).tolist()
+        return {
+            "user_id": f"u{user:03d}",
+            "items": positive + negative,
+            "is_positive": [True] * len(positive) + [False] * len(negative),
+            "positive_items": positive,
+            "negative_items": negative,
+        }
+
+    def holdout(user: int, positive: bool) -> dict[str, object]:
+        row = history(user)
+        seen = sorted(set(row["items"]))  # type: ignore[call-overload]
+        target = int(rng.integers(1, items + 1))
+        return {**row, "seen_items": seen, "target_item": target, "target_is_positive": positive, "target_timestamp": 9}
+
+    parts = {
+        "train": (TRAIN_SCHEMA, [history(u) for u in range(users)]),
+        "validation": (HOLDOUT_SCHEMA, [holdout(u, True) for u in range(8)]),
+        "test": (HOLDOUT_SCHEMA, [holdout(u, u % 3 != 0) for u in range(10)]),
+        "quarantine": (QUARANTINE_SCHEMA, []),
+    }
+    directory.mkdir(parents=True)
+    files = []
+    for part, (schema, rows) in parts.items():
+        (directory / part).mkdir()
+        for number, half in enumerate([rows[::2], rows[1::2]] if rows else [rows]):
+            path = directory / part / f"part-{number:05d}.parquet"
+            pq.write_table(pa.Table.from_pylist(half, schema=schema), path)
+            files.append(path)
+    catalog = [{"item_id": i, "raw_item_id": str(i), "num_positive": i, "num_negative": 1} for i in range(1, items + 1)]
+    pq.write_table(pa.Table.from_pylist(catalog, schema=ITEMS_SCHEMA), directory / "items.parquet")
+    entries = [
+        FileEntry(p.relative_to(directory).as_posix(), p.stat().st_size, sha256_of(p), pq.read_metadata(p).num_rows)
+        for p in [*files, directory / "items.parquet"]
+    ]
+    settings = {"feedback": {"threshold": 4}}
+    counts = {
+        "train": {"items": items},
+        "train_users": {"users": users},
+        "validation": {"users": 8},
+        "test": {"users": 10},
+    }
+    manifest = Manifest(SCHEMA_VERSION, "tiny", settings, settings_hash(settings), [], counts, 4.0, 5, entries)
+    write_manifest(directory, manifest)
+    return directory
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """Directory of a fresh small prepared data set, named tiny."""
+    return write_prepared(tmp_path / "prepared" / "tiny")
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[object]:
+    """One local Spark session for all tests that use Spark in this process."""
+    from spark_jobs.session import spark_session
+
+    session = spark_session("local[2]")
+    yield session
+    session.stop()

@@ -1,0 +1,102 @@
+import math
+
+import numpy as np
+import torch
+
+from pnfrec_dist.config import EncoderSettings
+from pnfrec_dist.model.encoder import Encoder, initialize
+
+SETTINGS = EncoderSettings(hidden_size=6, num_blocks=2, num_heads=2, max_length=7, dropout=0.0)
+
+
+def encoder(settings: EncoderSettings = SETTINGS) -> Encoder:
+    """In float64, with every parameter random: identities would hide mistakes."""
+    generator = torch.Generator().manual_seed(3)
+    model = Encoder(settings).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.7, generator=generator)
+    return model.eval()
+
+
+def inputs(length: int = 7, users: int = 3) -> torch.Tensor:
+    return torch.randn(users, length, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def test_no_position_sees_the_future() -> None:
+    """The gradient of any hidden state with respect to a later input is exactly zero."""
+    model, x_BLD = encoder(), inputs().requires_grad_()
+    for position in range(7):
+        (gradient,) = torch.autograd.grad(model(x_BLD)[:, position].sum(), x_BLD)
+        assert (gradient[:, position + 1 :] == 0).all()
+        assert (gradient[:, : position + 1] != 0).any(dim=-1).all()
+
+
+def test_padding_changes_nothing() -> None:
+    """Whatever follows the real positions, and however much of it, their hidden states stay."""
+    model, x_BLD = encoder(), inputs()
+    short = model(x_BLD[:, :4])
+    padded = model(torch.cat([x_BLD[:, :4], torch.zeros(3, 3, 6, dtype=torch.float64)], dim=1))
+    noisy = model(torch.cat([x_BLD[:, :4], 1e3 * torch.ones(3, 3, 6, dtype=torch.float64)], dim=1))
+    torch.testing.assert_close(padded[:, :4], short, rtol=0, atol=1e-13)
+    assert torch.equal(padded[:, :4], noisy[:, :4])
+
+
+def test_equals_the_definition_written_slowly() -> None:
+    """q = LN(x); x = q + Attn(q, x, x); x = LN(x); x = x + FFN(x), position by position and head by head."""
+    model, x_BLD = encoder(), inputs()
+    weight = {name: p.detach().numpy() for name, p in model.named_parameters()}
+
+    def norm(v: np.ndarray, name: str) -> np.ndarray:
+        scaled = (v - v.mean()) / math.sqrt(v.var() + 1e-8)
+        return scaled * weight[f"{name}.weight"] + weight[f"{name}.bias"]
+
+    def linear(v: np.ndarray, name: str) -> np.ndarray:
+        return weight[f"{name}.weight"] @ v + weight[f"{name}.bias"]
+
+    for user in range(3):
+        x = [x_BLD[user, t].numpy() * math.sqrt(6) + weight["positions.weight"][t] for t in range(7)]
+        for b in range(2):
+            name = f"blocks.{b}"
+            q = [norm(v, f"{name}.attention_norm") for v in x]
+            queries = [linear(v, f"{name}.query") for v in q]
+            keys = [linear(v, f"{name}.key_value")[:6] for v in x]
+            values = [linear(v, f"{name}.key_value")[6:] for v in x]
+            for t in range(7):
+                mixed = np.zeros(6)
+                for head in (slice(0, 3), slice(3, 6)):
+                    scores = [math.exp(queries[t][head] @ keys[s][head] / math.sqrt(3)) for s in range(t + 1)]
+                    for s in range(t + 1):
+                        mixed[head] += scores[s] / sum(scores) * values[s][head]
+                x[t] = norm(q[t] + linear(mixed, f"{name}.output"), f"{name}.feed_forward_norm")
+                inner = np.maximum(linear(x[t], f"{name}.feed_forward.0"), 0)
+                x[t] = x[t] + linear(inner, f"{name}.feed_forward.3")
+        expected = np.stack([norm(v, "norm") for v in x])
+        np.testing.assert_allclose(model(x_BLD)[user].detach().numpy(), expected, rtol=0, atol=1e-11)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    model = encoder(EncoderSettings(hidden_size=6, num_blocks=1, max_length=7, dropout=0.5))
+    x_BLD = inputs()
+    assert torch.equal(model(x_BLD), model(x_BLD))
+    model.train()
+    assert not torch.equal(model(x_BLD), model(x_BLD))
+
+
+def test_initial_weights_follow_the_paper_and_the_generator_alone() -> None:
+    def fresh(seed: int) -> Encoder:
+        model = Encoder(EncoderSettings(hidden_size=64, max_length=50))
+        initialize(model, torch.Generator().manual_seed(seed))
+        return model
+
+    first, again, other = fresh(1), fresh(1), fresh(2)
+    for (name, a), b in zip(first.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+        if name.endswith("bias"):
+            assert (a == 0).all()
+        elif "norm" in name:
+            assert (a == 1).all()
+        else:
+            assert abs(a.std().item() - 0.02) < 0.002
+    assert not torch.equal(first.positions.weight, other.positions.weight)
+    assert not torch.equal(first.blocks[0].query.weight, first.blocks[1].query.weight)  # type: ignore[union-attr]

@@ -1,0 +1,80 @@
+"""Imports point one way, and each heavy package lives where DESIGN puts it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [
+    {"errors"},
+    {"schema"},
+    {"config", "distributed"},
+    {"data", "model", "losses", "metrics", "retrieval", "cli"},
+    {"evaluation"},
+    {"training", "tracking"},
+    {"progress", "launch"},
+    {"train"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+HOME = {
+    "pyspark": {"spark_jobs"},
+    "py4j": {"spark_jobs"},
+    "ray": {"pnfrec_dist/launch.py"},
+    "mlflow": {"pnfrec_dist/tracking.py"},
+    "tyro": {"pnfrec_dist/cli.py"},
+    "rich": {"pnfrec_dist/progress.py"},
+}
+BARE = {"training", "model", "losses", "data", "retrieval", "metrics", "evaluation", "distributed", "config", "schema"}
+BARE_PACKAGES = {"torch", "numpy", "pyarrow", "safetensors", "pnfrec_dist"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found.add(node.module or "")
+    return found
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files("pnfrec_dist"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_package_imports_point_down(path: Path) -> None:
+    own = path.relative_to(ROOT / "pnfrec_dist").parts[0].removesuffix(".py")
+    for module in imports(path):
+        assert module.split(".")[0] not in ("spark_jobs", "tune"), f"{path} imports {module}"
+        if own == "__init__" or not module.startswith("pnfrec_dist."):
+            continue
+        other = module.split(".")[1]
+        assert LEVEL[other] <= LEVEL[own], f"{own} may not import {other}"
+
+
+@pytest.mark.parametrize("path", files("spark_jobs"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_spark_jobs_need_only_the_contract(path: Path) -> None:
+    allowed = {"pnfrec_dist.schema", "pnfrec_dist.config", "pnfrec_dist.errors", "pnfrec_dist.cli"}
+    assert {m for m in imports(path) if m.startswith("pnfrec_dist")} <= allowed
+
+
+@pytest.mark.parametrize("path", [*files("pnfrec_dist"), *files("spark_jobs")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_packages_stay_home(path: Path) -> None:
+    relative = path.relative_to(ROOT).as_posix()
+    for module in imports(path):
+        for place in HOME.get(module.split(".")[0], {relative}):
+            assert relative.startswith(place), f"{relative} imports {module}"
+
+
+def test_training_runs_on_a_bare_gpu_box() -> None:
+    import sys
+
+    for path in files("pnfrec_dist"):
+        if path.relative_to(ROOT / "pnfrec_dist").parts[0].removesuffix(".py") in BARE:
+            packages = {m.split(".")[0] for m in imports(path)}
+            extra = packages - BARE_PACKAGES - set(sys.stdlib_module_names)
+            assert not extra, f"{path} imports {extra}"
