@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from pnfrec_dist.cli import load_conf, parse_flags, selected
 from pnfrec_dist.config import DatasetSettings
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import QUARANTINE, SCHEMA_VERSION, SPLITS, FileEntry, Manifest, settings_hash
+from pnfrec_dist.schema import QUARANTINE, SCHEMA_VERSION, SCHEMAS, SPLITS, FileEntry, Manifest, settings_hash
 from spark_jobs import transforms
 from spark_jobs.clean import accepted, rejected, typed_rows
 from spark_jobs.sequences import holdout_sequences, train_sequences
@@ -88,7 +88,7 @@ def _build(
     done("quarantined", rows=bad)
     quarantine = rejected(typed, [f.name for f in files])
     _require_readable(quarantine, read, bad, settings.clean.max_quarantine_share)
-    written = write_parts(quarantine.coalesce(1), building / QUARANTINE)
+    written = write_parts(quarantine.coalesce(1), building / QUARANTINE, SCHEMAS[QUARANTINE])
 
     interactions = accepted(typed).persist(StorageLevel.MEMORY_AND_DISK)
     kept = interactions.count()
@@ -125,7 +125,7 @@ def _build(
         item_ids, on="raw_item_id", how="inner"
     )
     rows = train_sequences(train_rows, settings.max_history)
-    written += write_users(rows, building / "train", counts["train_users"]["users"])
+    written += write_users(rows, building / "train", SCHEMAS["train"], counts["train_users"]["users"])
 
     holdout_users = transforms.users_with_positives(holdout, least).join(train_users, on="raw_user_id", how="left_semi")
     users = assigned.join(holdout_users, on="raw_user_id", how="left_semi").persist(StorageLevel.MEMORY_AND_DISK)
@@ -133,12 +133,12 @@ def _build(
     rows = holdout_sequences(histories.join(users, on="raw_user_id", how="left_semi"), settings.max_history)
     rows = rows.join(users.withColumnRenamed("raw_user_id", "user_id"), on="user_id", how="inner").persist()
     for part, wanted in (("validation", ~F.col("is_test") & F.col("target_is_positive")), ("test", F.col("is_test"))):
-        chosen = rows.where(wanted).drop("is_test")
+        chosen = rows.where(wanted)
         total, positive = chosen.agg(F.count("*"), F.count_if("target_is_positive")).collect()[0]
         done(part, users=total, positive_targets=positive, negative_targets=total - positive)
         way_out = "lower --split.min-positives or --split.quantile, or bring more data"
         transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
-        written += write_users(chosen, building / part, total)
+        written += write_users(chosen, building / part, SCHEMAS[part], total)
 
     return Manifest(
         schema_version=SCHEMA_VERSION,

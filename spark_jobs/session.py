@@ -97,7 +97,7 @@ def spark_session(master: str = "", *, input_bytes: int = 0) -> SparkSession:
         .config("spark.sql.ansi.enabled", "true")
         .config("spark.sql.shuffle.partitions", str(partitions))
         .config("spark.sql.csv.parser.columnPruning.enabled", "false")
-        .config("spark.sql.parquet.compression.codec", "zstd")
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "10000")
         .master(master)
     )
     if master.startswith("local"):

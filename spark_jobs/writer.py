@@ -1,18 +1,22 @@
 """Shards and manifest: built in a sibling directory, swapped in whole."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
+from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.schema import (
     ITEMS_NAME,
+    ITEMS_SCHEMA,
     FileEntry,
     Manifest,
     read_manifest,
@@ -22,50 +26,57 @@ from pnfrec_dist.schema import (
 )
 
 USERS_PER_SHARD = 50_000
+ENTRY = "path string, bytes bigint, sha256 string, rows bigint"
 
 
-def write_users(rows: DataFrame, directory: Path, users: int) -> list[FileEntry]:
-    """Writes one row per user as directory/part-NNNNN.parquet, the same files for the same rows.
+def write_users(rows: DataFrame, directory: Path, schema: pa.Schema, users: int) -> list[FileEntry]:
+    """Writes one row per user as directory/part-NNNNN.parquet, the same bytes for the same rows.
 
     Users are spread over shards by a hash of user_id and sorted by it within each.
     """
     shards = max(1, -(-users // USERS_PER_SHARD))
     rows = rows.repartition(shards, "user_id").sortWithinPartitions("user_id")
-    return write_parts(rows, directory)
+    return write_parts(rows, directory, schema)
 
 
-def write_parts(rows: DataFrame, directory: Path) -> list[FileEntry]:
-    """Writes rows as they are partitioned and gives the files stable names."""
-    rows.write.parquet(str(directory.resolve()))
-    for number, file in enumerate(sorted(directory.glob("part-*.parquet"))):
-        file.rename(directory / f"part-{number:05d}.parquet")
-    _remove_spark_leftovers(directory)
-    return [_entry(f, directory.parent) for f in sorted(directory.iterdir())]
+def write_parts(rows: DataFrame, directory: Path, schema: pa.Schema) -> list[FileEntry]:
+    """Writes each partition as one Parquet file; `directory` must be reachable from the executors.
+
+    The executors write with pyarrow: Spark's own writer orders a set in the footer by object identity, so that its
+    bytes differ from run to run. They also take the checksums.
+    """
+    directory.mkdir()
+    target = str(directory.resolve())
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        context = TaskContext.get()
+        assert context is not None
+        path = Path(target) / f"part-{context.partitionId():05d}.parquet"
+        draft = path.with_name(f".{path.name}.{context.taskAttemptId()}")
+        count = 0
+        with pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+                count += batch.num_rows
+        draft.replace(path)
+        entry = {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "rows": count}
+        yield pa.RecordBatch.from_pylist([entry])
+
+    written = rows.select(*schema.names).mapInArrow(write, ENTRY).collect()
+    return sorted((FileEntry(f"{directory.name}/{e.path}", e.bytes, e.sha256, e.rows) for e in written), key=_path)
 
 
 def write_items(items: DataFrame, directory: Path) -> FileEntry:
     """Writes the catalog as the single file items.parquet."""
     scratch = directory / "items"
-    items.coalesce(1).sortWithinPartitions("item_id").write.parquet(str(scratch.resolve()))
-    (part,) = scratch.glob("part-*.parquet")
-    part.rename(directory / ITEMS_NAME)
-    shutil.rmtree(scratch)
-    return _entry(directory / ITEMS_NAME, directory)
+    (entry,) = write_parts(items.coalesce(1).sortWithinPartitions("item_id"), scratch, ITEMS_SCHEMA)
+    (directory / entry.path).rename(directory / ITEMS_NAME)
+    scratch.rmdir()
+    return dataclasses.replace(entry, path=ITEMS_NAME)
 
 
-def _remove_spark_leftovers(directory: Path) -> None:
-    for file in directory.iterdir():
-        if file.suffix != ".parquet" or file.name.startswith("."):
-            file.unlink()
-
-
-def _entry(file: Path, root: Path) -> FileEntry:
-    return FileEntry(
-        path=file.relative_to(root).as_posix(),
-        bytes=file.stat().st_size,
-        sha256=sha256_of(file),
-        rows=pq.read_metadata(file).num_rows,
-    )
+def _path(entry: FileEntry) -> str:
+    return entry.path
 
 
 @contextlib.contextmanager

@@ -156,16 +156,10 @@ def _require_settings(directory: Path, manifest: Manifest, expected: dict[str, A
 def _require_schema(file: Path, schema: pa.Schema, rows: int | None) -> None:
     parquet = pq.ParquetFile(file)
     found = parquet.schema_arrow
-    if found.names != schema.names or not all(_same_type(a.type, b.type) for a, b in zip(found, schema, strict=True)):
+    if not found.equals(schema):
         raise InputError(f"{file} has columns {_types(found)}, expected {_types(schema)}; rebuild the data set")
     if parquet.metadata.num_rows != rows:
         raise InputError(f"{file} has {parquet.metadata.num_rows} rows, the manifest says {rows}; rebuild the data set")
-
-
-def _same_type(a: pa.DataType, b: pa.DataType) -> bool:
-    if pa.types.is_list(a) and pa.types.is_list(b):
-        return a.value_type == b.value_type
-    return a == b
 
 
 def _types(schema: Sequence[pa.Field]) -> str:

@@ -137,8 +137,8 @@ def test_the_whole_objective_equals_the_formulas_per_user() -> None:
         TrainData(ragged(positives), ragged(negatives)), np.arange(3), encoder, loss, torch.device("cpu")
     )
     assert batch.negative is not None
-    hidden = model(batch.positive.inputs_BL, batch.negative.inputs_BL)
-    totals, counts = loss_totals(*hidden, batch, model.item_table, ContrastiveSettings())
+    positive_BLD, negative_BLD = model(batch.positive.inputs_BL, batch.negative.inputs_BL)
+    totals, counts = loss_totals(positive_BLD, negative_BLD, batch, model.item_table, ContrastiveSettings())
 
     table = model.item_table.weight.tolist()
     expected = [0.0, 0.0, 0.0]

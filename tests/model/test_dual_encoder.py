@@ -35,8 +35,8 @@ def test_every_parameter_of_every_variant_gets_a_gradient(name: str) -> None:
     for rows in (np.array([0, 1]), np.array([], dtype=np.int64)):
         batch = train_batch(data(), rows, ENCODER, loss, torch.device("cpu"))
         negative = batch.negative.inputs_BL if batch.negative else None
-        hidden = model(batch.positive.inputs_BL, negative)
-        totals, counts = loss_totals(*hidden, batch, model.item_table, ContrastiveSettings())
+        positive_BLD, negative_BLD = model(batch.positive.inputs_BL, negative)
+        totals, counts = loss_totals(positive_BLD, negative_BLD, batch, model.item_table, ContrastiveSettings())
         model.zero_grad()
         (totals * term_weights(loss)).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -48,8 +48,8 @@ def test_the_padding_row_is_zero_and_never_learns() -> None:
     model = build(loss)
     batch = train_batch(data(), np.array([0, 1]), ENCODER, loss, torch.device("cpu"))
     assert batch.negative is not None
-    hidden = model(batch.positive.inputs_BL, batch.negative.inputs_BL)
-    totals, _ = loss_totals(*hidden, batch, model.item_table, ContrastiveSettings())
+    positive_BLD, negative_BLD = model(batch.positive.inputs_BL, batch.negative.inputs_BL)
+    totals, _ = loss_totals(positive_BLD, negative_BLD, batch, model.item_table, ContrastiveSettings())
     totals.sum().backward()
     assert (model.item_table.weight[0] == 0).all()
     assert model.item_table.weight.grad is not None

@@ -1,0 +1,311 @@
+"""The whole road through the real commands: raw ratings -> Spark -> shards -> 2 Ray workers -> metrics -> MLflow."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pnfrec_dist import train
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.schema import Manifest, read_manifest
+from spark_jobs import prepare
+from spark_jobs.synthetic import generate_ratings
+
+pytestmark = pytest.mark.integration
+
+ML1M = Path(__file__).parents[3] / "shared" / "data" / "ml-1m"
+DATASET = {"source": {"files": "ratings.csv"}, "feedback": {"threshold": 4}}
+TRAIN = {"encoder": {"hidden_size": 16}, "train": {"batch_size": 64}, "epochs": 3}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"PYTHONUNBUFFERED": "1"}
+
+
+def command(directory: Path, module: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command as a user does."""
+    line = [sys.executable, "-m", module, *args]
+    return subprocess.run(
+        line, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=250, check=False
+    )
+
+
+def write_workspace(directory: Path, *, broken_row: bool = False) -> Path:
+    """A directory with own conf/ and raw ratings of 300 users over 120 items."""
+    for kind, content in (("dataset", DATASET), ("train", TRAIN)):
+        file = directory / "conf" / kind / "tiny.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(yaml.safe_dump(content))
+    (directory / "raw").mkdir()
+    table = generate_ratings(3, users=300, items=120)
+    lines = ["user,item,rating,timestamp", *(",".join(map(str, row)) for row in table)]
+    if broken_row:
+        lines.insert(100, "17,abc,five,1600000000")
+    (directory / "raw" / "ratings.csv").write_text("\n".join(lines) + "\n")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = write_workspace(tmp_path_factory.mktemp("workspace"))
+    done = command(directory, "spark_jobs", "--dataset", "tiny", "--raw", "raw")
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: Path) -> str:
+    done = command(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--num-workers", "2")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def mlflow_run(workspace: Path, output: str) -> tuple[MlflowClient, Run]:
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    found = re.search(r"run (\w{32})", output)
+    assert found, output
+    return client, client.get_run(found.group(1))
+
+
+def test_prepared_data_set_is_whole_and_adds_up(workspace: Path) -> None:
+    data = open_prepared(workspace / "data/prepared/tiny")
+    counts = data.manifest.counts
+    raw_rows = len(generate_ratings(3, users=300, items=120))
+    assert counts["read"]["rows"] == raw_rows
+    assert counts["interactions"]["rows"] + counts["quarantined"]["rows"] + counts["deduplicated"]["rows"] == raw_rows
+    users, holdout = data.train(), data.holdout("test")
+    assert len(users) == counts["train_users"]["users"]
+    assert (users.positive.lengths >= 2).all()
+    assert len(holdout) == counts["test"]["users"]
+    assert holdout.target_is_positive.sum() == counts["test"]["positive_targets"]
+    assert data.holdout("validation").target_is_positive.all()
+    assert [p.name for p in (workspace / "data/prepared").iterdir()] == ["tiny"], "no building leftovers"
+
+
+def test_preparing_again_is_a_no_op_and_other_settings_rebuild(workspace: Path) -> None:
+    before = read_manifest(workspace / "data/prepared/tiny")
+    done = command(workspace, "spark_jobs", "--dataset", "tiny", "--raw", "raw")
+    assert done.returncode == 0 and "up to date" in done.stdout
+    name = ["--dataset", "tiny", "--raw", "raw", "--data-dir", "elsewhere"]
+    assert command(workspace, "spark_jobs", *name, "--max-history", "20").returncode == 0
+    other = read_manifest(workspace / "elsewhere/tiny")
+    assert other.settings["max_history"] == 20 and other.digest != before.digest
+    same = command(workspace, "spark_jobs", *name)
+    assert same.returncode == 0 and "up to date" not in same.stdout
+    assert read_manifest(workspace / "elsewhere/tiny").digest == before.digest
+
+
+def test_training_prints_table_run_id_and_next_command(trained: str) -> None:
+    tail = trained[-700:]
+    assert re.search(r"model +HR_p@10 +NDCG_p@10 +dHR@10 +dNDCG@10", tail)
+    assert re.search(r"pnfrec( +-?0\.\d{4}){4}", tail)
+    assert re.search(r"popularity( +-?0\.\d{4}){4}", tail)
+    assert "make mlflow-ui" in tail
+    assert "epoch   3/3" in trained
+    assert "\x1b" not in trained, "no terminal codes in a log"
+
+
+def test_run_holds_params_metrics_data_and_checkpoint(workspace: Path, trained: str) -> None:
+    client, run = mlflow_run(workspace, trained)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["loss.alpha"] == "0.45" and run.data.params["encoder.hidden_size"] == "16"
+    for name in ("train/loss", "train/ce_positive", "train/ce_negative", "train/contrastive", "train/users_per_s"):
+        assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == [1, 2, 3]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "val/ndcg_p_at_10")] == [1, 2, 3]
+    for group in ("p", "n", "delta"):
+        assert f"test/hr_{group}_at_10" in run.data.metrics and f"popularity/ndcg_{group}_at_20" in run.data.metrics
+    table = re.search(r"pnfrec +(\S+) +(\S+) +(\S+) +(\S+)", trained[-700:])
+    assert table
+    for shown, key in zip(table.groups(), ("hr_p", "ndcg_p", "hr_delta", "ndcg_delta"), strict=True):
+        assert float(shown) == pytest.approx(run.data.metrics[f"test/{key}_at_10"], abs=6e-5)
+    digest = read_manifest(workspace / "data/prepared/tiny").digest
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "tiny" and digest.startswith(dataset.dataset.digest)
+    assert run.data.tags["data_digest"] == digest
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", run.data.tags["mlflow.source.git.commit"])
+    assert run.data.tags["version.torch"].startswith("2.")
+    artifacts = {a.path for folder in ("checkpoint", "data") for a in client.list_artifacts(run.info.run_id, folder)}
+    assert {"checkpoint/COMMITTED", "checkpoint/model.safetensors", "data/manifest.json"} <= artifacts
+    assert list((workspace / "mlartifacts").iterdir())
+
+
+def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None:
+    """SIGINT after the first epoch: exit 130, run KILLED; the printed command ends it, every epoch logged once."""
+    line = [
+        sys.executable,
+        "-m",
+        "pnfrec_dist.train",
+        "--dataset",
+        "tiny",
+        "--epochs",
+        "500",
+        "--train.patience",
+        "500",
+    ]
+    process = subprocess.Popen(line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = ""
+    for text in process.stdout:
+        output += text
+        if text.startswith("epoch   2/500"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    client, run = mlflow_run(workspace, output)
+    assert run.info.status == "KILLED"
+    flags = re.search(r"python -m pnfrec_dist.train (.+)", output)
+    assert flags
+    args = flags.group(1).replace("--epochs 500", "--epochs 6").split()
+    resumed = command(workspace, "pnfrec_dist.train", *args)
+    assert resumed.returncode == 0, resumed.stderr
+    client, same = mlflow_run(workspace, resumed.stdout)
+    assert same.info.run_id == run.info.run_id and same.info.status == "FINISHED"
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 6
+
+
+def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspace: Path) -> None:
+    line = [sys.executable, "-m", "pnfrec_dist.train", "--dataset", "tiny", "--epochs", "500"]
+    process = subprocess.Popen(
+        line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    output = ""
+    for text in process.stdout:
+        output += text
+        if text.startswith("tracking:"):  # workers are still starting
+            time.sleep(2)
+            process.send_signal(signal.SIGINT)
+        if "press Ctrl-C again" in text:
+            process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted"
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    (newest,) = client.search_runs(["1"], order_by=["attributes.start_time DESC"], max_results=1)
+    assert newest.info.status == "KILLED"
+
+
+def test_dry_run_prints_the_plan_and_trains_nothing(workspace: Path) -> None:
+    before = sorted((workspace / "runs").iterdir()) if (workspace / "runs").exists() else []
+    done = command(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "plan: 2 workers" in done.stdout and "memory per worker" in done.stdout
+    assert "nothing was trained" in done.stdout
+    after = sorted((workspace / "runs").iterdir()) if (workspace / "runs").exists() else []
+    assert before == after
+
+
+def test_more_gpus_than_ray_sees_is_one_line(workspace: Path) -> None:
+    done = command(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--num-gpus", "64")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: --num-gpus 64, but Ray sees \d+ GPUs; .*\n", done.stderr)
+
+
+def test_an_unreadable_row_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    directory = write_workspace(tmp_path, broken_row=True)
+    done = command(directory, "spark_jobs", "--dataset", "tiny", "--raw", "raw")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "ratings.csv: '17,abc,five,1600000000' (rating is not a number)" in done.stderr
+    assert "--clean.max-quarantine-share 0.001" in done.stderr
+    assert list((directory / "data/prepared").iterdir()) == []
+    allowed = ("--clean.max-quarantine-share", "0.001")
+    done = command(directory, "spark_jobs", "--dataset", "tiny", "--raw", "raw", *allowed)
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(directory / "data/prepared/tiny").counts["quarantined"]["rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--dataset", "tini"], "did you mean 'tiny'"),
+        (["--dataset", "ml1m"], "no prepared data set at .*ml1m; build it: make spark-prep DATASET=ml1m"),
+        (["--dataset", "tiny", "--model", "pnfrex"], "did you mean 'pnfrec'"),
+        (["--dataset", "tiny", "--resume", "nowhere"], "no checkpoint at nowhere"),
+        (["--dataset", "../tiny"], "unknown dataset"),
+    ],
+)
+def test_wrong_training_input_is_said(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
+) -> None:
+    monkeypatch.chdir(workspace)
+    with pytest.raises(InputError, match=said):
+        train.main(args)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("htp://x", "must start with one of sqlite"),
+        ("./mlruns", "must start with one of sqlite"),
+        ("sqlite://mlflow.db", "it must read sqlite:///<path>"),
+        ("sqlite:////nowhere/at/all/mlflow.db", "is not a directory"),
+        ("http://127.0.0.1:9", "no MLflow server answers"),
+    ],
+)
+def test_a_malformed_tracking_uri_is_said_before_training(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, uri: str, said: str
+) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match=said) as caught:
+        train.main(["--dataset", "tiny"])
+    assert "unset MLFLOW_TRACKING_URI" in str(caught.value)
+
+
+def test_data_prepared_with_other_settings_is_refused(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    file = workspace / "conf/dataset/tiny.yaml"
+    before = file.read_text()
+    file.write_text(yaml.safe_dump({**DATASET, "max_history": 77}))
+    try:
+        with pytest.raises(InputError, match="max_history 200 -> 77"):
+            train.main(["--dataset", "tiny"])
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--dataset", "ml1n"], "did you mean 'ml1m'"),
+        (["--dataset", "tiny", "--raw", "nowhere"], "raw directory 'nowhere' does not exist"),
+        (["--dataset", "tiny", "--split.quantil", "0.8"], "--split.quantile"),
+    ],
+)
+def test_wrong_preparation_input_is_said(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
+) -> None:
+    monkeypatch.chdir(workspace)
+    with pytest.raises(InputError, match=re.escape(said)):
+        prepare.main(args)
+
+
+@pytest.mark.skipif(not ML1M.is_dir(), reason=f"MovieLens-1M is not at {ML1M}; its licence forbids shipping it")
+def test_ml1m_facts(tmp_path: Path) -> None:
+    """DESIGN, section 2: the counts of the authors' own split."""
+    done = command(tmp_path, "spark_jobs", "--dataset", "ml1m", "--raw", str(ML1M))
+    assert done.returncode == 0, done.stderr
+    manifest: Manifest = read_manifest(tmp_path / "data/prepared/ml1m")
+    counts = manifest.counts
+    assert manifest.split_timestamp == 978132488
+    assert counts["read"] == {"rows": 1_000_209}
+    filtered = counts["filtered"]
+    assert (filtered["rows"], filtered["users"], filtered["items"]) == (999_611, 6_040, 3_416)
+    assert round(1 - filtered["positives"] / filtered["rows"], 2) == 0.42
+    assert counts["train"] == {"rows": 899_648, "users": 6_011, "items": 3_412}
+    assert (counts["holdout"]["rows"], counts["holdout"]["users"]) == (95_698, 1_179)
+    assert counts["assigned"] == {"test_users": 590, "validation_users": 589}
+    assert counts["train_users"] == {"users": 5_999}
+    assert counts["validation"] == {"users": 312, "positive_targets": 312, "negative_targets": 0}
+    assert counts["test"] == {"users": 554, "positive_targets": 310, "negative_targets": 244}
+    data = open_prepared(tmp_path / "data/prepared/ml1m")
+    assert data.num_items == 3_412
+    assert np.unique(data.holdout("test").target_is_positive, return_counts=True)[1].tolist() == [244, 310]

@@ -1,0 +1,235 @@
+"""The Spark steps against tables made by hand, and against numpy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from pnfrec_dist.config import FilterSettings, SourceSettings, SplitSettings
+from spark_jobs import transforms
+from spark_jobs.clean import accepted, rejected, typed_rows
+from spark_jobs.sequences import holdout_sequences, train_sequences
+
+pytestmark = pytest.mark.integration
+
+COLUMNS = (
+    "raw_user_id string, raw_item_id string, relevance double, timestamp bigint, "
+    "source_file int, source_block bigint, source_row bigint"
+)
+TEN_ROWS = [
+    # user, item, rating, time: ann's rows 1 to 3 share a time, so their order in the source decides
+    ("ann", "10", 5.0, 100),
+    ("ann", "9", 2.0, 200),
+    ("ann", "11", 4.0, 200),
+    ("ann", "2", 3.0, 200),
+    ("bob", "9", 4.0, 50),
+    ("bob", "10", 1.0, 300),
+    ("bob", "2", 5.0, 400),
+    ("ann", "1", 4.5, 400),
+    ("bob", "11", 4.0, 500),
+    ("cid", "9", 4.0, 450),
+]
+
+
+def interactions(spark: SparkSession, rows: Sequence[tuple] = TEN_ROWS) -> DataFrame:
+    """Rows with their position, in two shuffled partitions: nothing may depend on where Spark holds them."""
+    placed = [(*row, 0, 0, position) for position, row in enumerate(rows)]
+    order = np.random.RandomState(1).permutation(len(placed))
+    return spark.createDataFrame([placed[i] for i in order], COLUMNS).repartition(2)
+
+
+def as_set(frame: DataFrame, *columns: str) -> set[tuple]:
+    return {tuple(row) for row in frame.select(*columns).collect()}
+
+
+def by_user(frame: DataFrame) -> dict[str, dict]:
+    return {row["user_id"]: row.asDict() for row in frame.collect()}
+
+
+@pytest.fixture
+def labelled(spark: SparkSession) -> DataFrame:
+    return transforms.label_feedback(interactions(spark), 4.0)
+
+
+def test_feedback_is_positive_from_the_threshold_on(labelled: DataFrame) -> None:
+    assert as_set(labelled.where("is_positive"), "relevance") == {(5.0,), (4.0,), (4.5,)}
+
+
+def test_median_threshold(spark: SparkSession) -> None:
+    assert transforms.resolve_threshold(interactions(spark), "median") == 4.0
+    assert transforms.resolve_threshold(interactions(spark), 2.5) == 2.5
+
+
+def test_filter_drops_items_first_then_users_once(spark: SparkSession) -> None:
+    """z has one user and goes; dan then keeps one item and goes; y then has one user but stays: one pass each."""
+    rows = [
+        ("ann", "x"),
+        ("ann", "y"),
+        ("bob", "x"),
+        ("bob", "w"),
+        ("cid", "w"),
+        ("cid", "x"),
+        ("dan", "y"),
+        ("dan", "z"),
+    ]
+    frame = interactions(spark, [(u, i, 1.0, t) for t, (u, i) in enumerate(rows)])
+    once = transforms.filter_support(frame, FilterSettings(2, 2, iterate=False))
+    kept = {("ann", "x"), ("ann", "y"), ("bob", "x"), ("bob", "w"), ("cid", "w"), ("cid", "x")}
+    assert as_set(once, "raw_user_id", "raw_item_id") == kept
+    stable = transforms.filter_support(frame, FilterSettings(2, 2, iterate=True))
+    assert as_set(stable, "raw_user_id", "raw_item_id") == {
+        ("bob", "x"),
+        ("bob", "w"),
+        ("cid", "w"),
+        ("cid", "x"),
+    }
+
+
+def test_support_counts_distinct_users_not_rows(spark: SparkSession) -> None:
+    frame = interactions(
+        spark, [("ann", "x", 1.0, 1), ("ann", "x", 1.0, 2), ("bob", "y", 1.0, 3), ("cid", "y", 1.0, 4)]
+    )
+    kept = transforms.filter_support(frame, FilterSettings(2, 1))
+    assert as_set(kept, "raw_item_id") == {("y",)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("quantile", [0.5, 0.9])
+def test_split_timestamp_is_numpys_nearest_quantile(spark: SparkSession, seed: int, quantile: float) -> None:
+    rng = np.random.default_rng(seed)
+    times = rng.integers(0, [10, 1000, 10**9, 5][seed], [11, 5000, 3333, 2000][seed])
+    frame = interactions(spark, [("u", "i", 1.0, int(t)) for t in times])
+    assert transforms.split_timestamp(frame, quantile) == np.quantile(times, quantile, method="nearest")
+
+
+def test_holdout_loses_users_and_items_that_train_lacks(labelled: DataFrame) -> None:
+    train, holdout = transforms.split_by_time(labelled, 400)
+    assert as_set(train, "raw_user_id", "timestamp") == {("ann", 100), ("ann", 200), ("bob", 50), ("bob", 300)}
+    # cid is new, item 1 is new; item 2 is known from ann, item 11 too
+    assert as_set(holdout, "raw_user_id", "raw_item_id") == {("bob", "2"), ("bob", "11")}
+
+
+def test_catalog_is_dense_in_natural_order_with_train_counts(labelled: DataFrame) -> None:
+    train, _ = transforms.split_by_time(labelled, 400)
+    rows = sorted(as_set(transforms.catalog(train), "item_id", "raw_item_id", "num_positive", "num_negative"))
+    assert rows == [(1, "2", 0, 1), (2, "9", 1, 1), (3, "10", 1, 1), (4, "11", 1, 0)]
+
+
+def test_catalog_of_text_ids_is_in_text_order(spark: SparkSession) -> None:
+    frame = transforms.label_feedback(interactions(spark, [("u", i, 1.0, 1) for i in ("b10", "b9", "a")]), 1.0)
+    assert sorted(as_set(transforms.catalog(frame), "item_id", "raw_item_id")) == [(1, "a"), (2, "b10"), (3, "b9")]
+
+
+@pytest.mark.parametrize("count", [7, 8])
+def test_permutation_halves_sorted_numeric_ids(spark: SparkSession, count: int) -> None:
+    ids = [3, 20, 100, 1, 7, 55, 8, 9][:count]
+    frame = interactions(spark, [(str(u), "i", 1.0, 1) for u in ids])
+    users = sorted(ids)
+    order = np.random.RandomState(42).permutation(count)
+    expected = {(str(users[p]), place < (count + 1) // 2) for place, p in enumerate(order)}
+    assigned = transforms.assign_holdout(frame, SplitSettings(assignment="permutation"))
+    assert as_set(assigned, "raw_user_id", "is_test") == expected
+
+
+def test_hash_assignment_is_stable_roughly_half_and_seeded(spark: SparkSession) -> None:
+    frame = interactions(spark, [(f"u{n}", "i", 1.0, 1) for n in range(400)])
+    first, again, other = (
+        as_set(transforms.assign_holdout(frame, SplitSettings(assignment="hash", seed=s)), "raw_user_id", "is_test")
+        for s in (1, 1, 2)
+    )
+    assert first == again != other
+    assert 150 < sum(is_test for _, is_test in first) < 250
+    few = transforms.assign_holdout(frame.limit(10), SplitSettings(assignment="hash", seed=1))
+    assert as_set(few, "raw_user_id", "is_test") <= first
+
+
+def test_min_positives(labelled: DataFrame) -> None:
+    assert as_set(transforms.users_with_positives(labelled, 3), "raw_user_id") == {("ann",), ("bob",)}
+    assert len(as_set(transforms.users_with_positives(labelled, 0), "raw_user_id")) == 3
+
+
+def numbered(frame: DataFrame) -> DataFrame:
+    """item_id = the raw id as a number, to read sequences by eye."""
+    return frame.selectExpr("*", "cast(raw_item_id as int) as item_id")
+
+
+def test_train_sequences_by_hand_with_ties_in_time(labelled: DataFrame) -> None:
+    users = by_user(train_sequences(numbered(labelled), max_history=200))
+    assert users["ann"] == {
+        "user_id": "ann",
+        "items": [10, 9, 11, 2, 1],
+        "is_positive": [True, False, True, False, True],
+        "positive_items": [10, 11, 1],
+        "negative_items": [9, 2],
+    }
+    assert users["bob"]["items"] == [9, 10, 2, 11]
+    assert users["cid"]["negative_items"] == []
+
+
+def test_each_list_keeps_its_own_newest_entries(labelled: DataFrame) -> None:
+    users = by_user(train_sequences(numbered(labelled), max_history=2))
+    assert users["ann"]["items"] == [2, 1]
+    assert users["ann"]["is_positive"] == [False, True]
+    assert users["ann"]["positive_items"] == [11, 1]
+    assert users["ann"]["negative_items"] == [9, 2]
+
+
+def test_holdout_sequences_by_hand(labelled: DataFrame) -> None:
+    users = by_user(holdout_sequences(numbered(labelled), max_history=2))
+    assert users["bob"] == {
+        "user_id": "bob",
+        "items": [10, 2],
+        "is_positive": [False, True],
+        "positive_items": [9, 2],
+        "negative_items": [10],
+        "seen_items": [9, 10, 2],
+        "target_item": 11,
+        "target_is_positive": True,
+        "target_timestamp": 500,
+    }
+    assert users["ann"]["seen_items"] == [10, 9, 11, 2]
+
+
+RAW = [
+    ("1", "10", "5", "100"),
+    ("1", "10", "5", "100"),
+    ("1", "10", "4", "100"),
+    ("", "10", "5", "100"),
+    ("2", None, "5", "100"),
+    ("2", "11", "good", "100"),
+    ("2", "11", "NaN", "100"),
+    ("2", "11", "Infinity", "100"),
+    ("2", "11", "5", "noon"),
+    ("2", "11", "5", None),
+    ("2", "11", "3.5", "100"),
+]
+
+
+def test_cleaning_keeps_quarantines_or_collapses_every_row(spark: SparkSession) -> None:
+    rows: list[tuple] = [(*row, None, 0, 0, n) for n, row in enumerate(RAW)]
+    rows.append((None, None, None, None, "2::11", 0, 0, len(rows)))
+    schema = (
+        "user string, item string, rating string, timestamp string, _corrupt_record string, "
+        "source_file int, source_block bigint, source_row bigint"
+    )
+    source = SourceSettings(separator="::", header=False, fields=("user", "item", "rating", "timestamp"))
+    typed = typed_rows(spark.createDataFrame(rows, schema), source)
+    reasons = [(row["row"], row["reason"]) for row in rejected(typed, ["r.dat"]).collect()]
+    assert reasons == [
+        ("::10::5::100", "user is empty"),
+        ("2::::5::100", "item is empty"),
+        ("2::11::good::100", "rating is not a number"),
+        ("2::11::NaN::100", "rating is not finite"),
+        ("2::11::Infinity::100", "rating is not finite"),
+        ("2::11::5::noon", "timestamp is not a whole number of seconds"),
+        ("2::11::5::", "timestamp is not a whole number of seconds"),
+        ("2::11", "not 4 fields"),
+    ]
+    kept = accepted(typed)
+    assert as_set(kept, "raw_user_id", "raw_item_id", "relevance", "timestamp", "source_row") == {
+        ("1", "10", 5.0, 100, 0),
+        ("1", "10", 4.0, 100, 2),
+        ("2", "11", 3.5, 100, 10),
+    }
+    assert len(rows) == kept.count() + len(reasons) + 1  # one exact duplicate
