@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,13 +94,14 @@ def test_preparing_again_is_a_no_op_and_other_settings_rebuild(workspace: Path) 
     before = read_manifest(workspace / "data/prepared/tiny")
     done = command(workspace, "spark_jobs", "--dataset", "tiny", "--raw", "raw")
     assert done.returncode == 0 and "up to date" in done.stdout
-    name = ["--dataset", "tiny", "--raw", "raw", "--data-dir", "elsewhere"]
-    assert command(workspace, "spark_jobs", *name, "--max-history", "20").returncode == 0
-    other = read_manifest(workspace / "elsewhere/tiny")
-    assert other.settings["max_history"] == 20 and other.digest != before.digest
-    same = command(workspace, "spark_jobs", *name)
-    assert same.returncode == 0 and "up to date" not in same.stdout
-    assert read_manifest(workspace / "elsewhere/tiny").digest == before.digest
+    shutil.copytree(workspace / "data/prepared", workspace / "elsewhere")
+    name = ["--dataset", "tiny", "--raw", "raw", "--data-dir", "elsewhere", "--spark-master", "local[1]"]
+    other = command(workspace, "spark_jobs", *name, "--split.seed", "7")
+    assert other.returncode == 0 and "up to date" not in other.stdout
+    built = read_manifest(workspace / "elsewhere/tiny")
+    assert built.settings["split"]["seed"] == 7
+    content = [{e.path: e.sha256 for e in m.files if e.path.startswith(("train", "items"))} for m in (before, built)]
+    assert content[0] == content[1], "one core or two, another halving: train shards and items are the same bytes"
 
 
 def test_training_prints_table_run_id_and_next_command(trained: str) -> None:
@@ -126,6 +128,7 @@ def test_run_holds_params_metrics_data_and_checkpoint(workspace: Path, trained: 
     for shown, key in zip(table.groups(), ("hr_p", "ndcg_p", "hr_delta", "ndcg_delta"), strict=True):
         assert float(shown) == pytest.approx(run.data.metrics[f"test/{key}_at_10"], abs=6e-5)
     digest = read_manifest(workspace / "data/prepared/tiny").digest
+    assert run.inputs is not None
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "tiny" and digest.startswith(dataset.dataset.digest)
     assert run.data.tags["data_digest"] == digest
@@ -228,7 +231,7 @@ def test_an_unreadable_row_is_named_and_leaves_nothing(tmp_path: Path) -> None:
         (["--dataset", "tini"], "did you mean 'tiny'"),
         (["--dataset", "ml1m"], "no prepared data set at .*ml1m; build it: make spark-prep DATASET=ml1m"),
         (["--dataset", "tiny", "--model", "pnfrex"], "did you mean 'pnfrec'"),
-        (["--dataset", "tiny", "--resume", "nowhere"], "no checkpoint at nowhere"),
+        (["--dataset", "tiny", "--resume", "nowhere"], "no checkpoint at .*nowhere"),
         (["--dataset", "../tiny"], "unknown dataset"),
     ],
 )
