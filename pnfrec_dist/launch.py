@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if settings.ray_address:
+        _require_ray(settings.ray_address)
         options = {"address": settings.ray_address, "log_to_driver": False, "logging_level": logging.ERROR}
     else:
         options["num_cpus"] = max(os.cpu_count() or 1, settings.num_workers or DEFAULT_CPU_WORKERS)
@@ -96,6 +98,20 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
         yield plan_workers(settings.num_workers, settings.num_gpus, seen.get("CPU", 0), seen.get("GPU", 0))
     finally:
         ray.shutdown()
+
+
+def _require_ray(address: str) -> None:
+    """Raises InputError when nothing listens at host:port: Ray itself would try for many minutes."""
+    if address == "auto":
+        return
+    way_out = "correct --ray-address, or leave it out to start Ray on this machine"
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"--ray-address is {address!r}; it must read <host>:<port> or auto; {way_out}")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"nothing answers at --ray-address {address!r} ({error}); {way_out}") from error
 
 
 class Board:

@@ -96,7 +96,8 @@ def start_run(settings: Settings, manifest: Manifest, data_dir: Path, run_name: 
     The database is created on first use. Raises InputError when MLflow refuses.
     """
     uri = tracking_uri()
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow.store.db.utils"):  # they tell of every table they create
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         client = MlflowClient(tracking_uri=uri)
         if resumed_run and (run := _existing(client, resumed_run)):
