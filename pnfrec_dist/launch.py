@@ -15,6 +15,9 @@ from typing import Any
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
+from ray.train.backend import Backend
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pnfrec_dist.config import Settings
@@ -74,7 +77,7 @@ def plan_workers(num_workers: int | None, num_gpus: int | None, seen_cpus: float
 
 @contextlib.contextmanager
 def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
-    """Ray on this machine (loopback only) or a connection to settings.ray_address, and the plan of workers.
+    """Ray on this machine or a connection to settings.ray_address, and the plan of workers.
 
     On this machine a CPU worker counts as one CPU even where cores are fewer than workers.
     """
@@ -87,7 +90,6 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
         options = {"address": settings.ray_address, "log_to_driver": False, "logging_level": logging.ERROR}
     else:
         options["num_cpus"] = max(os.cpu_count() or 1, settings.num_workers or DEFAULT_CPU_WORKERS)
-        options["_node_ip_address"] = "127.0.0.1"
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -188,10 +190,39 @@ def _worker(config: dict[str, Any]) -> None:
     settings: Settings = config["settings"]
     if not config["use_gpu"]:
         torch.set_num_threads(max(1, int(config["cpus_per_worker"])))
-    world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    data = open_prepared(Path(config["data_dir"]))
-    hooks = BoardHooks(config["board"])
-    TrainLoop(settings, data, Path(config["run_dir"]), world, Hooks(hooks.report, hooks.should_stop)).run()
+    rank, size, device = context.get_world_rank(), context.get_world_size(), get_device()
+    _join_process_group(rank, size, "nccl" if config["use_gpu"] else "gloo")
+    try:
+        data = open_prepared(Path(config["data_dir"]))
+        hooks = BoardHooks(config["board"])
+        world = World(rank, size, device)
+        TrainLoop(settings, data, Path(config["run_dir"]), world, Hooks(hooks.report, hooks.should_stop)).run()
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+class OwnRendezvous(TorchConfig):
+    """Ray Train's torch support without its rendezvous, whose store listens on all interfaces."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return Backend
+
+
+def _join_process_group(rank: int, size: int, backend: str) -> None:
+    """Joins the workers into a process group; the store listens on rank 0's node address alone."""
+    if size == 1:
+        return
+    listener = socket.create_server((ray.util.get_node_ip_address(), 0)) if rank == 0 else None
+    address: Any = broadcast_from_rank_zero(listener.getsockname()[:2] if listener else None)
+    host, port = address
+    if listener:
+        descriptor = listener.detach()
+        store = dist.TCPStore(host, port, size, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
+    else:
+        store = dist.TCPStore(host, port, size, is_master=False)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def run_training(
@@ -214,7 +245,7 @@ def run_training(
             "use_gpu": plan.use_gpu,
             "cpus_per_worker": plan.cpus_per_worker,
         },
-        torch_config=TorchConfig(backend="nccl" if plan.use_gpu else "gloo"),
+        torch_config=OwnRendezvous(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers,
             use_gpu=plan.use_gpu,

@@ -23,8 +23,7 @@ class ProgressReport:
     def __init__(self, max_epochs: int, first_epoch: int = 1) -> None:
         self.max_epochs, self.first_epoch = max_epochs, first_epoch
         self.console = Console(highlight=False, soft_wrap=True)
-        self.started: float | None = None
-        self.steps_done = 0
+        self.first: tuple[float, int] | None = None
         self.last_line = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -49,15 +48,14 @@ class ProgressReport:
     def step(self, event: Event) -> None:
         """{"epoch", "step", "steps", "loss", "users_per_s"}."""
         now = time.monotonic()
-        if self.started is None:
-            self.started = now
         done = (event["epoch"] - self.first_epoch) * event["steps"] + event["step"]
         total = (self.max_epochs - self.first_epoch + 1) * event["steps"]
-        eta = (now - self.started) / max(done, 1) * (total - done)
-        text = (
-            f"step {event['step']}/{event['steps']}  loss {event['loss']:.4f}  "
-            f"{event['users_per_s']:,.0f} users/s  at most {duration(eta)} left"
-        )
+        text = f"step {event['step']}/{event['steps']}  loss {event['loss']:.4f}  {event['users_per_s']:,.0f} users/s"
+        if self.first is None:
+            self.first = (now, done)
+        elif done > self.first[1]:
+            per_step = (now - self.first[0]) / (done - self.first[1])
+            text += f"  at most {duration(per_step * (total - done))} left"
         head = f"epoch {event['epoch']}/{self.max_epochs}"
         if self.console.is_terminal:
             self.bar.update(self.task, description=head, total=total, completed=done, state=text)

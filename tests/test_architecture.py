@@ -14,6 +14,7 @@ LAYERS = [
     {"evaluation"},
     {"training", "tracking"},
     {"progress", "launch"},
+    {"driver"},
     {"train"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

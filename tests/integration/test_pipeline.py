@@ -1,7 +1,10 @@
 """The whole road through the real commands: raw ratings -> Spark -> shards -> 2 Ray workers -> metrics -> MLflow."""
 
+import contextlib
+import ipaddress
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -10,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -139,8 +143,21 @@ def test_run_holds_params_metrics_data_and_checkpoint(workspace: Path, trained: 
     assert list((workspace / "mlartifacts").iterdir())
 
 
+def listening_addresses(canary: str) -> list[str]:
+    """Addresses that processes with PNFREC_CANARY=canary in their environment listen on."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("PNFREC_CANARY") == canary:
+                found += [c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    return found
+
+
 def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None:
-    """SIGINT after the first epoch: exit 130, run KILLED; the printed command ends it, every epoch logged once."""
+    """SIGINT after epoch 2: exit 130, run KILLED; the printed command ends it, every epoch logged once.
+
+    While it trains, nothing of it listens beyond loopback.
+    """
     line = [
         sys.executable,
         "-m",
@@ -152,14 +169,18 @@ def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None
         "--train.patience",
         "500",
     ]
-    process = subprocess.Popen(line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    canary = secrets.token_hex(8)
+    environment = ENVIRONMENT | {"PNFREC_CANARY": canary}
+    process = subprocess.Popen(line, cwd=workspace, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    output = ""
+    output, listeners = "", []
     for text in process.stdout:
         output += text
         if text.startswith("epoch   2/500"):
+            listeners = listening_addresses(canary)
             process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
+    assert len(listeners) > 5 and all(ipaddress.ip_address(a.removeprefix("::ffff:")).is_loopback for a in listeners)
     client, run = mlflow_run(workspace, output)
     assert run.info.status == "KILLED"
     flags = re.search(r"python -m pnfrec_dist.train (.+)", output)

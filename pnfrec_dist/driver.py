@@ -1,0 +1,187 @@
+"""The driver of a training: opens the data, plans, starts workers and the MLflow run, shows and logs what happens."""
+
+import dataclasses
+import json
+import secrets
+import time
+from pathlib import Path
+
+from pnfrec_dist.cli import (
+    EXIT_INTERRUPTED,
+    conf_names,
+    load_conf,
+    parse_train_settings,
+    print_settings,
+)
+from pnfrec_dist.config import DatasetSettings, Settings, flatten, to_mapping
+from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
+from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
+from pnfrec_dist.progress import ProgressReport, headline_table
+from pnfrec_dist.tracking import FAILED, FINISHED, KILLED, TrackedRun, start_run, tracking_uri
+from pnfrec_dist.training.checkpoint import read_state
+from pnfrec_dist.training.loop import Event
+from pnfrec_dist.training.memory import estimate_memory
+
+RUN_FILE = "run.json"
+RESUMABLE = (
+    "num_workers",
+    "num_gpus",
+    "epochs",
+    "dry_run",
+    "resume",
+    "data_dir",
+    "output_dir",
+    "experiment",
+    "ray_address",
+    "config",
+    "train.patience",
+    "evaluation.batch_size",
+)
+"""Settings that may change when a run is resumed."""
+
+
+def drive(settings: Settings) -> int:
+    """Trains and returns the exit code. Raises InputError for wrong input."""
+    data = open_data(settings)
+    train_data = data.train()
+    run_dir, resumed_run = _run_directory(settings, data)
+    first_epoch = _first_epoch(settings)
+    uri = tracking_uri()
+    print(f"{settings.model} on {settings.dataset}")
+    print_settings(flatten(to_mapping(settings)))
+    with ray_session(settings) as plan:
+        require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
+        print(_describe(settings, data, train_data, plan, uri), flush=True)
+        if settings.dry_run:
+            print("dry run: nothing was trained")
+            return 0
+        run_dir.mkdir(parents=True, exist_ok=True)
+        run = start_run(settings, data.manifest, data.directory, run_dir.name, resumed_run)
+        (run_dir / RUN_FILE).write_text(json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}) + "\n")
+        return _train(settings, plan, data, run_dir, run, first_epoch)
+
+
+def open_data(settings: Settings) -> PreparedData:
+    """The prepared data set, compared with conf/dataset/<name>.yaml where there is one."""
+    directory = Path(settings.data_dir).resolve() / settings.dataset
+    if settings.dataset not in conf_names("dataset"):
+        if not directory.is_dir():
+            load_conf("dataset", settings.dataset, DatasetSettings())  # raises, naming the nearest data set
+        return open_prepared(directory)
+    expected = load_conf("dataset", settings.dataset, DatasetSettings())
+    return open_prepared(directory, expected.prepared())
+
+
+def _run_directory(settings: Settings, data: PreparedData) -> tuple[Path, str]:
+    """(directory of the run, MLflow run id to take up again or ""). A resumed run goes on in its own directory."""
+    if not settings.resume:
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        name = f"{settings.model}-{settings.dataset}-{stamp}-{secrets.token_hex(2)}"
+        return Path(settings.output_dir).resolve() / name, ""
+    checkpoint = Path(settings.resume).resolve()
+    state = read_state(checkpoint)
+    stored, now = flatten(state["settings"]), flatten(to_mapping(settings))
+    differences = [
+        f"{name} {stored.get(name)!r} -> {value!r}"
+        for name, value in now.items()
+        if name not in RESUMABLE and stored.get(name) != value
+    ]
+    if state["data_digest"] != data.manifest.digest:
+        differences.append("the content of the data set")
+    if differences:
+        raise InputError(
+            f"--resume {settings.resume}: that run differs in {'; '.join(differences)}; resume it as it was"
+        )
+    run_dir = checkpoint.parent.parent
+    run_file = run_dir / RUN_FILE
+    return run_dir, json.loads(run_file.read_text())["run_id"] if run_file.is_file() else ""
+
+
+def _first_epoch(settings: Settings) -> int:
+    return read_state(Path(settings.resume))["train_state"]["epoch"] if settings.resume else 1
+
+
+def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, uri: str) -> str:
+    memory = estimate_memory(settings, train, data.num_items, plan.num_workers)
+    counts = data.manifest.counts
+    steps = num_steps(len(train), settings.train.batch_size)
+    return "\n".join(
+        [
+            f"data: {data.directory}, {len(train):,} training users, {data.num_items:,} items, "
+            f"{counts['validation']['users']:,} validation and {counts['test']['users']:,} test users",
+            f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
+            f"at most {settings.epochs} epochs",
+            f"memory per worker, about: {_size(memory.parameters)} parameters and Adam, {_size(memory.activations)} "
+            f"activations, {_size(memory.logits)} logits, {_size(memory.total)} in all",
+            f"tracking: {uri}",
+        ]
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _train(
+    settings: Settings, plan: WorkerPlan, data: PreparedData, run_dir: Path, run: TrackedRun, first_epoch: int
+) -> int:
+    """Runs the workers, logs what they report, prints the result; the MLflow run ends in the state that came true."""
+    last: dict[str, Event] = {}
+    status = FAILED
+    try:
+        with ProgressReport(settings.epochs, first_epoch) as progress:
+
+            def on_event(event: Event) -> None:
+                last[event["kind"]] = event
+                if event["kind"] == "step":
+                    progress.step(event)
+                elif event["kind"] == "epoch":
+                    progress.epoch(event)
+                    run.log_metrics(event["metrics"], event["epoch"])
+
+            workers_settings = dataclasses.replace(
+                settings, resume=str(Path(settings.resume).resolve()) if settings.resume else ""
+            )
+            completed = run_training(workers_settings, plan, data.directory, run_dir, on_event)
+        status = FINISHED if "test" in last else KILLED
+    except KeyboardInterrupt:
+        status = KILLED
+        raise
+    finally:
+        if status != FINISHED:
+            run.finish(status)
+    if "test" not in last:
+        assert not completed
+        print(f"stopped; run {run.run_id} is marked {status}; go on with:")
+        print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {last['stopped']['checkpoint']}")
+        return EXIT_INTERRUPTED
+    _finish(settings, run, last["test"])
+    return 0
+
+
+def _finish(settings: Settings, run: TrackedRun, test: Event) -> None:
+    metrics = {f"test/{name}": value for name, value in test["metrics"].items()}
+    metrics.update({f"popularity/{name}": value for name, value in test["popularity"].items()})
+    run.log_metrics(metrics, test["best_epoch"])
+    run.log_tags({"best_epoch": str(test["best_epoch"])})
+    run.log_directory(Path(test["checkpoint"]), "checkpoint")
+    run.finish(FINISHED)
+    print()
+    print(headline_table({settings.model: test["metrics"], "popularity": test["popularity"]}))
+    print()
+    print(f"best epoch {test['best_epoch']}, checkpoint {test['checkpoint']}")
+    print(f"MLflow run {run.run_id}; see it with: make mlflow-ui")
+
+
+def _same_run(settings: Settings) -> str:
+    """Flags that describe this run again: what differs from the YAML defaults."""
+    base = parse_train_settings(["--dataset", settings.dataset, "--model", settings.model, "--config", settings.config])
+    chosen, default = flatten(to_mapping(settings)), flatten(to_mapping(base))
+    flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]
+    for name, value in chosen.items():
+        if value != default[name] and name not in ("resume", "dry_run"):
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            flags.append(f"--{name.replace('_', '-')} {text}")
+    return " ".join(flags)
