@@ -206,7 +206,7 @@ class OwnRendezvous(TorchConfig):
     """Ray Train's torch support without its rendezvous, whose store listens on all interfaces."""
 
     @property
-    def backend_cls(self) -> type[Backend]:
+    def backend_cls(self) -> Any:
         return Backend
 
 
