@@ -1,6 +1,7 @@
 """Raw files -> rows as text columns with their position; fetching what is missing."""
 
 import csv
+import gzip
 import hashlib
 import os
 import shutil
@@ -147,8 +148,12 @@ def read_rows(spark: SparkSession, files: list[Path], source: SourceSettings) ->
 
 
 def _header(file: Path, source: SourceSettings) -> list[str]:
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as text:
-        line = text.readline().rstrip("\r\n")
+    opened = gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+    try:
+        with opened as content:
+            line = content.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
+    except gzip.BadGzipFile as error:
+        raise InputError(f"{file} is not gzip, as its name says; rename or compress it") from error
     if len(source.separator) == 1:
         return next(csv.reader([line], delimiter=source.separator, quotechar=source.quote or None), [])
     return line.split(source.separator)

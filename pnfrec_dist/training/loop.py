@@ -126,7 +126,6 @@ class TrainLoop:
         if is_best:
             outdated.append(self._epoch_checkpoint(state.best_epoch))
             state.best_score, state.best_epoch = score, epoch
-            state.best_checkpoint = str(self._epoch_checkpoint(epoch))
         state.start_epoch(epoch + 1)
         self._save(self._epoch_checkpoint(epoch).name)
         if self.world.is_main:
@@ -137,7 +136,7 @@ class TrainLoop:
 
     def _test(self) -> None:
         """Restores the best epoch and evaluates it, and the popularity baseline, on the test users."""
-        best = Path(self.state.best_checkpoint)
+        best = self._epoch_checkpoint(self.state.best_epoch)
         read_state(best)
         load_model(best, self.model)
         test = self.data.holdout("test")

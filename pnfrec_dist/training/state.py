@@ -18,7 +18,6 @@ class TrainState:
     step: int = 0
     best_score: float = -1.0
     best_epoch: int = 0
-    best_checkpoint: str = ""
     loss_totals: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
     loss_counts: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
     seconds: float = 0.0
