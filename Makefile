@@ -1,10 +1,11 @@
-# make help lists every target. DATASET, RAW, MODEL, EPOCHS and ARGS are the variables to set.
+# make help lists every target. DATASET, RAW, MODEL, EPOCHS, ARGS and PREP_ARGS are the variables to set.
 
 DATASET ?= synthetic
 MODEL   ?= pnfrec
 RAW     ?=
 EPOCHS  ?=
 ARGS    ?=
+PREP_ARGS ?=
 PORT    ?= 5000
 PIP_ARGS ?=
 
@@ -34,8 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
 	@touch $(STAMP)
 
-spark-prep: $(STAMP)  ## raw data set -> data/prepared/DATASET (DATASET=ml1m RAW=dir)
-	@$(BIN)/python -m spark_jobs --dataset "$(DATASET)" $(if $(RAW),--raw "$(RAW)")
+spark-prep: $(STAMP)  ## raw data set -> data/prepared/DATASET (DATASET=ml1m RAW=dir PREP_ARGS="...")
+	@$(BIN)/python -m spark_jobs --dataset "$(DATASET)" $(if $(RAW),--raw "$(RAW)") $(PREP_ARGS)
 
 train: spark-prep  ## prepare DATASET, train MODEL, evaluate, log to MLflow (EPOCHS=..., ARGS="...")
 	@$(BIN)/python -m pnfrec_dist.train --dataset "$(DATASET)" --model "$(MODEL)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)

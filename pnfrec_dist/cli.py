@@ -18,6 +18,8 @@ from pnfrec_dist.errors import InputError, nearest
 
 T = TypeVar("T")
 
+CHOSEN_BY_FLAG = {"dataset", "model", "config", "dry_run", "resume"}
+"""Settings that no file in conf/train/ or conf/model/ may hold."""
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -36,8 +38,14 @@ def load_conf(kind: str, name: str, base: T) -> T:
                 content = yaml.safe_load(path.read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise InputError(f"{path} is not YAML: {_one_line(str(error))}") from error
-            return override(base, content or {}, str(path))
-    raise InputError(f"unknown {kind} {name!r} (no conf/{kind}/{name}.yaml); {nearest(name, conf_names(kind))}")
+            if isinstance(content, dict) and kind != "dataset":
+                for key in CHOSEN_BY_FLAG & content.keys():
+                    raise InputError(
+                        f"{path}: {key!r} is chosen by its flag (--{key.replace('_', '-')}), not in a file"
+                    )
+            return override(base, {} if content is None else content, str(path))
+    what = "config" if kind == "train" else kind
+    raise InputError(f"unknown {what} {name!r} (no conf/{kind}/{name}.yaml); {nearest(name, conf_names(kind))}")
 
 
 def conf_names(kind: str) -> list[str]:
@@ -90,7 +98,7 @@ def _unboxed(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")
+    return " ".join(re.sub(r"[-─]{4,}.*", "", text, flags=re.DOTALL).split()).rstrip(".")
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -5,6 +5,7 @@ Every default stands here once. conf/*.yaml override them, flags override conf/.
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ class SourceSettings:
     """delimited text, or Parquet"""
     files: str = "*.csv"
     """file name or glob below the raw directory"""
+    directory: str = ""
+    """directory of the raw files; empty: data/raw/<data set>; RAW (--raw) wins"""
     separator: str = ","
     """between the fields of a text line; more than one character is allowed"""
     quote: str = '"'
@@ -55,6 +58,8 @@ class SourceSettings:
     """what makes the raw files when no raw directory is given"""
 
     def __post_init__(self) -> None:
+        relative = self.files != "" and not self.files.startswith("/") and ".." not in self.files
+        _check(relative, "source.files", self.files, "a name or glob below the raw directory")
         _check(self.separator != "", "source.separator", self.separator, "at least one character")
         _check(len(self.quote) <= 1, "source.quote", self.quote, "one character or empty")
         _check(
@@ -141,7 +146,7 @@ class DatasetSettings:
     def prepared(self) -> dict[str, Any]:
         """The part that decides what the prepared data set holds."""
         source = to_mapping(self.source)
-        for name in ("url", "md5", "generator"):
+        for name in ("directory", "url", "md5", "generator"):
             del source[name]
         return {
             "source": source,
@@ -193,8 +198,8 @@ class LossSettings:
     """weight of the contrastive term; 0: it is not computed"""
 
     def __post_init__(self) -> None:
-        _check(self.alpha >= 0 and math.isfinite(self.alpha), "loss.alpha", self.alpha, ">= 0")
-        _check(self.beta >= 0 and math.isfinite(self.beta), "loss.beta", self.beta, ">= 0")
+        _check(self.alpha >= 0 and math.isfinite(self.alpha), "loss.alpha", self.alpha, "a finite number >= 0")
+        _check(self.beta >= 0 and math.isfinite(self.beta), "loss.beta", self.beta, "a finite number >= 0")
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,8 @@ class ContrastiveSettings:
     """f is divided by this"""
 
     def __post_init__(self) -> None:
-        _check(self.temperature > 0, "contrastive.temperature", self.temperature, "> 0")
+        finite = math.isfinite(self.temperature)
+        _check(finite and self.temperature > 0, "contrastive.temperature", self.temperature, "a finite number > 0")
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ class OptimizerSettings:
     """learning rate"""
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0 and math.isfinite(self.lr), "optimizer.lr", self.lr, "> 0")
+        _check(self.lr > 0 and math.isfinite(self.lr), "optimizer.lr", self.lr, "a finite number > 0")
 
 
 @dataclass(frozen=True)
@@ -366,6 +372,8 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
                 return None
         elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
+        elif option is float and isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", value, re.IGNORECASE):
+            return float(value)  # YAML takes 1e-3, which has no point, for text
         elif option in (int, str, bool) and type(value) is option:
             return value
     wanted = " or ".join(_describe(option) for option in options)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import secrets
+import shlex
 import time
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
 from pnfrec_dist.progress import ProgressReport, headline_table
 from pnfrec_dist.tracking import FAILED, FINISHED, KILLED, TrackedRun, start_run, tracking_uri
 from pnfrec_dist.training.checkpoint import read_state
-from pnfrec_dist.training.loop import Event
+from pnfrec_dist.training.loop import Event, epoch_checkpoint
 from pnfrec_dist.training.memory import estimate_memory
 
 RUN_FILE = "run.json"
@@ -57,7 +59,10 @@ def drive(settings: Settings) -> int:
         if settings.dry_run:
             print("dry run: nothing was trained")
             return 0
-        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {run_dir} ({error.strerror}); choose another --output-dir") from error
         run = start_run(settings, data.manifest, data.directory, run_dir.name, resumed_run)
         (run_dir / RUN_FILE).write_text(json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}) + "\n")
         return _train(settings, plan, data, run_dir, run, first_epoch)
@@ -66,6 +71,8 @@ def drive(settings: Settings) -> int:
 def open_data(settings: Settings) -> PreparedData:
     """The prepared data set, compared with conf/dataset/<name>.yaml where there is one."""
     directory = Path(settings.data_dir).resolve() / settings.dataset
+    if not re.fullmatch(r"\w[\w.-]*", settings.dataset):
+        raise InputError(f"--dataset is {settings.dataset!r}; a name has letters, digits, '.', '_' and '-' alone")
     if settings.dataset not in conf_names("dataset"):
         if not directory.is_dir():
             load_conf("dataset", settings.dataset, DatasetSettings())  # raises, naming the nearest data set
@@ -96,7 +103,14 @@ def _run_directory(settings: Settings, data: PreparedData) -> tuple[Path, str]:
         )
     run_dir = checkpoint.parent.parent
     run_file = run_dir / RUN_FILE
-    return run_dir, json.loads(run_file.read_text())["run_id"] if run_file.is_file() else ""
+    best_epoch = state["train_state"]["best_epoch"]
+    if not run_file.is_file():
+        raise InputError(
+            f"--resume {settings.resume}: {run_dir} is no run (no {RUN_FILE}); resume it where it was written"
+        )
+    if best_epoch:
+        read_state(epoch_checkpoint(run_dir, best_epoch))
+    return run_dir, json.loads(run_file.read_text())["run_id"]
 
 
 def _first_epoch(settings: Settings) -> int:
@@ -145,17 +159,23 @@ def _train(
                 settings, resume=str(Path(settings.resume).resolve()) if settings.resume else ""
             )
             completed = run_training(workers_settings, plan, data.directory, run_dir, on_event)
-        status = FINISHED if "test" in last else KILLED
+        status = FINISHED if "test" in last else FAILED if "diverged" in last else KILLED
     except KeyboardInterrupt:
         status = KILLED
         raise
     finally:
         if status != FINISHED:
             run.finish(status)
+    if "diverged" in last:
+        event = last["diverged"]
+        raise InputError(
+            f"the loss became {event['loss']} in epoch {event['epoch']}; lower --optimizer.lr {settings.optimizer.lr:g}"
+        )
     if "test" not in last:
         assert not completed
         print(f"stopped; run {run.run_id} is marked {status}; go on with:")
-        print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {last['stopped']['checkpoint']}")
+        checkpoint = shlex.quote(last["stopped"]["checkpoint"])
+        print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {checkpoint}")
         return EXIT_INTERRUPTED
     _finish(settings, run, last["test"])
     return 0
@@ -182,6 +202,6 @@ def _same_run(settings: Settings) -> str:
     flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]
     for name, value in chosen.items():
         if value != default[name] and name not in ("resume", "dry_run"):
-            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = " ".join(shlex.quote(str(v)) for v in (value if isinstance(value, list) else [value]))
             flags.append(f"--{name.replace('_', '-')} {text}")
     return " ".join(flags)

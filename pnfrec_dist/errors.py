@@ -14,7 +14,8 @@ class InputError(ValueError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that ends an error about an unknown name: the nearest known one, else all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     if close:
-        return f"did you mean {close[0]!r}?"
+        return f"did you mean {by_lower[close[0]]!r}?"
     return f"known: {', '.join(known)}"

@@ -25,11 +25,14 @@ def hide_seen(scores_BV: Tensor, seen: Ragged, rows: np.ndarray, keep_B: Tensor 
 
 
 def target_ranks(scores_BV: Tensor, target_B: Tensor) -> Tensor:
-    """1-based place of each target among its user's scores; equal scores stand in order of item id."""
+    """1-based place of each target among its user's scores; equal scores stand in order of item id.
+
+    Only what is surely not ahead of the target counts as behind it, so a score that is nan never flatters.
+    """
     target_score_B1 = scores_BV.gather(1, target_B[:, None])
     ids_V = torch.arange(scores_BV.shape[1], device=scores_BV.device)
-    ahead_BV = (scores_BV > target_score_B1) | ((scores_BV == target_score_B1) & (ids_V < target_B[:, None]))
-    return ahead_BV.sum(1) + 1
+    behind_BV = (scores_BV < target_score_B1) | ((scores_BV == target_score_B1) & (ids_V >= target_B[:, None]))
+    return (~behind_BV).sum(1) + 1
 
 
 def top_items(scores_BV: Tensor, k: int) -> Tensor:

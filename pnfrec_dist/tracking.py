@@ -1,5 +1,7 @@
 """MLflow: one run per training. The driver logs; workers never talk to MLflow."""
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -8,12 +10,15 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -34,15 +39,21 @@ def tracking_uri() -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     uri = given or f"sqlite:///{Path('mlflow.db').resolve()}"
     way_out = "correct it, or unset MLFLOW_TRACKING_URI to log to sqlite:///mlflow.db"
-    scheme = urlsplit(uri).scheme.partition("+")[0]
+    try:
+        scheme = urlsplit(uri).scheme.partition("+")[0]
+    except ValueError as error:
+        raise InputError(f"MLFLOW_TRACKING_URI is {uri!r} ({error}); {way_out}") from error
+    if uri == "databricks":
+        return uri
     if scheme not in SCHEMES:
         raise InputError(f"MLFLOW_TRACKING_URI is {uri!r}; it must start with one of {', '.join(SCHEMES)}; {way_out}")
     if scheme == "sqlite":
         if not uri.startswith("sqlite:///") or uri == "sqlite:///":
             raise InputError(f"MLFLOW_TRACKING_URI is {uri!r}; it must read sqlite:///<path>; {way_out}")
-        directory = Path(uri.removeprefix("sqlite:///")).resolve().parent
-        if not directory.is_dir():
-            raise InputError(f"MLFLOW_TRACKING_URI is {uri!r}, but {directory} is not a directory; {way_out}")
+        file = Path(uri.removeprefix("sqlite:///")).resolve()
+        if file.is_dir() or not file.parent.is_dir():
+            wrong = f"{file} is a directory" if file.is_dir() else f"{file.parent} is not a directory"
+            raise InputError(f"MLFLOW_TRACKING_URI is {uri!r}, but {wrong}; {way_out}")
     if scheme in ("http", "https"):
         _require_server(uri, way_out)
     return uri
@@ -61,7 +72,7 @@ def _require_server(uri: str, way_out: str) -> None:
 class TrackedRun:
     """One MLflow run, written through one client.
 
-    A log call that fails once the run has begun costs the run nothing: it is said once and training goes on.
+    A log call that fails once the run has begun is said once and training goes on; the workers never wait for it.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, uri: str) -> None:
@@ -99,11 +110,12 @@ def start_run(settings: Settings, manifest: Manifest, data_dir: Path, run_name: 
     for name in ("alembic", "mlflow.store.db.utils"):  # they tell of every table they create
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        client = MlflowClient(tracking_uri=uri)
+        with _one_at_a_time(uri):
+            client = MlflowClient(tracking_uri=uri)
+            experiment = _experiment(client, settings.experiment, uri)
         if resumed_run and (run := _existing(client, resumed_run)):
             client.update_run(run, status="RUNNING")
             return TrackedRun(client, run, uri)
-        experiment = _experiment(client, settings.experiment, uri)
         run = client.create_run(experiment, run_name=run_name, tags=_tags(settings, manifest)).info.run_id
         params = {k: str(v) for k, v in flatten(to_mapping(settings)).items()}
         client.log_batch(run, params=[Param(k, v) for k, v in params.items()])
@@ -114,6 +126,17 @@ def start_run(settings: Settings, manifest: Manifest, data_dir: Path, run_name: 
             f"MLflow at {uri} refused to start a run: {str(error).splitlines()[0]}; check MLFLOW_TRACKING_URI"
         ) from error
     return TrackedRun(client, run, uri)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Programs that meet a new SQLite database together would all create its tables and fail: they queue here."""
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _existing(client: MlflowClient, run_id: str) -> str:

@@ -5,7 +5,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import TimestampNTZType, TimestampType
 
 from pnfrec_dist.config import SourceSettings
-from spark_jobs.sources import CORRUPT, POSITION
+from spark_jobs.sources import CORRUPT, POSITION, column
 
 INTERACTION = ("raw_user_id", "raw_item_id", "relevance", "timestamp")
 
@@ -17,9 +17,9 @@ def typed_rows(rows: DataFrame, source: SourceSettings) -> DataFrame:
     """
     text_columns = [c for c in rows.columns if c not in (CORRUPT, *POSITION)]
     is_text = CORRUPT in rows.columns
-    user = F.trim(F.col(source.user).cast("string"))
-    item = F.trim(F.col(source.item).cast("string"))
-    relevance = F.col(source.relevance).try_cast("double")
+    user = F.trim(column(source.user).cast("string"))
+    item = F.trim(column(source.item).cast("string"))
+    relevance = column(source.relevance).try_cast("double")
     timestamp = _epoch_seconds(rows, source.timestamp)
     reason = F.coalesce(
         F.when(F.col(CORRUPT).isNotNull(), F.lit(f"not {len(text_columns)} fields")) if is_text else F.lit(None),
@@ -29,9 +29,9 @@ def typed_rows(rows: DataFrame, source: SourceSettings) -> DataFrame:
         F.when(F.isnan(relevance) | (F.abs(relevance) == float("inf")), F.lit(f"{source.relevance} is not finite")),
         F.when(timestamp.isNull(), F.lit(f"{source.timestamp} is not a whole number of seconds")),
     )
-    text = F.to_json(F.struct(*text_columns))
+    text = F.to_json(F.struct(*[column(c) for c in text_columns]))
     if is_text:
-        fields = [F.coalesce(F.col(c), F.lit("")) for c in text_columns]
+        fields = [F.coalesce(column(c), F.lit("")) for c in text_columns]
         text = F.coalesce(F.col(CORRUPT), F.concat_ws(source.separator, *fields))
     return rows.select(
         user.alias("raw_user_id"),
@@ -46,8 +46,8 @@ def typed_rows(rows: DataFrame, source: SourceSettings) -> DataFrame:
 
 def _epoch_seconds(rows: DataFrame, name: str) -> Column:
     if isinstance(rows.schema[name].dataType, TimestampType | TimestampNTZType):
-        return F.unix_timestamp(F.col(name).cast("timestamp"))
-    return F.col(name).try_cast("bigint")
+        return F.unix_timestamp(column(name).cast("timestamp"))
+    return column(name).try_cast("bigint")
 
 
 def rejected(typed: DataFrame, file_names: list[str]) -> DataFrame:

@@ -16,7 +16,7 @@ from pnfrec_dist.schema import QUARANTINE, SCHEMA_VERSION, SCHEMAS, SPLITS, File
 from spark_jobs import transforms
 from spark_jobs.clean import accepted, rejected, typed_rows
 from spark_jobs.sequences import holdout_sequences, train_sequences
-from spark_jobs.session import spark_session
+from spark_jobs.session import spark_session, stop_session
 from spark_jobs.sources import describe_sources, find_raw, obtain_raw, read_rows
 from spark_jobs.writer import build_directory, publish, whole_manifest, write_items, write_parts, write_users
 
@@ -43,7 +43,7 @@ class PrepareSettings(DatasetSettings):
 def main(args: Sequence[str]) -> None:
     """The command: python -m spark_jobs."""
     name = selected(args, {"dataset": "synthetic"})["dataset"]
-    default = load_conf("dataset", name, PrepareSettings(dataset=name))
+    default = PrepareSettings(**vars(load_conf("dataset", name, DatasetSettings())), dataset=name)
     command = parse_flags(PrepareSettings, default, args, "python -m spark_jobs")
     final = Path(command.data_dir) / name
     started = time.monotonic()
@@ -60,7 +60,7 @@ def main(args: Sequence[str]) -> None:
             manifest = _build(spark, command, name, files, sources, building, started)
             publish(building, final, manifest)
     finally:
-        spark.stop()
+        stop_session(spark)
     print(summary(manifest))
     print(f"wrote {final} in {time.monotonic() - started:.0f} s; next: make train DATASET={name}")
 
@@ -95,7 +95,9 @@ def _build(
     typed.unpersist()
     done("deduplicated", rows=read - bad - kept)
     done("interactions", **_size(interactions, rows=kept))
-    transforms.require_rows(kept, str(files[0]), "it holds no readable interaction")
+    transforms.require_rows(
+        kept, str(files[0]), "no row of it is an interaction; check RAW (--raw) and the YAML's source"
+    )
 
     threshold = transforms.resolve_threshold(interactions, settings.feedback.threshold)
     labelled = transforms.label_feedback(interactions, threshold)
@@ -181,10 +183,12 @@ def _require_readable(quarantine: DataFrame, read: int, bad: int, max_share: flo
         return
     first = quarantine.head()
     assert first is not None
+    way_out = f"mend them, or set them aside with --clean.max-quarantine-share {_round_up(bad / read)}"
+    if bad == read:
+        way_out = "no row can be read: check source.separator, source.header and the columns in the YAML"
     raise InputError(
         f"{bad} of {read} rows could not be read, first in {first['source_file']}: "
-        f"{first['row']!r} ({first['reason']}); "
-        f"mend them, or set them aside with --clean.max-quarantine-share {_round_up(bad / read)}"
+        f"{first['row']!r} ({first['reason']}); {way_out}"
     )
 
 

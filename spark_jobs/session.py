@@ -1,6 +1,7 @@
 """The Spark session, and a Java for it."""
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -80,7 +81,7 @@ def _shim_home(java: Path) -> Path:
 def spark_session(master: str = "", *, input_bytes: int = 0) -> SparkSession:
     """A session for the job: UTC, ANSI, no UI; locally on all cores with a quarter of the memory.
 
-    master: a Spark master URL; empty: the one spark-submit set, else local[*].
+    master: a Spark master URL; empty: $MASTER, else as many local threads as physical cores.
     input_bytes: size of the raw input, from which the number of shuffle partitions follows.
     """
     ensure_java()
@@ -109,10 +110,21 @@ def spark_session(master: str = "", *, input_bytes: int = 0) -> SparkSession:
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.driver.extraJavaOptions", _jvm_flags(input_bytes))
         )
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it prints a trace for every call that Ctrl-C cuts off
     with _java_messages_kept():
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+def stop_session(session: SparkSession) -> None:
+    """Stops the session and the Java process of this program, also when an interrupt broke the connection to it."""
+    with contextlib.suppress(Py4JError, OSError):
+        session.stop()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name() == "java":
+                child.terminate()
 
 
 def _jvm_flags(input_bytes: int) -> str:

@@ -12,7 +12,9 @@ import zipfile
 from pathlib import Path
 from typing import Protocol
 
-from pyspark.sql import DataFrame, SparkSession
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
@@ -37,17 +39,18 @@ class RawPlace(Protocol):
 
 
 def find_raw(name: str, place: RawPlace) -> list[Path]:
-    """The raw files that are there, sorted: below place.raw if given, else below data/raw/<name>.
+    """The raw files that are there, sorted: below place.raw, else source.directory, else data/raw/<name>.
 
-    Raises InputError when place.raw is given and holds none; without it, an empty list means none yet.
+    Raises InputError when one of the first two is given and holds none; else an empty list means none yet.
     """
-    if not place.raw:
+    given = place.raw or place.source.directory
+    if not given:
         return _matches(_raw_directory(name), place.source.files)
-    directory = Path(place.raw)
+    directory = Path(given).expanduser()
     if directory.is_file():
-        return [directory]
+        return _matches(directory.parent, directory.name)
     if not directory.is_dir():
-        raise InputError(f"raw directory {place.raw!r} does not exist; RAW (--raw) must hold {place.source.files!r}")
+        raise InputError(f"raw directory {given!r} does not exist; RAW (--raw) must hold {place.source.files!r}")
     files = _matches(directory, place.source.files)
     if not files:
         raise InputError(f"no file {place.source.files!r} in {directory}; pass RAW=<directory that holds it> (--raw)")
@@ -72,7 +75,14 @@ def _raw_directory(name: str) -> Path:
 
 
 def _matches(directory: Path, pattern: str) -> list[Path]:
-    return sorted(p for p in directory.glob(pattern) if p.is_file())
+    """Files in name order. Raises InputError for names that Spark would skip or take for a pattern."""
+    files = sorted(p for p in directory.glob(pattern) if p.is_file())
+    for file in files:
+        if file.name[0] in "._":
+            raise InputError(f"{file}: Spark skips files whose name starts with {file.name[0]!r}; rename it")
+        if set("[]{}*?\\") & set(str(file.resolve())):
+            raise InputError(f"{file}: Spark takes [ ] {{ }} * ? and \\ in a path for a pattern; rename it")
+    return files
 
 
 def fetch(source: SourceSettings, directory: Path) -> None:
@@ -117,10 +127,15 @@ def read_rows(spark: SparkSession, files: list[Path], source: SourceSettings) ->
     """
     paths = [str(f.resolve()) for f in files]
     if source.format == "parquet":
+        for file in files:
+            _require_parquet(source, file)
         rows = spark.read.parquet(*paths)
-        _require_columns(source, rows.columns, files[0])
     else:
-        columns = list(source.fields) if not source.header else _header(files[0], source)
+        headers = [_header(f, source) for f in files] if source.header else [list(source.fields)]
+        for file, header in zip(files, headers, strict=False):
+            if header != headers[0]:
+                raise InputError(f"{file} has columns {header}, {files[0]} has {headers[0]}; give all files the same")
+        columns = headers[0]
         _require_columns(source, columns, files[0])
         schema = StructType([StructField(c, StringType()) for c in [*columns, CORRUPT]])
         rows = spark.read.csv(
@@ -133,14 +148,11 @@ def read_rows(spark: SparkSession, files: list[Path], source: SourceSettings) ->
             mode="PERMISSIVE",
             columnNameOfCorruptRecord=CORRUPT,
         )
-    uris = [Path(p).as_uri() for p in paths]
-    # Spark writes file:///x as file:///x or file:/x; names are compared by their unescaped path alone.
-    file_index = F.array_position(
-        F.array(*[F.lit(uri.removeprefix("file://")) for uri in uris]),
-        F.regexp_replace("_metadata.file_path", "^file:/+", "/"),
-    )
+    # Spark gives a percent-encoded URI, in which + stands for itself.
+    path = F.url_decode(F.regexp_replace(F.regexp_replace("_metadata.file_path", "^file:/+", "/"), r"\+", "%2B"))
+    file_index = F.array_position(F.array(*[F.lit(p) for p in paths]), path)
     return rows.select(
-        *rows.columns,
+        "*",
         (file_index - 1).cast("int").alias("source_file"),
         F.col("_metadata.file_block_start").alias("source_block"),
         F.monotonically_increasing_id().alias("source_row"),
@@ -148,18 +160,42 @@ def read_rows(spark: SparkSession, files: list[Path], source: SourceSettings) ->
 
 
 def _header(file: Path, source: SourceSettings) -> list[str]:
-    opened = gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
     try:
-        with opened as content:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as content:
             line = content.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
     except gzip.BadGzipFile as error:
         raise InputError(f"{file} is not gzip, as its name says; rename or compress it") from error
+    if not line:
+        raise InputError(f"{file} is empty: it has not even a header; check RAW (--raw)")
     if len(source.separator) == 1:
         return next(csv.reader([line], delimiter=source.separator, quotechar=source.quote or None), [])
     return line.split(source.separator)
 
 
+def column(name: str) -> Column:
+    """A column by its name, whatever characters are in it."""
+    quoted = name.replace("`", "``")
+    return F.col(f"`{quoted}`")
+
+
+def _require_parquet(source: SourceSettings, file: Path) -> None:
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} is not a Parquet file ({error})") from error
+    _require_columns(source, schema.names, file)
+    time = schema.field(source.timestamp).type
+    readable = pa.types.is_integer(time) or pa.types.is_string(time) or pa.types.is_timestamp(time)
+    if not readable or (pa.types.is_timestamp(time) and time.unit == "ns"):
+        way_out = "write it as timestamp[us], or as whole seconds since 1970"
+        raise InputError(f"{file}: column {source.timestamp!r} (source.timestamp) is {time}; {way_out}")
+
+
 def _require_columns(source: SourceSettings, columns: list[str], file: Path) -> None:
+    lowered = [name.lower() for name in columns]
+    for name in columns:
+        if lowered.count(name.lower()) > 1 or name.lower() in (CORRUPT, *POSITION):
+            raise InputError(f"{file}: Spark cannot tell column {name!r} from another or its own; rename it")
     for role in ("user", "item", "relevance", "timestamp"):
         name = getattr(source, role)
         if name not in columns:

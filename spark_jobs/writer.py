@@ -84,7 +84,7 @@ def build_directory(final: Path) -> Iterator[Path]:
     """A sibling of `final` to build in. It is gone after an error; publish() moves it to `final`."""
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for stale in final.parent.glob(f".{final.name}.building-*"):
+        for stale in [p for kind in ("building", "old") for p in final.parent.glob(f".{final.name}.{kind}-*")]:
             if not psutil.pid_exists(int(stale.name.rpartition("-")[2])):
                 shutil.rmtree(stale)
         building = final.parent / f".{final.name}.building-{os.getpid()}"

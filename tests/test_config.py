@@ -56,7 +56,7 @@ def test_wrong_flags_are_one_line_that_names_value_or_way_out(args: list[str], s
         ({"loss": 3}, "loss must be a mapping, not 3"),
         ({"epochs": "ten"}, "epochs is 'ten'; it must be a whole number"),
         ({"epochs": True}, "epochs is True"),
-        ({"loss": {"alpha": -1.0}}, "loss.alpha is -1.0; it must be >= 0"),
+        ({"loss": {"alpha": -1.0}}, "loss.alpha is -1.0; it must be a finite number >= 0"),
         ({"evaluation": {"cutoffs": [10, "x"]}}, "cutoffs is 'x'"),
     ],
 )

@@ -149,7 +149,7 @@ def _require_settings(directory: Path, manifest: Manifest, expected: dict[str, A
         name = directory.name
         raise InputError(
             f"{directory} was prepared with other settings than conf/dataset/{name}.yaml ({'; '.join(differences)}); "
-            f"prepare it again: make spark-prep DATASET={name}, or change the YAML back"
+            f"put what you want into the YAML, then prepare it again: make spark-prep DATASET={name}"
         )
 
 

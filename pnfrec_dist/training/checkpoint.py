@@ -56,7 +56,7 @@ def read_state(directory: Path) -> dict[str, Any]:
     Raises InputError naming the file that is missing or damaged.
     """
     if not directory.is_dir():
-        raise InputError(f"no checkpoint at {directory}")
+        raise InputError(f"no checkpoint at {directory}; name a directory below runs/<run>/checkpoints")
     marker = directory / COMMITTED
     if not marker.is_file() or not (directory / CHECKSUMS).is_file():
         raise InputError(

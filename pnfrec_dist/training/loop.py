@@ -3,6 +3,7 @@
 Knows neither Ray nor MLflow: what happens is reported as events, and a question tells whether to stop.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from pnfrec_dist.training.step import train_step
 SELECTION_METRIC = "ndcg_p_at_10"
 
 Event = dict[str, Any]
-"""{"kind": "step" | "epoch" | "stopped" | "test", ...}: plain values, from rank 0 alone."""
+"""{"kind": "step" | "epoch" | "stopped" | "diverged" | "test", ...}: plain values, from rank 0 alone."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,33 @@ class TrainLoop:
 
     def run(self) -> None:
         while not self._finished():
-            if not self._train_epoch():
+            stop = self._train_epoch()
+            losses = _mean_loss(
+                torch.tensor(self.state.loss_totals), torch.tensor(self.state.loss_counts), self.settings
+            )
+            if not math.isfinite(losses["train/loss"]):
+                self._report({"kind": "diverged", "epoch": self.state.epoch, "loss": losses["train/loss"]})
+                return
+            if self.state.step == self._steps():
+                self._end_epoch(losses)
+            if stop and not self._finished():
                 self._save("stopped")
                 self._report({"kind": "stopped", "checkpoint": str(self._checkpoint("stopped"))})
                 return
-            self._end_epoch()
         self._test()
+
+    def _steps(self) -> int:
+        return num_steps(len(self.train_data), self.settings.train.batch_size)
 
     def _finished(self) -> bool:
         patience_over = self.state.epochs_without_improvement >= self.settings.train.patience
         return self.state.epoch > self.settings.epochs or patience_over
 
     def _train_epoch(self) -> bool:
-        """Trains the rest of the epoch in progress; False when a stop was asked for before its end."""
+        """Trains the rest of the epoch in progress, or until a stop is asked for; whether it was."""
         settings, state, world = self.settings, self.state, self.world
         order = epoch_order(settings.seed, state.epoch, len(self.train_data))
-        steps = num_steps(len(order), settings.train.batch_size)
+        steps = self._steps()
         totals = torch.zeros(len(TERMS), dtype=torch.float64)
         counts = torch.zeros(len(TERMS), dtype=torch.float64)
         self.wrapped.train()
@@ -111,14 +123,14 @@ class TrainLoop:
         totals = world.sum(totals.to(world.device)).cpu()
         state.loss_totals = [a + b for a, b in zip(state.loss_totals, totals.tolist(), strict=True)]
         state.loss_counts = [a + b for a, b in zip(state.loss_counts, counts.tolist(), strict=True)]
-        return not (stop and state.step < steps)
+        return stop
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, losses: dict[str, float]) -> None:
         """Validation, the checkpoint of this epoch, and the move to the next."""
         state = self.state
         validation = self._evaluate(self.validation)
         epoch, score, seconds = state.epoch, validation[SELECTION_METRIC], state.seconds
-        metrics = _mean_loss(torch.tensor(state.loss_totals), torch.tensor(state.loss_counts), self.settings)
+        metrics = dict(losses)
         metrics["train/users_per_s"] = len(self.train_data) / max(seconds, 1e-9)
         metrics.update({f"val/{name}": value for name, value in validation.items()})
         is_best = score > state.best_score
@@ -178,7 +190,12 @@ class TrainLoop:
         return self.run_dir / "checkpoints" / name
 
     def _epoch_checkpoint(self, epoch: int) -> Path:
-        return self._checkpoint(f"epoch-{epoch:04d}")
+        return epoch_checkpoint(self.run_dir, epoch)
+
+
+def epoch_checkpoint(run_dir: Path, epoch: int) -> Path:
+    """Where a run keeps the checkpoint written after an epoch."""
+    return run_dir / "checkpoints" / f"epoch-{epoch:04d}"
 
 
 def _mean_loss(totals: torch.Tensor, counts: torch.Tensor, settings: Settings) -> dict[str, float]:
