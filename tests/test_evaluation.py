@@ -67,3 +67,11 @@ def test_popularity_ranks_by_train_counts(prepared: Path) -> None:
     score = popularity_scores(data.item_counts(), World())
     assert score(np.array([0, 1])).shape == (2, 13)
     assert top_items(score(np.array([0])), 3).tolist() == [[12, 11, 10]]
+
+
+def test_a_score_that_is_nan_never_flatters() -> None:
+    """A diverged model ranks its targets after all 4 items, and an item of unknown score counts as ahead."""
+    lost = torch.full((1, 5), torch.nan)
+    assert target_ranks(lost, torch.tensor([2])).item() > 4
+    partly = torch.tensor([[-torch.inf, 3.0, torch.nan, 1.0]])
+    assert target_ranks(partly, torch.tensor([1])).tolist() == [2]

@@ -162,3 +162,19 @@ def test_without_java_the_packaged_one_runs_behind_a_shim(monkeypatch: pytest.Mo
     command = [str(java), "--add-modules=jdk.incubator.vector", "-version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 'version "21' in done.stderr
+
+
+@pytest.mark.integration
+def test_odd_file_names_keep_their_place_and_unreadable_ones_are_refused(spark: SparkSession, tmp_path: Path) -> None:
+    header, row = "user,item,rating,timestamp\n", "u,i,1,2\n"
+    for name in ("a (1)+%.csv", "b é.csv"):
+        (tmp_path / name).write_text(header + row)
+    files = find_raw("mine", Place(raw=str(tmp_path)))
+    rows = read_rows(spark, files, SourceSettings()).collect()
+    assert sorted(r["source_file"] for r in rows) == [0, 1]
+    (tmp_path / "b é.csv").write_text("item,user,rating,timestamp\n" + row)
+    with pytest.raises(InputError, match="give all files the same"):
+        read_rows(spark, files, SourceSettings())
+    (tmp_path / "_c.csv").write_text(header)
+    with pytest.raises(InputError, match="Spark skips files whose name starts with '_'"):
+        find_raw("mine", Place(raw=str(tmp_path)))

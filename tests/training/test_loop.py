@@ -8,7 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pnfrec_dist.config import EncoderSettings, EvaluationSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.config import (
+    EncoderSettings,
+    EvaluationSettings,
+    LossSettings,
+    OptimizerSettings,
+    Settings,
+    TrainSettings,
+)
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.training import loop
@@ -115,3 +122,16 @@ def test_reported_loss_is_the_weighted_sum_of_the_reported_terms(
     assert {m.removeprefix("train/") for m in metrics if m.startswith("train/")} == terms | {"loss", "users_per_s"}
     weights = {"ce_positive": 1.0, "ce_negative": loss.alpha, "contrastive": loss.beta}
     assert metrics["train/loss"] == pytest.approx(sum(weights[t] * metrics[f"train/{t}"] for t in terms))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_said(prepared: Path, tmp_path: Path) -> None:
+    events = run(replace(SETTINGS, optimizer=OptimizerSettings(lr=1e30)), prepared, tmp_path)
+    assert of_kind(events, "diverged") and not of_kind(events, "test")
+
+
+def test_a_stop_is_heard_when_an_epoch_has_one_step(prepared: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, train=TrainSettings(batch_size=500), epochs=50)
+    asked = iter(range(1, 100))
+    events = run(settings, prepared, tmp_path, lambda: next(asked) >= 3)
+    assert len(of_kind(events, "epoch")) == 3 and len(of_kind(events, "stopped")) == 1
+    assert read_state(Path(of_kind(events, "stopped")[0]["checkpoint"]))["train_state"]["epoch"] == 4

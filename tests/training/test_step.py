@@ -1,6 +1,7 @@
 """Ranks change nothing but rounding: 1, 2 and 3 gloo ranks end with the same float64 weights."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,13 @@ SETTINGS = Settings(
 )
 
 
-def train(rank: int, size: int, prepared: str, out: str) -> None:
+def train(rank: int, size: int, prepared: str, out: str, port: int = 0) -> None:
     """Two epochs of 30 users in batches of 7 (the last has 2, so one of three ranks is empty)."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous{size}", rank=rank, world_size=size)
+        store = dist.TCPStore("127.0.0.1", port, size, is_master=False)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     world = World(rank, size)
     data = open_prepared(Path(prepared))
     users = data.train()
@@ -60,7 +62,13 @@ def one_rank(prepared: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_equal_one_rank(prepared: Path, tmp_path: Path, one_rank: dict[str, torch.Tensor], size: int) -> None:
-    mp.spawn(train, args=(size, str(prepared), str(tmp_path)), nprocs=size)  # type: ignore[attr-defined]
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    fd = listener.detach()
+    # Held here, the store outlives every rank.
+    store = dist.TCPStore("127.0.0.1", port, size + 1, is_master=True, wait_for_workers=False, master_listen_fd=fd)
+    mp.spawn(train, args=(size, str(prepared), str(tmp_path), port), nprocs=size)  # type: ignore[attr-defined]
+    del store
     several = load_file(tmp_path / f"{size}.safetensors")
     for name, expected in one_rank.items():
         torch.testing.assert_close(several[name], expected, rtol=0, atol=1e-9)
