@@ -197,6 +197,7 @@ def _worker(config: dict[str, Any]) -> None:
         hooks = BoardHooks(config["board"])
         world = World(rank, size, device)
         TrainLoop(settings, data, Path(config["run_dir"]), world, Hooks(hooks.report, hooks.should_stop)).run()
+        world.barrier()  # nobody closes its connections while another still reads
     finally:
         if size > 1:
             dist.destroy_process_group()

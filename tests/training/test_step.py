@@ -51,7 +51,9 @@ def train(rank: int, size: int, prepared: str, out: str, port: int = 0) -> None:
         weights = {name: p.detach() for name, p in model.named_parameters()}
         save_file({**weights, "means": torch.stack(means)}, f"{out}/{size}.safetensors")
     if size > 1:
+        dist.barrier()
         dist.destroy_process_group()
+        os._exit(0)  # past gloo's threads, one of which was seen to abort while the interpreter ended
 
 
 @pytest.fixture
