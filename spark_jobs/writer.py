@@ -21,6 +21,7 @@ from pnfrec_dist.schema import (
     Manifest,
     read_manifest,
     sha256_of,
+    sync_to_disk,
     verify_files,
     write_manifest,
 )
@@ -101,21 +102,13 @@ def publish(building: Path, final: Path, manifest: Manifest) -> None:
     """Writes the manifest and _SUCCESS, syncs everything to disk, and puts `building` in the place of `final`."""
     write_manifest(building, manifest)
     for path in [*building.rglob("*"), building]:
-        _sync(path)
+        sync_to_disk(path)
     old = final.parent / f".{final.name}.old-{os.getpid()}"
     if final.exists():
         final.rename(old)
     building.rename(final)
-    _sync(final.parent)
+    sync_to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def whole_manifest(final: Path) -> Manifest | None:

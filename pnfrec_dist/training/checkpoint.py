@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import sha256_of
+from pnfrec_dist.schema import sha256_of, sync_to_disk
 
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -40,14 +40,14 @@ def save_checkpoint(directory: Path, model: nn.Module, optimizer: Optimizer, sta
     checksums = {name: sha256_of(draft / name) for name in (MODEL, OPTIMIZER, STATE)}
     (draft / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
     for name in (MODEL, OPTIMIZER, STATE, CHECKSUMS):
-        _sync(draft / name)
+        sync_to_disk(draft / name)
     (draft / COMMITTED).write_text(sha256_of(draft / CHECKSUMS) + "\n", encoding="ascii")
-    _sync(draft / COMMITTED)
-    _sync(draft)
+    sync_to_disk(draft / COMMITTED)
+    sync_to_disk(draft)
     if directory.exists():
         shutil.rmtree(directory)
     draft.rename(directory)
-    _sync(directory.parent)
+    sync_to_disk(directory.parent)
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -109,11 +109,3 @@ def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tens
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.device("cpu")).contiguous()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
