@@ -4,6 +4,7 @@ Every default stands here once. conf/*.yaml override them, flags override conf/.
 """
 
 import dataclasses
+import datetime
 import math
 import re
 import types
@@ -14,6 +15,9 @@ from typing import Any, Literal, TypeVar
 from pnfrec_dist.errors import InputError, nearest
 
 T = TypeVar("T")
+
+EPOCH_UNITS = ("s", "ms", "us")
+"""Units of time since 1970-01-01 UTC."""
 
 
 def _check(ok: bool, name: str, value: object, rule: str) -> None:
@@ -28,12 +32,12 @@ def _check(ok: bool, name: str, value: object, rule: str) -> None:
 class SourceSettings:
     """Where the raw interactions are and how their file is laid out."""
 
-    format: Literal["csv", "parquet"] = "csv"
-    """delimited text, or Parquet"""
+    format: Literal["csv", "json", "parquet"] = "csv"
+    """delimited text (csv, tsv, ...), one JSON object a line, or Parquet; text may be compressed (.gz, .bz2)"""
     files: str = "*.csv"
     """file name or glob below the raw directory"""
     directory: str = ""
-    """directory of the raw files; empty: data/raw/<data set>; RAW (--raw) wins"""
+    """directory (or URI) of the raw files; empty: data/raw/<data set>; RAW (--raw) wins"""
     separator: str = ","
     """between the fields of a text line; more than one character is allowed"""
     quote: str = '"'
@@ -47,13 +51,15 @@ class SourceSettings:
     item: str = "item"
     """column that holds the item id"""
     relevance: str = "rating"
-    """column that holds the relevance (a rating, a watched share, ...)"""
+    """column that holds the relevance (a rating, a watched share, ...) or the label (liked, skipped, true, ...)"""
     timestamp: str = "timestamp"
-    """column that holds the time, in whole seconds since 1970-01-01 UTC"""
+    """column that holds the time"""
+    time_format: str = "s"
+    """s, ms, us: whole numbers since 1970-01-01 UTC; iso: ISO 8601 text; else a pattern such as yyyy-MM-dd HH:mm:ss"""
     url: str = ""
-    """official archive (zip) to fetch when no raw directory is given; empty: none"""
+    """official file (zip, or the file itself) to fetch when no raw directory is given; empty: none"""
     md5: str = ""
-    """the archive's md5 as its publisher states it"""
+    """md5 of what the url gives, as its publisher states it"""
     generator: Literal["", "synthetic"] = ""
     """what makes the raw files when no raw directory is given"""
 
@@ -68,29 +74,70 @@ class SourceSettings:
             self.fields,
             "the column names in order, as the file has no header (source.header: false)",
         )
+        is_time = self.time_format in (*EPOCH_UNITS, "iso") or re.search("[yu]", self.time_format) is not None
+        _check(is_time, "source.time_format", self.time_format, "s, ms, us, iso or a pattern such as yyyy-MM-dd")
 
 
 @dataclass(frozen=True)
 class CleanSettings:
-    """What happens to rows that cannot be read."""
+    """What happens to rows that cannot be read, and to those that say the same twice."""
 
-    max_quarantine_share: float = 0.0
+    max_quarantine_share: float = 0.01
     """share of rows that may be unreadable and go to quarantine/; above it the build fails"""
+    duplicates: Literal["keep_all", "keep_first", "keep_last"] = "keep_all"
+    """which rows stay when a user meets an item at several times (equal rows always collapse)"""
+    earliest: str = "1990-01-01"
+    """rows before this date are unreadable; empty: any date"""
+    latest: str = "2100-01-01"
+    """rows from this date on are unreadable; empty: any date"""
 
     def __post_init__(self) -> None:
         _check(0 <= self.max_quarantine_share < 1, "clean.max_quarantine_share", self.max_quarantine_share, "in [0, 1)")
+        for name in ("earliest", "latest"):
+            value = getattr(self, name)
+            _check(value == "" or _is_date(value), f"clean.{name}", value, "a date such as 1990-01-01, or empty")
+        ordered = not (self.earliest and self.latest) or self.earliest < self.latest
+        _check(ordered, "clean.latest", self.latest, f"after clean.earliest {self.earliest}")
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
 class FeedbackSettings:
     """What counts as positive."""
 
-    threshold: float | Literal["median"] = "median"
-    """feedback is positive when relevance >= this number, or >= the median of all relevances"""
+    threshold: float | Literal["median", "quantile", "labels"] = "median"
+    """positive when relevance >= this number, >= the median or a quantile of train's relevances, or by its label"""
+    quantile: float | None = None
+    """for threshold: quantile; in [0, 1], the nearest observed relevance"""
+    positive_labels: tuple[str, ...] = ()
+    """for threshold: labels; values of the relevance column that are positive (upper and lower case alike)"""
+    negative_labels: tuple[str, ...] = ()
+    """for threshold: labels; values that are negative, others are unreadable; empty: every other value is negative"""
 
     def __post_init__(self) -> None:
-        finite = self.threshold == "median" or math.isfinite(self.threshold)
-        _check(finite, "feedback.threshold", self.threshold, "a finite number or 'median'")
+        rule = self.threshold
+        finite = isinstance(rule, str) or math.isfinite(rule)
+        _check(finite, "feedback.threshold", rule, "a finite number, 'median', 'quantile' or 'labels'")
+        if rule == "quantile":
+            ok = self.quantile is not None and 0 <= self.quantile <= 1
+            _check(ok, "feedback.quantile", self.quantile, "in [0, 1], as feedback.threshold is 'quantile'")
+        else:
+            _check(self.quantile is None, "feedback.quantile", self.quantile, "left out: the threshold is no quantile")
+        if rule == "labels":
+            way_out = "at least one label, as feedback.threshold is 'labels'"
+            _check(bool(self.positive_labels), "feedback.positive_labels", self.positive_labels, way_out)
+        else:
+            for name in ("positive_labels", "negative_labels"):
+                labels = getattr(self, name)
+                _check(not labels, f"feedback.{name}", labels, "left out, unless feedback.threshold is 'labels'")
+        both = {v.lower() for v in self.positive_labels} & {v.lower() for v in self.negative_labels}
+        _check(not both, "feedback.negative_labels", self.negative_labels, "none of the positive labels")
 
 
 @dataclass(frozen=True)
@@ -103,6 +150,8 @@ class FilterSettings:
     """then users with fewer distinct items are dropped"""
     iterate: bool = False
     """repeat both passes until nothing changes"""
+    scope: Literal["train", "all"] = "train"
+    """what is counted: interactions before T (nothing later can change train), or all of them (the paper)"""
 
     def __post_init__(self) -> None:
         _check(self.min_users_per_item >= 0, "filter.min_users_per_item", self.min_users_per_item, ">= 0")
@@ -129,6 +178,22 @@ class SplitSettings:
 
 
 @dataclass(frozen=True)
+class ExpectedSettings:
+    """What is known of a build from the official file (the paper's Table 1); the job compares. Empty: not compared."""
+
+    rows: int | None = None
+    """rows of the official file"""
+    users: int | None = None
+    """users after the filter"""
+    items: int | None = None
+    """items after the filter, or those of them that train has"""
+    actions: int | None = None
+    """interactions after the filter"""
+    negative_percent: int | None = None
+    """share of them that is negative, rounded"""
+
+
+@dataclass(frozen=True)
 class DatasetSettings:
     """One data set: conf/dataset/<name>.yaml."""
 
@@ -137,24 +202,26 @@ class DatasetSettings:
     feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
     filter: FilterSettings = field(default_factory=FilterSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
+    expected: ExpectedSettings = field(default_factory=ExpectedSettings)
     max_history: int = 200
     """newest entries that each list column keeps (seen_items is complete)"""
+    shard_mb: int = 64
+    """about this many MB a shard"""
 
     def __post_init__(self) -> None:
         _check(self.max_history >= 2, "max_history", self.max_history, ">= 2")
+        _check(self.shard_mb >= 1, "shard_mb", self.shard_mb, ">= 1")
 
     def prepared(self) -> dict[str, Any]:
         """The part that decides what the prepared data set holds."""
-        source = to_mapping(self.source)
-        for name in ("directory", "url", "md5", "generator"):
-            del source[name]
-        return {
-            "source": source,
-            "feedback": to_mapping(self.feedback),
-            "filter": to_mapping(self.filter),
-            "split": to_mapping(self.split),
-            "max_history": self.max_history,
-        }
+        mapping = to_mapping(self)
+        kept = {name: mapping[name] for name in ("source", "clean", "feedback", "filter", "split")}
+        for section, name in (
+            *(("source", name) for name in ("directory", "url", "md5", "generator")),
+            ("clean", "max_quarantine_share"),
+        ):
+            del kept[section][name]
+        return {**kept, "max_history": self.max_history, "shard_mb": self.shard_mb}
 
 
 # ---- training ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
 from pnfrec_dist.progress import ProgressReport, headline_table
+from pnfrec_dist.storage import Location
 from pnfrec_dist.tracking import FAILED, FINISHED, KILLED, TrackedRun, start_run, tracking_uri
 from pnfrec_dist.training.checkpoint import read_state
 from pnfrec_dist.training.loop import Event, epoch_checkpoint
@@ -70,7 +71,7 @@ def drive(settings: Settings) -> int:
 
 def open_data(settings: Settings) -> PreparedData:
     """The prepared data set, compared with conf/dataset/<name>.yaml where there is one."""
-    directory = Path(settings.data_dir).resolve() / settings.dataset
+    directory = Location(settings.data_dir) / settings.dataset
     if not re.fullmatch(r"\w[\w.-]*", settings.dataset):
         raise InputError(f"--dataset is {settings.dataset!r}; a name has letters, digits, '.', '_' and '-' alone")
     if settings.dataset not in conf_names("dataset"):

@@ -24,6 +24,7 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.storage import Location
 from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
 
 DEFAULT_CPU_WORKERS = 2
@@ -193,7 +194,7 @@ def _worker(config: dict[str, Any]) -> None:
     rank, size, device = context.get_world_rank(), context.get_world_size(), get_device()
     _join_process_group(rank, size, "nccl" if config["use_gpu"] else "gloo")
     try:
-        data = open_prepared(Path(config["data_dir"]))
+        data = open_prepared(Location(config["data_dir"]))
         hooks = BoardHooks(config["board"])
         world = World(rank, size, device)
         TrainLoop(settings, data, Path(config["run_dir"]), world, Hooks(hooks.report, hooks.should_stop)).run()
@@ -227,7 +228,7 @@ def _join_process_group(rank: int, size: int, backend: str) -> None:
 
 
 def run_training(
-    settings: Settings, plan: WorkerPlan, data_dir: Path, run_dir: Path, on_event: Callable[[Event], None]
+    settings: Settings, plan: WorkerPlan, data_dir: Location, run_dir: Path, on_event: Callable[[Event], None]
 ) -> bool:
     """Trains on the planned workers; on_event gets every event in this thread. True when it ended by itself.
 
@@ -240,7 +241,7 @@ def run_training(
         _worker,
         train_loop_config={
             "settings": settings,
-            "data_dir": str(data_dir),
+            "data_dir": data_dir.uri,
             "run_dir": str(run_dir),
             "board": board,
             "use_gpu": plan.use_gpu,

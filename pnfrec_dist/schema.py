@@ -8,13 +8,13 @@ Layout of a prepared data set (a directory):
     validation/part-*.parquet     one row per holdout user: history before the target, and the target
     test/part-*.parquet           the same
     quarantine/part-*.parquet     rejected source rows with their reason
+    report.html                   what was built, for people
     _SUCCESS                      written last; holds the sha256 of manifest.json
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from typing import Any
 import pyarrow as pa
 
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.storage import Location
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PAD_ID = 0
 """item_id of padding; real items are 1..num_items."""
 
 MANIFEST_NAME = "manifest.json"
 SUCCESS_NAME = "_SUCCESS"
 ITEMS_NAME = "items.parquet"
+REPORT_NAME = "report.html"
 SPLITS = ("train", "validation", "test")
 QUARANTINE = "quarantine"
 
@@ -85,7 +87,8 @@ class Manifest:
     """What manifest.json holds.
 
     counts: stage -> {"rows"|"users"|"items"|...: int}; settings: the data set's resolved settings;
-    threshold: relevance at and above which feedback is positive; split_timestamp: T in epoch seconds.
+    threshold: relevance at and above which feedback is positive (labels count as 1 and 0);
+    split_timestamp: T; it and target_timestamp are whole timestamp_unit ("s", "ms" or "us") since 1970-01-01 UTC.
     """
 
     schema_version: int
@@ -96,6 +99,7 @@ class Manifest:
     counts: dict[str, dict[str, int]]
     threshold: float
     split_timestamp: int
+    timestamp_unit: str
     files: list[FileEntry]
 
     @property
@@ -104,8 +108,8 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 over the files' own checksums: equal digests mean equal content."""
-        lines = sorted(f"{entry.path} {entry.sha256}" for entry in self.files)
+        """The content hash, over the checksums of all files but the report: equal digests mean equal data."""
+        lines = sorted(f"{entry.path} {entry.sha256}" for entry in self.files if entry.path != REPORT_NAME)
         return _sha256("\n".join(lines).encode())
 
     def files_of(self, part: str) -> list[FileEntry]:
@@ -125,29 +129,16 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_to_disk(path: Path) -> None:
-    """Returns when the file, or the directory's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_manifest(directory: Path, manifest: Manifest) -> None:
+def write_manifest(directory: Path | Location, manifest: Manifest) -> None:
     """Writes manifest.json, then _SUCCESS, which makes the data set whole."""
     content = manifest.to_json().encode()
-    (directory / MANIFEST_NAME).write_bytes(content)
-    (directory / SUCCESS_NAME).write_text(_sha256(content) + "\n", encoding="ascii")
+    (Location(directory) / MANIFEST_NAME).write_bytes(content)
+    (Location(directory) / SUCCESS_NAME).write_bytes(f"{_sha256(content)}\n".encode())
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path | Location) -> Manifest:
     """Reads manifest.json. Raises InputError when the data set is absent, half-written or of another version."""
+    directory = Location(directory)
     path = directory / MANIFEST_NAME
     rebuild = f"rebuild it: make spark-prep DATASET={directory.name}"
     if not directory.is_dir():
@@ -157,7 +148,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not path.is_file():
         raise InputError(f"{directory} has no {MANIFEST_NAME}; {rebuild}")
     text = path.read_bytes()
-    if (directory / SUCCESS_NAME).read_text(encoding="ascii", errors="replace").strip() != _sha256(text):
+    if (directory / SUCCESS_NAME).read_bytes().decode("ascii", errors="replace").strip() != _sha256(text):
         raise InputError(f"{path} does not match its sha256 in {SUCCESS_NAME}; {rebuild}")
     try:
         raw = json.loads(text)
@@ -174,22 +165,22 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def verify_files(directory: Path, manifest: Manifest) -> None:
+def verify_files(directory: Path | Location, manifest: Manifest) -> None:
     """Compares every file below `directory` with the manifest: names, sizes, sha256.
 
     Raises InputError naming the first file that is missing, unlisted, or of other size or content.
     """
+    directory = Location(directory)
     rebuild = f"rebuild it: make spark-prep DATASET={directory.name}"
     listed = {entry.path: entry for entry in manifest.files}
-    on_disk = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()}
-    for extra in sorted(on_disk - set(listed) - {MANIFEST_NAME, SUCCESS_NAME}):
+    sizes = directory.files()
+    for extra in sorted(sizes.keys() - listed.keys() - {MANIFEST_NAME, SUCCESS_NAME}):
         raise InputError(f"{directory / extra} is not listed in the manifest; {rebuild}")
     for path, entry in sorted(listed.items()):
         file = directory / path
-        if path not in on_disk:
+        if path not in sizes:
             raise InputError(f"{file} is listed in the manifest but missing; {rebuild}")
-        size = file.stat().st_size
-        if size != entry.bytes:
-            raise InputError(f"{file} has {size} bytes, the manifest says {entry.bytes}; {rebuild}")
-        if sha256_of(file) != entry.sha256:
+        if sizes[path] != entry.bytes:
+            raise InputError(f"{file} has {sizes[path]} bytes, the manifest says {entry.bytes}; {rebuild}")
+        if file.sha256() != entry.sha256:
             raise InputError(f"{file} does not match its sha256 in the manifest; {rebuild}")

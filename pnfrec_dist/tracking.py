@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from pnfrec_dist.config import Settings, flatten, to_mapping
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.schema import MANIFEST_NAME, Manifest
+from pnfrec_dist.storage import Location
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 PACKAGES = ("torch", "ray", "pyspark", "mlflow", "pyarrow", "numpy", "pnfrec-dist")
@@ -101,7 +102,9 @@ class TrackedRun:
             self._warned = True
 
 
-def start_run(settings: Settings, manifest: Manifest, data_dir: Path, run_name: str, resumed_run: str) -> TrackedRun:
+def start_run(
+    settings: Settings, manifest: Manifest, data_dir: Location, run_name: str, resumed_run: str
+) -> TrackedRun:
     """Begins a run with params, tags, versions and the data set as input; or takes up `resumed_run` again.
 
     The database is created on first use. Raises InputError when MLflow refuses.
@@ -120,7 +123,7 @@ def start_run(settings: Settings, manifest: Manifest, data_dir: Path, run_name: 
         params = {k: str(v) for k, v in flatten(to_mapping(settings)).items()}
         client.log_batch(run, params=[Param(k, v) for k, v in params.items()])
         client.log_inputs(run, [_dataset_input(manifest, data_dir)])
-        client.log_artifact(run, str(data_dir / MANIFEST_NAME), "data")
+        client.log_text(run, manifest.to_json(), f"data/{MANIFEST_NAME}")
     except (MlflowException, OSError) as error:
         raise InputError(
             f"MLflow at {uri} refused to start a run: {str(error).splitlines()[0]}; check MLFLOW_TRACKING_URI"
@@ -177,12 +180,12 @@ def git_commit() -> str:
         return ""
 
 
-def _dataset_input(manifest: Manifest, data_dir: Path) -> DatasetInput:
+def _dataset_input(manifest: Manifest, data_dir: Location) -> DatasetInput:
     dataset = Dataset(
         name=manifest.dataset,
         digest=manifest.digest[:MAX_DIGEST],
         source_type="local",
-        source=json.dumps({"uri": str(data_dir)}),
+        source=json.dumps({"uri": data_dir.uri}),
         profile=json.dumps(manifest.counts),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

@@ -1,24 +1,51 @@
 """The job: raw data set -> prepared data set. Wiring only; the steps are in the modules it names."""
 
+import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pyspark import StorageLevel
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from pnfrec_dist.cli import load_conf, parse_flags, selected
-from pnfrec_dist.config import DatasetSettings
+from pnfrec_dist.config import EPOCH_UNITS, DatasetSettings
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import QUARANTINE, SCHEMA_VERSION, SCHEMAS, SPLITS, FileEntry, Manifest, settings_hash
+from pnfrec_dist.schema import (
+    REPORT_NAME,
+    SCHEMA_VERSION,
+    SCHEMAS,
+    FileEntry,
+    Manifest,
+    settings_hash,
+    write_manifest,
+)
+from pnfrec_dist.storage import Location
 from spark_jobs import transforms
-from spark_jobs.clean import accepted, rejected, typed_rows
+from spark_jobs.clean import HEADER_AGAIN, accepted, rejected, timestamp_unit, typed_rows
+from spark_jobs.fetch import obtain_raw
+from spark_jobs.publish import build_directory, publish, whole_manifest
+from spark_jobs.quantile import histogram
+from spark_jobs.report import (
+    LENGTHS,
+    Distributions,
+    complaint,
+    date_of,
+    length_quantiles,
+    render_report,
+    summary,
+)
 from spark_jobs.sequences import holdout_sequences, train_sequences
-from spark_jobs.session import spark_session, stop_session
-from spark_jobs.sources import describe_sources, find_raw, obtain_raw, read_rows
-from spark_jobs.writer import build_directory, publish, whole_manifest, write_items, write_parts, write_users
+from spark_jobs.session import local_cores, partitions_for, spark_session, stop_session
+from spark_jobs.sources import RawFile, describe_sources, find_raw, read_rows
+from spark_jobs.verify import verify, verify_content
+from spark_jobs.writer import shard_count, write_items, write_quarantine, write_users
+
+EXAMPLES = 5
+BINS = 60
 
 
 @dataclass(frozen=True)
@@ -31,13 +58,17 @@ class PrepareSettings(DatasetSettings):
     dataset: str = "synthetic"
     """name of a file in conf/dataset/"""
     raw: str = ""
-    """directory (or file) of the raw data; empty: data/raw/<dataset>, generated or fetched when absent"""
+    """directory (or file, or URI) of the raw data; empty: data/raw/<dataset>, generated or fetched when absent"""
     data_dir: str = "data/prepared"
-    """directory of prepared data sets"""
+    """directory (or URI) of prepared data sets"""
     spark_master: str = ""
-    """Spark master URL; empty: all cores of this machine"""
+    """Spark master URL; empty: all cores of this machine, or what spark-submit says"""
+    partitions: int = 0
+    """partitions of a shuffle; 0: one per 32 MB of input"""
     force: bool = False
     """build again even if nothing changed"""
+    verify: str = ""
+    """check the prepared data set in this directory, file by file, and build nothing"""
 
 
 def main(args: Sequence[str]) -> None:
@@ -45,177 +76,354 @@ def main(args: Sequence[str]) -> None:
     name = selected(args, {"dataset": "synthetic"})["dataset"]
     default = PrepareSettings(**vars(load_conf("dataset", name, DatasetSettings())), dataset=name)
     command = parse_flags(PrepareSettings, default, args, "python -m spark_jobs")
-    final = Path(command.data_dir) / name
+    if command.verify:
+        _verify(Location(command.verify))
+        return
+    if command.partitions < 0:
+        raise InputError(f"--partitions is {command.partitions}; it must be >= 0 (0: one per 32 MB of input)")
+    final = Location(command.data_dir) / name
     started = time.monotonic()
     files = find_raw(name, command)
-    if not command.force and _is_up_to_date(final, command, files):
+    manifest = None if command.force else _up_to_date(final, command, files)
+    if manifest:
         source = "same source, same settings" if files else "same settings; its raw data is not at hand"
         print(f"{final} is up to date ({source}); --force builds it again")
+        _complain(manifest, command)
         return
-    files = files or obtain_raw(name, command)
+    if not files:
+        obtain_raw(name, command.source)
+        files = find_raw(name, command)
+        if not files:
+            raise InputError(f"{command.source.url} holds no file {command.source.files!r}; check source.files")
     sources = describe_sources(files)
-    spark = spark_session(command.spark_master, input_bytes=sum(s.bytes for s in sources))
+    partitions = command.partitions or partitions_for({f.name: f.bytes for f in files}, local_cores())
+    spark = spark_session(command.spark_master, input_bytes=sum(f.bytes for f in files), partitions=partitions)
     try:
         with build_directory(final) as building:
-            manifest = _build(spark, command, name, files, sources, building, started)
-            publish(building, final, manifest)
+            manifest = Build(spark, command, name, files, partitions, started).run(building, sources)
+            verify_content(building, manifest)
+            publish(building, final)
+    except PySparkException as error:
+        raise _input_error(error) from error
     finally:
         stop_session(spark)
-    print(summary(manifest))
-    print(f"wrote {final} in {time.monotonic() - started:.0f} s; next: make train DATASET={name}")
+    print(f"\n{summary(manifest, command.expected)}\n")
+    print(f"wrote {final} in {time.monotonic() - started:.0f} s; to look at it: {final / REPORT_NAME}")
+    print(f"next: make train DATASET={name}")
+    _complain(manifest, command)
 
 
-def _build(
-    spark: SparkSession,
-    settings: DatasetSettings,
-    name: str,
-    files: list[Path],
-    sources: list[FileEntry],
-    building: Path,
-    started: float,
-) -> Manifest:
-    """Runs every step, writes the shards into `building`, returns the manifest."""
-    counts: dict[str, dict[str, int]] = {}
+class Build:
+    """One build: the stages in their order, and what they count."""
 
-    def done(stage: str, **numbers: int) -> None:
-        counts[stage] = numbers
-        text = "  ".join(f"{v:,} {k}" for k, v in numbers.items())
-        print(f"[{time.monotonic() - started:5.0f} s] {stage:<14} {text}", flush=True)
+    def __init__(
+        self,
+        spark: SparkSession,
+        settings: DatasetSettings,
+        name: str,
+        files: Sequence[RawFile],
+        partitions: int,
+        started: float,
+    ) -> None:
+        self.spark, self.settings, self.name, self.files = spark, settings, name, list(files)
+        self.partitions, self.started = partitions, started
+        self.counts: dict[str, dict[str, int]] = {}
+        self.written: list[FileEntry] = []
+        self.examples: list[tuple[str, str, str]] = []
+        self.distributions = Distributions()
 
-    typed = typed_rows(read_rows(spark, files, settings.source), settings.source).persist(StorageLevel.DISK_ONLY)
-    read, bad = typed.agg(F.count("*"), F.count("reason")).collect()[0]
-    done("read", rows=read)
-    done("quarantined", rows=bad)
-    quarantine = rejected(typed, [f.name for f in files])
-    _require_readable(quarantine, read, bad, settings.clean.max_quarantine_share)
-    written = write_parts(quarantine.coalesce(1), building / QUARANTINE, SCHEMAS[QUARANTINE])
+    def run(self, building: Location, sources: list[FileEntry]) -> Manifest:
+        """Writes every file of the data set into `building`, but _SUCCESS last; returns the manifest."""
+        interactions = self.read(building)
+        filtered, split = self.filter_and_split(interactions)
+        threshold = self.label(filtered, split)
+        labelled = transforms.label_feedback(filtered, threshold)
+        self.write_sequences(labelled, split, building)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            dataset=self.name,
+            settings=self.settings.prepared(),
+            settings_hash=settings_hash(self.settings.prepared()),
+            sources=sources,
+            counts=self.counts,
+            threshold=threshold,
+            split_timestamp=split,
+            timestamp_unit=self.unit,
+            files=sorted(self.written, key=lambda entry: entry.path),
+        )
+        report = building / REPORT_NAME
+        report.write_bytes(render_report(manifest, self.settings.expected, self.distributions, self.examples).encode())
+        manifest.files.append(FileEntry(REPORT_NAME, report.size(), report.sha256()))
+        write_manifest(building, manifest)
+        self.interactions.unpersist()
+        return manifest
 
-    interactions = accepted(typed).persist(StorageLevel.MEMORY_AND_DISK)
-    kept = interactions.count()
-    typed.unpersist()
-    done("deduplicated", rows=read - bad - kept)
-    done("interactions", **_size(interactions, rows=kept))
-    transforms.require_rows(
-        kept, str(files[0]), "no row of it is an interaction; check RAW (--raw) and the YAML's source"
-    )
+    def done(self, stage: str, **numbers: int) -> None:
+        """Keeps a stage's counts and prints its line."""
+        self.counts[stage] = numbers
+        self.say(stage, "  ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in numbers.items()))
 
-    threshold = transforms.resolve_threshold(interactions, settings.feedback.threshold)
-    labelled = transforms.label_feedback(interactions, threshold)
-    filtered = transforms.filter_support(labelled, settings.filter).persist(StorageLevel.MEMORY_AND_DISK)
-    done("filtered", **_size(filtered), positives=filtered.where("is_positive").count())
-    transforms.require_rows(counts["filtered"]["rows"], "the data set after the filter", "lower --filter.*")
+    def say(self, stage: str, text: str) -> None:
+        """A progress line."""
+        print(f"[{time.monotonic() - self.started:5.0f} s] {stage.replace('_', ' '):<14} {text}", flush=True)
 
-    split = transforms.split_timestamp(filtered, settings.split.quantile)
-    train, holdout = (part.persist(StorageLevel.MEMORY_AND_DISK) for part in transforms.split_by_time(filtered, split))
-    done("train", **_size(train))
-    done("holdout", **_size(holdout))
-    quantile_hint = f"T = {split} leaves nothing there; change --split.quantile"
-    transforms.require_rows(counts["train"]["rows"], "train", quantile_hint)
-    transforms.require_rows(counts["holdout"]["rows"], "the holdout", quantile_hint)
+    def read(self, building: Location) -> DataFrame:
+        """Reads and cleans: the good rows without equal ones, a user's rows in one partition."""
+        source = self.settings.source
+        self.say("reading", f"{len(self.files):,} files, {sum(f.bytes for f in self.files) / 1e6:,.1f} MB")
+        if source.time_format not in (*EPOCH_UNITS, "iso"):
+            _require_pattern(self.spark, source.time_format)
+        rows = read_rows(self.spark, self.files, source)
+        self.unit = timestamp_unit(rows, source)
+        typed = typed_rows(rows, self.settings)
+        reasons = {row["reason"]: row["count"] for row in typed.groupBy("reason").count().collect()}
+        good = reasons.pop(None, 0)
+        if source.format == "csv" and source.header:
+            reasons[HEADER_AGAIN] -= len(self.files)
+        reasons = {reason: count for reason, count in sorted(reasons.items()) if count}
+        bad = sum(reasons.values())
+        self.done("read", rows=good + bad)
+        self.done("quarantined", rows=bad, **reasons)
+        quarantine = rejected(typed, self.files)
+        if bad:
+            first = quarantine.orderBy("position").limit(EXAMPLES).collect()
+            self.examples = [(row["source_file"], row["row"], row["reason"]) for row in first]
+            self.require_readable(good + bad, bad)
+        else:
+            quarantine = quarantine.limit(0)
+        transforms.require_rows(
+            good, str(self.files[0].location), "no row of it is an interaction; check RAW (--raw) and the YAML's source"
+        )
+        self.written += write_quarantine(quarantine, building, bad)
+        interactions = accepted(typed, self.partitions).persist(StorageLevel.DISK_ONLY)
+        self.interactions, self.good = interactions, good
+        kept = interactions.count()
+        if self.settings.clean.duplicates == "keep_all":
+            self.count_kept(interactions, kept)
+        return interactions
 
-    items = transforms.catalog(train).persist(StorageLevel.MEMORY_AND_DISK)
-    written.append(write_items(items, building))
-    item_ids = items.select("raw_item_id", "item_id")
-    assigned = transforms.assign_holdout(holdout, settings.split).persist(StorageLevel.MEMORY_AND_DISK)
-    tests = assigned.where("is_test").count()
-    done("assigned", test_users=tests, validation_users=assigned.count() - tests)
+    def require_readable(self, read: int, bad: int) -> None:
+        """Raises InputError with the first unreadable rows when there are more than max_quarantine_share of them."""
+        share = self.settings.clean.max_quarantine_share
+        if bad / read <= share:
+            return
+        reasons = sorted(self.counts["quarantined"].items(), key=lambda pair: -pair[1])[1:4]
+        common = ", ".join(f"{count:,} because {reason}" for reason, count in reasons)
+        file, row, reason = self.examples[0]
+        first = f"first in {file}: {row[:200]!r} ({reason})"
+        others = "; ".join(f"{row[:80]!r} ({reason})" for _, row, reason in self.examples[1:3])
+        way_out = f"mend them, or set them aside with --clean.max-quarantine-share {_round_up(bad / read)}"
+        if bad == read:
+            way_out = "no row can be read: check the YAML's source (separator, header, columns, time_format)"
+        raise InputError(
+            f"{bad:,} of {read:,} rows ({bad / read:.2%}, allowed are {share:.2%}) could not be read: {common}; "
+            f"{first}{'; then ' + others if others else ''}; {way_out}"
+        )
 
-    least = settings.split.min_positives
-    train_users = transforms.users_with_positives(train, least).persist(StorageLevel.MEMORY_AND_DISK)
-    done("train_users", users=train_users.count())
-    train_rows = train.join(train_users, on="raw_user_id", how="left_semi").join(
-        item_ids, on="raw_item_id", how="inner"
-    )
-    rows = train_sequences(train_rows, settings.max_history)
-    written += write_users(rows, building / "train", SCHEMAS["train"], counts["train_users"]["users"])
+    def count_kept(self, interactions: DataFrame, kept: int) -> None:
+        """Rows that stay, and those that said the same twice."""
+        self.done("deduplicated", rows=self.good - kept)
+        users = interactions.select("raw_user_id").distinct().count()
+        items = interactions.select("raw_item_id").distinct().count()
+        self.done("interactions", rows=kept, users=users, items=items)
 
-    holdout_users = transforms.users_with_positives(holdout, least).join(train_users, on="raw_user_id", how="left_semi")
-    users = assigned.join(holdout_users, on="raw_user_id", how="left_semi").persist(StorageLevel.MEMORY_AND_DISK)
-    histories = train.unionByName(holdout).join(item_ids, on="raw_item_id", how="inner")
-    rows = holdout_sequences(histories.join(users, on="raw_user_id", how="left_semi"), settings.max_history)
-    rows = rows.join(users.withColumnRenamed("raw_user_id", "user_id"), on="user_id", how="inner").persist()
-    for part, wanted in (("validation", ~F.col("is_test") & F.col("target_is_positive")), ("test", F.col("is_test"))):
-        chosen = rows.where(wanted)
-        total, positive = chosen.agg(F.count("*"), F.count_if("target_is_positive")).collect()[0]
-        done(part, users=total, positive_targets=positive, negative_targets=total - positive)
+    def filter_and_split(self, interactions: DataFrame) -> tuple[DataFrame, int]:
+        """(interactions that pass the filter, T)."""
+        settings = self.settings
+        quantile = settings.split.quantile
+        if settings.filter.scope == "all":
+            support = transforms.Support(interactions, settings.filter)
+            passed = support.filter(interactions)
+            transforms.require_rows(passed.count(), "the data set after the filter", "lower --filter.*")
+            split = transforms.split_timestamp(passed, quantile)
+        else:
+            split = transforms.split_timestamp(interactions, quantile)
+            support = transforms.Support(transforms.before(interactions, split), settings.filter)
+        self.say("split", f"T = {split} ({date_of(split, self.unit)} UTC)")
+        if settings.clean.duplicates != "keep_all":
+            self.interactions = transforms.collapse_pairs(interactions, settings.clean.duplicates, split)
+            self.interactions = self.interactions.persist(StorageLevel.DISK_ONLY)
+            self.count_kept(self.interactions, self.interactions.count())
+            interactions.unpersist()
+        return support.filter(self.interactions), split
+
+    def label(self, filtered: DataFrame, split: int) -> float:
+        """The threshold; also counts what the report draws of relevance and time."""
+        time_name, value_name = "timestamp", "relevance"
+        low, high, first, last = filtered.agg(
+            F.min(value_name), F.max(value_name), F.min(time_name), F.max(time_name)
+        ).collect()[0]
+        transforms.require_rows(int(low is not None), "the data set after the filter", "lower --filter.*")
+        way_out = f"T = {split} leaves nothing there; change --split.quantile"
+        transforms.require_rows(int(first < split), "train", way_out)
+        threshold = transforms.resolve_threshold(transforms.before(filtered, split), self.settings.feedback)
+        relevance = histogram(filtered, value_name, low, high, BINS)
+        activity = histogram(filtered, time_name, first, last, BINS)
+        self.distributions = Distributions(relevance=relevance, activity=activity)
+        return threshold
+
+    def write_sequences(self, labelled: DataFrame, split: int, building: Location) -> None:
+        """Catalog, train shards, validation and test shards."""
+        settings = self.settings
+        least = settings.split.min_positives
+        items = transforms.catalog(transforms.before(labelled, split)).persist(StorageLevel.MEMORY_AND_DISK)
+        encoded = transforms.encode(labelled, items, self.partitions)
+        users = transforms.count_users(encoded, split).persist(StorageLevel.MEMORY_AND_DISK)
+        self.count_splits(labelled, items, users)
+        self.written.append(write_items(items, building))
+
+        holdout_users = users.where(transforms.is_holdout_user())
+        assigned = transforms.assign_holdout(holdout_users, settings.split).persist(StorageLevel.MEMORY_AND_DISK)
+        tests, everyone = assigned.agg(F.count_if("is_test"), F.count("*")).collect()[0]
+        self.done("assigned", test_users=tests, validation_users=everyone - tests)
+
+        train_users = users.where(transforms.is_train_user(least))
+        self.count_lengths(train_users, items)
+        known = train_users.select("raw_user_id").hint("shuffle_hash")
+        rows = transforms.before(encoded, split).join(known, on="raw_user_id", how="left_semi")
+        shards = shard_count(
+            self.entries(train_users), self.counts["train_users"]["users"], items.count(), settings.shard_mb
+        )
+        sequences = train_sequences(rows, settings.max_history)
+        self.written += write_users(sequences, building / "train", SCHEMAS["train"], shards)
+        self.say("written", f"train, {shards:,} shards")
+        self.write_holdout(encoded, users, assigned, items.count(), building)
+        for table in (items, users, assigned):
+            table.unpersist()
+
+    def count_splits(self, labelled: DataFrame, items: DataFrame, users: DataFrame) -> None:
+        """Sizes after the filter, of train, and of the holdout without users or items that train lacks."""
+        rows, positives = labelled.agg(F.count("*"), F.count_if("is_positive")).collect()[0]
+        distinct = {key: labelled.select(f"raw_{key}_id").distinct().count() for key in ("user", "item")}
+        self.done("filtered", rows=rows, users=distinct["user"], items=distinct["item"], positives=positives)
+        in_train, in_holdout = transforms.is_in_train(), transforms.is_holdout_user()
+        train_rows, train_users, holdout_rows, holdout_users = users.agg(
+            F.sum("train_rows"),
+            F.count_if(in_train),
+            F.sum(F.when(in_holdout, F.col("holdout_rows")).otherwise(0)),
+            F.count_if(in_holdout),
+        ).collect()[0]
+        self.done("train", rows=train_rows, users=train_users, items=items.count())
+        self.done("holdout", rows=holdout_rows, users=holdout_users)
+        transforms.require_rows(
+            holdout_rows,
+            "the holdout (without users and items that train lacks)",
+            "lower --split.quantile, or bring users with a longer history",
+        )
+
+    def count_lengths(self, train_users: DataFrame, items: DataFrame) -> None:
+        """Lengths of whole histories in train, and the popularity of items."""
+        positive, every = F.col("train_positives"), F.col("train_rows")
+        kinds = zip(LENGTHS, (every, positive, every - positive), strict=True)
+        pairs = F.explode(F.array(*[F.struct(F.lit(k).alias("kind"), v.alias("length")) for k, v in kinds]))
+        counted = train_users.select(pairs.alias("pair")).groupBy("pair.kind", "pair.length").count().collect()
+        lengths: dict[str, dict[int, int]] = {kind: {} for kind in LENGTHS}
+        for row in counted:
+            lengths[row["kind"]][row["length"]] = row["count"]
+        total = sum(lengths["all"].values())
+        self.done("train_users", users=total)
+        least = self.settings.split.min_positives
+        transforms.require_rows(total, f"train (users with {least} positives)", "lower --split.min-positives")
+        for kind in LENGTHS:
+            self.counts[f"length_{kind}"] = length_quantiles(lengths[kind])
+        popular = items.groupBy((F.col("num_positive") + F.col("num_negative")).alias("actions")).count().collect()
+        self.distributions.lengths.update(lengths)
+        self.distributions.popularity.update({row["actions"]: row["count"] for row in popular})
+
+    def entries(self, train_users: DataFrame) -> int:
+        """Ids in all lists of the train shards."""
+        limit = F.lit(self.settings.max_history)
+        negatives = F.col("train_rows") - F.col("train_positives")
+        columns = (F.col("train_rows"), F.col("train_positives"), negatives)
+        return train_users.agg(F.sum(sum((F.least(c, limit) for c in columns), F.lit(0)))).collect()[0][0]
+
+    def write_holdout(
+        self, encoded: DataFrame, users: DataFrame, assigned: DataFrame, num_items: int, building: Location
+    ) -> None:
+        """Validation and test shards."""
+        settings = self.settings
+        least = settings.split.min_positives
+        enough = transforms.is_holdout_user() & transforms.is_train_user(least) & (F.col("holdout_positives") >= least)
+        chosen = users.where(enough).join(assigned, on="raw_user_id", how="inner")
+        chosen = chosen.select("raw_user_id", "is_test").persist(StorageLevel.MEMORY_AND_DISK)
+        rows = encoded.join(chosen.hint("shuffle_hash"), on="raw_user_id", how="left_semi")
+        rows = transforms.collapse_pairs(rows, settings.clean.duplicates, item="item_id")
+        sequences = holdout_sequences(rows, settings.max_history)
+        halves = chosen.withColumnRenamed("raw_user_id", "user_id")
+        sequences = sequences.join(halves, on="user_id", how="inner").persist(StorageLevel.MEMORY_AND_DISK)
         way_out = "lower --split.min-positives or --split.quantile, or bring more data"
-        transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
-        written += write_users(chosen, building / part, SCHEMAS[part], total)
+        for part, wanted in (
+            ("validation", ~F.col("is_test") & F.col("target_is_positive")),
+            ("test", F.col("is_test")),
+        ):
+            part_rows = sequences.where(wanted)
+            lists = ("items", "positive_items", "negative_items", "seen_items")
+            total, positive, entries = part_rows.agg(
+                F.count("*"),
+                F.count_if("target_is_positive"),
+                F.sum(sum((F.size(name) for name in lists), F.lit(0))),
+            ).collect()[0]
+            self.done(part, users=total, positive_targets=positive, negative_targets=total - positive)
+            transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
+            shards = shard_count(entries, total, num_items, settings.shard_mb)
+            self.written += write_users(part_rows, building / part, SCHEMAS[part], shards)
+        sequences.unpersist()
+        chosen.unpersist()
 
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        dataset=name,
-        settings=settings.prepared(),
-        settings_hash=settings_hash(settings.prepared()),
-        sources=sources,
-        counts=counts,
-        threshold=threshold,
-        split_timestamp=split,
-        files=sorted(written, key=lambda entry: entry.path),
+
+def _verify(directory: Location) -> None:
+    manifest = verify(directory)
+    size = sum(entry.bytes for entry in manifest.files)
+    print(
+        f"{directory} is whole: {len(manifest.files):,} files, {size / 1e6:,.1f} MB, "
+        f"{manifest.counts['train_users']['users']:,} training users, {manifest.num_items:,} items"
     )
+    print(f"content {manifest.digest}")
 
 
-def _is_up_to_date(final: Path, command: PrepareSettings, files: list[Path]) -> bool:
-    """Whether `final` is whole, made with these settings, and from these files where there are any."""
+def _up_to_date(final: Location, command: PrepareSettings, files: Sequence[RawFile]) -> Manifest | None:
+    """The manifest of `final` when it is whole, made with these settings, and from these files where there are any."""
     manifest = whole_manifest(final)
-    return (
-        manifest is not None
-        and manifest.settings_hash == settings_hash(command.prepared())
-        and (not files or manifest.sources == describe_sources(files))
-        and _quarantine_share(manifest.counts) <= command.clean.max_quarantine_share
-    )
+    if manifest is None or manifest.settings_hash != settings_hash(command.prepared()):
+        return None
+    if files and [(e.path, e.bytes) for e in manifest.sources] != [(f.name, f.bytes) for f in files]:
+        return None
+    if files and manifest.sources != describe_sources(files):
+        return None
+    share = manifest.counts["quarantined"]["rows"] / manifest.counts["read"]["rows"]
+    return manifest if share <= command.clean.max_quarantine_share else None
 
 
-def _size(interactions: DataFrame, rows: int | None = None) -> dict[str, int]:
-    users, items, total = interactions.agg(
-        F.count_distinct("raw_user_id"), F.count_distinct("raw_item_id"), F.count("*")
-    ).collect()[0]
-    return {"rows": rows if rows is not None else total, "users": users, "items": items}
+def _complain(manifest: Manifest, command: PrepareSettings) -> None:
+    wrong = complaint(manifest, command.expected)
+    if wrong:
+        way_out = "was the file altered, cut short, or another version? (conf/dataset/*.yaml, expected)"
+        print(f"\nWARNING: {wrong}; {way_out}", file=sys.stderr)
 
 
-def _quarantine_share(counts: dict[str, dict[str, int]]) -> float:
-    return counts["quarantined"]["rows"] / max(counts["read"]["rows"], 1)
+def _require_pattern(spark: SparkSession, pattern: str) -> None:
+    """Raises InputError for a time pattern that Spark does not take."""
+    try:
+        spark.range(1).select(F.try_to_timestamp(F.lit("2020-01-01"), F.lit(pattern))).collect()
+    except PySparkException as error:
+        reason = re.sub(r"^\[[\w.]+\] ", "", str(error)).splitlines()[0]
+        raise InputError(
+            f"source.time_format {pattern!r} is no pattern that Spark reads ({reason}); an example: yyyy-MM-dd HH:mm:ss"
+        ) from None
 
 
-def _require_readable(quarantine: DataFrame, read: int, bad: int, max_share: float) -> None:
-    """Raises InputError naming the first unreadable row when there are more than max_share of them."""
-    if bad == 0 or bad / read <= max_share:
-        return
-    first = quarantine.head()
-    assert first is not None
-    way_out = f"mend them, or set them aside with --clean.max-quarantine-share {_round_up(bad / read)}"
-    if bad == read:
-        way_out = "no row can be read: check source.separator, source.header and the columns in the YAML"
-    raise InputError(
-        f"{bad} of {read} rows could not be read, first in {first['source_file']}: "
-        f"{first['row']!r} ({first['reason']}); {way_out}"
+def _input_error(error: PySparkException) -> Exception:
+    """InputError for a source file that cannot be read through, else the error itself."""
+    text = str(error)
+    found = re.search(r"FAILED_READ_FILE[.\w]*\] .*?(\S*:/\S+?)\.? ", text)
+    if not found:
+        return error
+    cause = re.findall(r"Caused by: [\w.]+: (.+)", text)
+    return InputError(
+        f"{found.group(1)} cannot be read to its end ({cause[-1] if cause else 'damaged'}); is it whole? fetch it again"
     )
 
 
 def _round_up(share: float) -> float:
     """The next of 0.001, 0.01, 0.1, ... at or above a share, below 1."""
     return next((s for s in (0.001, 0.01, 0.1, 0.5, 0.9) if s >= share), 0.99)
-
-
-def summary(manifest: Manifest) -> str:
-    """Table 1's columns and the split sizes, as text."""
-    counts = manifest.counts
-    size = counts["filtered"]
-    negative = 1 - size["positives"] / size["rows"]
-    lines = [
-        f"{manifest.dataset}: {size['users']:,} users, {size['items']:,} items, {size['rows']:,} actions, "
-        f"{negative:.0%} negative (relevance < {manifest.threshold:g})",
-        f"split at T = {manifest.split_timestamp}",
-    ]
-    train = counts["train"]
-    lines.append(
-        f"  train       {counts['train_users']['users']:,} users ({train['users']:,} before the min-positives rule), "
-        f"{train['items']:,} items, {train['rows']:,} actions"
-    )
-    for part in SPLITS[1:]:
-        numbers = counts[part]
-        lines.append(
-            f"  {part:<11} {numbers['users']:,} users: {numbers['positive_targets']:,} positive and "
-            f"{numbers['negative_targets']:,} negative targets"
-        )
-    return "\n".join(lines)

@@ -1,58 +1,173 @@
-"""Interactions -> one row per user, as pnfrec_dist.schema promises. Order is (timestamp, position in the source)."""
+"""Interactions -> one row per user, as pnfrec_dist.schema promises. Order is (timestamp, position in the source).
 
-from pyspark.sql import Column, DataFrame
+Spark sorts the rows of each partition by (user, timestamp, position), spilling where it must, and streams them
+through build() as Arrow batches. Of a user who goes on in the next batch only the entries that can still reach a list
+are held, so memory does not grow with the longest history (seen_items, which is complete, is bounded by the catalog).
+
+Letters: R rows of a batch, U users in it.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright: ignore
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from spark_jobs.sources import POSITION
+from pnfrec_dist.schema import HOLDOUT_SCHEMA, TRAIN_SCHEMA
+
+ITEM_LISTS = "items array<int>, is_positive array<boolean>, positive_items array<int>, negative_items array<int>"
+TRAIN_COLUMNS = f"user_id string, {ITEM_LISTS}"
+HOLDOUT_COLUMNS = (
+    f"user_id string, {ITEM_LISTS}, seen_items array<int>, "
+    "target_item int, target_is_positive boolean, target_timestamp bigint"
+)
 
 
-def train_sequences(interactions: DataFrame, max_history: int) -> DataFrame:
-    """TRAIN_SCHEMA rows from interactions with item_id and is_positive."""
-    users = interactions.groupBy("raw_user_id").agg(_events())
-    return users.select(F.col("raw_user_id").alias("user_id"), *_histories(F.col("events"), max_history))
+def train_sequences(encoded: DataFrame, max_history: int) -> DataFrame:
+    """TRAIN_SCHEMA rows from encoded interactions."""
+    return _stream(encoded, train_lists(max_history), TRAIN_COLUMNS)
 
 
-def holdout_sequences(interactions: DataFrame, max_history: int) -> DataFrame:
-    """HOLDOUT_SCHEMA rows from all interactions (train and holdout) of holdout users.
+def holdout_sequences(encoded: DataFrame, max_history: int) -> DataFrame:
+    """HOLDOUT_SCHEMA rows from all encoded interactions (train and holdout) of holdout users.
 
-    The last interaction is the target, everything before it is history.
+    The last interaction is the target, everything before it is history; seen_items are its items, ascending.
     """
-    users = interactions.groupBy("raw_user_id").agg(_events())
-    events = F.col("events")
-    split = users.select(
-        F.col("raw_user_id").alias("user_id"),
-        F.slice(events, 1, F.size(events) - 1).alias("history"),
-        F.element_at(events, -1).alias("target"),
-    )
-    history, target = F.col("history"), F.col("target")
-    return split.select(
-        "user_id",
-        *_histories(history, max_history),
-        F.array_distinct(F.transform(history, lambda e: e["item_id"])).alias("seen_items"),
-        target["item_id"].alias("target_item"),
-        target["is_positive"].alias("target_is_positive"),
-        target["timestamp"].alias("target_timestamp"),
-    )
+    return _stream(encoded, holdout_lists(max_history), HOLDOUT_COLUMNS)
 
 
-def _events() -> Column:
-    """A user's interactions as an array of structs in total order."""
-    event = F.struct("timestamp", *POSITION, "item_id", "is_positive")
-    return F.sort_array(F.collect_list(event)).alias("events")
+Batches = Iterator[pa.RecordBatch]
 
 
-def _histories(events: Column, max_history: int) -> list[Column]:
-    """The four list columns, each its newest max_history entries, oldest first."""
-    positives = F.filter(events, lambda e: e["is_positive"])
-    negatives = F.filter(events, lambda e: ~e["is_positive"])
-    newest = _newest(events, max_history)
-    return [
-        F.transform(newest, lambda e: e["item_id"]).alias("items"),
-        F.transform(newest, lambda e: e["is_positive"]).alias("is_positive"),
-        F.transform(_newest(positives, max_history), lambda e: e["item_id"]).alias("positive_items"),
-        F.transform(_newest(negatives, max_history), lambda e: e["item_id"]).alias("negative_items"),
+def _stream(encoded: DataFrame, build: Callable[[Batches], Batches], columns: str) -> DataFrame:
+    ordered = encoded.sortWithinPartitions("raw_user_id", "timestamp", "position")
+    rows = ordered.select("raw_user_id", F.col("timestamp"), F.col("item_id").cast("int"), "is_positive")
+    return rows.mapInArrow(build, columns)
+
+
+def train_lists(max_history: int) -> Callable[[Batches], Batches]:
+    """Sorted rows (raw_user_id, timestamp, item_id, is_positive) -> TRAIN_SCHEMA batches."""
+
+    def build(batches: Batches) -> Batches:
+        for rows in _whole_users(batches, max_history):
+            items, is_positive = rows.items_R, rows.is_positive_R
+            lists = _histories(items, is_positive, rows.starts_U, rows.ends_U, max_history)
+            yield pa.RecordBatch.from_arrays([rows.users_U, *lists], schema=TRAIN_SCHEMA)
+
+    return build
+
+
+def holdout_lists(max_history: int) -> Callable[[Batches], Batches]:
+    """Sorted rows (raw_user_id, timestamp, item_id, is_positive) -> HOLDOUT_SCHEMA batches."""
+
+    def build(batches: Batches) -> Batches:
+        for rows in _whole_users(batches, max_history + 1, with_seen=True):
+            targets_U = rows.ends_U - 1
+            lists = _histories(rows.items_R, rows.is_positive_R, rows.starts_U, targets_U, max_history)
+            yield pa.RecordBatch.from_arrays(
+                [
+                    rows.users_U,
+                    *lists,
+                    _seen_items(rows, targets_U),
+                    pa.array(rows.items_R[targets_U], pa.int32()),
+                    pa.array(rows.is_positive_R[targets_U], pa.bool_()),
+                    pa.array(rows.times_R[targets_U], pa.int64()),
+                ],
+                schema=HOLDOUT_SCHEMA,
+            )
+
+    return build
+
+
+class _Rows:
+    """Rows of whole users, in order. earlier_items: items of a long first user that are held no more."""
+
+    def __init__(self, batch: pa.Table, earlier_items: np.ndarray) -> None:
+        users = batch["raw_user_id"].combine_chunks()
+        users = users.chunk(0) if isinstance(users, pa.ChunkedArray) else users
+        self.times_R = batch["timestamp"].to_numpy()
+        self.items_R = batch["item_id"].to_numpy()
+        self.is_positive_R = batch["is_positive"].to_numpy()
+        changes = pc.not_equal(users[1:], users[:-1]).to_numpy(zero_copy_only=False)
+        self.starts_U = np.concatenate([[0], np.flatnonzero(changes) + 1]).astype(np.int64)
+        self.ends_U = np.append(self.starts_U[1:], len(users))
+        self.users_U = users.take(pa.array(self.starts_U))
+        self.earlier_items = earlier_items
+
+
+def _whole_users(batches: Batches, keep: int, *, with_seen: bool = False) -> Iterator[_Rows]:
+    """Cuts the stream at users' ends. A user who may go on is held back, in at most 3 * keep rows."""
+    nothing = np.empty(0, np.int32)
+    held: pa.Table | None = None
+    earlier_items = nothing
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        table = pa.Table.from_batches([batch])
+        table = pa.concat_tables([held, table]) if held is not None else table
+        rows = _Rows(table, earlier_items)
+        last = int(rows.starts_U[-1])
+        if last > 0:
+            yield _Rows(table.slice(0, last), earlier_items)
+            earlier_items = nothing
+        needed = last + _newest_of_each(rows.is_positive_R[last:], keep)
+        if with_seen and len(needed) < table.num_rows - last:
+            dropped = np.delete(rows.items_R[last:], needed - last)
+            earlier_items = np.union1d(earlier_items, dropped).astype(np.int32)
+        held = table.take(pa.array(needed))
+    if held is not None:
+        yield _Rows(held, earlier_items)
+
+
+def _newest_of_each(is_positive: np.ndarray, keep: int) -> np.ndarray:
+    """Places of the newest `keep` rows, of the newest `keep` positives and of the newest `keep` negatives."""
+    newest = [
+        np.arange(len(is_positive))[-keep:],
+        *(np.flatnonzero(is_positive == side)[-keep:] for side in (True, False)),
     ]
+    return np.unique(np.concatenate(newest))
 
 
-def _newest(array: Column, count: int) -> Column:
-    return F.slice(array, F.greatest(F.size(array) - count + 1, F.lit(1)), count)
+def _histories(
+    items_R: np.ndarray, is_positive_R: np.ndarray, starts_U: np.ndarray, ends_U: np.ndarray, max_history: int
+) -> list[pa.Array]:
+    """The four list columns over rows [start, end) of each user, each its newest max_history entries, oldest first."""
+    places_R, offsets_U = _newest(np.ones(len(items_R), bool), starts_U, ends_U, max_history)
+    lists = [_lists(items_R[places_R], offsets_U, pa.int32()), _lists(is_positive_R[places_R], offsets_U, pa.bool_())]
+    for side in (True, False):
+        places_R, offsets_U = _newest(is_positive_R == side, starts_U, ends_U, max_history)
+        lists.append(_lists(items_R[places_R], offsets_U, pa.int32()))
+    return lists
+
+
+def _newest(
+    chosen_R: np.ndarray, starts_U: np.ndarray, ends_U: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(places of each user's last `count` chosen rows in [start, end), offsets [U + 1] into them)."""
+    before_R = np.concatenate([[0], np.cumsum(chosen_R)])
+    first_U = np.maximum(before_R[ends_U] - count, before_R[starts_U])
+    lengths_U = before_R[ends_U] - first_U
+    offsets_U = np.concatenate([[0], np.cumsum(lengths_U)])
+    ordinals = np.arange(offsets_U[-1]) + np.repeat(first_U - offsets_U[:-1], lengths_U)
+    return np.flatnonzero(chosen_R)[ordinals], offsets_U
+
+
+def _seen_items(rows: _Rows, targets_U: np.ndarray) -> pa.Array:
+    """Distinct items of each history, ascending."""
+    lengths_U = targets_U - rows.starts_U
+    users = np.repeat(np.arange(len(targets_U)), lengths_U)
+    is_history_R = np.ones(len(rows.items_R), bool)
+    is_history_R[targets_U] = False
+    items = rows.items_R[is_history_R]
+    if len(rows.earlier_items):
+        users = np.concatenate([np.zeros(len(rows.earlier_items), users.dtype), users])
+        items = np.concatenate([rows.earlier_items, items])
+    pairs = np.unique(users.astype(np.int64) << 32 | items.astype(np.int64))
+    offsets_U = np.searchsorted(pairs, np.arange(len(targets_U) + 1, dtype=np.int64) << 32)
+    return _lists((pairs & 0xFFFFFFFF).astype(np.int32), offsets_U, pa.int32())
+
+
+def _lists(values: np.ndarray, offsets_U: np.ndarray, kind: pa.DataType) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets_U, pa.int32()), pa.array(values, kind))

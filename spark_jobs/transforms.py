@@ -1,21 +1,34 @@
 """The protocol's steps, DataFrame -> DataFrame: feedback, filter, split, catalog (DESIGN: method, exactly).
 
-An interaction has clean.INTERACTION (raw_user_id, raw_item_id, relevance, timestamp) and sources.POSITION.
+An interaction has clean.INTERACTION (raw_user_id, raw_item_id, relevance, timestamp) and position. All rows of a user
+are in one partition (clean.accepted), which grouping and joining by user keeps, so that only small tables are shuffled.
 """
 
 import numpy as np
+from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from pnfrec_dist.config import FilterSettings, SplitSettings
+from pnfrec_dist.config import FeedbackSettings, FilterSettings, SplitSettings
 from pnfrec_dist.errors import InputError
+from spark_jobs.clean import NEGATIVE_LABEL, POSITIVE_LABEL
+from spark_jobs.quantile import order_statistics
+
+BROADCAST_ROWS = 2_000_000
+"""Up to this many items are sent to every executor; more are joined by a shuffle."""
 
 
-def resolve_threshold(interactions: DataFrame, threshold: float | str) -> float:
-    """The threshold as a number; "median" is the median of all relevances."""
-    if threshold != "median":
-        return float(threshold)
-    return float(interactions.agg(F.median("relevance")).collect()[0][0])
+def resolve_threshold(interactions: DataFrame, feedback: FeedbackSettings) -> float:
+    """The threshold as a number. interactions: those before T, so that nothing later can change a label."""
+    rule = feedback.threshold
+    if rule == "labels":
+        return (POSITIVE_LABEL + NEGATIVE_LABEL) / 2
+    if rule == "median":
+        return order_statistics(interactions, "relevance", [0.5], method="median")[0]
+    if rule == "quantile":
+        assert feedback.quantile is not None
+        return order_statistics(interactions, "relevance", [feedback.quantile])[0]
+    return float(rule)
 
 
 def label_feedback(interactions: DataFrame, threshold: float) -> DataFrame:
@@ -23,60 +36,76 @@ def label_feedback(interactions: DataFrame, threshold: float) -> DataFrame:
     return interactions.withColumn("is_positive", F.col("relevance") >= threshold)
 
 
-def filter_support(interactions: DataFrame, settings: FilterSettings) -> DataFrame:
-    """Drops items with too few distinct users, then users with too few distinct items."""
-    filtered = _keep_supported(interactions, "raw_item_id", "raw_user_id", settings.min_users_per_item)
-    filtered = _keep_supported(filtered, "raw_user_id", "raw_item_id", settings.min_items_per_user)
-    while settings.iterate:
-        filtered = filtered.localCheckpoint()
-        before = filtered.count()
-        filtered = _keep_supported(filtered, "raw_item_id", "raw_user_id", settings.min_users_per_item)
-        filtered = _keep_supported(filtered, "raw_user_id", "raw_item_id", settings.min_items_per_user)
-        if filtered.count() == before:
-            break
-    return filtered
-
-
-def _keep_supported(interactions: DataFrame, key: str, other: str, least: int) -> DataFrame:
-    support = interactions.groupBy(key).agg(F.count_distinct(other).alias("support"))
-    kept = support.where(F.col("support") >= least).select(key)
-    return interactions.join(kept, on=key, how="left_semi")
-
-
 def split_timestamp(interactions: DataFrame, quantile: float) -> int:
-    """T: the quantile of all timestamps, exactly, as the nearest observed value (half to even, as numpy's nearest).
+    """T: the quantile of all timestamps, exactly, as the nearest observed value (half to even, as numpy's nearest)."""
+    return int(order_statistics(interactions, "timestamp", [quantile])[0])
 
-    An approximate bracket first, then a count and a sort of the bracket alone.
+
+def before(interactions: DataFrame, timestamp: int) -> DataFrame:
+    """The interactions before T: all that train may see."""
+    return interactions.where(F.col("timestamp") < timestamp)
+
+
+class Support:
+    """The items and the users that pass the filter, as counted over some interactions."""
+
+    def __init__(self, counted: DataFrame, settings: FilterSettings) -> None:
+        pairs = counted.select("raw_user_id", "raw_item_id").distinct()
+        self._kept: list[DataFrame] = []
+        self.items, self.users = self._pass(pairs, settings)
+        while settings.iterate:
+            sizes = (self.items.count(), self.users.count())
+            self.items, self.users = self._pass(self.filter(pairs), settings)
+            if (self.items.count(), self.users.count()) == sizes:
+                break
+
+    def _pass(self, pairs: DataFrame, settings: FilterSettings) -> tuple[DataFrame, DataFrame]:
+        """Items first, then users (of the items that stay)."""
+        items = _supported(pairs, "raw_item_id", settings.min_users_per_item).persist(StorageLevel.MEMORY_AND_DISK)
+        left = pairs.join(small(items), on="raw_item_id", how="left_semi")
+        users = _supported(left, "raw_user_id", settings.min_items_per_user).persist(StorageLevel.MEMORY_AND_DISK)
+        self._kept += [items, users]
+        return items, users
+
+    def filter(self, interactions: DataFrame) -> DataFrame:
+        """The interactions between items and users that pass."""
+        by_item = interactions.join(small(self.items), on="raw_item_id", how="left_semi")
+        return by_item.join(self.users.hint("shuffle_hash"), on="raw_user_id", how="left_semi")
+
+    def release(self) -> None:
+        """Forgets the tables."""
+        for table in self._kept:
+            table.unpersist()
+
+
+def _supported(pairs: DataFrame, key: str, least: int) -> DataFrame:
+    return pairs.groupBy(key).agg(F.count("*").alias("support")).where(F.col("support") >= least).select(key)
+
+
+def small(items: DataFrame) -> DataFrame:
+    """A (persisted) table of items, marked for broadcast where it is small enough."""
+    return F.broadcast(items) if items.count() <= BROADCAST_ROWS else items
+
+
+def collapse_pairs(
+    interactions: DataFrame, rule: str, split: int | None = None, item: str = "raw_item_id"
+) -> DataFrame:
+    """One interaction for a user and an item: the first, or the newest ("keep_first", "keep_last"; "keep_all": all).
+
+    With T (`split`), keep_last looks at train and holdout apart: a later row must not take one out of train.
+    item: the column that holds the item.
     """
-    low, high = (max(quantile - 0.005, 0.0), min(quantile + 0.005, 1.0))
-    bounds, total = interactions.agg(F.percentile_approx("timestamp", [low, high], 2000), F.count("*")).collect()[0]
-    wanted = round(quantile * (total - 1))
-    time = F.col("timestamp")
-    below = interactions.where(time < bounds[0]).count()
-    inside = interactions.where(time.between(*bounds)).groupBy("timestamp").count().orderBy("timestamp")
-    position = below
-    for timestamp, count in inside.toLocalIterator():
-        position += count
-        if below <= wanted < position:
-            return int(timestamp)
-    raise AssertionError("the approximate bracket missed the quantile")
-
-
-def split_by_time(interactions: DataFrame, timestamp: int) -> tuple[DataFrame, DataFrame]:
-    """(train, holdout): before T; at or after T, without users or items that train does not have."""
-    train = interactions.where(F.col("timestamp") < timestamp)
-    holdout = (
-        interactions.where(F.col("timestamp") >= timestamp)
-        .join(train.select("raw_user_id").distinct(), on="raw_user_id", how="left_semi")
-        .join(train.select("raw_item_id").distinct(), on="raw_item_id", how="left_semi")
-    )
-    return train, holdout
-
-
-def users_with_positives(interactions: DataFrame, least: int) -> DataFrame:
-    """raw_user_id of users with at least `least` positives."""
-    positives = F.count_if("is_positive").alias("positives")
-    return interactions.groupBy("raw_user_id").agg(positives).where(F.col("positives") >= least).select("raw_user_id")
+    if rule == "keep_all":
+        return interactions
+    keys = ["raw_user_id", item]
+    order = [F.col("timestamp"), F.col("position")]
+    if rule == "keep_last":
+        order = [key.desc() for key in order]
+        if split is not None:
+            interactions = interactions.withColumn("is_train", F.col("timestamp") < split)
+            keys.append("is_train")
+    place = F.row_number().over(Window.partitionBy(*keys).orderBy(*order))
+    return interactions.withColumn("place", place).where(F.col("place") == 1).drop("place", "is_train")
 
 
 def natural_order(name: str, all_whole_numbers: bool) -> list[Column]:
@@ -89,13 +118,56 @@ def are_whole_numbers(frame: DataFrame, name: str) -> bool:
     return bool(frame.agg(F.bool_and(F.col(name).rlike(r"^-?\d{1,37}$"))).collect()[0][0])
 
 
-def assign_holdout(holdout: DataFrame, settings: SplitSettings) -> DataFrame:
-    """raw_user_id and is_test for every holdout user.
+def catalog(train: DataFrame) -> DataFrame:
+    """item_id (1..N, dense, in the natural order of raw ids), raw_item_id, num_positive, num_negative in train."""
+    items = train.groupBy("raw_item_id").agg(
+        F.count_if("is_positive").alias("num_positive"), F.count_if(~F.col("is_positive")).alias("num_negative")
+    )
+    items = items.persist(StorageLevel.MEMORY_AND_DISK)
+    order = Window.orderBy(*natural_order("raw_item_id", are_whole_numbers(items, "raw_item_id")))
+    return items.select(F.row_number().over(order).alias("item_id"), "raw_item_id", "num_positive", "num_negative")
+
+
+def encode(interactions: DataFrame, items: DataFrame, partitions: int) -> DataFrame:
+    """Interactions with items of the catalog, by item_id, a user's rows still in one of `partitions` partitions."""
+    item_ids = items.select("raw_item_id", "item_id")
+    encoded = interactions.join(small(item_ids), on="raw_item_id", how="inner").drop("raw_item_id")
+    return encoded if items.count() <= BROADCAST_ROWS else encoded.repartition(partitions, "raw_user_id")
+
+
+def count_users(encoded: DataFrame, split: int) -> DataFrame:
+    """One row per user: raw_user_id, train_rows, train_positives, holdout_rows, holdout_positives."""
+    is_train = F.col("timestamp") < split
+    return encoded.groupBy("raw_user_id").agg(
+        F.count_if(is_train).alias("train_rows"),
+        F.count_if(is_train & F.col("is_positive")).alias("train_positives"),
+        F.count_if(~is_train).alias("holdout_rows"),
+        F.count_if(~is_train & F.col("is_positive")).alias("holdout_positives"),
+    )
+
+
+def is_in_train() -> Column:
+    """Users whom train knows: the others' holdout rows are dropped."""
+    return F.col("train_rows") > 0
+
+
+def is_train_user(least: int) -> Column:
+    """Users whom the train shards hold, after the min-positives rule."""
+    return is_in_train() & (F.col("train_positives") >= least)
+
+
+def is_holdout_user() -> Column:
+    """Users with rows on both sides of T, who are halved into validation and test."""
+    return is_in_train() & (F.col("holdout_rows") > 0)
+
+
+def assign_holdout(users: DataFrame, settings: SplitSettings) -> DataFrame:
+    """raw_user_id and is_test for holdout users.
 
     permutation: users sorted by the natural order of their ids, p = RandomState(seed).permutation(U), the first
     ceil(U / 2) of p are test. hash: test when a 64-bit hash of (seed, id) is even.
     """
-    users = holdout.select("raw_user_id").distinct()
+    users = users.select("raw_user_id")
     if settings.assignment == "hash":
         bit = F.xxhash64(F.lit(settings.seed).cast("bigint"), F.col("raw_user_id")) % 2
         return users.select("raw_user_id", (bit == 0).alias("is_test"))
@@ -103,17 +175,7 @@ def assign_holdout(holdout: DataFrame, settings: SplitSettings) -> DataFrame:
     ids = [row[0] for row in users.orderBy(*keys).collect()]
     order = np.random.RandomState(settings.seed).permutation(len(ids))
     test = {ids[i] for i in order[: -(-len(ids) // 2)]}
-    spark = holdout.sparkSession
-    return spark.createDataFrame([(u, u in test) for u in ids], "raw_user_id string, is_test boolean")
-
-
-def catalog(train: DataFrame) -> DataFrame:
-    """item_id (1..N, dense, in the natural order of raw ids), raw_item_id, num_positive, num_negative in train."""
-    items = train.groupBy("raw_item_id").agg(
-        F.count_if("is_positive").alias("num_positive"), F.count_if(~F.col("is_positive")).alias("num_negative")
-    )
-    order = Window.orderBy(*natural_order("raw_item_id", are_whole_numbers(items, "raw_item_id")))
-    return items.select(F.row_number().over(order).alias("item_id"), "raw_item_id", "num_positive", "num_negative")
+    return users.sparkSession.createDataFrame([(u, u in test) for u in ids], "raw_user_id string, is_test boolean")
 
 
 def require_rows(frame_rows: int, what: str, way_out: str) -> None:

@@ -22,9 +22,9 @@ from pnfrec_dist.schema import (
     FileEntry,
     Manifest,
     settings_hash,
-    sha256_of,
     write_manifest,
 )
+from pnfrec_dist.storage import sha256_of
 
 torch.set_num_threads(1)
 
@@ -77,7 +77,7 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
         "validation": {"users": 8},
         "test": {"users": 10},
     }
-    manifest = Manifest(SCHEMA_VERSION, "tiny", settings, settings_hash(settings), [], counts, 4.0, 5, entries)
+    manifest = Manifest(SCHEMA_VERSION, "tiny", settings, settings_hash(settings), [], counts, 4.0, 5, "s", entries)
     write_manifest(directory, manifest)
     return directory
 

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
+    {"storage"},
     {"schema"},
     {"config", "distributed"},
     {"data", "model", "losses", "metrics", "retrieval", "cli"},
@@ -26,7 +27,19 @@ HOME = {
     "tyro": {"pnfrec_dist/cli.py"},
     "rich": {"pnfrec_dist/progress.py"},
 }
-BARE = {"training", "model", "losses", "data", "retrieval", "metrics", "evaluation", "distributed", "config", "schema"}
+BARE = {
+    "training",
+    "model",
+    "losses",
+    "data",
+    "retrieval",
+    "metrics",
+    "evaluation",
+    "distributed",
+    "config",
+    "schema",
+    "storage",
+}
 BARE_PACKAGES = {"torch", "numpy", "pyarrow", "safetensors", "pnfrec_dist"}
 
 
@@ -59,7 +72,7 @@ def test_package_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", files("spark_jobs"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_spark_jobs_need_only_the_contract(path: Path) -> None:
-    allowed = {"pnfrec_dist.schema", "pnfrec_dist.config", "pnfrec_dist.errors", "pnfrec_dist.cli"}
+    allowed = {f"pnfrec_dist.{name}" for name in ("schema", "storage", "config", "errors", "cli")}
     assert {m for m in imports(path) if m.startswith("pnfrec_dist")} <= allowed
 
 

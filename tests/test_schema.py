@@ -9,7 +9,8 @@ import pytest
 
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import read_manifest, sha256_of, write_manifest
+from pnfrec_dist.schema import read_manifest, write_manifest
+from pnfrec_dist.storage import sha256_of
 
 
 def test_a_whole_data_set_opens(prepared: Path) -> None:

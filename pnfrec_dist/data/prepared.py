@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pnfrec_dist.config import flatten
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.schema import ITEMS_NAME, ITEMS_SCHEMA, PAD_ID, SCHEMAS, Manifest, read_manifest, verify_files
+from pnfrec_dist.storage import Location
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class HoldoutData:
 class PreparedData:
     """A verified prepared data set."""
 
-    directory: Path
+    directory: Location
     manifest: Manifest
 
     @property
@@ -97,7 +98,7 @@ class PreparedData:
 
     def item_counts(self) -> np.ndarray:
         """Train interactions of each item, [num_items + 1]; index 0 (padding) is 0."""
-        items = pq.read_table(self.directory / ITEMS_NAME)
+        items = _read_parquet(self.directory / ITEMS_NAME)
         if not np.array_equal(items["item_id"].to_numpy(), np.arange(1, self.num_items + 1)):
             raise InputError(f"{self.directory / ITEMS_NAME}: item_id is not 1..{self.num_items} in order; rebuild it")
         counts = items["num_positive"].to_numpy() + items["num_negative"].to_numpy()
@@ -105,7 +106,7 @@ class PreparedData:
 
     def _read(self, part: str, columns: list[str]) -> pa.Table:
         files = [self.directory / entry.path for entry in self.manifest.files_of(part)]
-        return pa.concat_tables([pq.read_table(f, columns=columns) for f in files]).combine_chunks()
+        return pa.concat_tables([_read_parquet(f, columns) for f in files]).combine_chunks()
 
     def _ragged(self, table: pa.Table, column: str) -> Ragged:
         lists = table[column].combine_chunks()
@@ -121,12 +122,13 @@ class PreparedData:
             raise InputError(f"{self.directory} ({part}): {column} holds ids outside 1..{self.num_items}; rebuild it")
 
 
-def open_prepared(directory: Path, expected_settings: dict[str, Any] | None = None) -> PreparedData:
+def open_prepared(directory: Path | Location, expected_settings: dict[str, Any] | None = None) -> PreparedData:
     """Opens a prepared data set after comparing every file with the manifest.
 
     expected_settings: what conf/dataset/<name>.yaml says now (DatasetSettings.prepared()).
     Raises InputError naming the file, or the settings that differ.
     """
+    directory = Location(directory)
     manifest = read_manifest(directory)
     if expected_settings is not None:
         _require_settings(directory, manifest, expected_settings)
@@ -138,7 +140,12 @@ def open_prepared(directory: Path, expected_settings: dict[str, Any] | None = No
     return PreparedData(directory, manifest)
 
 
-def _require_settings(directory: Path, manifest: Manifest, expected: dict[str, Any]) -> None:
+def _read_parquet(file: Location, columns: list[str] | None = None) -> pa.Table:
+    with file.open() as content:
+        return pq.ParquetFile(content).read(columns=columns)
+
+
+def _require_settings(directory: Location, manifest: Manifest, expected: dict[str, Any]) -> None:
     built, wanted = flatten(manifest.settings), flatten(expected)
     differences = [
         f"{name} {built.get(name)!r} -> {wanted.get(name)!r}"
@@ -153,13 +160,14 @@ def _require_settings(directory: Path, manifest: Manifest, expected: dict[str, A
         )
 
 
-def _require_schema(file: Path, schema: pa.Schema, rows: int | None) -> None:
-    parquet = pq.ParquetFile(file)
-    found = parquet.schema_arrow
+def _require_schema(file: Location, schema: pa.Schema, rows: int | None) -> None:
+    with file.open() as content:
+        parquet = pq.ParquetFile(content)
+        found, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     if not found.equals(schema):
         raise InputError(f"{file} has columns {_types(found)}, expected {_types(schema)}; rebuild the data set")
-    if parquet.metadata.num_rows != rows:
-        raise InputError(f"{file} has {parquet.metadata.num_rows} rows, the manifest says {rows}; rebuild the data set")
+    if num_rows != rows:
+        raise InputError(f"{file} has {num_rows} rows, the manifest says {rows}; rebuild the data set")
 
 
 def _types(schema: Sequence[pa.Field]) -> str:

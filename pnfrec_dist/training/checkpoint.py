@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import sha256_of, sync_to_disk
+from pnfrec_dist.storage import sha256_of, sync_to_disk
 
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"

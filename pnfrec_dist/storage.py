@@ -1,0 +1,173 @@
+"""Files wherever they are: a path of this machine, or a URI that pyarrow reads (file, s3, s3a, gs, hdfs)."""
+
+import hashlib
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from pnfrec_dist.errors import InputError
+
+CHUNK = 4 << 20
+
+
+class Location:
+    """A file or directory. It is its text alone, so it travels to other processes; the file system opens on use."""
+
+    def __init__(self, place: "str | Path | Location") -> None:
+        """place: a path (relative ones are taken from the working directory), or scheme://..."""
+        text = str(place)
+        if text.startswith("file:"):
+            text = fs.FileSystem.from_uri("file://" + "/" + text.removeprefix("file:").lstrip("/"))[1]
+        self.is_local = "://" not in text
+        self.uri = str(Path(text).expanduser().absolute()) if self.is_local else text.rstrip("/")
+        self._shown = text if self.is_local else self.uri
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(f"{self._shown.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def __repr__(self) -> str:
+        return f"Location({self._shown!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Location) and self.uri == other.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
+    @property
+    def name(self) -> str:
+        return self.uri.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Location":
+        return Location(self.uri.rpartition("/")[0] or "/")
+
+    @property
+    def path(self) -> Path:
+        """The path of this machine; for local places alone."""
+        assert self.is_local, self.uri
+        return Path(self.uri)
+
+    @property
+    def renames(self) -> bool:
+        """Whether directories can be renamed in one move; object stores cannot."""
+        return self.is_local or self.uri.startswith(("hdfs://", "viewfs://"))
+
+    @cached_property
+    def _opened(self) -> tuple[fs.FileSystem, str]:
+        if self.is_local:
+            return fs.LocalFileSystem(), self.uri
+        try:
+            return fs.FileSystem.from_uri(self.uri.replace("s3a://", "s3://", 1))
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            raise InputError(
+                f"cannot open {self.uri} ({_first_line(error)}); see docs/data.md for other storage"
+            ) from None
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        return self._opened[0]
+
+    @property
+    def fs_path(self) -> str:
+        return self._opened[1]
+
+    def _info(self) -> fs.FileInfo:
+        return self.filesystem.get_file_info([self.fs_path])[0]
+
+    def is_file(self) -> bool:
+        return self._info().type == fs.FileType.File
+
+    def is_dir(self) -> bool:
+        return self._info().type == fs.FileType.Directory
+
+    def size(self) -> int:
+        return self._info().size
+
+    def entries(self, *, recursive: bool = True) -> dict[str, fs.FileInfo]:
+        """Files and directories below, by their path relative to this one, in name order."""
+        selector = fs.FileSelector(self.fs_path, recursive=recursive, allow_not_found=True)
+        found = {
+            info.path.removeprefix(self.fs_path).lstrip("/"): info for info in self.filesystem.get_file_info(selector)
+        }
+        return dict(sorted(found.items()))
+
+    def files(self, *, recursive: bool = True) -> dict[str, int]:
+        """Sizes of the files below, by relative path."""
+        found = self.entries(recursive=recursive)
+        return {path: info.size for path, info in found.items() if info.type == fs.FileType.File}
+
+    def open(self) -> pa.NativeFile:
+        """The file for reading at any place."""
+        return self.filesystem.open_input_file(self.fs_path)
+
+    def read_bytes(self) -> bytes:
+        with self.filesystem.open_input_stream(self.fs_path, compression=None) as stream:
+            return stream.read()
+
+    def write_bytes(self, content: bytes) -> None:
+        with self.filesystem.open_output_stream(self.fs_path, compression=None) as stream:
+            stream.write(content)
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        with self.filesystem.open_input_stream(self.fs_path, compression=None) as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def make_directory(self) -> None:
+        self.filesystem.create_dir(self.fs_path, recursive=True)
+
+    def rename(self, to: "Location") -> None:
+        """Moves in one step; see `renames`."""
+        if self.is_local:
+            self.path.rename(to.path)
+        else:
+            self.filesystem.move(self.fs_path, to.fs_path)
+
+    def copy_file(self, to: "Location") -> None:
+        self.filesystem.copy_file(self.fs_path, to.fs_path)
+
+    def delete(self) -> None:
+        """Removes the file or directory; no error when it is not there."""
+        if self.is_local and self.path.is_dir():
+            shutil.rmtree(self.path, ignore_errors=True)
+        elif (kind := self._info().type) == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.fs_path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(self.fs_path)
+
+    def sync(self) -> None:
+        """Returns when the file, or the directory's entries, are on the disk. Remote stores do so when they close a file."""
+        if self.is_local:
+            sync_to_disk(self.path)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Returns when the file, or the directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,70 @@
+"""Raw data that is not there yet: generated, or fetched from its publisher."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from pnfrec_dist.config import SourceSettings
+from pnfrec_dist.errors import InputError
+from spark_jobs.synthetic import write_ratings
+
+
+def raw_directory(name: str) -> Path:
+    """Where the raw files of a data set are looked for, and fetched to, when no place is given."""
+    return Path("data/raw") / name
+
+
+def obtain_raw(name: str, source: SourceSettings) -> None:
+    """Generates or fetches the raw files into data/raw/<name>. Raises InputError when there is no way to."""
+    directory = raw_directory(name)
+    if source.generator:
+        print(f"generating {directory / source.files}", flush=True)
+        write_ratings(directory / source.files)
+    elif source.url:
+        fetch(source, directory)
+    else:
+        raise InputError(f"no raw data: put {source.files!r} into {directory}, or pass RAW=<directory that holds it>")
+
+
+def fetch(source: SourceSettings, directory: Path) -> None:
+    """Downloads the official file, checks its md5, and puts it (a zip: the wanted members) into `directory`."""
+    manual = f"download {source.url}, put {source.files!r} into {directory}, or pass RAW=<directory that holds it>"
+    print(f"fetching {source.url}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="pnfrec-fetch-") as scratch:
+        fetched = Path(scratch) / source.url.rpartition("/")[2]
+        try:
+            with urllib.request.urlopen(source.url, timeout=30) as reply, fetched.open("wb") as out:
+                shutil.copyfileobj(reply, out)
+        except (OSError, urllib.error.URLError) as error:
+            raise InputError(f"could not fetch the raw data ({error}); {manual}") from error
+        with fetched.open("rb") as file:
+            md5 = hashlib.file_digest(file, "md5").hexdigest()
+        if source.md5 and md5 != source.md5:
+            raise InputError(f"{source.url} has md5 {md5}, expected {source.md5}; {manual}")
+        directory.mkdir(parents=True, exist_ok=True)
+        if fetched.suffix != ".zip":
+            _place(fetched, directory / fetched.name)
+            return
+        try:
+            with zipfile.ZipFile(fetched) as zipped:
+                for member in zipped.infolist():
+                    name = Path(member.filename).name
+                    if not member.is_dir() and Path(name).match(source.files):
+                        unpacked = Path(scratch) / "member"
+                        with zipped.open(member) as content, unpacked.open("wb") as out:
+                            shutil.copyfileobj(content, out)
+                        _place(unpacked, directory / name)
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{source.url} did not return a zip archive ({error}); {manual}") from error
+
+
+def _place(file: Path, to: Path) -> None:
+    """Copies into place in one move."""
+    draft = to.with_name(f".{to.name}.{os.getpid()}")
+    shutil.copyfile(file, draft)
+    draft.replace(to)

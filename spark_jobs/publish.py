@@ -1,0 +1,86 @@
+"""A data set is built beside its place and put there whole: a job killed at any moment leaves the old one or none."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import psutil
+
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.schema import SUCCESS_NAME, Manifest, read_manifest, verify_files
+from pnfrec_dist.storage import Location
+
+
+@contextlib.contextmanager
+def build_directory(final: Location) -> Iterator[Location]:
+    """A sibling of `final` to build in. It is gone after an error; publish() puts it in the place of `final`."""
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    try:
+        final.parent.make_directory()
+        clear_leftovers(final)
+        building = final.parent / f".{final.name}.building-{owner}"
+        building.delete()
+        building.make_directory()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write below {final.parent} ({reason}); choose another --data-dir") from error
+    try:
+        yield building
+    finally:
+        building.delete()
+
+
+def clear_leftovers(final: Location) -> None:
+    """Removes what killed builds of `final` left; a whole data set that one had just set aside is put back."""
+    for name in final.parent.entries(recursive=False):
+        for kind in ("building", "old"):
+            prefix = f".{final.name}.{kind}-"
+            if not name.startswith(prefix) or _is_alive(name.removeprefix(prefix)):
+                continue
+            leftover = final.parent / name
+            if kind == "old" and not final.is_dir() and whole_manifest(leftover) is not None:
+                leftover.rename(final)
+            else:
+                leftover.delete()
+
+
+def _is_alive(owner: str) -> bool:
+    """Whether the process that a directory's name tells of may still run."""
+    host, _, process = owner.rpartition("-")
+    return host != socket.gethostname() or (process.isdigit() and psutil.pid_exists(int(process)))
+
+
+def publish(building: Location, final: Location) -> None:
+    """Puts a whole `building` in the place of `final`.
+
+    Where directories can be renamed the old data set is set aside and the new one moved in. In an object store
+    the old _SUCCESS goes first and the new one comes last; in between readers find no data set.
+    """
+    if final.renames:
+        if final.is_local:
+            for name in [*building.entries(), ""]:
+                (building / name if name else building).sync()
+        old = final.parent / building.name.replace(".building-", ".old-")
+        old.delete()
+        if final.is_dir():
+            final.rename(old)
+        building.rename(final)
+        final.parent.sync()
+        old.delete()
+        return
+    (final / SUCCESS_NAME).delete()
+    final.delete()
+    for name in sorted(building.files(), key=lambda name: name == SUCCESS_NAME):
+        (building / name).copy_file(final / name)
+    building.delete()
+
+
+def whole_manifest(directory: Location) -> Manifest | None:
+    """The manifest of a data set whose files all match it, or None."""
+    try:
+        manifest = read_manifest(directory)
+        verify_files(directory, manifest)
+    except InputError:
+        return None
+    return manifest

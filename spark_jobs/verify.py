@@ -1,0 +1,128 @@
+"""Checks a prepared data set as a whole: files against the manifest, and content against the schema's promises."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc  # pyright: ignore
+import pyarrow.parquet as pq
+
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.schema import (
+    ITEMS_NAME,
+    ITEMS_SCHEMA,
+    QUARANTINE,
+    SCHEMAS,
+    SPLITS,
+    Manifest,
+    read_manifest,
+    verify_files,
+)
+from pnfrec_dist.storage import Location
+
+ROWS_AT_ONCE = 8192
+
+
+def verify(directory: Location) -> Manifest:
+    """Reads every file once. Returns the manifest, or raises InputError naming the first file that is wrong."""
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest)
+    verify_content(directory, manifest)
+    return manifest
+
+
+def verify_content(directory: Location, manifest: Manifest) -> None:
+    """Schemas, row counts, ids, lists and targets of all files.
+
+    Raises InputError naming the file and what it breaks.
+    """
+    _verify_items(directory, manifest)
+    for part in (*SPLITS, QUARANTINE):
+        rows = 0
+        seen_users: list[pa.Array] = []
+        for entry in manifest.files_of(part):
+            file = directory / entry.path
+            found = 0
+            for batch in _batches(file, SCHEMAS[part]):
+                found += batch.num_rows
+                if part != QUARANTINE:
+                    _verify_lists(file, batch, manifest)
+                    seen_users.append(batch["user_id"])
+            _require(found == entry.rows, file, f"{found} rows, the manifest says {entry.rows}")
+            rows += found
+        stage = {"train": "train_users", QUARANTINE: "quarantined"}.get(part, part)
+        counted = manifest.counts[stage]["rows" if part == QUARANTINE else "users"]
+        _require(rows == counted, directory / part, f"{rows} rows, the manifest counts {counted}")
+        if seen_users:
+            distinct = pc.count_distinct(pa.chunked_array(seen_users)).as_py()
+            _require(distinct == rows, directory / part, f"{rows} rows of {distinct} users; each must have one")
+
+
+def _verify_items(directory: Location, manifest: Manifest) -> None:
+    file = directory / ITEMS_NAME
+    tables = [pa.Table.from_batches([batch]) for batch in _batches(file, ITEMS_SCHEMA)]
+    items = pa.concat_tables(tables) if tables else ITEMS_SCHEMA.empty_table()
+    dense = np.array_equal(items["item_id"].to_numpy(), np.arange(1, manifest.num_items + 1))
+    _require(dense, file, f"item_id that is not 1..{manifest.num_items} in order")
+    distinct = pc.count_distinct(items["raw_item_id"]).as_py()
+    _require(distinct == len(items), file, "a raw_item_id twice")
+    actions = pc.sum(items["num_positive"]).as_py() + pc.sum(items["num_negative"]).as_py()
+    rows = manifest.counts["train"]["rows"]
+    _require(actions == rows, file, f"{actions} train interactions, the manifest counts {rows}")
+
+
+def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> None:
+    names = [field.name for field in batch.schema if pa.types.is_list(field.type)]
+    for name in names:
+        lists = batch[name]
+        values = lists.flatten()
+        _require(lists.null_count == 0 and values.null_count == 0, file, f"nulls in {name}")
+        if name != "seen_items":
+            longest = pc.max(lists.value_lengths()).as_py() or 0
+            limit = manifest.settings["max_history"]
+            _require(longest <= limit, file, f"a list of {longest} {name}; max_history is {limit}")
+        if name != "is_positive" and len(values):
+            bounds = pc.min_max(values).as_py()
+            inside = bounds["min"] >= 1 and bounds["max"] <= manifest.num_items
+            _require(inside, file, f"{name} outside 1..{manifest.num_items}")
+    same = pc.all(pc.equal(batch["items"].value_lengths(), batch["is_positive"].value_lengths())).as_py()
+    _require(same is not False, file, "items and is_positive of different lengths")
+    for name, side in (("positive_items", True), ("negative_items", False)):
+        _require(_ends_agree(batch, name, side), file, f"{name} that items and is_positive contradict")
+    if "target_item" in names or "target_item" in batch.schema.names:
+        targets = pc.min_max(batch["target_item"]).as_py()
+        inside = batch.num_rows == 0 or (targets["min"] >= 1 and targets["max"] <= manifest.num_items)
+        _require(inside, file, f"target_item outside 1..{manifest.num_items}")
+        before = pc.min(batch["target_timestamp"]).as_py()
+        _require(batch.num_rows == 0 or before >= manifest.split_timestamp, file, "a target before the split")
+
+
+def _ends_agree(batch: pa.RecordBatch, name: str, side: bool) -> bool:
+    """Whether the newest entries of one side's list are those that items and is_positive tell of."""
+    items, flags = batch["items"], batch["is_positive"].flatten().to_numpy(zero_copy_only=False)
+    owner = np.repeat(np.arange(batch.num_rows), items.value_lengths().to_numpy())
+    chosen = flags == side
+    expected, expected_owner = items.flatten().to_numpy()[chosen], owner[chosen]
+    lengths = batch[name].value_lengths().to_numpy()
+    counts = np.bincount(expected_owner, minlength=batch.num_rows)
+    if (counts > lengths).any():
+        return False
+    ends = np.cumsum(lengths)
+    places = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
+    return bool(np.array_equal(batch[name].flatten().to_numpy()[places], expected))
+
+
+def _batches(file: Location, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with file.open() as content:
+        parquet = pq.ParquetFile(content)
+        _require(parquet.schema_arrow.equals(schema), file, f"columns {parquet.schema_arrow.names}, not {schema.names}")
+        yield from parquet.iter_batches(ROWS_AT_ONCE)
+
+
+def _require(ok: bool, place: Location, found: str) -> None:
+    if not ok:
+        raise InputError(f"{place} has {found}; rebuild it: make spark-prep DATASET={_data_set(place)}")
+
+
+def _data_set(place: Location) -> str:
+    return place.parent.parent.name if place.parent.name in SCHEMAS else place.parent.name
