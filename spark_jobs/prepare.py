@@ -155,7 +155,7 @@ class Build:
         report.write_bytes(render_report(manifest, self.settings.expected, self.distributions, self.examples).encode())
         manifest.files.append(FileEntry(REPORT_NAME, report.size(), report.sha256()))
         write_manifest(building, manifest)
-        self.interactions.unpersist()
+        self.filtered.unpersist()
         return manifest
 
     def done(self, stage: str, **numbers: int) -> None:
@@ -234,7 +234,7 @@ class Build:
         if settings.filter.scope == "all":
             support = transforms.Support(interactions, settings.filter)
             passed = support.filter(interactions)
-            transforms.require_rows(passed.count(), "the data set after the filter", "lower --filter.*")
+            transforms.require_rows(int(not passed.isEmpty()), "the data set after the filter", "lower --filter.*")
             split = transforms.split_timestamp(passed, quantile)
         else:
             split = transforms.split_timestamp(interactions, quantile)
@@ -245,7 +245,9 @@ class Build:
             self.interactions = self.interactions.persist(StorageLevel.DISK_ONLY)
             self.count_kept(self.interactions, self.interactions.count())
             interactions.unpersist()
-        return support.filter(self.interactions), split
+        self.filtered = support.filter(self.interactions).persist(StorageLevel.DISK_ONLY)
+        self.filtered_users = support.users.count()
+        return self.filtered, split
 
     def label(self, filtered: DataFrame, split: int) -> float:
         """The threshold; also counts what the report draws of relevance and time."""
@@ -253,6 +255,7 @@ class Build:
         low, high, first, last = filtered.agg(
             F.min(value_name), F.max(value_name), F.min(time_name), F.max(time_name)
         ).collect()[0]
+        self.interactions.unpersist()
         transforms.require_rows(int(low is not None), "the data set after the filter", "lower --filter.*")
         way_out = f"T = {split} leaves nothing there; change --split.quantile"
         transforms.require_rows(int(first < split), "train", way_out)
@@ -266,10 +269,11 @@ class Build:
         """Catalog, train shards, validation and test shards."""
         settings = self.settings
         least = settings.split.min_positives
-        items = transforms.catalog(transforms.before(labelled, split)).persist(StorageLevel.MEMORY_AND_DISK)
+        counted = transforms.count_items(labelled, split).persist(StorageLevel.MEMORY_AND_DISK)
+        items = transforms.catalog(counted).persist(StorageLevel.MEMORY_AND_DISK)
         encoded = transforms.encode(labelled, items, self.partitions)
         users = transforms.count_users(encoded, split).persist(StorageLevel.MEMORY_AND_DISK)
-        self.count_splits(labelled, items, users)
+        self.count_splits(counted, items, users)
         self.written.append(write_items(items, building))
 
         holdout_users = users.where(transforms.is_holdout_user())
@@ -288,14 +292,13 @@ class Build:
         self.written += write_users(sequences, building / "train", SCHEMAS["train"], shards)
         self.say("written", f"train, {shards:,} shards")
         self.write_holdout(encoded, users, assigned, items.count(), building)
-        for table in (items, users, assigned):
+        for table in (counted, items, users, assigned):
             table.unpersist()
 
-    def count_splits(self, labelled: DataFrame, items: DataFrame, users: DataFrame) -> None:
+    def count_splits(self, counted: DataFrame, items: DataFrame, users: DataFrame) -> None:
         """Sizes after the filter, of train, and of the holdout without users or items that train lacks."""
-        rows, positives = labelled.agg(F.count("*"), F.count_if("is_positive")).collect()[0]
-        distinct = {key: labelled.select(f"raw_{key}_id").distinct().count() for key in ("user", "item")}
-        self.done("filtered", rows=rows, users=distinct["user"], items=distinct["item"], positives=positives)
+        rows, positives, num_items = counted.agg(F.sum("rows"), F.sum("positives"), F.count("*")).collect()[0]
+        self.done("filtered", rows=rows, users=self.filtered_users, items=num_items, positives=positives)
         in_train, in_holdout = transforms.is_in_train(), transforms.is_holdout_user()
         train_rows, train_users, holdout_rows, holdout_users = users.agg(
             F.sum("train_rows"),

@@ -20,9 +20,11 @@ from pnfrec_dist.storage import Location
 from spark_jobs.fetch import raw_directory
 
 ROLES = ("user", "item", "relevance", "timestamp")
+CORRUPT = "_corrupt_record"
+PLACE = ("file_number", "in_file")
 HEADER_AGAIN = "a header line inside the file"
 FILE_SHIFT = 44
-"""position = file number << FILE_SHIFT | place in the file: up to 2^19 files of up to 16 TiB."""
+"""position() = file number << FILE_SHIFT | place in the file: up to 2^19 files of up to 16 TiB."""
 ROW_BITS = 33
 """Bits of a row's number within its partition in Spark's monotonically_increasing_id."""
 FIRST_READ = 1 << 20
@@ -101,49 +103,67 @@ def describe_sources(files: Sequence[RawFile]) -> list[FileEntry]:
 
 
 def read_rows(spark: SparkSession, files: Sequence[RawFile], source: SourceSettings) -> DataFrame:
-    """One row per line (text) or record (Parquet): ROLES as text (Parquet: own types), line, position, problem.
+    """One row per line (text) or record (Parquet): ROLES as text (Parquet: own types), line, problem, and PLACE.
 
-    line: the row's text; position: bigint that orders rows as the source does; problem: why the line has no fields,
-    or null. Text is read as lines and taken apart here, because Spark's own readers drop blank lines, put U+FFFD for
-    bytes that are no UTF-8 and null what they cannot read.
+    line: the row's text; problem: why the line has no fields, or null; PLACE: what position() is made of. Text is read
+    as lines and taken apart here, because Spark's own readers drop blank lines, put U+FFFD for bytes that are no
+    UTF-8 and null what they cannot read.
     """
     if source.format == "parquet":
         return _read_parquet(spark, files, source)
-    firsts = _first_lines(files) if source.format == "csv" else []
-    lines = spark.read.text([_spark_path(f.location) for f in files])
-    in_block = F.monotonically_increasing_id().bitwiseAND(F.lit((1 << ROW_BITS) - 1))
-    rows = _with_position(lines, files, F.col("_metadata.file_block_start") + in_block)
-    rows = rows.withColumnRenamed("value", "line")
-    line = F.col("line")
+    lines = spark.read.text([_spark_path(f.location) for f in files]).withColumnRenamed("value", "line")
+    rows = _with_place(lines, files, F.col("_metadata.file_block_start"))
     if source.format == "csv":
-        columns = _columns(files, firsts, source)
-        rows = rows.withColumn("parts", _csv_parts(line, columns, source))
-        part = {role: F.get("parts", F.lit(columns.index(getattr(source, role)))) for role in ROLES}
-        # Spark reads a block's lines in order, so that the text of all first lines is known; one per file is dropped.
-        again = line.isin(sorted(set(firsts))) if source.header else F.lit(False)
-        broken = F.when(again, F.lit(HEADER_AGAIN)).when(
-            F.coalesce(F.size("parts") != len(columns), F.lit(True)), F.lit(f"not {len(columns)} fields")
-        )
+        part, broken, parts = _csv_fields(files, source)
     else:
-        names = [getattr(source, role) for role in ROLES]
-        schema = ", ".join(f"{_quoted(name)} string" for name in dict.fromkeys([*names, "_corrupt_record"]))
-        options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": "_corrupt_record"}
-        rows = rows.withColumn("parts", F.from_json(line, schema, options))
-        part = {role: F.col("parts").getField(name) for role, name in zip(ROLES, names, strict=True)}
-        broken = F.when(
-            F.col("parts").isNull() | F.col("parts._corrupt_record").isNotNull(), F.lit("not a JSON object")
-        )
+        part, broken, parts = _json_fields(source)
+    line = F.col("line")
     problem = (
         F.when(~F.is_valid_utf8(line), F.lit("not valid UTF-8"))
         .when(F.trim(line) == "", F.lit("an empty line"))
         .otherwise(broken)
     )
-    return rows.select(
+    return rows.withColumn("parts", parts).select(
         *[part[role].alias(role) for role in ROLES],
         F.make_valid_utf8(line).alias("line"),
-        "position",
         problem.alias("problem"),
+        *PLACE,
     )
+
+
+def position(source: SourceSettings) -> Column:
+    """bigint that orders rows as the source does, from PLACE: file number, then place in the file.
+
+    A text row's place is the start of its block plus its number in the partition: blocks of one file follow each other
+    by more bytes than they hold rows, and only a file's last block shares its partition with other files.
+    """
+    in_partition = F.monotonically_increasing_id().bitwiseAND(F.lit((1 << ROW_BITS) - 1))
+    in_file = F.col("in_file") + (F.lit(0) if source.format == "parquet" else in_partition)
+    return F.shiftleft("file_number", FILE_SHIFT) + in_file
+
+
+Fields = tuple[dict[str, Column], Column, Column]
+"""(role -> its text, why there are no fields, the column `parts` that both read)."""
+
+
+def _csv_fields(files: Sequence[RawFile], source: SourceSettings) -> Fields:
+    firsts = _first_lines(files)
+    columns = _columns(files, firsts, source)
+    part = {role: F.get("parts", F.lit(columns.index(getattr(source, role)))) for role in ROLES}
+    # A header line of any file is no data in any; clean.rejected() takes each file's first one out.
+    again = F.col("line").isin(sorted(set(firsts))) if source.header else F.lit(False)
+    wrong_size = F.coalesce(F.size("parts") != len(columns), F.lit(True))
+    broken = F.when(again, F.lit(HEADER_AGAIN)).when(wrong_size, F.lit(f"not {len(columns)} fields"))
+    return part, broken, _csv_parts(F.col("line"), columns, source)
+
+
+def _json_fields(source: SourceSettings) -> Fields:
+    names = [getattr(source, role) for role in ROLES]
+    schema = ", ".join(f"{_quoted(name)} string" for name in dict.fromkeys([*names, CORRUPT]))
+    part = {role: F.col("parts").getField(name) for role, name in zip(ROLES, names, strict=True)}
+    no_object = F.col("parts").isNull() | F.col("parts").getField(CORRUPT).isNotNull()
+    options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": CORRUPT}
+    return part, F.when(no_object, F.lit("not a JSON object")), F.from_json("line", schema, options)
 
 
 def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Column:
@@ -152,16 +172,16 @@ def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Colu
     if not source.quote:
         return split
     names = [f"c{number}" for number in range(len(columns))]
-    schema = ", ".join(f"{name} string" for name in [*names, "_corrupt_record"])
+    schema = ", ".join(f"{name} string" for name in [*names, CORRUPT])
     options = {
         "sep": source.separator,
         "quote": source.quote,
         "escape": source.quote,
         "mode": "PERMISSIVE",
-        "columnNameOfCorruptRecord": "_corrupt_record",
+        "columnNameOfCorruptRecord": CORRUPT,
     }
     record = F.from_csv(line, schema, options)
-    quoted = F.when(record["_corrupt_record"].isNull(), F.array(*[record[name] for name in names]))
+    quoted = F.when(record[CORRUPT].isNull(), F.array(*[record[name] for name in names]))
     return F.when(F.contains(line, F.lit(source.quote)), quoted).otherwise(split)
 
 
@@ -169,28 +189,21 @@ def _read_parquet(spark: SparkSession, files: Sequence[RawFile], source: SourceS
     for file in files:
         _require_parquet(source, file)
     records = spark.read.parquet(*[_spark_path(f.location) for f in files])
-    rows = _with_position(records, files, F.col("_metadata.row_index"))
+    rows = _with_place(records, files, F.col("_metadata.row_index"))
     text = F.to_json(F.struct(*[column(name) for name in records.columns]))
     fields = [column(getattr(source, role)).alias(role) for role in ROLES]
-    return rows.select(*fields, text.alias("line"), "position", F.lit(None).cast("string").alias("problem"))
+    return rows.select(*fields, text.alias("line"), F.lit(None).cast("string").alias("problem"), *PLACE)
 
 
-def _with_position(frame: DataFrame, files: Sequence[RawFile], in_file: Column) -> DataFrame:
-    """Adds position. in_file must grow with the rows of a file.
-
-    A text row's place is the start of its block plus its number in the partition: blocks of one file follow each other
-    by more bytes than they hold rows, and only a file's last block shares its partition with other files.
-    """
+def _with_place(frame: DataFrame, files: Sequence[RawFile], in_file: Column) -> DataFrame:
+    """Adds PLACE. Metadata columns do not survive a join, so they become columns before it."""
     if len(files) == 1:
-        return frame.withColumn("position", in_file)
+        return frame.withColumns({"in_file": in_file, "file_number": F.lit(0).cast("bigint")})
     numbers = {_plain(f.location.uri): number for number, f in enumerate(files)}
     found = [(uri, numbers[_plain(urllib.parse.unquote(uri))]) for uri in frame.inputFiles()]
     table = frame.sparkSession.createDataFrame(found, "file_path string, file_number bigint")
-    position = F.shiftleft("file_number", FILE_SHIFT) + F.col("in_file")
-    # Metadata columns do not survive a join, so they become columns before it.
     placed = frame.withColumns({"in_file": in_file, "file_path": F.col("_metadata.file_path")})
-    placed = placed.join(F.broadcast(table), on="file_path", how="inner").withColumn("position", position)
-    return placed.drop("file_path", "file_number", "in_file")
+    return placed.join(F.broadcast(table), on="file_path", how="inner")
 
 
 def _plain(uri: str) -> str:

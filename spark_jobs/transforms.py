@@ -118,12 +118,20 @@ def are_whole_numbers(frame: DataFrame, name: str) -> bool:
     return bool(frame.agg(F.bool_and(F.col(name).rlike(r"^-?\d{1,37}$"))).collect()[0][0])
 
 
-def catalog(train: DataFrame) -> DataFrame:
-    """item_id (1..N, dense, in the natural order of raw ids), raw_item_id, num_positive, num_negative in train."""
-    items = train.groupBy("raw_item_id").agg(
-        F.count_if("is_positive").alias("num_positive"), F.count_if(~F.col("is_positive")).alias("num_negative")
+def count_items(labelled: DataFrame, split: int) -> DataFrame:
+    """One row per item: raw_item_id, num_positive and num_negative in train, rows and positives in all."""
+    is_train, is_positive = F.col("timestamp") < split, F.col("is_positive")
+    return labelled.groupBy("raw_item_id").agg(
+        F.count_if(is_train & is_positive).alias("num_positive"),
+        F.count_if(is_train & ~is_positive).alias("num_negative"),
+        F.count("*").alias("rows"),
+        F.count_if(is_positive).alias("positives"),
     )
-    items = items.persist(StorageLevel.MEMORY_AND_DISK)
+
+
+def catalog(counted: DataFrame) -> DataFrame:
+    """item_id (1..N, dense, in the natural order of raw ids), raw_item_id, num_positive, num_negative: train's items."""
+    items = counted.where(F.col("num_positive") + F.col("num_negative") > 0)
     order = Window.orderBy(*natural_order("raw_item_id", are_whole_numbers(items, "raw_item_id")))
     return items.select(F.row_number().over(order).alias("item_id"), "raw_item_id", "num_positive", "num_negative")
 
