@@ -200,10 +200,13 @@ def _with_place(frame: DataFrame, files: Sequence[RawFile], in_file: Column) -> 
     if len(files) == 1:
         return frame.withColumns({"in_file": in_file, "file_number": F.lit(0).cast("bigint")})
     numbers = {_plain(f.location.uri): number for number, f in enumerate(files)}
-    found = [(uri, numbers[_plain(urllib.parse.unquote(uri))]) for uri in frame.inputFiles()]
+    paths = [re.sub("^file:/+", "file:/", uri) for uri in frame.inputFiles()]  # the form that the metadata column has
+    found = [(path, numbers[_plain(urllib.parse.unquote(path))]) for path in paths]
     table = frame.sparkSession.createDataFrame(found, "file_path string, file_number bigint")
     placed = frame.withColumns({"in_file": in_file, "file_path": F.col("_metadata.file_path")})
-    return placed.join(F.broadcast(table), on="file_path", how="inner")
+    placed = placed.join(F.broadcast(table), on="file_path", how="left")
+    unknown = F.raise_error(F.concat(F.lit("no such raw file: "), "file_path")).cast("bigint")
+    return placed.withColumn("file_number", F.coalesce("file_number", unknown))
 
 
 def _plain(uri: str) -> str:
@@ -220,7 +223,7 @@ def _first_lines(files: Sequence[RawFile]) -> list[str]:
 
 
 def _first_line(file: RawFile) -> str:
-    """The first line as Spark reads it, byte-order mark included."""
+    """The first line as Spark reads it, which is without a byte-order mark."""
     try:
         with file.location.filesystem.open_input_stream(file.location.fs_path) as content:
             start = content.read(FIRST_READ)
@@ -228,7 +231,7 @@ def _first_line(file: RawFile) -> str:
         raise InputError(f"{file.location} cannot be read ({error}); is it compressed as its name says?") from None
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{file.location} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
-    return re.split(rb"\r\n|\r|\n", start, maxsplit=1)[0].decode("utf-8", errors="replace")
+    return re.split(rb"\r\n|\r|\n", start, maxsplit=1)[0].decode("utf-8-sig", errors="replace")
 
 
 def _columns(files: Sequence[RawFile], firsts: list[str], source: SourceSettings) -> list[str]:
@@ -236,7 +239,7 @@ def _columns(files: Sequence[RawFile], firsts: list[str], source: SourceSettings
     if not source.header:
         columns = list(source.fields)
     else:
-        headers = [_fields(line.removeprefix("\ufeff"), source) for line in firsts]
+        headers = [_fields(line, source) for line in firsts]
         columns = headers[0]
         for file, header in zip(files, headers, strict=True):
             if not header:

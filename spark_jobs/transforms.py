@@ -130,7 +130,7 @@ def count_items(labelled: DataFrame, split: int) -> DataFrame:
 
 
 def catalog(counted: DataFrame) -> DataFrame:
-    """item_id (1..N, dense, in the natural order of raw ids), raw_item_id, num_positive, num_negative: train's items."""
+    """Train's items: item_id (1..N, dense, in the natural order of raw ids), raw_item_id, num_positive, num_negative."""
     items = counted.where(F.col("num_positive") + F.col("num_negative") > 0)
     order = Window.orderBy(*natural_order("raw_item_id", are_whole_numbers(items, "raw_item_id")))
     return items.select(F.row_number().over(order).alias("item_id"), "raw_item_id", "num_positive", "num_negative")

@@ -6,17 +6,13 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from pnfrec_dist.config import FilterSettings, SourceSettings, SplitSettings
+from pnfrec_dist.config import FeedbackSettings, FilterSettings, SplitSettings
 from spark_jobs import transforms
-from spark_jobs.clean import accepted, rejected, typed_rows
 from spark_jobs.sequences import holdout_sequences, train_sequences
 
 pytestmark = pytest.mark.integration
 
-COLUMNS = (
-    "raw_user_id string, raw_item_id string, relevance double, timestamp bigint, "
-    "source_file int, source_block bigint, source_row bigint"
-)
+COLUMNS = "raw_user_id string, raw_item_id string, relevance double, timestamp bigint, position bigint"
 TEN_ROWS = [
     # user, item, rating, time: ann's rows 1 to 3 share a time, so their order in the source decides
     ("ann", "10", 5.0, 100),
@@ -34,9 +30,9 @@ TEN_ROWS = [
 
 def interactions(spark: SparkSession, rows: Sequence[tuple] = TEN_ROWS) -> DataFrame:
     """Rows with their position, in two shuffled partitions: nothing may depend on where Spark holds them."""
-    placed = [(*row, 0, 0, position) for position, row in enumerate(rows)]
+    placed = [(*row, position) for position, row in enumerate(rows)]
     order = np.random.RandomState(1).permutation(len(placed))
-    return spark.createDataFrame([placed[i] for i in order], COLUMNS).repartition(2)
+    return spark.createDataFrame([placed[i] for i in order], COLUMNS).repartition(2, "raw_user_id")
 
 
 def as_set(frame: DataFrame, *columns: str) -> set[tuple]:
@@ -57,8 +53,11 @@ def test_feedback_is_positive_from_the_threshold_on(labelled: DataFrame) -> None
 
 
 def test_median_threshold(spark: SparkSession) -> None:
-    assert transforms.resolve_threshold(interactions(spark), "median") == 4.0
-    assert transforms.resolve_threshold(interactions(spark), 2.5) == 2.5
+    frame = interactions(spark)
+    assert transforms.resolve_threshold(frame, FeedbackSettings()) == 4.0
+    assert transforms.resolve_threshold(frame, FeedbackSettings(threshold=2.5)) == 2.5
+    assert transforms.resolve_threshold(frame, FeedbackSettings(threshold="quantile", quantile=1.0)) == 5.0
+    assert transforms.resolve_threshold(frame, FeedbackSettings(threshold="labels", positive_labels=("x",))) == 0.5
 
 
 def test_filter_drops_items_first_then_users_once(spark: SparkSession) -> None:
@@ -74,10 +73,10 @@ def test_filter_drops_items_first_then_users_once(spark: SparkSession) -> None:
         ("dan", "z"),
     ]
     frame = interactions(spark, [(u, i, 1.0, t) for t, (u, i) in enumerate(rows)])
-    once = transforms.filter_support(frame, FilterSettings(2, 2, iterate=False))
+    once = transforms.Support(frame, FilterSettings(2, 2, iterate=False)).filter(frame)
     kept = {("ann", "x"), ("ann", "y"), ("bob", "x"), ("bob", "w"), ("cid", "w"), ("cid", "x")}
     assert as_set(once, "raw_user_id", "raw_item_id") == kept
-    stable = transforms.filter_support(frame, FilterSettings(2, 2, iterate=True))
+    stable = transforms.Support(frame, FilterSettings(2, 2, iterate=True)).filter(frame)
     assert as_set(stable, "raw_user_id", "raw_item_id") == {
         ("bob", "x"),
         ("bob", "w"),
@@ -90,7 +89,7 @@ def test_support_counts_distinct_users_not_rows(spark: SparkSession) -> None:
     frame = interactions(
         spark, [("ann", "x", 1.0, 1), ("ann", "x", 1.0, 2), ("bob", "y", 1.0, 3), ("cid", "y", 1.0, 4)]
     )
-    kept = transforms.filter_support(frame, FilterSettings(2, 1))
+    kept = transforms.Support(frame, FilterSettings(2, 1)).filter(frame)
     assert as_set(kept, "raw_item_id") == {("y",)}
 
 
@@ -103,22 +102,55 @@ def test_split_timestamp_is_numpys_nearest_quantile(spark: SparkSession, seed: i
     assert transforms.split_timestamp(frame, quantile) == np.quantile(times, quantile, method="nearest")
 
 
-def test_holdout_loses_users_and_items_that_train_lacks(labelled: DataFrame) -> None:
-    train, holdout = transforms.split_by_time(labelled, 400)
-    assert as_set(train, "raw_user_id", "timestamp") == {("ann", 100), ("ann", 200), ("bob", 50), ("bob", 300)}
-    # cid is new, item 1 is new; item 2 is known from ann, item 11 too
-    assert as_set(holdout, "raw_user_id", "raw_item_id") == {("bob", "2"), ("bob", "11")}
+def catalog(labelled: DataFrame, split: int) -> DataFrame:
+    return transforms.catalog(transforms.count_items(labelled, split))
+
+
+@pytest.mark.parametrize("broadcast_rows", [0, 100])
+def test_holdout_loses_users_and_items_that_train_lacks(
+    labelled: DataFrame, monkeypatch: pytest.MonkeyPatch, broadcast_rows: int
+) -> None:
+    monkeypatch.setattr(transforms, "BROADCAST_ROWS", broadcast_rows)
+    encoded = transforms.encode(labelled, catalog(labelled, 400), 2)
+    users = transforms.count_users(encoded, 400)
+    before = transforms.before(encoded, 400)
+    assert as_set(before, "raw_user_id", "timestamp") == {("ann", 100), ("ann", 200), ("bob", 50), ("bob", 300)}
+    # cid is new, item 1 is new (ann's only one after T); item 2 is known from ann, item 11 too
+    counted = {row["raw_user_id"]: tuple(row)[1:] for row in users.collect()}
+    assert counted == {"ann": (4, 2, 0, 0), "bob": (2, 1, 2, 2), "cid": (0, 0, 1, 1)}
+    assert as_set(users.where(transforms.is_holdout_user()), "raw_user_id") == {("bob",)}
 
 
 def test_catalog_is_dense_in_natural_order_with_train_counts(labelled: DataFrame) -> None:
-    train, _ = transforms.split_by_time(labelled, 400)
-    rows = sorted(as_set(transforms.catalog(train), "item_id", "raw_item_id", "num_positive", "num_negative"))
+    rows = sorted(as_set(catalog(labelled, 400), "item_id", "raw_item_id", "num_positive", "num_negative"))
     assert rows == [(1, "2", 0, 1), (2, "9", 1, 1), (3, "10", 1, 1), (4, "11", 1, 0)]
 
 
 def test_catalog_of_text_ids_is_in_text_order(spark: SparkSession) -> None:
     frame = transforms.label_feedback(interactions(spark, [("u", i, 1.0, 1) for i in ("b10", "b9", "a")]), 1.0)
-    assert sorted(as_set(transforms.catalog(frame), "item_id", "raw_item_id")) == [(1, "a"), (2, "b10"), (3, "b9")]
+    assert sorted(as_set(catalog(frame, 2), "item_id", "raw_item_id")) == [(1, "a"), (2, "b10"), (3, "b9")]
+
+
+PAIRS = [("ann", "x", 1.0, 1), ("ann", "x", 2.0, 5), ("ann", "x", 3.0, 5), ("ann", "x", 4.0, 9), ("ann", "y", 5.0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "split", "kept"),
+    [
+        ("keep_all", None, {1.0, 2.0, 3.0, 4.0, 5.0}),
+        ("keep_first", None, {1.0, 5.0}),
+        ("keep_last", None, {4.0, 5.0}),
+        ("keep_first", 6, {1.0, 5.0}),
+        ("keep_last", 6, {3.0, 4.0, 5.0}),
+    ],
+)
+def test_a_pair_met_again_stays_by_the_rule_and_train_never_looks_ahead(
+    spark: SparkSession, rule: str, split: int | None, kept: set[float]
+) -> None:
+    frame = interactions(spark, PAIRS)
+    collapsed = transforms.collapse_pairs(frame, rule, split)
+    assert as_set(collapsed, "relevance") == {(v,) for v in kept}
+    assert collapsed.columns == frame.columns
 
 
 @pytest.mark.parametrize("count", [7, 8])
@@ -145,8 +177,9 @@ def test_hash_assignment_is_stable_roughly_half_and_seeded(spark: SparkSession) 
 
 
 def test_min_positives(labelled: DataFrame) -> None:
-    assert as_set(transforms.users_with_positives(labelled, 3), "raw_user_id") == {("ann",), ("bob",)}
-    assert len(as_set(transforms.users_with_positives(labelled, 0), "raw_user_id")) == 3
+    users = transforms.count_users(transforms.encode(labelled, catalog(labelled, 1000), 2), 1000)
+    assert as_set(users.where(transforms.is_train_user(3)), "raw_user_id") == {("ann",), ("bob",)}
+    assert len(as_set(users.where(transforms.is_train_user(0)), "raw_user_id")) == 3
 
 
 def numbered(frame: DataFrame) -> DataFrame:
@@ -183,53 +216,9 @@ def test_holdout_sequences_by_hand(labelled: DataFrame) -> None:
         "is_positive": [False, True],
         "positive_items": [9, 2],
         "negative_items": [10],
-        "seen_items": [9, 10, 2],
+        "seen_items": [2, 9, 10],
         "target_item": 11,
         "target_is_positive": True,
         "target_timestamp": 500,
     }
-    assert users["ann"]["seen_items"] == [10, 9, 11, 2]
-
-
-RAW = [
-    ("1", "10", "5", "100"),
-    ("1", "10", "5", "100"),
-    ("1", "10", "4", "100"),
-    ("", "10", "5", "100"),
-    ("2", None, "5", "100"),
-    ("2", "11", "good", "100"),
-    ("2", "11", "NaN", "100"),
-    ("2", "11", "Infinity", "100"),
-    ("2", "11", "5", "noon"),
-    ("2", "11", "5", None),
-    ("2", "11", "3.5", "100"),
-]
-
-
-def test_cleaning_keeps_quarantines_or_collapses_every_row(spark: SparkSession) -> None:
-    rows: list[tuple] = [(*row, None, 0, 0, n) for n, row in enumerate(RAW)]
-    rows.append((None, None, None, None, "2::11", 0, 0, len(rows)))
-    schema = (
-        "user string, item string, rating string, timestamp string, _corrupt_record string, "
-        "source_file int, source_block bigint, source_row bigint"
-    )
-    source = SourceSettings(separator="::", header=False, fields=("user", "item", "rating", "timestamp"))
-    typed = typed_rows(spark.createDataFrame(rows, schema), source)
-    reasons = [(row["row"], row["reason"]) for row in rejected(typed, ["r.dat"]).collect()]
-    assert reasons == [
-        ("::10::5::100", "user is empty"),
-        ("2::::5::100", "item is empty"),
-        ("2::11::good::100", "rating is not a number"),
-        ("2::11::NaN::100", "rating is not finite"),
-        ("2::11::Infinity::100", "rating is not finite"),
-        ("2::11::5::noon", "timestamp is not a whole number of seconds"),
-        ("2::11::5::", "timestamp is not a whole number of seconds"),
-        ("2::11", "not 4 fields"),
-    ]
-    kept = accepted(typed)
-    assert as_set(kept, "raw_user_id", "raw_item_id", "relevance", "timestamp", "source_row") == {
-        ("1", "10", 5.0, 100, 0),
-        ("1", "10", 4.0, 100, 2),
-        ("2", "11", 3.5, 100, 10),
-    }
-    assert len(rows) == kept.count() + len(reasons) + 1  # one exact duplicate
+    assert users["ann"]["seen_items"] == [2, 9, 10, 11]
