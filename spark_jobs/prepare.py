@@ -125,7 +125,8 @@ class Build:
         partitions: int,
         started: float,
     ) -> None:
-        self.spark, self.settings, self.name, self.files = spark, settings, name, list(files)
+        self.spark, self.settings, self.name = spark, settings, name
+        self.files = sorted(files, key=lambda file: file.name)
         self.partitions, self.started = partitions, started
         self.counts: dict[str, dict[str, int]] = {}
         self.written: list[FileEntry] = []

@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +70,10 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
         FileEntry(p.relative_to(directory).as_posix(), p.stat().st_size, sha256_of(p), pq.read_metadata(p).num_rows)
         for p in [*files, directory / "items.parquet"]
     ]
-    settings = {"feedback": {"threshold": 4}}
+    settings = {"feedback": {"threshold": 4}, "max_history": 200}
     counts = {
-        "train": {"items": items},
+        "train": {"items": items, "rows": sum(row["num_positive"] + row["num_negative"] for row in catalog)},
+        "quarantined": {"rows": 0},
         "train_users": {"users": users},
         "validation": {"users": 8},
         "test": {"users": 10},
@@ -80,6 +81,12 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
     manifest = Manifest(SCHEMA_VERSION, "tiny", settings, settings_hash(settings), [], counts, 4.0, 5, "s", entries)
     write_manifest(directory, manifest)
     return directory
+
+
+@pytest.fixture
+def prepared_writer() -> Callable[..., Path]:
+    """write_prepared(directory, users=30, items=12, seed=0)."""
+    return write_prepared
 
 
 @pytest.fixture

@@ -121,8 +121,8 @@ def test_ids_outside_the_catalog_are_refused(prepared: Path) -> None:
 
 def test_other_settings_are_refused_with_the_difference(prepared: Path) -> None:
     with pytest.raises(InputError, match=r"feedback.threshold 4 -> 5"):
-        open_prepared(prepared, {"feedback": {"threshold": 5}})
-    open_prepared(prepared, {"feedback": {"threshold": 4}})
+        open_prepared(prepared, {"feedback": {"threshold": 5}, "max_history": 200})
+    open_prepared(prepared, {"feedback": {"threshold": 4}, "max_history": 200})
 
 
 def test_another_schema_version_is_refused(prepared: Path) -> None:

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from pyspark.sql import SparkSession
@@ -43,7 +45,7 @@ def test_histogram_holds_every_value_once_in_order(spark: SparkSession) -> None:
     buckets = histogram(frame, "value", float(values.min()), float(values.max()), 10)
     assert sum(b.count for b in buckets) == 500
     assert len(buckets) <= 11
-    assert all(a.high < b.low for a, b in zip(buckets, buckets[1:], strict=False))
+    assert all(a.high < b.low for a, b in itertools.pairwise(buckets))
 
 
 def test_quantiles_from_counts() -> None:
