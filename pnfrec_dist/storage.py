@@ -150,7 +150,7 @@ class Location:
             self.filesystem.delete_file(self.fs_path)
 
     def sync(self) -> None:
-        """Returns when the file, or the directory's entries, are on the disk (in a remote store they are once closed)."""
+        """Returns when the file, or the directory's entries, are on the disk; a remote store has them once closed."""
         if self.is_local:
             sync_to_disk(self.path)
 

@@ -270,15 +270,15 @@ class Build:
         """Catalog, train shards, validation and test shards."""
         settings = self.settings
         least = settings.split.min_positives
-        counted = transforms.count_items(labelled, split).persist(StorageLevel.MEMORY_AND_DISK)
-        items = transforms.catalog(counted).persist(StorageLevel.MEMORY_AND_DISK)
+        counted = transforms.settled(transforms.count_items(labelled, split))
+        items = transforms.settled(transforms.catalog(counted))
         encoded = transforms.encode(labelled, items, self.partitions)
-        users = transforms.count_users(encoded, split).persist(StorageLevel.MEMORY_AND_DISK)
+        users = transforms.settled(transforms.count_users(encoded, split))
         self.count_splits(counted, items, users)
         self.written.append(write_items(items, building))
 
         holdout_users = users.where(transforms.is_holdout_user())
-        assigned = transforms.assign_holdout(holdout_users, settings.split).persist(StorageLevel.MEMORY_AND_DISK)
+        assigned = transforms.settled(transforms.assign_holdout(holdout_users, settings.split))
         tests, everyone = assigned.agg(F.count_if("is_test"), F.count("*")).collect()[0]
         self.done("assigned", test_users=tests, validation_users=everyone - tests)
 
@@ -293,8 +293,6 @@ class Build:
         self.written += write_users(sequences, building / "train", SCHEMAS["train"], shards)
         self.say("written", f"train, {shards:,} shards")
         self.write_holdout(encoded, users, assigned, items.count(), building)
-        for table in (counted, items, users, assigned):
-            table.unpersist()
 
     def count_splits(self, counted: DataFrame, items: DataFrame, users: DataFrame) -> None:
         """Sizes after the filter, of train, and of the holdout without users or items that train lacks."""
@@ -349,7 +347,7 @@ class Build:
         least = settings.split.min_positives
         enough = transforms.is_holdout_user() & transforms.is_train_user(least) & (F.col("holdout_positives") >= least)
         chosen = users.where(enough).join(assigned, on="raw_user_id", how="inner")
-        chosen = chosen.select("raw_user_id", "is_test").persist(StorageLevel.MEMORY_AND_DISK)
+        chosen = transforms.settled(chosen.select("raw_user_id", "is_test"))
         rows = encoded.join(chosen.hint("shuffle_hash"), on="raw_user_id", how="left_semi")
         rows = transforms.collapse_pairs(rows, settings.clean.duplicates, item="item_id")
         sequences = holdout_sequences(rows, settings.max_history)
@@ -372,7 +370,6 @@ class Build:
             shards = shard_count(entries, total, num_items, settings.shard_mb)
             self.written += write_users(part_rows, building / part, SCHEMAS[part], shards)
         sequences.unpersist()
-        chosen.unpersist()
 
 
 def _verify(directory: Location) -> None:

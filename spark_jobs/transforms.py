@@ -18,6 +18,15 @@ BROADCAST_ROWS = 2_000_000
 """Up to this many items are sent to every executor; more are joined by a shuffle."""
 
 
+def settled(table: DataFrame) -> DataFrame:
+    """A table of users or items, computed now, without the plan behind it.
+
+    Cached tables keep their whole plan, and each join of tables made of each other doubles it: planning took most of a
+    small build. Two copies of every block are kept, so that the loss of one executor does no harm.
+    """
+    return table.localCheckpoint(storageLevel=StorageLevel.MEMORY_AND_DISK_2)
+
+
 def resolve_threshold(interactions: DataFrame, feedback: FeedbackSettings) -> float:
     """The threshold as a number. interactions: those before T, so that nothing later can change a label."""
     rule = feedback.threshold
@@ -51,7 +60,6 @@ class Support:
 
     def __init__(self, counted: DataFrame, settings: FilterSettings) -> None:
         pairs = counted.select("raw_user_id", "raw_item_id").distinct()
-        self._kept: list[DataFrame] = []
         self.items, self.users = self._pass(pairs, settings)
         while settings.iterate:
             sizes = (self.items.count(), self.users.count())
@@ -61,21 +69,14 @@ class Support:
 
     def _pass(self, pairs: DataFrame, settings: FilterSettings) -> tuple[DataFrame, DataFrame]:
         """Items first, then users (of the items that stay)."""
-        items = _supported(pairs, "raw_item_id", settings.min_users_per_item).persist(StorageLevel.MEMORY_AND_DISK)
+        items = settled(_supported(pairs, "raw_item_id", settings.min_users_per_item))
         left = pairs.join(small(items), on="raw_item_id", how="left_semi")
-        users = _supported(left, "raw_user_id", settings.min_items_per_user).persist(StorageLevel.MEMORY_AND_DISK)
-        self._kept += [items, users]
-        return items, users
+        return items, settled(_supported(left, "raw_user_id", settings.min_items_per_user))
 
     def filter(self, interactions: DataFrame) -> DataFrame:
         """The interactions between items and users that pass."""
         by_item = interactions.join(small(self.items), on="raw_item_id", how="left_semi")
         return by_item.join(self.users.hint("shuffle_hash"), on="raw_user_id", how="left_semi")
-
-    def release(self) -> None:
-        """Forgets the tables."""
-        for table in self._kept:
-            table.unpersist()
 
 
 def _supported(pairs: DataFrame, key: str, least: int) -> DataFrame:
@@ -83,7 +84,7 @@ def _supported(pairs: DataFrame, key: str, least: int) -> DataFrame:
 
 
 def small(items: DataFrame) -> DataFrame:
-    """A (persisted) table of items, marked for broadcast where it is small enough."""
+    """A settled table of items, marked for broadcast where it is small enough."""
     return F.broadcast(items) if items.count() <= BROADCAST_ROWS else items
 
 
@@ -130,7 +131,7 @@ def count_items(labelled: DataFrame, split: int) -> DataFrame:
 
 
 def catalog(counted: DataFrame) -> DataFrame:
-    """Train's items: item_id (1..N, dense, in the natural order of raw ids), raw_item_id, num_positive, num_negative."""
+    """Train's items: item_id (1..N, in the natural order of raw ids), raw_item_id, num_positive, num_negative."""
     items = counted.where(F.col("num_positive") + F.col("num_negative") > 0)
     order = Window.orderBy(*natural_order("raw_item_id", are_whole_numbers(items, "raw_item_id")))
     return items.select(F.row_number().over(order).alias("item_id"), "raw_item_id", "num_positive", "num_negative")
