@@ -7,6 +7,7 @@ EPOCHS  ?=
 ARGS    ?=
 PREP_ARGS ?=
 PORT    ?= 5000
+DIST    ?= dist
 PIP_ARGS ?=
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -16,7 +17,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep train mlflow-ui test check format lock clean
+.PHONY: help setup spark-prep py-files train mlflow-ui test test-slow bench-prep check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 spark-prep: $(STAMP)  ## raw data set -> data/prepared/DATASET (DATASET=ml1m RAW=dir PREP_ARGS="...")
 	@$(BIN)/python -m spark_jobs --dataset "$(DATASET)" $(if $(RAW),--raw "$(RAW)") $(PREP_ARGS)
 
+py-files: $(STAMP)  ## dist/: what spark-submit takes, prepare.py and --py-files pnfrec_dist.zip
+	@$(BIN)/python -m spark_jobs.package "$(DIST)"
+
 train: spark-prep  ## prepare DATASET, train MODEL, evaluate, log to MLflow (EPOCHS=..., ARGS="...")
 	@$(BIN)/python -m pnfrec_dist.train --dataset "$(DATASET)" --model "$(MODEL)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
@@ -48,6 +52,12 @@ mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 
 test: $(STAMP)  ## the whole test suite
 	@$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the tests that take minutes each: kills, a bot, a Spark cluster, 200 leak cases
+	@$(BIN)/python -m pytest -m slow
+
+bench-prep: $(STAMP)  ## time the preparation of 1, 5 and 20 M rows beside pandas and a plain Spark job (half an hour)
+	@$(BIN)/python -m benchmarks.prep $(ARGS)
 
 check: $(STAMP)  ## format, lint, types, fast tests
 	@$(BIN)/ruff format --check .

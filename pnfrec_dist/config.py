@@ -74,7 +74,7 @@ class SourceSettings:
             self.fields,
             "the column names in order, as the file has no header (source.header: false)",
         )
-        is_time = self.time_format in (*EPOCH_UNITS, "iso") or re.search("[yu]", self.time_format) is not None
+        is_time = self.time_format in (*EPOCH_UNITS, "iso") or re.search("yy|uu", self.time_format) is not None
         _check(is_time, "source.time_format", self.time_format, "s, ms, us, iso or a pattern such as yyyy-MM-dd")
 
 

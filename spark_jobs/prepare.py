@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -103,7 +104,7 @@ def main(args: Sequence[str]) -> None:
             manifest = Build(spark, command, name, files, partitions, started).run(building, sources)
             verify_content(building, manifest)
             publish(building, final)
-    except PySparkException as error:
+    except (PySparkException, Py4JJavaError) as error:
         raise _input_error(error) from error
     finally:
         stop_session(spark)
@@ -407,16 +408,14 @@ def _require_pattern(spark: SparkSession, pattern: str) -> None:
     try:
         spark.range(1).select(F.try_to_timestamp(F.lit("2020-01-01"), F.lit(pattern))).collect()
     except PySparkException as error:
-        reason = re.sub(r"^\[[\w.]+\] ", "", str(error)).splitlines()[0]
-        raise InputError(
-            f"source.time_format {pattern!r} is no pattern that Spark reads ({reason}); an example: yyyy-MM-dd HH:mm:ss"
-        ) from None
+        example = "an example: yyyy-MM-dd HH:mm:ss"
+        raise InputError(f"source.time_format {pattern!r} is no pattern that Spark reads; {example}") from error
 
 
-def _input_error(error: PySparkException) -> Exception:
+def _input_error(error: Exception) -> Exception:
     """InputError for a source file that cannot be read through, else the error itself."""
     text = str(error)
-    found = re.search(r"FAILED_READ_FILE[.\w]*\] .*?(\S*:/\S+?)\.? ", text)
+    found = re.search(r"FAILED_READ_FILE[.\w]*\] .*? file (\S+?)\.? ", text)
     if not found:
         return error
     cause = re.findall(r"Caused by: [\w.]+: (.+)", text)

@@ -8,15 +8,17 @@ Letters: R rows of a batch, U users in it.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright: ignore
+import pyarrow.compute
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pnfrec_dist.schema import HOLDOUT_SCHEMA, TRAIN_SCHEMA
 
+pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 ITEM_LISTS = "items array<int>, is_positive array<boolean>, positive_items array<int>, negative_items array<int>"
 TRAIN_COLUMNS = f"user_id string, {ITEM_LISTS}"
 HOLDOUT_COLUMNS = (

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.errors import InputError
+from spark_jobs.package import packaged_source
 
 MIN_JAVA = 17
 LARGE_INPUT = 1 << 30
@@ -136,22 +136,9 @@ def spark_session(master: str = "", *, input_bytes: int = 0, partitions: int = 0
     with _java_messages_kept():
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
-    if not session.sparkContext.master.startswith("local"):
+    if not (session.sparkContext.master or "local").startswith("local"):
         session.sparkContext.addPyFile(str(packaged_source()))
     return session
-
-
-def packaged_source() -> Path:
-    """A zip of this project's packages, which executors put on their path: they need only pyarrow and numpy."""
-    root = Path(__file__).resolve().parents[1]
-    if root.is_file():  # the packages already came as a zip (spark-submit --py-files)
-        return root
-    target = Path(tempfile.mkdtemp(prefix="pnfrec-py-")) / "pnfrec_dist.zip"
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as out:
-        for package in ("pnfrec_dist", "spark_jobs"):
-            for file in sorted((root / package).rglob("*.py")):
-                out.write(file, file.relative_to(root))
-    return target
 
 
 def stop_session(session: SparkSession) -> None:

@@ -1,10 +1,11 @@
 """Checks a prepared data set as a whole: files against the manifest, and content against the schema's promises."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # pyright: ignore
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from pnfrec_dist.errors import InputError
@@ -20,6 +21,7 @@ from pnfrec_dist.schema import (
 )
 from pnfrec_dist.storage import Location
 
+pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 ROWS_AT_ONCE = 8192
 
 

@@ -1,0 +1,194 @@
+"""Killed jobs, a bot's history in a small heap, a real Spark cluster: minutes each, so left out of `make test`."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from pnfrec_dist.schema import read_manifest
+from pnfrec_dist.storage import Location
+from spark_jobs.publish import whole_manifest
+from spark_jobs.session import ensure_java
+from spark_jobs.verify import verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+ROOT = Path(__file__).parents[2]
+CONF = "source: {files: '*.csv'}\nfeedback: {threshold: 4}\n"
+JOB = ("--dataset", "tiny", "--raw", "raw")
+
+
+def write_log(path: Path, rows: int, *, seed: int, bot_rows: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(1, 400, rows), rng.integers(1, 300, rows)
+    if bot_rows:
+        users = np.concatenate([users, np.zeros(bot_rows, int)])
+        items = np.concatenate([items, rng.integers(1, 300, bot_rows)])
+    times = 1_600_000_000 + rng.integers(0, 10_000_000, len(users))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = np.column_stack([users, items, rng.integers(1, 6, len(users)), times])
+    np.savetxt(path, table, fmt="%d", delimiter=",", header="user,item,rating,timestamp", comments="")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    (tmp_path / "conf/dataset").mkdir(parents=True)
+    (tmp_path / "conf/dataset/tiny.yaml").write_text(CONF)
+    write_log(tmp_path / "raw/log.csv", 20_000, seed=1)
+    return tmp_path
+
+
+def start(directory: Path, *args: str, **environment: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "spark_jobs", *JOB, *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(line, cwd=directory, text=True, env=os.environ | environment, **pipes)  # type: ignore[call-overload]
+
+
+def finish(directory: Path, *args: str, **environment: str) -> str:
+    job = start(directory, *args, **environment)
+    out, err = job.communicate(timeout=900)
+    assert job.returncode == 0, err
+    return out
+
+
+def digest(place: Path) -> str | None:
+    manifest = whole_manifest(Location(place))
+    return manifest.digest if manifest else None
+
+
+def test_killed_at_ten_moments_the_old_data_set_or_none_is_there(workspace: Path) -> None:
+    """SIGKILL at 10 moments spread over the build: 3 without an old data set, 7 over one with other settings."""
+    final = workspace / "data/prepared/tiny"
+    started = time.monotonic()
+    finish(workspace)
+    duration = time.monotonic() - started
+    first = digest(final)
+    assert first is not None
+    for entry in final.parent.iterdir():
+        subprocess.run(["rm", "-r", str(entry)], check=True)
+    moments = np.random.default_rng(3).permutation(np.linspace(0.15, 0.99, 10)) * duration
+    expected: str | None = None
+    for number, moment in enumerate(moments):
+        if number == 3:
+            finish(workspace)
+            expected = digest(final)
+            assert expected == first
+        job = start(workspace, *(["--split.seed", "7"] if number >= 3 else []))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.wait(moment)
+        java = psutil.Process(job.pid).children(recursive=True) if job.poll() is None else []
+        job.kill()
+        job.communicate()
+        psutil.wait_procs(java, timeout=30)
+        found = digest(final)
+        if job.returncode == -signal.SIGKILL:
+            assert found == expected, f"killed after {moment:.1f} s"
+        else:
+            expected = found  # it was done before its moment came
+        assert found is not None or not final.exists() or not (final / "_SUCCESS").exists()
+    finish(workspace, "--split.seed", "7")
+    assert digest(final) is not None
+    assert [p.name for p in final.parent.iterdir()] == ["tiny"], "the next build clears what the killed ones left"
+
+
+def test_a_bot_with_ten_million_rows_does_not_kill_an_executor(workspace: Path) -> None:
+    """One user has 10 million rows; the heap is 1 GB, of which one task never holds the user's history."""
+    write_log(workspace / "raw/log.csv", 300_000, seed=2, bot_rows=10_000_000)
+    heap = "--driver-memory 1g pyspark-shell"
+    finish(workspace, "--split.assignment", "permutation", PYSPARK_SUBMIT_ARGS=heap)
+    manifest = verify(Location(workspace / "data/prepared/tiny"))
+    assert manifest.counts["length_all"]["max"] > 5_000_000
+    rows = pq.read_table(workspace / "data/prepared/tiny/train").to_pylist()
+    (bot,) = [row for row in rows if row["user_id"] == "0"]
+    assert len(bot["items"]) == len(bot["positive_items"]) == len(bot["negative_items"]) == 200
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """A standalone master and two workers of the installed pyspark, on loopback."""
+    ensure_java()
+    import pyspark
+
+    home = Path(pyspark.__file__).parent
+    environment = os.environ | {
+        "SPARK_HOME": str(home),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,
+    }
+    environment.pop("PYTHONPATH", None)
+    port = free_port()
+    url = f"spark://127.0.0.1:{port}"
+    launcher = [str(home / "bin/spark-class")]
+    host = ["--host", "127.0.0.1", "--webui-port", "0"]
+    processes = []
+
+    def launch(name: str, *args: str) -> None:
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            line = [*launcher, *args]
+            processes.append(
+                subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
+            )
+
+    launch("master", "org.apache.spark.deploy.master.Master", *host, "--port", str(port))
+    for number in (1, 2):
+        work = tmp_path / f"work-{number}"
+        size = ["--cores", "1", "--memory", "1g", "--work-dir", str(work)]
+        launch(f"worker-{number}", "org.apache.spark.deploy.worker.Worker", *host, *size, url)
+    deadline = time.monotonic() + 90
+    while (
+        "Registering worker" not in (log := (tmp_path / "master.log").read_text())
+        or log.count("Registering worker") < 2
+    ):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.5)
+    yield url
+    for process in processes:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_a_standalone_cluster_builds_the_same_data_set(workspace: Path, cluster: str) -> None:
+    """Through --spark-master, and through spark-submit with the packages in a zip; URIs in and out; equal to local."""
+    finish(workspace)
+    local = read_manifest(workspace / "data/prepared/tiny")
+    places = ["--raw", (workspace / "raw").as_uri(), "--data-dir", (workspace / "shared").as_uri()]
+    out = finish(workspace, *places, "--spark-master", cluster)
+    assert "wrote" in out
+    assert verify(Location(workspace / "shared/tiny")).digest == local.digest
+    subprocess.run(["make", "-C", str(ROOT), "py-files", f"DIST={workspace}/dist"], check=True, capture_output=True)
+    import pyspark
+
+    home = Path(pyspark.__file__).parent
+    submit = [str(home / "bin/spark-submit"), "--master", cluster, "--conf", "spark.driver.bindAddress=127.0.0.1"]
+    submit += ["--conf", "spark.driver.host=127.0.0.1", "--conf", "spark.executor.memory=512m"]
+    submit += ["--py-files", str(workspace / "dist/pnfrec_dist.zip"), str(workspace / "dist/prepare.py")]
+    environment = os.environ | {
+        "SPARK_HOME": str(home),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,
+    }
+    arguments = ["--dataset", "tiny", "--raw", (workspace / "raw").as_uri(), "--data-dir", str(workspace / "submitted")]
+    done = subprocess.run(
+        [*submit, *arguments], cwd=workspace, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert verify(Location(workspace / "submitted/tiny")).digest == local.digest
+    executors = "".join(path.read_text(errors="replace") for path in (workspace).rglob("work-*/app-*/*/stderr"))
+    assert re.search(r"pnfrec_dist\.zip", executors), "executors fetched the packages"
