@@ -1,0 +1,134 @@
+"""python -m benchmarks.prep: the preparation of synthetic logs beside pandas and a plain Spark job.
+
+All three follow the same protocol (equal rows collapse, T, support of items and users before T, cold users and items, min
+positives, sequences) on the same cores and memory, each in processes of its own. Seconds are wall time of the whole
+program; peak memory is that of its process tree. The ratios are the point, within one run.
+"""
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.csv as pc
+
+ITEMS = 50_000
+PROGRAMS = ("job", "naive", "pandas")
+CONF = "source: {files: log.csv}\nfeedback: {threshold: 3.5}\n"
+
+
+def write_log(path: Path, rows: int) -> None:
+    """A log of rows / 100 users, with popularity and activity as skewed as real ones, in order of user and time."""
+    rng = np.random.default_rng(0)
+    users = max(rows // 100, 1)
+    chosen = []
+    for count, spread in ((users, 1.2), (ITEMS, 1.8)):
+        weight = np.cumsum(rng.lognormal(0, spread, count))
+        chosen.append(np.searchsorted(weight / weight[-1], rng.random(rows)).clip(max=count - 1))
+    user, item = chosen
+    joined = rng.integers(1_400_000_000, 1_550_000_000, users)
+    moment = joined[user] + rng.exponential(8e6, rows).astype(np.int64)
+    order = np.lexsort((moment, user))
+    table = pa.table(
+        {
+            "user": user[order] + 1,
+            "item": item[order] + 1,
+            "rating": rng.integers(1, 11, rows)[order] / 2,
+            "timestamp": moment[order],
+        }
+    )
+    path.parent.mkdir(parents=True)
+    pc.write_csv(table, path, pc.WriteOptions(quoting_style="none"))
+
+
+def measure(program: str, work: Path) -> tuple[float, float]:
+    """(seconds, peak GB) of one program over work/raw/log.csv."""
+    out = work / f"out-{program}"
+    if program == "job":
+        line = [sys.executable, "-m", "spark_jobs", "--dataset", "bench", "--raw", "raw", "--data-dir", str(out)]
+    else:
+        line = [sys.executable, "-m", f"benchmarks.prep_{program}", "raw/log.csv", str(out)]
+    root = str(Path(__file__).resolve().parents[1])
+    started = time.monotonic()
+    with (work / f"{program}.log").open("wb") as log:
+        process = subprocess.Popen(line, cwd=work, stdout=log, stderr=log, env=_environment(root))
+        peak, stop = [0.0], threading.Event()
+        watcher = threading.Thread(target=_watch, args=(process.pid, peak, stop))
+        watcher.start()
+        code = process.wait()
+        stop.set()
+        watcher.join()
+    seconds = time.monotonic() - started
+    if code:
+        raise SystemExit(f"{program} failed:\n{(work / f'{program}.log').read_text()[-2000:]}")
+    shutil.rmtree(out)
+    return seconds, peak[0]
+
+
+def _environment(root: str) -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": root}
+
+
+def _watch(pid: int, peak: list[float], stop: threading.Event) -> None:
+    while not stop.wait(0.5):
+        total = 0
+        try:
+            tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        except psutil.Error:
+            return
+        for process in tree:
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:
+                continue
+        peak[0] = max(peak[0], total / 1e9)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prep", description=__doc__)
+    parser.add_argument("--millions", type=float, nargs="+", default=[1, 5, 20], help="rows of each log")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each program; medians are shown")
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    options = parser.parse_args()
+    print(
+        f"{psutil.cpu_count(logical=False)} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; medians of {options.repeats}"
+    )
+    print(
+        f"{'rows':>6}  {'program':<8}{'seconds':>8}{'rows/s':>10}{'us/row':>8}{'peak GB':>9}{'of naive':>10}",
+        flush=True,
+    )
+    for millions in options.millions:
+        rows = int(millions * 1e6)
+        with tempfile.TemporaryDirectory(prefix="pnfrec-bench-") as scratch:
+            work = Path(scratch)
+            write_log(work / "raw/log.csv", rows)
+            (work / "conf/dataset").mkdir(parents=True)
+            (work / "conf/dataset/bench.yaml").write_text(CONF)
+            runs = {program: [] for program in options.programs}
+            for _ in range(options.repeats):
+                for program in options.programs:
+                    runs[program].append(measure(program, work))
+            seconds = {program: statistics.median(s for s, _ in runs[program]) for program in options.programs}
+            for program in options.programs:
+                peak = statistics.median(p for _, p in runs[program])
+                ratio = f"{seconds[program] / seconds['naive']:.2f}" if "naive" in seconds else ""
+                print(
+                    f"{millions:>5g}M  {program:<8}{seconds[program]:>8.1f}{rows / seconds[program]:>10,.0f}"
+                    f"{seconds[program] / rows * 1e6:>8.2f}{peak:>9.1f}{ratio:>10}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
