@@ -1,11 +1,12 @@
 """python -m benchmarks.prep: the preparation of synthetic logs beside pandas and a plain Spark job.
 
-All three follow the same protocol (equal rows collapse, T, support of items and users before T, cold users and items, min
-positives, sequences) on the same cores and memory, each in processes of its own. Seconds are wall time of the whole
-program; peak memory is that of its process tree. The ratios are the point, within one run.
+All three follow the same protocol (equal rows collapse, T, support of items and users before T, cold users and
+items, min positives, sequences) on the same cores and memory, each in processes of its own. Seconds are wall time of
+the whole program; peak memory is that of its process tree. The ratios are the point, within one run.
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -74,8 +75,6 @@ def measure(program: str, work: Path) -> tuple[float, float]:
 
 
 def _environment(root: str) -> dict[str, str]:
-    import os
-
     return os.environ | {"PYTHONPATH": root}
 
 
@@ -101,9 +100,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="runs of each program; medians are shown")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     options = parser.parse_args()
-    print(
-        f"{psutil.cpu_count(logical=False)} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; medians of {options.repeats}"
-    )
+    memory = psutil.virtual_memory().total / 1e9
+    print(f"{psutil.cpu_count(logical=False)} cores, {memory:.0f} GB; medians of {options.repeats}")
     print(
         f"{'rows':>6}  {'program':<8}{'seconds':>8}{'rows/s':>10}{'us/row':>8}{'peak GB':>9}{'of naive':>10}",
         flush=True,

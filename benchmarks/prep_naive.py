@@ -1,24 +1,24 @@
 """python -m benchmarks.prep_naive LOG OUT: the protocol as one would first write it in Spark.
 
-Spark's own CSV reader and Parquet writer, joins by id, sort_array(collect_list(struct)) for sequences. No quarantine, no
-manifest, no checksums, an approximate T. Cores and memory as the job's.
+Spark's own CSV reader and Parquet writer, joins by id, sort_array(collect_list(struct)) for sequences. No quarantine,
+no manifest, no checksums, an approximate T. Session, memory and partitions as the job's.
 """
 
 import sys
+from pathlib import Path
 
 from pyspark.sql import functions as F
 from pyspark.sql.window import Window
 
-from spark_jobs.session import spark_session
+from spark_jobs.session import local_cores, partitions_for, spark_session
 
 THRESHOLD, MAX_HISTORY = 3.5, 200
 
 
 def main(log: str, out: str) -> None:
     """Writes items, train, validation and test below `out`."""
-    spark = spark_session(input_bytes=1 << 29)
-    spark.conf.set("spark.sql.adaptive.enabled", "true")
-    spark.conf.set("spark.sql.shuffle.partitions", "200")
+    size = Path(log).stat().st_size
+    spark = spark_session(input_bytes=size, partitions=partitions_for({log: size}, local_cores()))
     schema = "user string, item string, rating double, timestamp bigint"
     rows = spark.read.csv(log, schema=schema, header=True).where("user is not null and item is not null")
     rows = rows.withColumn("position", F.monotonically_increasing_id())
