@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
-from pnfrec_dist.config import Settings, override
+from pnfrec_dist.config import Settings
 from pnfrec_dist.errors import InputError, nearest
+from pnfrec_dist.mappings import override
 
 T = TypeVar("T")
 

@@ -15,11 +15,12 @@ from pnfrec_dist.cli import (
     parse_train_settings,
     print_settings,
 )
-from pnfrec_dist.config import DatasetSettings, Settings, flatten, to_mapping
+from pnfrec_dist.config import DatasetSettings, Settings
 from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
 from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
+from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.progress import ProgressReport, headline_table
 from pnfrec_dist.storage import Location
 from pnfrec_dist.tracking import FAILED, FINISHED, KILLED, TrackedRun, start_run, tracking_uri

@@ -24,8 +24,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from pnfrec_dist.config import Settings, flatten, to_mapping
+from pnfrec_dist.config import Settings
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.schema import MANIFEST_NAME, Manifest
 from pnfrec_dist.storage import Location
 

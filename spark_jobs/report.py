@@ -62,22 +62,20 @@ def date_of(timestamp: int, unit: str) -> str:
 
 def compare(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, str, str, bool]]:
     """(what, found, known, equal) for every number that is known of a build from the official file."""
-    counts, percent = manifest.counts, round(100 * negative_share(manifest))
-    found = {
-        "rows": counts["read"]["rows"],
-        "users": counts["filtered"]["users"],
-        "items": counts["filtered"]["items"],
-        "actions": counts["filtered"]["rows"],
-        "negative_percent": percent,
-    }
+    counts, size = manifest.counts, manifest.counts["filtered"]
+    numbers = [
+        ("rows", counts["read"]["rows"], expected.rows),
+        ("users", size["users"], expected.users),
+        ("items", size["items"], expected.items),
+        ("actions", size["rows"], expected.actions),
+        ("negative percent", round(100 * negative_share(manifest)), expected.negative_percent),
+    ]
     lines = []
-    for name, number in found.items():
-        known = getattr(expected, name)
-        if known is None:
-            continue
-        options = {number, counts["train"]["items"]} if name == "items" else {number}
-        shown = known if known in options else number
-        lines.append((name.replace("_", " "), f"{shown:,}", f"{known:,}", known in options))
+    for name, found, known in numbers:
+        if known is not None:
+            options = {found, counts["train"]["items"]} if name == "items" else {found}
+            shown = known if known in options else found
+            lines.append((name, f"{shown:,}", f"{known:,}", known in options))
     return lines
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
-    {"storage"},
+    {"storage", "mappings"},
     {"schema"},
     {"config", "distributed"},
     {"data", "model", "losses", "metrics", "retrieval", "cli"},
@@ -39,6 +39,7 @@ BARE = {
     "config",
     "schema",
     "storage",
+    "mappings",
 }
 BARE_PACKAGES = {"torch", "numpy", "pyarrow", "safetensors", "pnfrec_dist"}
 

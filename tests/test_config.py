@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pnfrec_dist.cli import conf_names, load_conf, parse_train_settings
-from pnfrec_dist.config import DatasetSettings, Settings, flatten, override, to_mapping
+from pnfrec_dist.config import DatasetSettings, Settings
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.mappings import flatten, override, to_mapping
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pnfrec_dist.config import flatten
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.mappings import flatten
 from pnfrec_dist.schema import ITEMS_NAME, ITEMS_SCHEMA, PAD_ID, SCHEMAS, Manifest, read_manifest, verify_files
 from pnfrec_dist.storage import Location
 

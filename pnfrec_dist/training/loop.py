@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from pnfrec_dist.config import Settings, to_mapping
+from pnfrec_dist.config import Settings
 from pnfrec_dist.data.batch import train_batch
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
 from pnfrec_dist.distributed import World, initial_generator, seed_step
 from pnfrec_dist.evaluation import evaluate, model_scores, popularity_scores
 from pnfrec_dist.losses.objective import TERMS, term_weights
+from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.model.dual_encoder import DualEncoder
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, save_checkpoint
 from pnfrec_dist.training.state import TrainState
