@@ -21,7 +21,7 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
 table {{ border-collapse: collapse; margin: 1rem 0 }} th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd }}
-th {{ text-align: left; font-weight: 600 }} td {{ text-align: right; font-variant-numeric: tabular-nums }}
+th {{ text-align: right; font-weight: 600 }} th:first-child {{ text-align: left }} td {{ text-align: right; font-variant-numeric: tabular-nums }}
 td.text {{ text-align: left; font-family: ui-monospace, monospace; font-size: 13px }}
 figure {{ display: inline-block; margin: .5rem 1rem .5rem 0 }} figcaption {{ color: #555; font-size: 13px }}
 .loud {{ background: #fdecea; border-left: 4px solid #b3261e; padding: .5rem 1rem }}
