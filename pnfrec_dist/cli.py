@@ -107,7 +107,8 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         code = main(sys.argv[1:])
     except InputError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in _one_line(str(error)))
+        print(f"error: {text}", file=sys.stderr)
         code = EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

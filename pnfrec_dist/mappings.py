@@ -1,6 +1,7 @@
 """Settings as plain mappings: for YAML, JSON and MLflow, and from them."""
 
 import dataclasses
+import datetime
 import re
 import types
 import typing
@@ -38,6 +39,8 @@ def override(settings: T, mapping: object, where: str, prefix: str = "") -> T:
 
     Raises InputError naming `where`, the dotted key, and the nearest known key or the expected type.
     """
+    if mapping is None:  # a section that YAML leaves empty
+        return settings
     if not isinstance(mapping, dict):
         raise InputError(f"{where}: {prefix.rstrip('.') or 'the file'} must be a mapping, not {mapping!r}")
     hints = typing.get_type_hints(type(settings))
@@ -76,7 +79,11 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
             return float(value)  # YAML takes 1e-3, which has no point, for text
         elif option in (int, str, bool) and type(value) is option:
             return value
+        elif option is str and isinstance(value, datetime.date):
+            return value.isoformat()  # YAML reads 2020-01-01 as a date
     wanted = " or ".join(_describe(option) for option in options)
+    if str in options and isinstance(value, bool | int | float):
+        wanted += f" in quotes: {str(value).lower()!r}"
     raise InputError(f"{name} is {value!r}; it must be {wanted}")
 
 

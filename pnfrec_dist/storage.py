@@ -21,7 +21,11 @@ class Location:
     def __init__(self, place: "str | Path | Location") -> None:
         """place: a path (relative ones are taken from the working directory), or scheme://..."""
         text = str(place)
+        if not text.strip():
+            raise InputError("a path is empty; give a directory, or leave the setting out")
         if text.startswith("file:"):
+            if not text.startswith("file:/"):
+                raise InputError(f"{text!r} is no file URI; write file:///directory, or the path alone")
             text = fs.FileSystem.from_uri("file://" + "/" + text.removeprefix("file:").lstrip("/"))[1]
         self.is_local = "://" not in text
         self.uri = str(Path(text).expanduser().absolute()) if self.is_local else text.rstrip("/")
@@ -58,6 +62,10 @@ class Location:
         """The path of this machine; for local places alone."""
         assert self.is_local, self.uri
         return Path(self.uri)
+
+    def resolved(self) -> "Location":
+        """Where symbolic links lead to."""
+        return Location(self.path.resolve()) if self.is_local else self
 
     @property
     def renames(self) -> bool:

@@ -7,12 +7,13 @@ import datetime
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import DateType, StringType, TimestampNTZType, TimestampType
+from pyspark.sql.types import DateType, DoubleType, FloatType, StringType, TimestampNTZType, TimestampType
 
 from pnfrec_dist.config import EPOCH_UNITS, DatasetSettings, FeedbackSettings, SourceSettings
 from spark_jobs.sources import FILE_SHIFT, HEADER_AGAIN, RawFile, position
 
 INTERACTION = ("raw_user_id", "raw_item_id", "relevance", "timestamp")
+BLANKS = " \t\u00a0"
 POSITIVE_LABEL, NEGATIVE_LABEL = 1.0, 0.0
 TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000}
 """How many of a unit are in a second."""
@@ -37,7 +38,7 @@ def typed_rows(rows: DataFrame, settings: DatasetSettings) -> DataFrame:
     timestamp_unit().
     """
     source = settings.source
-    user, item = (F.trim(F.col(role).cast("string")) for role in ("user", "item"))
+    user, item = (_raw_id(rows, role) for role in ("user", "item"))
     relevance, not_relevance = _relevance(F.col("relevance"), settings.feedback, source.relevance)
     unit = timestamp_unit(rows, source)
     timestamp, not_time = _timestamp(rows, source, unit)
@@ -64,6 +65,16 @@ def typed_rows(rows: DataFrame, settings: DatasetSettings) -> DataFrame:
     )
 
 
+def _raw_id(rows: DataFrame, role: str) -> Column:
+    """An id as text without blanks around it. Whole numbers in a column of fractions (it once held gaps) stay whole."""
+    value = F.col(role)
+    if isinstance(rows.schema[role].dataType, FloatType | DoubleType):
+        whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
+        text = F.when(whole, value.try_cast("bigint").cast("string")).otherwise(value.cast("string"))
+        return F.when(~F.isnan(value), text)
+    return F.btrim(value.cast("string"), F.lit(BLANKS))
+
+
 def _relevance(value: Column, feedback: FeedbackSettings, name: str) -> tuple[Column, Column]:
     """(relevance, reason why it is none)."""
     text = F.trim(value.cast("string"))
@@ -75,8 +86,10 @@ def _relevance(value: Column, feedback: FeedbackSettings, name: str) -> tuple[Co
         score = F.when(positive, F.lit(POSITIVE_LABEL)).when(known, F.lit(NEGATIVE_LABEL))
         return score, F.coalesce(empty, F.when(score.isNull(), F.lit(f"{name} is no label that the settings name")))
     number = value.try_cast("double")
-    java_suffix = F.lower(F.right(text, F.lit(1))).isin("d", "f") & ~F.lower(text).endswith("inf")
-    not_number = F.when(number.isNull() | java_suffix, F.lit(f"{name} is not a number"))  # Java reads 5d and 5f as 5
+    # Java reads 5d and 5f as 5, and 0x1p3 as 8.
+    java_only = F.lower(F.right(text, F.lit(1))).isin("d", "f") & ~F.lower(text).endswith("inf")
+    java_only = java_only | F.lower(text).contains("x")
+    not_number = F.when(number.isNull() | java_only, F.lit(f"{name} is not a number"))
     not_finite = F.when(F.isnan(number) | (F.abs(number) == float("inf")), F.lit(f"{name} is not finite"))
     return number, F.coalesce(empty, not_number, not_finite)
 
@@ -91,6 +104,8 @@ def _timestamp(rows: DataFrame, source: SourceSettings, unit: str) -> tuple[Colu
     if isinstance(kind, StringType) and source.time_format not in EPOCH_UNITS:
         pattern = [] if source.time_format == "iso" else [F.lit(source.time_format)]
         ticks = _ticks(F.try_to_timestamp(F.trim(value), *pattern), unit)
+        if source.time_format == "iso":  # a time of day alone would be one of today
+            ticks = F.when(F.trim(value).rlike(r"^\d{4}-\d{2}-\d{2}"), ticks)
         return ticks, F.coalesce(empty, F.when(ticks.isNull(), F.lit(f"{name} is no time like {source.time_format}")))
     # A column that once held gaps is often written as 978300760.0, a whole number all the same.
     decimal = value.try_cast("decimal(38,9)")

@@ -1,5 +1,6 @@
 """The job: raw data set -> prepared data set. Wiring only; the steps are in the modules it names."""
 
+import logging
 import re
 import sys
 import time
@@ -41,7 +42,7 @@ from spark_jobs.report import (
 )
 from spark_jobs.sequences import holdout_sequences, train_sequences
 from spark_jobs.session import local_cores, partitions_for, spark_session, stop_session
-from spark_jobs.sources import RawFile, describe_sources, find_raw, read_rows
+from spark_jobs.sources import RawFile, check_files, describe_sources, find_raw, read_rows
 from spark_jobs.verify import verify, verify_content
 from spark_jobs.writer import shard_count, write_items, write_quarantine, write_users
 
@@ -82,7 +83,10 @@ def main(args: Sequence[str]) -> None:
         return
     if command.partitions < 0:
         raise InputError(f"--partitions is {command.partitions}; it must be >= 0 (0: one per 32 MB of input)")
-    final = Location(command.data_dir) / name
+    logging.getLogger().addHandler(logging.NullHandler())  # py4j logs a trace there when Ctrl-C cuts a call off
+    final = (Location(command.data_dir) / name).resolved()
+    if final.is_file():
+        raise InputError(f"{final} is a file, where the data set's directory should be; choose another --data-dir")
     started = time.monotonic()
     files = find_raw(name, command)
     manifest = None if command.force else _up_to_date(final, command, files)
@@ -96,6 +100,7 @@ def main(args: Sequence[str]) -> None:
         files = find_raw(name, command)
         if not files:
             raise InputError(f"{command.source.url} holds no file {command.source.files!r}; check source.files")
+    check_files(files, command.source)
     sources = describe_sources(files)
     partitions = command.partitions or partitions_for({f.name: f.bytes for f in files}, local_cores())
     spark = spark_session(command.spark_master, input_bytes=sum(f.bytes for f in files), partitions=partitions)
@@ -106,6 +111,8 @@ def main(args: Sequence[str]) -> None:
             publish(building, final)
     except (PySparkException, Py4JJavaError) as error:
         raise _input_error(error) from error
+    except OSError as error:
+        raise InputError(f"cannot write {final} ({error.strerror or error}); choose another --data-dir") from error
     finally:
         stop_session(spark)
     print(f"\n{summary(manifest, command.expected)}\n")
@@ -181,7 +188,8 @@ class Build:
         reasons = {row["reason"]: row["count"] for row in typed.groupBy("reason").count().collect()}
         good = reasons.pop(None, 0)
         if source.format == "csv" and source.header:
-            reasons[HEADER_AGAIN] -= len(self.files)
+            reasons[HEADER_AGAIN] -= len(self.files)  # each file's own
+            assert reasons[HEADER_AGAIN] >= 0, reasons
         reasons = {reason: count for reason, count in sorted(reasons.items()) if count}
         bad = sum(reasons.values())
         self.done("read", rows=good + bad)

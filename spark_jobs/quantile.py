@@ -21,8 +21,10 @@ class Bucket:
 def histogram(frame: DataFrame, name: str, low: float, high: float, buckets: int) -> list[Bucket]:
     """The values of a numeric column in [low, high] over equal-width buckets: those that hold any, in order."""
     value = F.col(name)
-    # Rounding keeps order, so buckets never overlap whatever the division does to the last digit.
-    place = F.floor((value - F.lit(low)) / F.lit((high - low) / buckets)) if low < high else F.lit(0)
+    # Rounding keeps order, so buckets never overlap whatever the division does to the last digit. Halves, because the
+    # difference of two finite numbers may be infinite; a range too narrow to divide holds few values anyway.
+    width = (high / 2 - low / 2) / buckets
+    place = F.floor((value.cast("double") / 2 - F.lit(low / 2)) / F.lit(width)) if width > 0 else value
     counted = (
         frame.where(value.between(low, high))
         .groupBy(place.alias("place"))

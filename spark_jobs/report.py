@@ -4,6 +4,7 @@ import datetime
 import html
 import io
 import itertools
+import warnings
 from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
@@ -15,13 +16,15 @@ from spark_jobs.quantile import Bucket, ranked
 
 LENGTHS = ("all", "positive", "negative")
 FRACTIONS = {"min": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1.0}
+LONGEST_ROW = 300
 POSITIVE, NEGATIVE, INK = "#2a6f97", "#c1666b", "#33363b"
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
 table {{ border-collapse: collapse; margin: 1rem 0 }} th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd }}
-th {{ text-align: right; font-weight: 600 }} th:first-child {{ text-align: left }} td {{ text-align: right; font-variant-numeric: tabular-nums }}
+th {{ text-align: right; font-weight: 600 }} th:first-child {{ text-align: left }}
+td {{ text-align: right; font-variant-numeric: tabular-nums }}
 td.text {{ text-align: left; font-family: ui-monospace, monospace; font-size: 13px }}
 figure {{ display: inline-block; margin: .5rem 1rem .5rem 0 }} figcaption {{ color: #555; font-size: 13px }}
 .loud {{ background: #fdecea; border-left: 4px solid #b3261e; padding: .5rem 1rem }}
@@ -56,8 +59,10 @@ def negative_share(manifest: Manifest) -> float:
 
 def date_of(timestamp: int, unit: str) -> str:
     """A timestamp as text, UTC."""
-    moment = datetime.datetime.fromtimestamp(timestamp / TICKS[unit], datetime.UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.datetime.fromtimestamp(timestamp / TICKS[unit], datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return "beyond the year 9999"
 
 
 def compare(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, str, str, bool]]:
@@ -113,7 +118,9 @@ def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, l
         rows = [[what, found, number, "yes" if equal else "NO"] for what, found, number, equal in known]
         tables.append(("official file", [["", "found", "known", "equal"], *rows]))
     rows = [["split", "users", "positive targets", "negative targets", "items", "actions"]]
-    rows.append(["train", f"{counts['train_users']['users']:,}", "", "", f"{train['items']:,}", f"{train['rows']:,}"])
+    rows.append(["train", f"{train['users']:,}", "", "", f"{train['items']:,}", f"{train['rows']:,}"])
+    least = manifest.settings["split"]["min_positives"]
+    rows.append([f"train, {least}+ likes", f"{counts['train_users']['users']:,}", "", "", "", ""])
     for part in SPLITS[1:]:
         numbers = counts[part]
         targets = [f"{numbers[f'{side}_targets']:,}" for side in ("positive", "negative")]
@@ -154,7 +161,8 @@ def render_report(
     if reasons:
         ordered = sorted(reasons, key=lambda pair: (-pair[1], pair[0]))
         body.append(_html_table([["quarantined because", "rows"], *([why, f"{n:,}"] for why, n in ordered)]))
-        body.append(_html_table([["first of them in", "row", "reason"], *map(list, examples)], text=True))
+        shown = [[file, row[:LONGEST_ROW], reason] for file, row, reason in examples]
+        body.append(_html_table([["first of them in", "row", "reason"], *shown], text=True))
     sources = [[entry.path, f"{entry.bytes:,}", entry.sha256[:16]] for entry in manifest.sources[:50]]
     body.append("<h2>Source</h2>" + _html_table([["file", "bytes", "sha256"], *sources], text=True))
     if len(manifest.sources) > len(sources):
@@ -241,8 +249,11 @@ def _activity_figure(activity: list[Bucket], manifest: Manifest) -> str:
     figure, axes = _axes("Activity over time", "", "interactions")
     ticks = TICKS[manifest.timestamp_unit]
 
-    def moment(timestamp: float) -> datetime.datetime:
-        return datetime.datetime.fromtimestamp(timestamp / ticks, datetime.UTC)
+    is_dated = not activity or date_of(int(activity[-1].high), manifest.timestamp_unit)[0].isdigit()
+
+    def moment(timestamp: float) -> datetime.datetime | float:
+        seconds = timestamp / ticks
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC) if is_dated else seconds / 86_400
 
     if activity:
         span = max(activity[-1].high - activity[0].low, 1) / ticks / 86_400
@@ -260,7 +271,10 @@ def _svg(figure: Figure, caption: str) -> str:
     import matplotlib
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "pnfrec", "svg.fonttype": "none"}):
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "pnfrec", "svg.fonttype": "none"}),
+        warnings.catch_warnings(action="ignore", category=RuntimeWarning),  # axes of 1e308 and more
+    ):
         figure.savefig(out, format="svg", metadata={"Date": None})
     svg = out.getvalue()
     return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_type
+from pyspark.sql.types import StructField, StructType
 
 from pnfrec_dist.config import SourceSettings
 from pnfrec_dist.errors import InputError, nearest
@@ -82,6 +84,8 @@ def _matches(directory: Location, pattern: str) -> list[RawFile]:
             raise InputError(f"{file.location}: Spark skips files whose name starts with {file.name[0]!r}; rename it")
         if set("[]{}*?\\") & set(file.location.uri):
             raise InputError(f"{file.location}: Spark takes [ ] {{ }} * ? and \\ in a path for a pattern; rename it")
+        if ":" in file.name:
+            raise InputError(f"{file.location}: Spark cannot read files with ':' in their name; rename it")
     return files
 
 
@@ -147,23 +151,37 @@ Fields = tuple[dict[str, Column], Column, Column]
 
 
 def _csv_fields(files: Sequence[RawFile], source: SourceSettings) -> Fields:
-    firsts = _first_lines(files)
+    firsts = _first_lines(files) if source.header else []
     columns = _columns(files, firsts, source)
     part = {role: F.get("parts", F.lit(columns.index(getattr(source, role)))) for role in ROLES}
     # A header line of any file is no data in any; clean.rejected() takes each file's first one out.
     again = F.col("line").isin(sorted(set(firsts))) if source.header else F.lit(False)
     wrong_size = F.coalesce(F.size("parts") != len(columns), F.lit(True))
-    broken = F.when(again, F.lit(HEADER_AGAIN)).when(wrong_size, F.lit(f"not {len(columns)} fields"))
+    broken = F.when(again, F.lit(HEADER_AGAIN))
+    if source.quote:
+        quotes = F.length("line") - F.length(F.replace(F.col("line"), F.lit(source.quote), F.lit("")))
+        broken = broken.when(quotes % 2 == 1, F.lit("a quote that does not close"))
+    broken = broken.when(wrong_size, F.lit(f"not {len(columns)} fields"))
     return part, broken, _csv_parts(F.col("line"), columns, source)
 
 
 def _json_fields(source: SourceSettings) -> Fields:
     names = [getattr(source, role) for role in ROLES]
-    schema = ", ".join(f"{_quoted(name)} string" for name in dict.fromkeys([*names, CORRUPT]))
-    part = {role: F.col("parts").getField(name) for role, name in zip(ROLES, names, strict=True)}
-    no_object = F.col("parts").isNull() | F.col("parts").getField(CORRUPT).isNotNull()
-    options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": CORRUPT}
-    return part, F.when(no_object, F.lit("not a JSON object")), F.from_json("line", schema, options)
+    schema = ", ".join(f"{_quoted(name)} string" for name in dict.fromkeys(names))
+    # Within brackets, what follows the object on its line makes the array malformed, or longer than 1.
+    objects = F.from_json(F.concat(F.lit("["), F.col("line"), F.lit("]")), f"array<struct<{_typed(schema)}>>")
+    first = F.get("parts", F.lit(0))
+    part = {role: first.getField(name) for role, name in zip(ROLES, names, strict=True)}
+    broken = F.when(F.coalesce(F.size("parts") != 1, F.lit(True)) | first.isNull(), F.lit("not one JSON object"))
+    for role in ROLES:
+        nested = part[role].startswith("{") | part[role].startswith("[")
+        broken = broken.when(nested, F.lit(f"{getattr(source, role)} is no text and no number"))
+    return part, broken, objects
+
+
+def _typed(columns: str) -> str:
+    """Column definitions as they stand within struct<...>."""
+    return columns.replace(" string", ": string")
 
 
 def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Column:
@@ -186,13 +204,24 @@ def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Colu
 
 
 def _read_parquet(spark: SparkSession, files: Sequence[RawFile], source: SourceSettings) -> DataFrame:
-    for file in files:
-        _require_parquet(source, file)
-    records = spark.read.parquet(*[_spark_path(f.location) for f in files])
+    roles = [getattr(source, role) for role in ROLES]
+    with files[0].location.open() as content:
+        found = pq.read_schema(content)
+    fields = {name: _plain_type(found.field(name).type) for name in roles}
+    # Other columns are left unread: one that Spark has no type for would stop it.
+    schema = StructType([StructField(name, from_arrow_type(kind)) for name, kind in fields.items()])
+    records = spark.read.schema(schema).parquet(*[_spark_path(f.location) for f in files])
     rows = _with_place(records, files, F.col("_metadata.row_index"))
-    text = F.to_json(F.struct(*[column(name) for name in records.columns]))
-    fields = [column(getattr(source, role)).alias(role) for role in ROLES]
-    return rows.select(*fields, text.alias("line"), F.lit(None).cast("string").alias("problem"), *PLACE)
+    text = F.to_json(F.struct(*[column(name) for name in fields]))
+    values = [column(name).alias(role) for role, name in zip(ROLES, roles, strict=True)]
+    return rows.select(*values, text.alias("line"), F.lit(None).cast("string").alias("problem"), *PLACE)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """Text is text, however Arrow keeps it."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.string() if pa.types.is_large_string(kind) else kind
 
 
 def _with_place(frame: DataFrame, files: Sequence[RawFile], in_file: Column) -> DataFrame:
@@ -217,6 +246,22 @@ def _spark_path(location: Location) -> str:
     return f"file://{location.uri}" if location.is_local else location.uri
 
 
+def check_files(files: Sequence[RawFile], source: SourceSettings) -> None:
+    """Raises InputError for files that cannot be what the settings say, before anything is started."""
+    if source.format == "csv":
+        _columns(files, _first_lines(files) if source.header else [], source)
+    elif source.format == "parquet":
+        with ThreadPoolExecutor(THREADS) as pool:
+            layouts = list(pool.map(lambda file: _parquet_layout(source, file), files))
+        for file, layout in zip(files, layouts, strict=True):
+            for name, kind in layout.items():
+                if kind != layouts[0][name]:
+                    first = f"{files[0].location} has {layouts[0][name]}"
+                    raise InputError(
+                        f"{file.location}: column {name!r} is {kind}, {first}; give all files the same type"
+                    )
+
+
 def _first_lines(files: Sequence[RawFile]) -> list[str]:
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(_first_line, files))
@@ -231,7 +276,11 @@ def _first_line(file: RawFile) -> str:
         raise InputError(f"{file.location} cannot be read ({error}); is it compressed as its name says?") from None
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{file.location} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
-    return re.split(rb"\r\n|\r|\n", start, maxsplit=1)[0].decode("utf-8-sig", errors="replace")
+    line = re.split(rb"\r\n|\r|\n", start, maxsplit=1)[0]
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{file.location}: its first line is not UTF-8; convert it: iconv -t UTF-8") from None
 
 
 def _columns(files: Sequence[RawFile], firsts: list[str], source: SourceSettings) -> list[str]:
@@ -243,7 +292,8 @@ def _columns(files: Sequence[RawFile], firsts: list[str], source: SourceSettings
         columns = headers[0]
         for file, header in zip(files, headers, strict=True):
             if not header:
-                raise InputError(f"{file.location} is empty: it has not even a header; check RAW (--raw)")
+                what = "opens with an empty line, where its header should be" if file.bytes else "is empty"
+                raise InputError(f"{file.location} {what}; check RAW (--raw) and source.header")
             if header != columns:
                 raise InputError(
                     f"{file.location} has columns {header}, {files[0].location} has {columns}; give all files the same"
@@ -267,18 +317,24 @@ def _quoted(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
-def _require_parquet(source: SourceSettings, file: RawFile) -> None:
+def _parquet_layout(source: SourceSettings, file: RawFile) -> dict[str, pa.DataType]:
+    """The types of the four columns. Raises InputError for those that can be no id, relevance or time."""
     try:
         with file.location.open() as content:
             schema = pq.read_schema(content)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file.location} is not a Parquet file ({error})") from error
     _require_columns(source, schema.names, file)
-    time = schema.field(source.timestamp).type
+    layout = {role: _plain_type(schema.field(getattr(source, role)).type) for role in ROLES}
+    for role, kind in layout.items():
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+            raise InputError(f"{file.location}: column {getattr(source, role)!r} (source.{role}) is {kind}; flatten it")
+    time = layout["timestamp"]
     readable = pa.types.is_integer(time) or pa.types.is_string(time) or pa.types.is_timestamp(time)
     if not (readable or pa.types.is_date32(time)) or (pa.types.is_timestamp(time) and time.unit == "ns"):
         way_out = "write it as timestamp[us], as a date, or as whole seconds since 1970"
         raise InputError(f"{file.location}: column {source.timestamp!r} (source.timestamp) is {time}; {way_out}")
+    return {getattr(source, role): kind for role, kind in layout.items()}
 
 
 def _require_columns(source: SourceSettings, columns: list[str], file: RawFile) -> None:

@@ -18,7 +18,7 @@ from pnfrec_dist.config import SourceSettings
 from pnfrec_dist.errors import InputError
 from spark_jobs import session
 from spark_jobs.fetch import obtain_raw
-from spark_jobs.sources import HEADER_AGAIN, ROLES, find_raw, position, read_rows
+from spark_jobs.sources import HEADER_AGAIN, ROLES, check_files, find_raw, position, read_rows
 from spark_jobs.synthetic import generate_ratings
 
 
@@ -115,7 +115,7 @@ def test_text_rows_stay_text_in_source_order_and_broken_ones_stay_whole(spark: S
         None,
         "not 4 fields",
         "not 4 fields",
-        "not 4 fields",
+        "a quote that does not close",
         "an empty line",
     ]
     assert rows[1][:4] == ("a,b", "1", "4.5", "7")
@@ -130,6 +130,8 @@ def test_bad_bytes_are_seen_and_line_ends_of_all_kinds_and_a_byte_order_mark_are
     rows = text_source(text, CSV, spark)
     assert [row[4] for row in rows] == [HEADER_AGAIN, None, "not valid UTF-8", None]
     assert rows[1][:4] == ("1", "2", "3", "4") and rows[3][1] == "é"
+    with pytest.raises(InputError, match="its first line is not UTF-8"):
+        text_source(b"user,item,rating,timestamp,caf\xe9\n", CSV, spark)
     with pytest.raises(InputError, match="UTF-16"):
         text_source("user,item,rating,timestamp\n".encode("utf-16"), CSV, spark)
 
@@ -167,7 +169,11 @@ def test_json_lines_plain_and_compressed(spark: SparkSession) -> None:
         {"reviewerID": "A2", "asin": "B0", "overall": 2.5, "unixReviewTime": "1400000001"},
         {"reviewerID": "A3", "overall": 2.5, "unixReviewTime": 1400000001},
     ]
-    text = "\n".join([*map(json.dumps, lines), '{"reviewerID": "A4", "asin"', "[1]", ""])
+    two = json.dumps(lines[0]) + json.dumps(lines[1])
+    listed = json.dumps(lines[0]) + ", " + json.dumps(lines[1])
+    nested = json.dumps({**lines[0], "reviewerID": {"id": 7}})
+    broken = ['{"reviewerID": "A4", "asin"', "[1]", two, listed, json.dumps(lines[0]) + " x", nested]
+    text = "\n".join([*map(json.dumps, lines), *broken, ""])
     source = SourceSettings(
         format="json", files="r.json*", user="reviewerID", item="asin", relevance="overall", timestamp="unixReviewTime"
     )
@@ -177,12 +183,11 @@ def test_json_lines_plain_and_compressed(spark: SparkSession) -> None:
         with opener(name, "wb") as file:  # type: ignore[operator]
             file.write(text.encode())
         rows = [tuple(row[role] for role in (*ROLES, "problem")) for row in read(spark, source)]
-        assert rows == [
+        assert [row[4] for row in rows[3:]] == ["not one JSON object"] * 5 + ["reviewerID is no text and no number"]
+        assert rows[:3] == [
             ("A1", "B0", "5.0", "1400000000", None),
             ("A2", "B0", "2.5", "1400000001", None),
             ("A3", None, "2.5", "1400000001", None),
-            (None, None, None, None, "not a JSON object"),
-            (None, None, None, None, "not a JSON object"),
         ]
 
 
@@ -197,8 +202,33 @@ def test_parquet_keeps_its_types_and_positions_follow_the_files(spark: SparkSess
     for name, user in (("b.parquet", 2), ("a.parquet", 1)):
         table = pa.table({"user": [user] * 3, "item": [1, 2, 3], "rating": [1.0, 2.0, 3.0], "timestamp": [5, 5, 5]})
         pq.write_table(table, tmp_path / name, row_group_size=2)
-    rows = read(spark, SourceSettings(format="parquet", files="*.parquet"))
+    source = SourceSettings(format="parquet", files="*.parquet")
+    rows = read(spark, source)
     assert [(r["user"], r["item"]) for r in rows] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    pq.write_table(table.set_column(0, "user", pa.array(["x"] * 3)), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"column .user. is string, .*a\.parquet has int64"):
+        check_files(find_raw("mine", Place(raw=".", source=source)), source)
+
+
+@pytest.mark.integration
+def test_parquet_columns_that_no_role_uses_may_be_of_any_type_and_text_however_kept(spark: SparkSession) -> None:
+    moments = pa.array([1, 2, 3], pa.timestamp("ns"))
+    table = pa.table(
+        {
+            "user": pa.array([1.0, None, float("nan")]),
+            "item": pa.array(["a", "b", "c"], pa.large_string()),
+            "rating": pa.array([1.0, 2.0, 3.0]),
+            "timestamp": pa.array(["2020-01-01"] * 3).dictionary_encode(),
+            "seen": moments,
+            "tags": [["x"], [], None],
+        }
+    )
+    pq.write_table(table, "r.parquet")
+    source = SourceSettings(format="parquet", files="*.parquet", time_format="iso")
+    rows = read(spark, source)
+    assert [(r["item"], r["timestamp"]) for r in rows] == [(i, "2020-01-01") for i in "abc"]
+    with pytest.raises(InputError, match=r"column .tags. .* is list<"):
+        check_files(find_raw("mine", Place(raw=".", source=source)), replace(source, item="tags"))
 
 
 @pytest.mark.integration
