@@ -67,8 +67,8 @@ def build(
 
 
 def random_log(rng: np.random.Generator, users: int = 50, items: int = 40, rows: int = 1000) -> list[str]:
-    """Lines with many ties in time, and an eighth of the rows at one moment, which is T."""
-    times = np.where(rng.random(rows) < 0.15, 90, rng.integers(0, 90, rows) + 12 * (rng.random(rows) < 0.08))
+    """Lines with many ties in time, and a quarter of the rows at one moment, which is T."""
+    times = np.where(rng.random(rows) < 0.25, 90, rng.integers(0, 90, rows) + 12 * (rng.random(rows) < 0.08))
     columns = (rng.integers(0, users, rows), rng.integers(0, items, rows), rng.integers(1, 6, rows), START + times)
     return [f"u{u},{i},{r},{t}" for u, i, r, t in zip(*columns, strict=True)]
 
