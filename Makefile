@@ -50,7 +50,7 @@ mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) \
 	--workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
-test: $(STAMP)  ## the whole test suite
+test: $(STAMP)  ## the test suite (10 minutes; not the slow ones)
 	@$(BIN)/python -m pytest
 
 test-slow: $(STAMP)  ## the tests that take minutes each: kills, a bot, a Spark cluster, 200 leak cases

@@ -42,7 +42,7 @@ def command(directory: Path, module: str, *args: str) -> subprocess.CompletedPro
     )
 
 
-def write_workspace(directory: Path, *, broken_row: bool = False) -> Path:
+def write_workspace(directory: Path) -> Path:
     """A directory with own conf/ and raw ratings of 300 users over 120 items."""
     for kind, content in (("dataset", DATASET), ("train", TRAIN)):
         file = directory / "conf" / kind / "tiny.yaml"
@@ -51,8 +51,6 @@ def write_workspace(directory: Path, *, broken_row: bool = False) -> Path:
     (directory / "raw").mkdir()
     table = generate_ratings(3, users=300, items=120)
     lines = ["user,item,rating,timestamp", *(",".join(map(str, row)) for row in table)]
-    if broken_row:
-        lines.insert(100, "17,abc,five,1600000000")
     (directory / "raw" / "ratings.csv").write_text("\n".join(lines) + "\n")
     return directory
 
@@ -230,20 +228,6 @@ def test_more_gpus_than_ray_sees_is_one_line(workspace: Path) -> None:
     done = command(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--num-gpus", "64")
     assert done.returncode == 2
     assert re.fullmatch(r"error: --num-gpus 64, but Ray sees \d+ GPUs; .*\n", done.stderr)
-
-
-def test_an_unreadable_row_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    directory = write_workspace(tmp_path, broken_row=True)
-    strict = ("--clean.max-quarantine-share", "0")
-    done = command(directory, "spark_jobs", "--dataset", "tiny", "--raw", "raw", *strict)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "ratings.csv: '17,abc,five,1600000000' (rating is not a number)" in done.stderr
-    assert "--clean.max-quarantine-share 0.001" in done.stderr
-    assert list((directory / "data/prepared").iterdir()) == []
-    done = command(directory, "spark_jobs", "--dataset", "tiny", "--raw", "raw")
-    assert done.returncode == 0, done.stderr
-    assert read_manifest(directory / "data/prepared/tiny").counts["quarantined"]["rows"] == 1
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_one_hash_whatever_the_order_of_files_blocks_and_partitions(spark: Spark
         for name in rng.permutation(list(parts)):
             write_log(raw / str(name), parts[name])
         for partitions in (1, 4):
-            spark.conf.set("spark.sql.files.maxPartitionBytes", 2000 * (order + 1))
+            spark.conf.set("spark.sql.files.maxPartitionBytes", 4000 * (order + 1))
             spark.conf.set("spark.sql.files.openCostInBytes", 100 * order)
             try:
                 manifest = build(
