@@ -22,7 +22,7 @@ from spark_jobs.publish import whole_manifest
 from spark_jobs.session import ensure_java
 from spark_jobs.verify import verify
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 ROOT = Path(__file__).parents[2]
 CONF = "source: {files: '*.csv'}\nfeedback: {threshold: 4}\n"
