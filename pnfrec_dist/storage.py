@@ -150,8 +150,10 @@ class Location:
 
     def delete(self) -> None:
         """Removes the file or directory; no error when it is not there."""
-        if self.is_local and self.path.is_dir():
-            shutil.rmtree(self.path, ignore_errors=True)
+        if self.is_local and self.path.is_symlink():
+            self.path.unlink()
+        elif self.is_local and self.path.is_dir():
+            shutil.rmtree(self.path)
         elif (kind := self._info().type) == fs.FileType.Directory:
             self.filesystem.delete_dir(self.fs_path)
         elif kind == fs.FileType.File:

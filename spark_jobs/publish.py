@@ -28,7 +28,8 @@ def build_directory(final: Location) -> Iterator[Location]:
     try:
         yield building
     finally:
-        building.delete()
+        with contextlib.suppress(OSError):  # what is left (tasks may still be writing) the next build clears
+            building.delete()
 
 
 def clear_leftovers(final: Location) -> None:

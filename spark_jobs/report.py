@@ -7,6 +7,8 @@ import itertools
 import warnings
 from dataclasses import dataclass, field
 
+import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pnfrec_dist.config import ExpectedSettings
@@ -199,7 +201,7 @@ def _figures(manifest: Manifest, distributions: Distributions) -> str:
     )
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, object]:
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
@@ -214,9 +216,9 @@ def _length_figure(lengths: dict[str, dict[int, int]]) -> str:
     edges = [0, *(2**power for power in range(max(top, 1).bit_length() + 1))]
     for kind, color in (("positive", POSITIVE), ("negative", NEGATIVE)):
         counts = lengths.get(kind, {})
-        axes.hist(list(counts), bins=edges, weights=list(counts.values()), color=color, alpha=0.55, label=kind)  # type: ignore[attr-defined]
-    axes.set_xscale("symlog", base=2, linthresh=1)  # type: ignore[attr-defined]
-    axes.legend(frameon=False, fontsize=8)  # type: ignore[attr-defined]
+        axes.hist(list(counts), bins=edges, weights=list(counts.values()), color=color, alpha=0.55, label=kind)
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.legend(frameon=False, fontsize=8)
     return _svg(figure, "users by the length of their likes and dislikes")
 
 
@@ -227,9 +229,9 @@ def _popularity_figure(popularity: dict[int, int]) -> str:
         places += [place + 1, place + popularity[count]]
         heights += [count, count]
         place += popularity[count]
-    axes.plot(places, heights, color=POSITIVE)  # type: ignore[attr-defined]
-    axes.set_xscale("log")  # type: ignore[attr-defined]
-    axes.set_yscale("log")  # type: ignore[attr-defined]
+    axes.plot(places, heights, color=POSITIVE)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
     return _svg(figure, "how often each item occurs in train")
 
 
@@ -241,7 +243,7 @@ def _relevance_figure(relevance: list[Bucket], manifest: Manifest) -> str:
     width = 0.8 * min(gaps) if distinct and gaps else (span / 50 or 0.8)
     middles = [(b.low + b.high) / 2 for b in relevance]
     colors = [POSITIVE if b.high >= manifest.threshold else NEGATIVE for b in relevance]
-    axes.bar(middles, [b.count for b in relevance], width=width, color=colors)  # type: ignore[attr-defined]
+    axes.bar(middles, [b.count for b in relevance], width=width, color=colors)
     return _svg(figure, f"positive (blue) from {manifest.threshold:g} on")
 
 
@@ -249,18 +251,15 @@ def _activity_figure(activity: list[Bucket], manifest: Manifest) -> str:
     figure, axes = _axes("Activity over time", "", "interactions")
     ticks = TICKS[manifest.timestamp_unit]
 
-    is_dated = not activity or date_of(int(activity[-1].high), manifest.timestamp_unit)[0].isdigit()
-
-    def moment(timestamp: float) -> datetime.datetime | float:
-        seconds = timestamp / ticks
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC) if is_dated else seconds / 86_400
-
+    days = 86_400 * ticks  # matplotlib's dates are days since 1970
     if activity:
-        span = max(activity[-1].high - activity[0].low, 1) / ticks / 86_400
-        middles = [moment((b.low + b.high) / 2) for b in activity]
-        axes.bar(middles, [b.count for b in activity], width=span / 60, color=INK)  # type: ignore[attr-defined]
-    axes.axvline(moment(manifest.split_timestamp), color=NEGATIVE, linewidth=1.5)  # type: ignore[attr-defined]
-    axes.tick_params(axis="x", labelrotation=30, labelsize=8)  # type: ignore[attr-defined]
+        span = max(activity[-1].high - activity[0].low, 1) / days
+        middles = [(b.low + b.high) / 2 / days for b in activity]
+        axes.bar(middles, [b.count for b in activity], width=span / 60, color=INK)
+        if date_of(int(activity[-1].high), manifest.timestamp_unit)[0].isdigit():
+            axes.xaxis_date()
+    axes.axvline(manifest.split_timestamp / days, color=NEGATIVE, linewidth=1.5)
+    axes.tick_params(axis="x", labelrotation=30, labelsize=8)
     return _svg(
         figure,
         f"T = {date_of(manifest.split_timestamp, manifest.timestamp_unit)} UTC (red): train before, holdout after",
@@ -268,8 +267,6 @@ def _activity_figure(activity: list[Bucket], manifest: Manifest) -> str:
 
 
 def _svg(figure: Figure, caption: str) -> str:
-    import matplotlib
-
     out = io.StringIO()
     with (
         matplotlib.rc_context({"svg.hashsalt": "pnfrec", "svg.fonttype": "none"}),

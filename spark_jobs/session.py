@@ -101,9 +101,8 @@ def spark_session(master: str = "", *, input_bytes: int = 0, partitions: int = 0
     master: a Spark master URL; empty: what spark-submit or $MASTER says, else as many local threads as physical cores.
     input_bytes: size of the raw input; partitions: of every shuffle, 0: the number of local cores.
     """
-    submitted = (
-        "PYSPARK_GATEWAY_PORT" in os.environ
-    )  # spark-submit has started the Java side, and chosen master and memory
+    # spark-submit has started the Java side already, and chosen master and memory.
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     if not submitted:
         ensure_java()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
-from pyspark.sql.types import StructField, StructType
+from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 
 from pnfrec_dist.config import SourceSettings
 from pnfrec_dist.errors import InputError, nearest
@@ -167,9 +167,9 @@ def _csv_fields(files: Sequence[RawFile], source: SourceSettings) -> Fields:
 
 def _json_fields(source: SourceSettings) -> Fields:
     names = [getattr(source, role) for role in ROLES]
-    schema = ", ".join(f"{_quoted(name)} string" for name in dict.fromkeys(names))
+    record = StructType([StructField(name, StringType()) for name in dict.fromkeys(names)])
     # Within brackets, what follows the object on its line makes the array malformed, or longer than 1.
-    objects = F.from_json(F.concat(F.lit("["), F.col("line"), F.lit("]")), f"array<struct<{_typed(schema)}>>")
+    objects = F.from_json(F.concat(F.lit("["), F.col("line"), F.lit("]")), ArrayType(record))
     first = F.get("parts", F.lit(0))
     part = {role: first.getField(name) for role, name in zip(ROLES, names, strict=True)}
     broken = F.when(F.coalesce(F.size("parts") != 1, F.lit(True)) | first.isNull(), F.lit("not one JSON object"))
@@ -177,11 +177,6 @@ def _json_fields(source: SourceSettings) -> Fields:
         nested = part[role].startswith("{") | part[role].startswith("[")
         broken = broken.when(nested, F.lit(f"{getattr(source, role)} is no text and no number"))
     return part, broken, objects
-
-
-def _typed(columns: str) -> str:
-    """Column definitions as they stand within struct<...>."""
-    return columns.replace(" string", ": string")
 
 
 def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Column:
@@ -310,11 +305,7 @@ def _fields(line: str, source: SourceSettings) -> list[str]:
 
 def column(name: str) -> Column:
     """A column by its name, whatever characters are in it."""
-    return F.col(_quoted(name))
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
+    return F.col("`" + name.replace("`", "``") + "`")
 
 
 def _parquet_layout(source: SourceSettings, file: RawFile) -> dict[str, pa.DataType]:

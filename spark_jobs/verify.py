@@ -91,7 +91,7 @@ def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> 
     _require(same is not False, file, "items and is_positive of different lengths")
     for name, side in (("positive_items", True), ("negative_items", False)):
         _require(_ends_agree(batch, name, side), file, f"{name} that items and is_positive contradict")
-    if "target_item" in names or "target_item" in batch.schema.names:
+    if "target_item" in batch.schema.names:
         targets = pc.min_max(batch["target_item"]).as_py()
         inside = batch.num_rows == 0 or (targets["min"] >= 1 and targets["max"] <= manifest.num_items)
         _require(inside, file, f"target_item outside 1..{manifest.num_items}")

@@ -29,7 +29,7 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.schema import Manifest
 from pnfrec_dist.storage import Location
 from spark_jobs import prepare
-from spark_jobs.prepare import Build
+from spark_jobs.build import Build
 from spark_jobs.sources import describe_sources, find_raw
 from spark_jobs.verify import verify
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -51,8 +52,8 @@ def workspace(tmp_path: Path) -> Path:
 
 def start(directory: Path, *args: str, **environment: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "spark_jobs", *JOB, *args]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(line, cwd=directory, text=True, env=os.environ | environment, **pipes)  # type: ignore[call-overload]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, cwd=directory, text=True, env=os.environ | environment, stdout=pipe, stderr=pipe)
 
 
 def finish(directory: Path, *args: str, **environment: str) -> str:
@@ -76,7 +77,7 @@ def test_killed_at_ten_moments_the_old_data_set_or_none_is_there(workspace: Path
     first = digest(final)
     assert first is not None
     for entry in final.parent.iterdir():
-        subprocess.run(["rm", "-r", str(entry)], check=True)
+        shutil.rmtree(entry)
     moments = np.random.default_rng(3).permutation(np.linspace(0.15, 0.99, 10)) * duration
     expected: str | None = None
     for number, moment in enumerate(moments):

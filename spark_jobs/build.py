@@ -1,0 +1,306 @@
+"""One build: the stages in their order, and what they count. The steps are in the modules it names."""
+
+import time
+from collections.abc import Sequence
+
+from pyspark import StorageLevel
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from pnfrec_dist.config import EPOCH_UNITS, DatasetSettings
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.schema import (
+    REPORT_NAME,
+    SCHEMA_VERSION,
+    SCHEMAS,
+    FileEntry,
+    Manifest,
+    settings_hash,
+    write_manifest,
+)
+from pnfrec_dist.storage import Location
+from spark_jobs import transforms
+from spark_jobs.clean import HEADER_AGAIN, accepted, rejected, timestamp_unit, typed_rows
+from spark_jobs.quantile import histogram
+from spark_jobs.report import LENGTHS, Distributions, date_of, length_quantiles, render_report
+from spark_jobs.sequences import holdout_sequences, train_sequences
+from spark_jobs.sources import RawFile, read_rows
+from spark_jobs.writer import shard_count, write_items, write_quarantine, write_users
+
+EXAMPLES = 5
+BINS = 60
+
+
+class Build:
+    """One build: the stages in their order, and what they count."""
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        settings: DatasetSettings,
+        name: str,
+        files: Sequence[RawFile],
+        partitions: int,
+        started: float,
+    ) -> None:
+        self.spark, self.settings, self.name = spark, settings, name
+        self.files = sorted(files, key=lambda file: file.name)
+        self.partitions, self.started = partitions, started
+        self.counts: dict[str, dict[str, int]] = {}
+        self.written: list[FileEntry] = []
+        self.examples: list[tuple[str, str, str]] = []
+        self.distributions = Distributions()
+
+    def run(self, building: Location, sources: list[FileEntry]) -> Manifest:
+        """Writes every file of the data set into `building`, but _SUCCESS last; returns the manifest."""
+        interactions = self.read(building)
+        filtered, split = self.filter_and_split(interactions)
+        threshold = self.label(filtered, split)
+        labelled = transforms.label_feedback(filtered, threshold)
+        self.write_sequences(labelled, split, building)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            dataset=self.name,
+            settings=self.settings.prepared(),
+            settings_hash=settings_hash(self.settings.prepared()),
+            sources=sources,
+            counts=self.counts,
+            threshold=threshold,
+            split_timestamp=split,
+            timestamp_unit=self.unit,
+            files=sorted(self.written, key=lambda entry: entry.path),
+        )
+        report = building / REPORT_NAME
+        report.write_bytes(render_report(manifest, self.settings.expected, self.distributions, self.examples).encode())
+        manifest.files.append(FileEntry(REPORT_NAME, report.size(), report.sha256()))
+        write_manifest(building, manifest)
+        self.filtered.unpersist()
+        return manifest
+
+    def done(self, stage: str, **numbers: int) -> None:
+        """Keeps a stage's counts and prints its line."""
+        self.counts[stage] = numbers
+        self.say(stage, "  ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in numbers.items()))
+
+    def say(self, stage: str, text: str) -> None:
+        """A progress line."""
+        print(f"[{time.monotonic() - self.started:5.0f} s] {stage.replace('_', ' '):<14} {text}", flush=True)
+
+    def read(self, building: Location) -> DataFrame:
+        """Reads and cleans: the good rows without equal ones, a user's rows in one partition."""
+        source = self.settings.source
+        self.say("reading", f"{len(self.files):,} files, {sum(f.bytes for f in self.files) / 1e6:,.1f} MB")
+        if source.time_format not in (*EPOCH_UNITS, "iso"):
+            _require_pattern(self.spark, source.time_format)
+        rows = read_rows(self.spark, self.files, source)
+        self.unit = timestamp_unit(rows, source)
+        typed = typed_rows(rows, self.settings)
+        reasons = {row["reason"]: row["count"] for row in typed.groupBy("reason").count().collect()}
+        good = reasons.pop(None, 0)
+        if source.format == "csv" and source.header:
+            reasons[HEADER_AGAIN] -= len(self.files)  # each file's own
+            assert reasons[HEADER_AGAIN] >= 0, reasons
+        reasons = {reason: count for reason, count in sorted(reasons.items()) if count}
+        bad = sum(reasons.values())
+        self.done("read", rows=good + bad)
+        self.done("quarantined", rows=bad, **reasons)
+        quarantine = rejected(typed, self.files)
+        if bad:
+            first = quarantine.orderBy("position").limit(EXAMPLES).collect()
+            self.examples = [(row["source_file"], row["row"], row["reason"]) for row in first]
+            self.require_readable(good + bad, bad)
+        else:
+            quarantine = quarantine.limit(0)
+        transforms.require_rows(
+            good, str(self.files[0].location), "no row of it is an interaction; check RAW (--raw) and the YAML's source"
+        )
+        self.written += write_quarantine(quarantine, building, bad)
+        interactions = accepted(typed, self.partitions).persist(StorageLevel.DISK_ONLY)
+        self.interactions, self.good = interactions, good
+        kept = interactions.count()
+        if self.settings.clean.duplicates == "keep_all":
+            self.count_kept(interactions, kept)
+        return interactions
+
+    def require_readable(self, read: int, bad: int) -> None:
+        """Raises InputError with the first unreadable rows when there are more than max_quarantine_share of them."""
+        share = self.settings.clean.max_quarantine_share
+        if bad / read <= share:
+            return
+        reasons = sorted(self.counts["quarantined"].items(), key=lambda pair: -pair[1])[1:4]
+        common = ", ".join(f"{count:,} because {reason}" for reason, count in reasons)
+        file, row, reason = self.examples[0]
+        first = f"first in {file}: {row[:200]!r} ({reason})"
+        others = "; ".join(f"{row[:80]!r} ({reason})" for _, row, reason in self.examples[1:3])
+        way_out = f"mend them, or set them aside with --clean.max-quarantine-share {_round_up(bad / read)}"
+        if bad == read:
+            way_out = "no row can be read: check the YAML's source (separator, header, columns, time_format)"
+        raise InputError(
+            f"{bad:,} of {read:,} rows ({bad / read:.2%}, allowed are {share:.2%}) could not be read: {common}; "
+            f"{first}{'; then ' + others if others else ''}; {way_out}"
+        )
+
+    def count_kept(self, interactions: DataFrame, kept: int) -> None:
+        """Rows that stay, and those that said the same twice."""
+        self.done("deduplicated", rows=self.good - kept)
+        users = interactions.select("raw_user_id").distinct().count()
+        items = interactions.select("raw_item_id").distinct().count()
+        self.done("interactions", rows=kept, users=users, items=items)
+
+    def filter_and_split(self, interactions: DataFrame) -> tuple[DataFrame, int]:
+        """(interactions that pass the filter, T)."""
+        settings = self.settings
+        quantile = settings.split.quantile
+        if settings.filter.scope == "all":
+            support = transforms.Support(interactions, settings.filter)
+            passed = support.filter(interactions)
+            transforms.require_rows(int(not passed.isEmpty()), "the data set after the filter", "lower --filter.*")
+            split = transforms.split_timestamp(passed, quantile)
+        else:
+            split = transforms.split_timestamp(interactions, quantile)
+            support = transforms.Support(transforms.before(interactions, split), settings.filter)
+        self.say("split", f"T = {split} ({date_of(split, self.unit)} UTC)")
+        if settings.clean.duplicates != "keep_all":
+            self.interactions = transforms.collapse_pairs(interactions, settings.clean.duplicates, split)
+            self.interactions = self.interactions.persist(StorageLevel.DISK_ONLY)
+            self.count_kept(self.interactions, self.interactions.count())
+            interactions.unpersist()
+        self.filtered = support.filter(self.interactions).persist(StorageLevel.DISK_ONLY)
+        self.filtered_users = support.users.count()
+        return self.filtered, split
+
+    def label(self, filtered: DataFrame, split: int) -> float:
+        """The threshold; also counts what the report draws of relevance and time."""
+        time_name, value_name = "timestamp", "relevance"
+        low, high, first, last = filtered.agg(
+            F.min(value_name), F.max(value_name), F.min(time_name), F.max(time_name)
+        ).collect()[0]
+        self.interactions.unpersist()
+        transforms.require_rows(int(low is not None), "the data set after the filter", "lower --filter.*")
+        way_out = f"T = {split} leaves nothing there; change --split.quantile"
+        transforms.require_rows(int(first < split), "train", way_out)
+        threshold = transforms.resolve_threshold(transforms.before(filtered, split), self.settings.feedback)
+        relevance = histogram(filtered, value_name, low, high, BINS)
+        activity = histogram(filtered, time_name, first, last, BINS)
+        self.distributions = Distributions(relevance=relevance, activity=activity)
+        return threshold
+
+    def write_sequences(self, labelled: DataFrame, split: int, building: Location) -> None:
+        """Catalog, train shards, validation and test shards."""
+        settings = self.settings
+        least = settings.split.min_positives
+        counted = transforms.settled(transforms.count_items(labelled, split))
+        items = transforms.settled(transforms.catalog(counted))
+        encoded = transforms.encode(labelled, items, self.partitions)
+        users = transforms.settled(transforms.count_users(encoded, split))
+        self.count_splits(counted, items, users)
+        self.written.append(write_items(items, building))
+
+        holdout_users = users.where(transforms.is_holdout_user())
+        assigned = transforms.settled(transforms.assign_holdout(holdout_users, settings.split))
+        tests, everyone = assigned.agg(F.count_if("is_test"), F.count("*")).collect()[0]
+        self.done("assigned", test_users=tests, validation_users=everyone - tests)
+
+        train_users = users.where(transforms.is_train_user(least))
+        self.count_lengths(train_users, items)
+        known = train_users.select("raw_user_id").hint("shuffle_hash")
+        rows = transforms.before(encoded, split).join(known, on="raw_user_id", how="left_semi")
+        shards = shard_count(
+            self.entries(train_users), self.counts["train_users"]["users"], items.count(), settings.shard_mb
+        )
+        sequences = train_sequences(rows, settings.max_history)
+        self.written += write_users(sequences, building / "train", SCHEMAS["train"], shards)
+        self.say("written", f"train, {shards:,} shards")
+        self.write_holdout(encoded, users, assigned, items.count(), building)
+
+    def count_splits(self, counted: DataFrame, items: DataFrame, users: DataFrame) -> None:
+        """Sizes after the filter, of train, and of the holdout without users or items that train lacks."""
+        rows, positives, num_items = counted.agg(F.sum("rows"), F.sum("positives"), F.count("*")).collect()[0]
+        self.done("filtered", rows=rows, users=self.filtered_users, items=num_items, positives=positives)
+        in_train, in_holdout = transforms.is_in_train(), transforms.is_holdout_user()
+        train_rows, train_users, holdout_rows, holdout_users = users.agg(
+            F.sum("train_rows"),
+            F.count_if(in_train),
+            F.sum(F.when(in_holdout, F.col("holdout_rows")).otherwise(0)),
+            F.count_if(in_holdout),
+        ).collect()[0]
+        self.done("train", rows=train_rows, users=train_users, items=items.count())
+        self.done("holdout", rows=holdout_rows, users=holdout_users)
+        transforms.require_rows(
+            holdout_rows,
+            "the holdout (without users and items that train lacks)",
+            "lower --split.quantile, or bring users with a longer history",
+        )
+
+    def count_lengths(self, train_users: DataFrame, items: DataFrame) -> None:
+        """Lengths of whole histories in train, and the popularity of items."""
+        positive, every = F.col("train_positives"), F.col("train_rows")
+        kinds = zip(LENGTHS, (every, positive, every - positive), strict=True)
+        pairs = F.explode(F.array(*[F.struct(F.lit(k).alias("kind"), v.alias("length")) for k, v in kinds]))
+        counted = train_users.select(pairs.alias("pair")).groupBy("pair.kind", "pair.length").count().collect()
+        lengths: dict[str, dict[int, int]] = {kind: {} for kind in LENGTHS}
+        for row in counted:
+            lengths[row["kind"]][row["length"]] = row["count"]
+        total = sum(lengths["all"].values())
+        self.done("train_users", users=total)
+        least = self.settings.split.min_positives
+        transforms.require_rows(total, f"train (users with {least} positives)", "lower --split.min-positives")
+        for kind in LENGTHS:
+            self.counts[f"length_{kind}"] = length_quantiles(lengths[kind])
+        popular = items.groupBy((F.col("num_positive") + F.col("num_negative")).alias("actions")).count().collect()
+        self.distributions.lengths.update(lengths)
+        self.distributions.popularity.update({row["actions"]: row["count"] for row in popular})
+
+    def entries(self, train_users: DataFrame) -> int:
+        """Ids in all lists of the train shards."""
+        limit = F.lit(self.settings.max_history)
+        negatives = F.col("train_rows") - F.col("train_positives")
+        columns = (F.col("train_rows"), F.col("train_positives"), negatives)
+        return train_users.agg(F.sum(sum((F.least(c, limit) for c in columns), F.lit(0)))).collect()[0][0]
+
+    def write_holdout(
+        self, encoded: DataFrame, users: DataFrame, assigned: DataFrame, num_items: int, building: Location
+    ) -> None:
+        """Validation and test shards."""
+        settings = self.settings
+        least = settings.split.min_positives
+        enough = transforms.is_holdout_user() & transforms.is_train_user(least) & (F.col("holdout_positives") >= least)
+        chosen = users.where(enough).join(assigned, on="raw_user_id", how="inner")
+        chosen = transforms.settled(chosen.select("raw_user_id", "is_test"))
+        rows = encoded.join(chosen.hint("shuffle_hash"), on="raw_user_id", how="left_semi")
+        rows = transforms.collapse_pairs(rows, settings.clean.duplicates, item="item_id")
+        sequences = holdout_sequences(rows, settings.max_history)
+        halves = chosen.withColumnRenamed("raw_user_id", "user_id")
+        sequences = sequences.join(halves, on="user_id", how="inner").persist(StorageLevel.MEMORY_AND_DISK)
+        way_out = "lower --split.min-positives or --split.quantile, or bring more data"
+        for part, wanted in (
+            ("validation", ~F.col("is_test") & F.col("target_is_positive")),
+            ("test", F.col("is_test")),
+        ):
+            part_rows = sequences.where(wanted)
+            lists = ("items", "positive_items", "negative_items", "seen_items")
+            total, positive, entries = part_rows.agg(
+                F.count("*"),
+                F.count_if("target_is_positive"),
+                F.sum(sum((F.size(name) for name in lists), F.lit(0))),
+            ).collect()[0]
+            self.done(part, users=total, positive_targets=positive, negative_targets=total - positive)
+            transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
+            shards = shard_count(entries, total, num_items, settings.shard_mb)
+            self.written += write_users(part_rows, building / part, SCHEMAS[part], shards)
+        sequences.unpersist()
+
+
+def _require_pattern(spark: SparkSession, pattern: str) -> None:
+    """Raises InputError for a time pattern that Spark does not take."""
+    try:
+        spark.range(1).select(F.try_to_timestamp(F.lit("2020-01-01"), F.lit(pattern))).collect()
+    except PySparkException as error:
+        example = "an example: yyyy-MM-dd HH:mm:ss"
+        raise InputError(f"source.time_format {pattern!r} is no pattern that Spark reads; {example}") from error
+
+
+def _round_up(share: float) -> float:
+    """The next of 0.001, 0.01, 0.1, ... at or above a share, below 1."""
+    return next((s for s in (0.001, 0.01, 0.1, 0.5, 0.9) if s >= share), 0.99)
