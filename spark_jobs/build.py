@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
 from pnfrec_dist.config import EPOCH_UNITS, DatasetSettings
@@ -21,7 +21,7 @@ from pnfrec_dist.schema import (
 )
 from pnfrec_dist.storage import Location
 from spark_jobs import transforms
-from spark_jobs.clean import HEADER_AGAIN, accepted, rejected, timestamp_unit, typed_rows
+from spark_jobs.clean import HEADER_AGAIN, INTERACTION, accepted, rejected, timestamp_unit, typed_rows
 from spark_jobs.quantile import histogram
 from spark_jobs.report import LENGTHS, Distributions, date_of, length_quantiles, render_report
 from spark_jobs.sequences import holdout_sequences, train_sequences
@@ -56,7 +56,7 @@ class Build:
         """Writes every file of the data set into `building`, but _SUCCESS last; returns the manifest."""
         interactions = self.read(building)
         filtered, split = self.filter_and_split(interactions)
-        threshold = self.label(filtered, split)
+        threshold = self.threshold(filtered, split)
         labelled = transforms.label_feedback(filtered, threshold)
         self.write_sequences(labelled, split, building)
         manifest = Manifest(
@@ -75,7 +75,6 @@ class Build:
         report.write_bytes(render_report(manifest, self.settings.expected, self.distributions, self.examples).encode())
         manifest.files.append(FileEntry(REPORT_NAME, report.size(), report.sha256()))
         write_manifest(building, manifest)
-        self.filtered.unpersist()
         return manifest
 
     def done(self, stage: str, **numbers: int) -> None:
@@ -96,10 +95,26 @@ class Build:
         rows = read_rows(self.spark, self.files, source)
         self.unit = timestamp_unit(rows, source)
         typed = typed_rows(rows, self.settings)
-        reasons = {row["reason"]: row["count"] for row in typed.groupBy("reason").count().collect()}
-        good = reasons.pop(None, 0)
-        if source.format == "csv" and source.header:
-            reasons[HEADER_AGAIN] -= len(self.files)  # each file's own
+        self.quarantined = Observation()
+        seen = typed.select(*INTERACTION, "position", "reason").observe(
+            self.quarantined, F.count("reason").alias("rows")
+        )
+        interactions = accepted(seen, self.partitions).persist(StorageLevel.DISK_ONLY)
+        kept, good = interactions.agg(F.count("*"), F.sum("copies")).collect()[0]
+        self.quarantine(typed, good or 0, building)
+        self.done("deduplicated", rows=good - kept)
+        self.interactions, self.good = interactions, good
+        return interactions
+
+    def quarantine(self, typed: DataFrame, good: int, building: Location) -> None:
+        """Counts and writes the rows that could not be read; parses again only when there are any."""
+        source = self.settings.source
+        own_headers = len(self.files) if source.format == "csv" and source.header else 0
+        reasons: dict[str, int] = {}
+        if self.quarantined.get["rows"] != own_headers:
+            bad_rows = typed.where(F.col("reason").isNotNull())
+            reasons = {row["reason"]: row["count"] for row in bad_rows.groupBy("reason").count().collect()}
+            reasons[HEADER_AGAIN] = reasons.get(HEADER_AGAIN, 0) - own_headers
             assert reasons[HEADER_AGAIN] >= 0, reasons
         reasons = {reason: count for reason, count in sorted(reasons.items()) if count}
         bad = sum(reasons.values())
@@ -116,12 +131,6 @@ class Build:
             good, str(self.files[0].location), "no row of it is an interaction; check RAW (--raw) and the YAML's source"
         )
         self.written += write_quarantine(quarantine, building, bad)
-        interactions = accepted(typed, self.partitions).persist(StorageLevel.DISK_ONLY)
-        self.interactions, self.good = interactions, good
-        kept = interactions.count()
-        if self.settings.clean.duplicates == "keep_all":
-            self.count_kept(interactions, kept)
-        return interactions
 
     def require_readable(self, read: int, bad: int) -> None:
         """Raises InputError with the first unreadable rows when there are more than max_quarantine_share of them."""
@@ -141,13 +150,6 @@ class Build:
             f"{first}{'; then ' + others if others else ''}; {way_out}"
         )
 
-    def count_kept(self, interactions: DataFrame, kept: int) -> None:
-        """Rows that stay, and those that said the same twice."""
-        self.done("deduplicated", rows=self.good - kept)
-        users = interactions.select("raw_user_id").distinct().count()
-        items = interactions.select("raw_item_id").distinct().count()
-        self.done("interactions", rows=kept, users=users, items=items)
-
     def filter_and_split(self, interactions: DataFrame) -> tuple[DataFrame, int]:
         """(interactions that pass the filter, T)."""
         settings = self.settings
@@ -162,36 +164,39 @@ class Build:
             support = transforms.Support(transforms.before(interactions, split), settings.filter)
         self.say("split", f"T = {split} ({date_of(split, self.unit)} UTC)")
         if settings.clean.duplicates != "keep_all":
-            self.interactions = transforms.collapse_pairs(interactions, settings.clean.duplicates, split)
-            self.interactions = self.interactions.persist(StorageLevel.DISK_ONLY)
-            self.count_kept(self.interactions, self.interactions.count())
+            collapsed = transforms.collapse_pairs(interactions, settings.clean.duplicates, split)
+            self.interactions = collapsed.persist(StorageLevel.DISK_ONLY)
+            kept = self.interactions.count()
+            self.done("deduplicated", rows=self.good - kept)
             interactions.unpersist()
-        self.filtered = support.filter(self.interactions).persist(StorageLevel.DISK_ONLY)
+        self.done("interactions", rows=self.good - self.counts["deduplicated"]["rows"])
+        self.numbers = transforms.settled(transforms.number_items(support.items))
+        numbered = transforms.by_number(self.interactions.drop("copies"), self.numbers, self.partitions)
+        self.filtered = support.of_users(numbered).persist(StorageLevel.DISK_ONLY)
         self.filtered_users = support.users.count()
         return self.filtered, split
 
-    def label(self, filtered: DataFrame, split: int) -> float:
-        """The threshold; also counts what the report draws of relevance and time."""
-        time_name, value_name = "timestamp", "relevance"
-        low, high, first, last = filtered.agg(
-            F.min(value_name), F.max(value_name), F.min(time_name), F.max(time_name)
-        ).collect()[0]
-        self.interactions.unpersist()
-        transforms.require_rows(int(low is not None), "the data set after the filter", "lower --filter.*")
-        way_out = f"T = {split} leaves nothing there; change --split.quantile"
-        transforms.require_rows(int(first < split), "train", way_out)
-        threshold = transforms.resolve_threshold(transforms.before(filtered, split), self.settings.feedback)
-        relevance = histogram(filtered, value_name, low, high, BINS)
-        activity = histogram(filtered, time_name, first, last, BINS)
-        self.distributions = Distributions(relevance=relevance, activity=activity)
-        return threshold
+    def threshold(self, filtered: DataFrame, split: int) -> float:
+        """From which relevance on an interaction is positive."""
+        transforms.require_rows(self.filtered_users, "the data set after the filter", "lower --filter.*")
+        train = transforms.before(filtered, split)
+        if self.settings.feedback.threshold in ("median", "quantile"):
+            self.require_train(int(not train.isEmpty()), split)
+        return transforms.resolve_threshold(train, self.settings.feedback)
+
+    def require_train(self, rows: int, split: int) -> None:
+        """Raises InputError when nothing lies before T."""
+        transforms.require_rows(rows, "train", f"T = {split} leaves nothing there; change --split.quantile")
 
     def write_sequences(self, labelled: DataFrame, split: int, building: Location) -> None:
         """Catalog, train shards, validation and test shards."""
         settings = self.settings
         least = settings.split.min_positives
         counted = transforms.settled(transforms.count_items(labelled, split))
-        items = transforms.settled(transforms.catalog(counted))
+        self.interactions.unpersist()
+        items = transforms.settled(transforms.catalog(counted, self.numbers))
+        self.require_train(items.count(), split)
+        self.draw_values(counted)
         encoded = transforms.encode(labelled, items, self.partitions)
         users = transforms.settled(transforms.count_users(encoded, split))
         self.count_splits(counted, items, users)
@@ -213,6 +218,16 @@ class Build:
         self.written += write_users(sequences, building / "train", SCHEMAS["train"], shards)
         self.say("written", f"train, {shards:,} shards")
         self.write_holdout(encoded, users, assigned, items.count(), building)
+        self.filtered.unpersist()
+
+    def draw_values(self, counted: DataFrame) -> None:
+        """Counts what the report draws of relevance and time."""
+        ends = [F.min("low"), F.max("high"), F.min("first"), F.max("last")]
+        low, high, first, last = counted.agg(*ends).collect()[0]
+        self.distributions = Distributions(
+            relevance=histogram(self.filtered, "relevance", low, high, BINS),
+            activity=histogram(self.filtered, "timestamp", first, last, BINS),
+        )
 
     def count_splits(self, counted: DataFrame, items: DataFrame, users: DataFrame) -> None:
         """Sizes after the filter, of train, and of the holdout without users or items that train lacks."""

@@ -4,6 +4,8 @@ Every row read is kept, quarantined with its reason, or counted as a duplicate.
 """
 
 import datetime
+import functools
+import operator
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -37,32 +39,30 @@ def typed_rows(rows: DataFrame, settings: DatasetSettings) -> DataFrame:
     raw ids: non-empty text; relevance: finite double (a label: 1 positive, 0 negative); timestamp: bigint in
     timestamp_unit().
     """
-    source = settings.source
-    user, item = (_raw_id(rows, role) for role in ("user", "item"))
-    relevance, not_relevance = _relevance(F.col("relevance"), settings.feedback, source.relevance)
-    unit = timestamp_unit(rows, source)
-    timestamp, not_time = _timestamp(rows, source, unit)
-    reason = F.coalesce(
-        F.col("problem"),
-        F.when(user.isNull() | (user == ""), F.lit(f"{source.user} is empty")),
-        F.when(~F.is_valid_utf8(user), F.lit(f"{source.user} is not valid UTF-8")),
-        F.when(item.isNull() | (item == ""), F.lit(f"{source.item} is empty")),
-        F.when(~F.is_valid_utf8(item), F.lit(f"{source.item} is not valid UTF-8")),
-        not_relevance,
-        not_time,
-        _outside(timestamp, settings, unit),
-    )
-    # position depends on Spark's counting of rows, so that no filter moves below this select: without that, the
-    # optimizer copies the parsing into the condition of every filter on `reason` (20 M rows: 200 s for 25 s).
-    return rows.select(
-        user.alias("raw_user_id"),
-        item.alias("raw_item_id"),
-        relevance.alias("relevance"),
-        timestamp.alias("timestamp"),
+    source, unit = settings.source, timestamp_unit(rows, settings.source)
+    # In two steps, so that each value is parsed once; what may be wrong with it is looked at where there is none.
+    values = rows.select(
+        _raw_id(rows, "user").alias("raw_user_id"),
+        _raw_id(rows, "item").alias("raw_item_id"),
+        _relevance(settings.feedback).alias("relevance"),
+        _timestamp(rows, source, unit).alias("timestamp"),
+        F.col("relevance").alias("relevance_read"),
+        F.col("timestamp").alias("timestamp_read"),
+        # position depends on Spark's counting of rows, so that no filter moves below this select: without that, the
+        # optimizer copies the parsing into the condition of every filter on `reason` (20 M rows: 200 s for 25 s).
         position(source).alias("position"),
         "line",
-        reason.alias("reason"),
+        "problem",
     )
+    reason = F.coalesce(
+        F.col("problem"),
+        _id_reason("raw_user_id", source.user, source),
+        _id_reason("raw_item_id", source.item, source),
+        _relevance_reason(values, settings.feedback, source.relevance),
+        _timestamp_reason(source, unit),
+        _range_reason(settings, unit),
+    )
+    return values.select(*INTERACTION, "position", "line", reason.alias("reason"))
 
 
 def _raw_id(rows: DataFrame, role: str) -> Column:
@@ -72,55 +72,82 @@ def _raw_id(rows: DataFrame, role: str) -> Column:
         whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
         text = F.when(whole, value.try_cast("bigint").cast("string")).otherwise(value.cast("string"))
         return F.when(~F.isnan(value), text)
-    return F.btrim(value.cast("string"), F.lit(BLANKS))
+    text = value.cast("string")
+    has_blanks = functools.reduce(operator.or_, (text.startswith(blank) | text.endswith(blank) for blank in BLANKS))
+    return F.when(has_blanks, F.btrim(text, F.lit(BLANKS))).otherwise(text)
 
 
-def _relevance(value: Column, feedback: FeedbackSettings, name: str) -> tuple[Column, Column]:
-    """(relevance, reason why it is none)."""
-    text = F.trim(value.cast("string"))
-    empty = F.when(text.isNull() | (text == ""), F.lit(f"{name} is empty"))
+def _id_reason(column: str, name: str, source: SourceSettings) -> Column:
+    raw_id = F.col(column)
+    reason = F.when(raw_id.isNull() | (raw_id == ""), F.lit(f"{name} is empty"))
+    if source.format == "parquet":  # of text, the whole line was looked at
+        reason = reason.when(~F.is_valid_utf8(raw_id), F.lit(f"{name} is not valid UTF-8"))
+    return reason
+
+
+def _relevance(feedback: FeedbackSettings) -> Column:
+    """The relevance as double, or of a label 1 for positive and 0 for negative; null when it is neither."""
+    value = F.col("relevance")
+    if feedback.threshold != "labels":
+        return value.try_cast("double")
+    label = F.lower(F.trim(value.cast("string")))
+    positive = label.isin([v.lower() for v in feedback.positive_labels])
+    known = label.isin([v.lower() for v in feedback.negative_labels]) if feedback.negative_labels else label != ""
+    return F.when(positive, F.lit(POSITIVE_LABEL)).when(known, F.lit(NEGATIVE_LABEL))
+
+
+def _relevance_reason(values: DataFrame, feedback: FeedbackSettings, name: str) -> Column:
+    relevance, read = F.col("relevance"), F.col("relevance_read")
+    missing = F.when(_is_empty(read), F.lit(f"{name} is empty"))
     if feedback.threshold == "labels":
-        label = F.lower(text)
-        positive = label.isin([v.lower() for v in feedback.positive_labels])
-        known = label.isin([v.lower() for v in feedback.negative_labels]) if feedback.negative_labels else F.lit(True)
-        score = F.when(positive, F.lit(POSITIVE_LABEL)).when(known, F.lit(NEGATIVE_LABEL))
-        return score, F.coalesce(empty, F.when(score.isNull(), F.lit(f"{name} is no label that the settings name")))
-    number = value.try_cast("double")
-    # Java reads 5d and 5f as 5, and 0x1p3 as 8.
-    java_only = F.lower(F.right(text, F.lit(1))).isin("d", "f") & ~F.lower(text).endswith("inf")
-    java_only = java_only | F.lower(text).contains("x")
-    not_number = F.when(number.isNull() | java_only, F.lit(f"{name} is not a number"))
-    not_finite = F.when(F.isnan(number) | (F.abs(number) == float("inf")), F.lit(f"{name} is not finite"))
-    return number, F.coalesce(empty, not_number, not_finite)
+        return F.when(relevance.isNull(), missing.otherwise(F.lit(f"{name} is no label that the settings name")))
+    not_number = F.lit(f"{name} is not a number")
+    reason = F.when(relevance.isNull(), missing.otherwise(not_number))
+    reason = reason.when(F.isnan(relevance) | (F.abs(relevance) == float("inf")), F.lit(f"{name} is not finite"))
+    if isinstance(values.schema["relevance_read"].dataType, StringType):
+        # Java reads 5d and 5f as 5, and 0x1p3 as 8.
+        java_only = functools.reduce(operator.or_, (read.contains(letter) for letter in "dDfFxX"))
+        reason = reason.when(java_only, not_number)
+    return reason
 
 
-def _timestamp(rows: DataFrame, source: SourceSettings, unit: str) -> tuple[Column, Column]:
-    """(timestamp in `unit`, reason why it is none)."""
-    value, kind, name = F.col("timestamp"), rows.schema["timestamp"].dataType, source.timestamp
-    empty = F.when(value.isNull() | (F.trim(value.cast("string")) == ""), F.lit(f"{name} is empty"))
+def _is_empty(read: Column) -> Column:
+    return read.isNull() | (F.trim(read.cast("string")) == "")
+
+
+def _timestamp(rows: DataFrame, source: SourceSettings, unit: str) -> Column:
+    """The timestamp in `unit` as bigint; null when it is none."""
+    value, kind = F.col("timestamp"), rows.schema["timestamp"].dataType
     if isinstance(kind, TimestampType | TimestampNTZType | DateType):
-        ticks = _ticks(value.cast("timestamp"), unit)
-        return ticks, empty
+        return _ticks(value.cast("timestamp"), unit)
     if isinstance(kind, StringType) and source.time_format not in EPOCH_UNITS:
         pattern = [] if source.time_format == "iso" else [F.lit(source.time_format)]
         ticks = _ticks(F.try_to_timestamp(F.trim(value), *pattern), unit)
         if source.time_format == "iso":  # a time of day alone would be one of today
             ticks = F.when(F.trim(value).rlike(r"^\d{4}-\d{2}-\d{2}"), ticks)
-        return ticks, F.coalesce(empty, F.when(ticks.isNull(), F.lit(f"{name} is no time like {source.time_format}")))
+        return ticks
     # A column that once held gaps is often written as 978300760.0, a whole number all the same.
     decimal = value.try_cast("decimal(38,9)")
     whole = F.when(decimal == F.floor(decimal), decimal.try_cast("bigint"))
-    ticks = F.coalesce(value.try_cast("bigint"), whole)
-    return ticks, F.coalesce(empty, F.when(ticks.isNull(), F.lit(f"{name} is not a whole number ({unit} since 1970)")))
+    return F.coalesce(value.try_cast("bigint"), whole)
 
 
 def _ticks(time: Column, unit: str) -> Column:
     return F.unix_micros(time) if unit == "us" else F.unix_seconds(time)
 
 
-def _outside(timestamp: Column, settings: DatasetSettings, unit: str) -> Column:
+def _timestamp_reason(source: SourceSettings, unit: str) -> Column:
+    name = source.timestamp
+    no_time = f"{name} is no time like {source.time_format}"
+    if source.time_format in EPOCH_UNITS:
+        no_time = f"{name} is not a whole number ({unit} since 1970)"
+    missing = F.when(_is_empty(F.col("timestamp_read")), F.lit(f"{name} is empty")).otherwise(F.lit(no_time))
+    return F.when(F.col("timestamp").isNull(), missing)
+
+
+def _range_reason(settings: DatasetSettings, unit: str) -> Column:
     """The reason for timestamps outside the sane range, or null."""
-    clean, name = settings.clean, settings.source.timestamp
+    clean, name, timestamp = settings.clean, settings.source.timestamp, F.col("timestamp")
     early = timestamp < epoch_ticks(clean.earliest, unit) if clean.earliest else F.lit(False)
     late = timestamp >= epoch_ticks(clean.latest, unit) if clean.latest else F.lit(False)
     return F.when(early, F.lit(f"{name} is before {clean.earliest}")).when(
@@ -151,11 +178,19 @@ def rejected(typed: DataFrame, files: list[RawFile]) -> DataFrame:
 
 
 def accepted(typed: DataFrame, partitions: int) -> DataFrame:
-    """The good rows: INTERACTION and position, all rows of a user in one of `partitions` partitions.
+    """The good rows: INTERACTION, position, copies; a user's rows in one of `partitions` partitions, by user and item.
 
-    Rows equal in all of INTERACTION collapse to the first. Everything later works within these partitions: this is the
-    one shuffle of the whole log.
+    Rows equal in all of INTERACTION collapse to the first, and copies says how many there were. Everything later works
+    within these partitions, and mostly along their order: this is the one shuffle of the whole log.
     """
     good = typed.where(F.col("reason").isNull()).select(*INTERACTION, "position")
     placed = good.repartition(partitions, "raw_user_id")
-    return placed.groupBy(*INTERACTION).agg(F.min("position").alias("position"))
+    # A key of fractions would be planned as two aggregations; of a single number, xxhash64 is one-to-one.
+    keys = ("raw_user_id", "raw_item_id", "timestamp", "bits")
+    ordered = placed.withColumn("bits", F.xxhash64("relevance")).sortWithinPartitions(*keys)
+    collapsed = ordered.groupBy(*keys).agg(
+        F.first("relevance").alias("relevance"),
+        F.min("position").alias("position"),
+        F.count("*").cast("int").alias("copies"),
+    )
+    return collapsed.select(*INTERACTION, "position", "copies")

@@ -1,8 +1,8 @@
 """Interactions -> one row per user, as pnfrec_dist.schema promises. Order is (timestamp, position in the source).
 
-Spark sorts the rows of each partition by (user, timestamp, position), spilling where it must, and streams them
-through build() as Arrow batches. Of a user who goes on in the next batch only the entries that can still reach a list
-are held, so memory does not grow with the longest history (seen_items, which is complete, is bounded by the catalog).
+Spark streams the rows of each partition user by user through build() as Arrow batches, each sorted here. Of a user
+who goes on in the next batch only the entries that can still reach a list are held, so memory does not grow with the
+longest history (seen_items, which is complete, is bounded by the catalog).
 
 Letters: R rows of a batch, U users in it.
 """
@@ -44,13 +44,13 @@ Batches = Iterator[pa.RecordBatch]
 
 
 def _stream(encoded: DataFrame, build: Callable[[Batches], Batches], columns: str) -> DataFrame:
-    ordered = encoded.sortWithinPartitions("raw_user_id", "timestamp", "position")
-    rows = ordered.select("raw_user_id", F.col("timestamp"), F.col("item_id").cast("int"), "is_positive")
+    by_user = encoded.sortWithinPartitions("raw_user_id")  # no work where they lie so already
+    rows = by_user.select("raw_user_id", "timestamp", "position", F.col("item_id").cast("int"), "is_positive")
     return rows.mapInArrow(build, columns)
 
 
 def train_lists(max_history: int) -> Callable[[Batches], Batches]:
-    """Sorted rows (raw_user_id, timestamp, item_id, is_positive) -> TRAIN_SCHEMA batches."""
+    """Rows (raw_user_id, timestamp, position, item_id, is_positive), user by user -> TRAIN_SCHEMA batches."""
 
     def build(batches: Batches) -> Batches:
         for rows in _whole_users(batches, max_history):
@@ -62,7 +62,7 @@ def train_lists(max_history: int) -> Callable[[Batches], Batches]:
 
 
 def holdout_lists(max_history: int) -> Callable[[Batches], Batches]:
-    """Sorted rows (raw_user_id, timestamp, item_id, is_positive) -> HOLDOUT_SCHEMA batches."""
+    """Rows (raw_user_id, timestamp, position, item_id, is_positive), user by user -> HOLDOUT_SCHEMA batches."""
 
     def build(batches: Batches) -> Batches:
         for rows in _whole_users(batches, max_history + 1, with_seen=True):
@@ -84,19 +84,32 @@ def holdout_lists(max_history: int) -> Callable[[Batches], Batches]:
 
 
 class _Rows:
-    """Rows of whole users, in order. earlier_items: items of a long first user that are held no more."""
+    """Rows of users, each user's in order. earlier_items: items of a long first user that are held no more."""
 
     def __init__(self, batch: pa.Table, earlier_items: np.ndarray) -> None:
         users = batch["raw_user_id"].combine_chunks()
         users = users.chunk(0) if isinstance(users, pa.ChunkedArray) else users
-        self.times_R = batch["timestamp"].to_numpy()
-        self.items_R = batch["item_id"].to_numpy()
-        self.is_positive_R = batch["is_positive"].to_numpy()
-        changes = pc.not_equal(users[1:], users[:-1]).to_numpy(zero_copy_only=False)
-        self.starts_U = np.concatenate([[0], np.flatnonzero(changes) + 1]).astype(np.int64)
+        is_new = np.concatenate([[True], pc.not_equal(users[1:], users[:-1]).to_numpy(zero_copy_only=False)])
+        self.starts_U = np.flatnonzero(is_new)
         self.ends_U = np.append(self.starts_U[1:], len(users))
         self.users_U = users.take(pa.array(self.starts_U))
+        times_R, positions_R = batch["timestamp"].to_numpy(), batch["position"].to_numpy()
+        order_R = np.lexsort((positions_R, times_R, np.cumsum(is_new)))
+        self.times_R, self.positions_R = times_R[order_R], positions_R[order_R]
+        self.items_R = batch["item_id"].to_numpy()[order_R]
+        self.is_positive_R = batch["is_positive"].to_numpy()[order_R]
         self.earlier_items = earlier_items
+        self.schema = batch.schema
+
+    def cut_last_user(self) -> pa.Table:
+        """Takes the last user's rows out and returns them."""
+        start = int(self.starts_U[-1])
+        columns = (self.times_R, self.positions_R, self.items_R, self.is_positive_R)
+        user = pa.repeat(self.users_U[-1], len(self.times_R) - start)
+        last = pa.table([user, *(values[start:] for values in columns)], schema=self.schema)
+        self.times_R, self.positions_R, self.items_R, self.is_positive_R = (values[:start] for values in columns)
+        self.starts_U, self.ends_U, self.users_U = self.starts_U[:-1], self.ends_U[:-1], self.users_U[:-1]
+        return last
 
 
 def _whole_users(batches: Batches, keep: int, *, with_seen: bool = False) -> Iterator[_Rows]:
@@ -108,17 +121,16 @@ def _whole_users(batches: Batches, keep: int, *, with_seen: bool = False) -> Ite
         if batch.num_rows == 0:
             continue
         table = pa.Table.from_batches([batch])
-        table = pa.concat_tables([held, table]) if held is not None else table
-        rows = _Rows(table, earlier_items)
-        last = int(rows.starts_U[-1])
-        if last > 0:
-            yield _Rows(table.slice(0, last), earlier_items)
+        rows = _Rows(pa.concat_tables([held, table]) if held is not None else table, earlier_items)
+        last = rows.cut_last_user()
+        if len(rows.users_U):
+            yield rows
             earlier_items = nothing
-        needed = last + _newest_of_each(rows.is_positive_R[last:], keep)
-        if with_seen and len(needed) < table.num_rows - last:
-            dropped = np.delete(rows.items_R[last:], needed - last)
+        needed = _newest_of_each(last["is_positive"].to_numpy(), keep)
+        if with_seen and len(needed) < last.num_rows:
+            dropped = np.delete(last["item_id"].to_numpy(), needed)
             earlier_items = np.union1d(earlier_items, dropped).astype(np.int32)
-        held = table.take(pa.array(needed))
+        held = last.take(pa.array(needed))
     if held is not None:
         yield _Rows(held, earlier_items)
 

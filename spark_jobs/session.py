@@ -117,6 +117,7 @@ def spark_session(master: str = "", *, input_bytes: int = 0, partitions: int = 0
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.ansi.enabled", "true")
         .config("spark.sql.shuffle.partitions", str(partitions))
+        .config("spark.sql.execution.replaceHashWithSortAgg", "true")  # rows lie in the order of users and items
         .config("spark.sql.inMemoryColumnarStorage.compressed", "false")
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_BATCH))
     )

@@ -122,11 +122,7 @@ def read_rows(spark: SparkSession, files: Sequence[RawFile], source: SourceSetti
     else:
         part, broken, parts = _json_fields(source)
     line = F.col("line")
-    problem = (
-        F.when(~F.is_valid_utf8(line), F.lit("not valid UTF-8"))
-        .when(F.trim(line) == "", F.lit("an empty line"))
-        .otherwise(broken)
-    )
+    problem = F.when(~F.is_valid_utf8(line), F.lit("not valid UTF-8")).otherwise(broken)
     return rows.withColumn("parts", parts).select(
         *[part[role].alias(role) for role in ROLES],
         F.make_valid_utf8(line).alias("line"),
@@ -159,9 +155,10 @@ def _csv_fields(files: Sequence[RawFile], source: SourceSettings) -> Fields:
     wrong_size = F.coalesce(F.size("parts") != len(columns), F.lit(True))
     broken = F.when(again, F.lit(HEADER_AGAIN))
     if source.quote:
-        quotes = F.length("line") - F.length(F.replace(F.col("line"), F.lit(source.quote), F.lit("")))
-        broken = broken.when(quotes % 2 == 1, F.lit("a quote that does not close"))
-    broken = broken.when(wrong_size, F.lit(f"not {len(columns)} fields"))
+        quote = F.lit(source.quote)
+        quotes = F.length("line") - F.length(F.replace(F.col("line"), quote, F.lit("")))
+        broken = broken.when(F.contains(F.col("line"), quote) & (quotes % 2 == 1), F.lit("a quote that does not close"))
+    broken = broken.when(wrong_size, _empty_or(f"not {len(columns)} fields"))
     return part, broken, _csv_parts(F.col("line"), columns, source)
 
 
@@ -172,11 +169,15 @@ def _json_fields(source: SourceSettings) -> Fields:
     objects = F.from_json(F.concat(F.lit("["), F.col("line"), F.lit("]")), ArrayType(record))
     first = F.get("parts", F.lit(0))
     part = {role: first.getField(name) for role, name in zip(ROLES, names, strict=True)}
-    broken = F.when(F.coalesce(F.size("parts") != 1, F.lit(True)) | first.isNull(), F.lit("not one JSON object"))
+    broken = F.when(F.coalesce(F.size("parts") != 1, F.lit(True)) | first.isNull(), _empty_or("not one JSON object"))
     for role in ROLES:
         nested = part[role].startswith("{") | part[role].startswith("[")
         broken = broken.when(nested, F.lit(f"{getattr(source, role)} is no text and no number"))
     return part, broken, objects
+
+
+def _empty_or(problem: str) -> Column:
+    return F.when(F.trim("line") == "", F.lit("an empty line")).otherwise(F.lit(problem))
 
 
 def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Column:

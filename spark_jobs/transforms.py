@@ -75,8 +75,11 @@ class Support:
 
     def filter(self, interactions: DataFrame) -> DataFrame:
         """The interactions between items and users that pass."""
-        by_item = interactions.join(small(self.items), on="raw_item_id", how="left_semi")
-        return by_item.join(self.users.hint("shuffle_hash"), on="raw_user_id", how="left_semi")
+        return self.of_users(interactions.join(small(self.items), on="raw_item_id", how="left_semi"))
+
+    def of_users(self, interactions: DataFrame) -> DataFrame:
+        """The interactions of users that pass."""
+        return interactions.join(self.users.hint("shuffle_hash"), on="raw_user_id", how="left_semi")
 
 
 def _supported(pairs: DataFrame, key: str, least: int) -> DataFrame:
@@ -119,29 +122,53 @@ def are_whole_numbers(frame: DataFrame, name: str) -> bool:
     return bool(frame.agg(F.bool_and(F.col(name).rlike(r"^-?\d{1,37}$"))).collect()[0][0])
 
 
+def number_items(items: DataFrame) -> DataFrame:
+    """raw_item_id and item_number: 1, 2, ... in the natural order of raw ids."""
+    order = Window.orderBy(*natural_order("raw_item_id", are_whole_numbers(items, "raw_item_id")))
+    return items.select("raw_item_id", F.row_number().over(order).alias("item_number"))
+
+
+def by_number(interactions: DataFrame, numbers: DataFrame, partitions: int) -> DataFrame:
+    """Interactions with numbered items, by item_number, a user's rows still in one of `partitions` partitions."""
+    return _exchange_item(interactions, numbers, "raw_item_id", partitions)
+
+
+def _exchange_item(interactions: DataFrame, items: DataFrame, name: str, partitions: int) -> DataFrame:
+    """The column `name` of interactions replaced by what `items` has for it; rows without go."""
+    found = interactions.join(small(items), on=name, how="inner").drop(name)
+    return found if items.count() <= BROADCAST_ROWS else found.repartition(partitions, "raw_user_id")
+
+
 def count_items(labelled: DataFrame, split: int) -> DataFrame:
-    """One row per item: raw_item_id, num_positive and num_negative in train, rows and positives in all."""
+    """One row per item_number: num_positive and num_negative in train, rows and positives in all, ends of values.
+
+    The ends are of relevance (low, high) and of timestamp (first, last).
+    """
     is_train, is_positive = F.col("timestamp") < split, F.col("is_positive")
-    return labelled.groupBy("raw_item_id").agg(
+    return labelled.groupBy("item_number").agg(
         F.count_if(is_train & is_positive).alias("num_positive"),
         F.count_if(is_train & ~is_positive).alias("num_negative"),
         F.count("*").alias("rows"),
         F.count_if(is_positive).alias("positives"),
+        F.min("relevance").alias("low"),
+        F.max("relevance").alias("high"),
+        F.min("timestamp").alias("first"),
+        F.max("timestamp").alias("last"),
     )
 
 
-def catalog(counted: DataFrame) -> DataFrame:
-    """Train's items: item_id (1..N, in the natural order of raw ids), raw_item_id, num_positive, num_negative."""
-    items = counted.where(F.col("num_positive") + F.col("num_negative") > 0)
-    order = Window.orderBy(*natural_order("raw_item_id", are_whole_numbers(items, "raw_item_id")))
-    return items.select(F.row_number().over(order).alias("item_id"), "raw_item_id", "num_positive", "num_negative")
+def catalog(counted: DataFrame, numbers: DataFrame) -> DataFrame:
+    """Train's items: item_id (1..N, in the order of numbers), item_number, raw_item_id, num_positive, num_negative."""
+    items = counted.where(F.col("num_positive") + F.col("num_negative") > 0).join(
+        numbers, on="item_number", how="inner"
+    )
+    item_id = F.row_number().over(Window.orderBy("item_number")).alias("item_id")
+    return items.select(item_id, "item_number", "raw_item_id", "num_positive", "num_negative")
 
 
 def encode(interactions: DataFrame, items: DataFrame, partitions: int) -> DataFrame:
     """Interactions with items of the catalog, by item_id, a user's rows still in one of `partitions` partitions."""
-    item_ids = items.select("raw_item_id", "item_id")
-    encoded = interactions.join(small(item_ids), on="raw_item_id", how="inner").drop("raw_item_id")
-    return encoded if items.count() <= BROADCAST_ROWS else encoded.repartition(partitions, "raw_user_id")
+    return _exchange_item(interactions, items.select("item_number", "item_id"), "item_number", partitions)
 
 
 def count_users(encoded: DataFrame, split: int) -> DataFrame:

@@ -103,7 +103,16 @@ def test_split_timestamp_is_numpys_nearest_quantile(spark: SparkSession, seed: i
 
 
 def catalog(labelled: DataFrame, split: int) -> DataFrame:
-    return transforms.catalog(transforms.count_items(labelled, split))
+    numbers = transforms.number_items(labelled.select("raw_item_id").distinct())
+    counted = transforms.count_items(transforms.by_number(labelled, numbers, 2), split)
+    return transforms.catalog(counted, numbers)
+
+
+def encoded_of(labelled: DataFrame, split: int) -> DataFrame:
+    """Interactions by item_id, as the build makes them."""
+    items = catalog(labelled, split)
+    numbers = items.select("raw_item_id", "item_number")
+    return transforms.encode(transforms.by_number(labelled, numbers, 2), items, 2)
 
 
 @pytest.mark.parametrize("broadcast_rows", [0, 100])
@@ -111,7 +120,7 @@ def test_holdout_loses_users_and_items_that_train_lacks(
     labelled: DataFrame, monkeypatch: pytest.MonkeyPatch, broadcast_rows: int
 ) -> None:
     monkeypatch.setattr(transforms, "BROADCAST_ROWS", broadcast_rows)
-    encoded = transforms.encode(labelled, catalog(labelled, 400), 2)
+    encoded = encoded_of(labelled, 400)
     users = transforms.count_users(encoded, 400)
     before = transforms.before(encoded, 400)
     assert as_set(before, "raw_user_id", "timestamp") == {("ann", 100), ("ann", 200), ("bob", 50), ("bob", 300)}
@@ -177,7 +186,7 @@ def test_hash_assignment_is_stable_roughly_half_and_seeded(spark: SparkSession) 
 
 
 def test_min_positives(labelled: DataFrame) -> None:
-    users = transforms.count_users(transforms.encode(labelled, catalog(labelled, 1000), 2), 1000)
+    users = transforms.count_users(encoded_of(labelled, 1000), 1000)
     assert as_set(users.where(transforms.is_train_user(3)), "raw_user_id") == {("ann",), ("bob",)}
     assert len(as_set(users.where(transforms.is_train_user(0)), "raw_user_id")) == 3
 

@@ -11,6 +11,7 @@ SCHEMA = pa.schema(
     [
         pa.field("raw_user_id", pa.string()),
         pa.field("timestamp", pa.int64()),
+        pa.field("position", pa.int64()),
         pa.field("item_id", pa.int32()),
         pa.field("is_positive", pa.bool_()),
     ]
@@ -22,10 +23,11 @@ def table_of(rows: list[tuple]) -> pa.Table:
 
 
 def random_rows(rng: np.random.Generator) -> list[tuple]:
+    """Users one after the other, each user's rows in any order, with ties in time."""
     return [
-        (f"u{user}", time, int(rng.integers(1, 10)), bool(rng.random() < rng.random()))
+        (f"u{user}", int(rng.integers(20)), int(position), int(rng.integers(1, 10)), bool(rng.random() < rng.random()))
         for user in range(rng.integers(1, 6))
-        for time in range(rng.integers(1, 40))
+        for position in rng.permutation(rng.integers(1, 40))
     ]
 
 
@@ -48,13 +50,13 @@ def test_streamed_lists_equal_the_definition_however_the_stream_is_cut(seed: int
     users = list(dict.fromkeys(user for user, *_ in rows))
     assert [row["user_id"] for row in train] == [row["user_id"] for row in holdout] == users
     for user, train_row, holdout_row in zip(users, train, holdout, strict=True):
-        events = [row for row in rows if row[0] == user]
-        *history, (_, time, item, positive) = events
+        events = sorted(row for row in rows if row[0] == user)
+        *history, (_, time, _, item, positive) = events
         assert train_row == {"user_id": user, **slow_histories(events, count)}
         assert holdout_row == {
             "user_id": user,
             **slow_histories(history, count),
-            "seen_items": sorted({row[2] for row in history}),
+            "seen_items": sorted({row[3] for row in history}),
             "target_item": item,
             "target_is_positive": positive,
             "target_timestamp": time,
@@ -78,8 +80,9 @@ def test_a_user_longer_than_any_batch_is_held_in_bounded_memory(monkeypatch: pyt
         for number in range(batches):
             start = number * batch_rows
             ids = np.arange(start, start + batch_rows)
-            columns = [pa.array(["bot"] * batch_rows), pa.array(ids), pa.array(ids % 1000 + 1, pa.int32())]
-            yield pa.RecordBatch.from_arrays([*columns, pa.array(ids % 3 == 0)], schema=SCHEMA)
+            numbers = [pa.array(ids), pa.array(ids), pa.array(ids % 1000 + 1, pa.int32())]
+            columns = [pa.array(["bot"] * batch_rows), *numbers, pa.array(ids % 3 == 0)]
+            yield pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
     (row,) = pa.Table.from_batches(lists(keep)(stream())).to_pylist()
     assert longest <= batch_rows + 3 * (keep + 1)
