@@ -209,7 +209,7 @@ class Build:
 
         train_users = users.where(transforms.is_train_user(least))
         self.count_lengths(train_users, items)
-        known = train_users.select("raw_user_id").hint("shuffle_hash")
+        known = train_users.select("raw_user_id").hint("merge")
         rows = transforms.before(encoded, split).join(known, on="raw_user_id", how="left_semi")
         shards = shard_count(
             self.entries(train_users), self.counts["train_users"]["users"], items.count(), settings.shard_mb
@@ -283,7 +283,7 @@ class Build:
         enough = transforms.is_holdout_user() & transforms.is_train_user(least) & (F.col("holdout_positives") >= least)
         chosen = users.where(enough).join(assigned, on="raw_user_id", how="inner")
         chosen = transforms.settled(chosen.select("raw_user_id", "is_test"))
-        rows = encoded.join(chosen.hint("shuffle_hash"), on="raw_user_id", how="left_semi")
+        rows = encoded.join(chosen.hint("merge"), on="raw_user_id", how="left_semi")
         rows = transforms.collapse_pairs(rows, settings.clean.duplicates, item="item_id")
         sequences = holdout_sequences(rows, settings.max_history)
         halves = chosen.withColumnRenamed("raw_user_id", "user_id")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-BUCKETS = 4096
+BUCKETS = 32_768
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,8 @@ def spark_session(master: str = "", *, input_bytes: int = 0, partitions: int = 0
         .config("spark.sql.execution.replaceHashWithSortAgg", "true")  # rows lie in the order of users and items
         .config("spark.sql.inMemoryColumnarStorage.compressed", "false")
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_BATCH))
+        # With a limit in bytes, Spark measures the batch anew for every row: a third of the time of making sequences.
+        .config("spark.sql.execution.arrow.maxBytesPerBatch", str(2**31 - 1))
     )
     if master:
         builder = builder.master(master)

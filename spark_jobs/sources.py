@@ -153,13 +153,15 @@ def _csv_fields(files: Sequence[RawFile], source: SourceSettings) -> Fields:
     # A header line of any file is no data in any; clean.rejected() takes each file's first one out.
     again = F.col("line").isin(sorted(set(firsts))) if source.header else F.lit(False)
     wrong_size = F.coalesce(F.size("parts") != len(columns), F.lit(True))
-    broken = F.when(again, F.lit(HEADER_AGAIN))
+    why = _empty_or(f"not {len(columns)} fields")
     if source.quote:
-        quote = F.lit(source.quote)
-        quotes = F.length("line") - F.length(F.replace(F.col("line"), quote, F.lit("")))
-        broken = broken.when(F.contains(F.col("line"), quote) & (quotes % 2 == 1), F.lit("a quote that does not close"))
-    broken = broken.when(wrong_size, _empty_or(f"not {len(columns)} fields"))
+        why = F.when(_has_open_quote(F.col("line"), source.quote), F.lit("a quote that does not close")).otherwise(why)
+    broken = F.when(again, F.lit(HEADER_AGAIN)).when(wrong_size, why)
     return part, broken, _csv_parts(F.col("line"), columns, source)
+
+
+def _has_open_quote(line: Column, quote: str) -> Column:
+    return (F.length(line) - F.length(F.replace(line, F.lit(quote), F.lit("")))) % 2 == 1
 
 
 def _json_fields(source: SourceSettings) -> Fields:
@@ -195,7 +197,8 @@ def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Colu
         "columnNameOfCorruptRecord": CORRUPT,
     }
     record = F.from_csv(line, schema, options)
-    quoted = F.when(record[CORRUPT].isNull(), F.array(*[record[name] for name in names]))
+    is_whole = ~_has_open_quote(line, source.quote) & record[CORRUPT].isNull()
+    quoted = F.when(is_whole, F.array(*[record[name] for name in names]))
     return F.when(F.contains(line, F.lit(source.quote)), quoted).otherwise(split)
 
 

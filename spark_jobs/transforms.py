@@ -79,7 +79,7 @@ class Support:
 
     def of_users(self, interactions: DataFrame) -> DataFrame:
         """The interactions of users that pass."""
-        return interactions.join(self.users.hint("shuffle_hash"), on="raw_user_id", how="left_semi")
+        return interactions.join(self.users.hint("merge"), on="raw_user_id", how="left_semi")
 
 
 def _supported(pairs: DataFrame, key: str, least: int) -> DataFrame:
