@@ -100,7 +100,10 @@ class Build:
             self.quarantined, F.count("reason").alias("rows")
         )
         interactions = accepted(seen, self.partitions).persist(StorageLevel.DISK_ONLY)
-        kept, good = interactions.agg(F.count("*"), F.sum("copies")).collect()[0]
+        first, last, kept, good = interactions.agg(
+            F.min("timestamp"), F.max("timestamp"), F.count("*"), F.sum("copies")
+        ).collect()[0]
+        self.times = (first, last, kept)
         self.quarantine(typed, good or 0, building)
         self.done("deduplicated", rows=good - kept)
         self.interactions, self.good = interactions, good
@@ -160,7 +163,7 @@ class Build:
             transforms.require_rows(int(not passed.isEmpty()), "the data set after the filter", "lower --filter.*")
             split = transforms.split_timestamp(passed, quantile)
         else:
-            split = transforms.split_timestamp(interactions, quantile)
+            split = transforms.split_timestamp(interactions, quantile, self.times)
             support = transforms.Support(transforms.before(interactions, split), settings.filter)
         self.say("split", f"T = {split} ({date_of(split, self.unit)} UTC)")
         if settings.clean.duplicates != "keep_all":

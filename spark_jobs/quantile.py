@@ -9,6 +9,9 @@ from pyspark.sql import functions as F
 BUCKETS = 32_768
 
 
+Ends = tuple[float, float, int]
+
+
 @dataclass(frozen=True)
 class Bucket:
     """Values between low and high (both observed) and how many there are."""
@@ -33,13 +36,16 @@ def histogram(frame: DataFrame, name: str, low: float, high: float, buckets: int
     return sorted((Bucket(row["low"], row["high"], row["count"]) for row in counted.collect()), key=lambda b: b.low)
 
 
-def order_statistics(frame: DataFrame, name: str, fractions: list[float], *, method: str = "nearest") -> list[float]:
+def order_statistics(
+    frame: DataFrame, name: str, fractions: list[float], *, method: str = "nearest", ends: Ends | None = None
+) -> list[float]:
     """Quantiles of a numeric column without nulls.
 
     method: "nearest" takes the nearest observed value, halves to even, as numpy's nearest; "median" takes the mean of
     the two middle values and ignores fractions. Each pass narrows the range that holds a rank by a factor of BUCKETS.
+    ends: (lowest, highest, count) of the column where they are known.
     """
-    low, high, total = frame.agg(F.min(name), F.max(name), F.count(name)).collect()[0]
+    low, high, total = ends or frame.agg(F.min(name), F.max(name), F.count(name)).collect()[0]
     if method == "median":
         pair = [_value_at(frame, name, rank, low, high) for rank in sorted({(total - 1) // 2, total // 2})]
         return [sum(pair) / len(pair)]

@@ -21,7 +21,7 @@ from spark_jobs.package import packaged_source
 
 MIN_JAVA = 17
 LARGE_INPUT = 1 << 30
-"""Bytes from which adaptive re-planning and the parallel collector pay; below, re-planning took half of the job."""
+"""Bytes from which adaptive re-planning pays; below, it took half of the job."""
 BYTES_PER_PARTITION = 32 << 20
 COMPRESSION = 4
 """How much longer compressed text usually is."""
@@ -157,7 +157,7 @@ def _jvm_flags(input_bytes: int) -> str:
     """Small inputs end before the optimising compiler pays; large ones want the parallel collector."""
     if input_bytes < 8 << 20:
         return "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
-    return "-XX:+UseSerialGC" if input_bytes < LARGE_INPUT else "-XX:+UseParallelGC"
+    return "-XX:+UseSerialGC" if input_bytes < 64 << 20 else "-XX:+UseParallelGC"
 
 
 @contextlib.contextmanager

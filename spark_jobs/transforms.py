@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from pnfrec_dist.config import FeedbackSettings, FilterSettings, SplitSettings
 from pnfrec_dist.errors import InputError
 from spark_jobs.clean import NEGATIVE_LABEL, POSITIVE_LABEL
-from spark_jobs.quantile import order_statistics
+from spark_jobs.quantile import Ends, order_statistics
 
 BROADCAST_ROWS = 2_000_000
 """Up to this many items are sent to every executor; more are joined by a shuffle."""
@@ -45,9 +45,12 @@ def label_feedback(interactions: DataFrame, threshold: float) -> DataFrame:
     return interactions.withColumn("is_positive", F.col("relevance") >= threshold)
 
 
-def split_timestamp(interactions: DataFrame, quantile: float) -> int:
-    """T: the quantile of all timestamps, exactly, as the nearest observed value (half to even, as numpy's nearest)."""
-    return int(order_statistics(interactions, "timestamp", [quantile])[0])
+def split_timestamp(interactions: DataFrame, quantile: float, ends: Ends | None = None) -> int:
+    """T: the quantile of all timestamps, exactly, as the nearest observed value (half to even, as numpy's nearest).
+
+    ends: (first, last, count) of the timestamps where they are known.
+    """
+    return int(order_statistics(interactions, "timestamp", [quantile], ends=ends)[0])
 
 
 def before(interactions: DataFrame, timestamp: int) -> DataFrame:
