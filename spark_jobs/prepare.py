@@ -77,7 +77,12 @@ def main(args: Sequence[str]) -> None:
     check_files(files, command.source)
     sources = describe_sources(files)
     partitions = command.partitions or partitions_for({f.name: f.bytes for f in files}, local_cores())
-    spark = spark_session(command.spark_master, input_bytes=sum(f.bytes for f in files), partitions=partitions)
+    spark = spark_session(
+        command.spark_master,
+        input_bytes=sum(f.bytes for f in files),
+        partitions=partitions,
+        max_history=command.max_history,
+    )
     try:
         with build_directory(final) as building:
             manifest = Build(spark, command, name, files, partitions, started).run(building, sources)

