@@ -21,10 +21,20 @@ from pnfrec_dist.schema import (
 )
 from pnfrec_dist.storage import Location
 from spark_jobs import transforms
-from spark_jobs.clean import HEADER_AGAIN, INTERACTION, accepted, rejected, timestamp_unit, typed_rows
-from spark_jobs.quantile import histogram
+from spark_jobs.clean import (
+    HEADER_AGAIN,
+    INTERACTION,
+    QUARANTINE_COLUMNS,
+    accepted,
+    rejected,
+    timestamp_range,
+    timestamp_unit,
+    typed_rows,
+)
+from spark_jobs.quantile import BUCKETS, Bucket, bucket_of, histograms
 from spark_jobs.report import LENGTHS, Distributions, date_of, length_quantiles, render_report
 from spark_jobs.sequences import holdout_sequences, train_sequences
+from spark_jobs.session import at_once
 from spark_jobs.sources import RawFile, read_rows
 from spark_jobs.writer import shard_count, write_items, write_quarantine, write_users
 
@@ -100,11 +110,13 @@ class Build:
             self.quarantined, F.count("reason").alias("rows")
         )
         interactions = accepted(seen, self.partitions).persist(StorageLevel.DISK_ONLY)
-        first, last, kept, good = interactions.agg(
-            F.min("timestamp"), F.max("timestamp"), F.count("*"), F.sum("copies")
-        ).collect()[0]
-        self.times = (first, last, kept)
-        self.quarantine(typed, good or 0, building)
+        place = bucket_of("timestamp", *timestamp_range(self.settings.clean, self.unit), BUCKETS)
+        ends = (F.min("timestamp").alias("low"), F.max("timestamp").alias("high"))
+        counted = interactions.groupBy(place).agg(*ends, F.count("*").alias("count"), F.sum("copies").alias("copies"))
+        rows = sorted(counted.collect(), key=lambda row: row["low"])
+        self.times = [Bucket(row["low"], row["high"], row["count"]) for row in rows]
+        kept, good = (sum(row[name] for row in rows) for name in ("count", "copies"))
+        self.quarantine(typed, good, building)
         self.done("deduplicated", rows=good - kept)
         self.interactions, self.good = interactions, good
         return interactions
@@ -123,13 +135,12 @@ class Build:
         bad = sum(reasons.values())
         self.done("read", rows=good + bad)
         self.done("quarantined", rows=bad, **reasons)
-        quarantine = rejected(typed, self.files)
+        quarantine = self.spark.createDataFrame([], QUARANTINE_COLUMNS)
         if bad:
+            quarantine = rejected(typed, self.files)
             first = quarantine.orderBy("position").limit(EXAMPLES).collect()
             self.examples = [(row["source_file"], row["row"], row["reason"]) for row in first]
             self.require_readable(good + bad, bad)
-        else:
-            quarantine = quarantine.limit(0)
         transforms.require_rows(
             good, str(self.files[0].location), "no row of it is an interaction; check RAW (--raw) and the YAML's source"
         )
@@ -198,13 +209,11 @@ class Build:
         counted = transforms.settled(transforms.count_items(labelled, split))
         self.interactions.unpersist()
         items = transforms.settled(transforms.catalog(counted, self.numbers))
-        self.require_train(items.count(), split)
-        self.draw_values(counted)
+        self.num_items = items.count()
+        self.require_train(self.num_items, split)
         encoded = transforms.encode(labelled, items, self.partitions)
         users = transforms.settled(transforms.count_users(encoded, split))
-        self.count_splits(counted, items, users)
-        self.written.append(write_items(items, building))
-
+        self.count_splits(counted, users)
         holdout_users = users.where(transforms.is_holdout_user())
         assigned = transforms.settled(transforms.assign_holdout(holdout_users, settings.split))
         tests, everyone = assigned.agg(F.count_if("is_test"), F.count("*")).collect()[0]
@@ -212,27 +221,38 @@ class Build:
 
         train_users = users.where(transforms.is_train_user(least))
         self.count_lengths(train_users, items)
-        known = train_users.select("raw_user_id").hint("merge")
-        rows = transforms.before(encoded, split).join(known, on="raw_user_id", how="left_semi")
-        shards = shard_count(
-            self.entries(train_users), self.counts["train_users"]["users"], items.count(), settings.shard_mb
+        entries = self.entries(train_users)
+        at_once(
+            self.spark,
+            lambda: self.write_train(transforms.before(encoded, split), entries, building),
+            lambda: self.write_holdout(encoded, users, assigned, building),
+            lambda: self.write_catalog(items, counted, building),
         )
-        sequences = train_sequences(rows, settings.max_history)
+        self.filtered.unpersist()
+
+    def write_train(self, encoded: DataFrame, entries: int, building: Location) -> None:
+        """Train shards. entries: ids in all their lists."""
+        settings = self.settings
+        users = self.counts["train_users"]["users"]
+        shards = shard_count(entries, users, self.num_items, settings.shard_mb)
+        sequences = train_sequences(encoded, settings.max_history, settings.split.min_positives)
         self.written += write_users(sequences, building / "train", SCHEMAS["train"], shards)
         self.say("written", f"train, {shards:,} shards")
-        self.write_holdout(encoded, users, assigned, items.count(), building)
-        self.filtered.unpersist()
+
+    def write_catalog(self, items: DataFrame, counted: DataFrame, building: Location) -> None:
+        """items.parquet, and what the report draws of relevance and time."""
+        self.written.append(write_items(items, building))
+        self.draw_values(counted)
 
     def draw_values(self, counted: DataFrame) -> None:
         """Counts what the report draws of relevance and time."""
         ends = [F.min("low"), F.max("high"), F.min("first"), F.max("last")]
         low, high, first, last = counted.agg(*ends).collect()[0]
-        self.distributions = Distributions(
-            relevance=histogram(self.filtered, "relevance", low, high, BINS),
-            activity=histogram(self.filtered, "timestamp", first, last, BINS),
-        )
+        drawn = histograms(self.filtered, {"relevance": (low, high), "timestamp": (first, last)}, BINS)
+        self.distributions.relevance.extend(drawn["relevance"])
+        self.distributions.activity.extend(drawn["timestamp"])
 
-    def count_splits(self, counted: DataFrame, items: DataFrame, users: DataFrame) -> None:
+    def count_splits(self, counted: DataFrame, users: DataFrame) -> None:
         """Sizes after the filter, of train, and of the holdout without users or items that train lacks."""
         rows, positives, num_items = counted.agg(F.sum("rows"), F.sum("positives"), F.count("*")).collect()[0]
         self.done("filtered", rows=rows, users=self.filtered_users, items=num_items, positives=positives)
@@ -243,7 +263,7 @@ class Build:
             F.sum(F.when(in_holdout, F.col("holdout_rows")).otherwise(0)),
             F.count_if(in_holdout),
         ).collect()[0]
-        self.done("train", rows=train_rows, users=train_users, items=items.count())
+        self.done("train", rows=train_rows, users=train_users, items=self.num_items)
         self.done("holdout", rows=holdout_rows, users=holdout_users)
         transforms.require_rows(
             holdout_rows,
@@ -277,9 +297,7 @@ class Build:
         columns = (F.col("train_rows"), F.col("train_positives"), negatives)
         return train_users.agg(F.sum(sum((F.least(c, limit) for c in columns), F.lit(0)))).collect()[0][0]
 
-    def write_holdout(
-        self, encoded: DataFrame, users: DataFrame, assigned: DataFrame, num_items: int, building: Location
-    ) -> None:
+    def write_holdout(self, encoded: DataFrame, users: DataFrame, assigned: DataFrame, building: Location) -> None:
         """Validation and test shards."""
         settings = self.settings
         least = settings.split.min_positives
@@ -305,7 +323,7 @@ class Build:
             ).collect()[0]
             self.done(part, users=total, positive_targets=positive, negative_targets=total - positive)
             transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
-            shards = shard_count(entries, total, num_items, settings.shard_mb)
+            shards = shard_count(entries, total, self.num_items, settings.shard_mb)
             self.written += write_users(part_rows, building / part, SCHEMAS[part], shards)
         sequences.unpersist()
 

@@ -11,10 +11,11 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, DoubleType, FloatType, StringType, TimestampNTZType, TimestampType
 
-from pnfrec_dist.config import EPOCH_UNITS, DatasetSettings, FeedbackSettings, SourceSettings
+from pnfrec_dist.config import EPOCH_UNITS, CleanSettings, DatasetSettings, FeedbackSettings, SourceSettings
 from spark_jobs.sources import FILE_SHIFT, HEADER_AGAIN, RawFile, position
 
 INTERACTION = ("raw_user_id", "raw_item_id", "relevance", "timestamp")
+QUARANTINE_COLUMNS = "source_file string, row string, reason string, position bigint"
 BLANKS = " \t\u00a0"
 POSITIVE_LABEL, NEGATIVE_LABEL = 1.0, 0.0
 TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000}
@@ -155,6 +156,12 @@ def _range_reason(settings: DatasetSettings, unit: str) -> Column:
     )
 
 
+def timestamp_range(clean: CleanSettings, unit: str) -> tuple[int, int]:
+    """The lowest and the highest timestamp that a good row may have."""
+    low = epoch_ticks(clean.earliest, unit) if clean.earliest else -(2**63)
+    return low, epoch_ticks(clean.latest, unit) - 1 if clean.latest else 2**63 - 1
+
+
 def epoch_ticks(date: str, unit: str) -> int:
     """Midnight UTC of an ISO date as timestamp."""
     midnight = datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC)
@@ -162,7 +169,7 @@ def epoch_ticks(date: str, unit: str) -> int:
 
 
 def rejected(typed: DataFrame, files: list[RawFile]) -> DataFrame:
-    """The quarantine: source_file, row, reason, position. A file's own header, its first such line, is no row of it."""
+    """The quarantine, QUARANTINE_COLUMNS. A file's own header, its first such line, is no row of it."""
     number = F.shiftright("position", FILE_SHIFT)
     bad = typed.where(F.col("reason").isNotNull()).withColumn("file_number", number)
     is_header = F.col("reason") == HEADER_AGAIN

@@ -3,13 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-BUCKETS = 32_768
-
-
-Ends = tuple[float, float, int]
+BUCKETS = 131_072
 
 
 @dataclass(frozen=True)
@@ -21,50 +18,84 @@ class Bucket:
     count: int
 
 
-def histogram(frame: DataFrame, name: str, low: float, high: float, buckets: int) -> list[Bucket]:
-    """The values of a numeric column in [low, high] over equal-width buckets: those that hold any, in order."""
+def bucket_of(name: str, low: float, high: float, buckets: int) -> Column:
+    """Which of some equal-width buckets over [low, high] a value is in; a larger value is in no smaller one.
+
+    The highest value may have a bucket of its own.
+    """
     value = F.col(name)
     # Rounding keeps order, so buckets never overlap whatever the division does to the last digit. Halves, because the
     # difference of two finite numbers may be infinite; a range too narrow to divide holds few values anyway.
     width = (high / 2 - low / 2) / buckets
-    place = F.floor((value.cast("double") / 2 - F.lit(low / 2)) / F.lit(width)) if width > 0 else value
-    counted = (
-        frame.where(value.between(low, high))
-        .groupBy(place.alias("place"))
-        .agg(F.min(value).alias("low"), F.max(value).alias("high"), F.count("*").alias("count"))
-    )
-    return sorted((Bucket(row["low"], row["high"], row["count"]) for row in counted.collect()), key=lambda b: b.low)
+    return F.floor((value.cast("double") / 2 - F.lit(low / 2)) / F.lit(width)) if width > 0 else value
+
+
+def histograms(frame: DataFrame, ranges: dict[str, tuple[float, float]], buckets: int) -> dict[str, list[Bucket]]:
+    """For each column its values over equal-width buckets: those that hold any, in order.
+
+    Counts the rows whose every column is in its range, in one pass and at most (buckets + 1) ** columns groups.
+    """
+    for name, ends in ranges.items():
+        frame = frame.where(F.col(name).between(*ends))
+    places = [bucket_of(name, *ends, buckets).alias(f"place_{name}") for name, ends in ranges.items()]
+    ends = [end(name).alias(f"{side}_{name}") for name in ranges for side, end in (("low", F.min), ("high", F.max))]
+    rows = frame.groupBy(*places).agg(*ends, F.count("*").alias("count")).collect()
+    found: dict[str, list[Bucket]] = {}
+    for name in ranges:
+        parts: dict[float, list[Bucket]] = {}
+        for row in rows:
+            bucket = Bucket(row[f"low_{name}"], row[f"high_{name}"], row["count"])
+            parts.setdefault(row[f"place_{name}"], []).append(bucket)
+        found[name] = [_together(parts[place]) for place in sorted(parts)]
+    return found
+
+
+def _together(parts: list[Bucket]) -> Bucket:
+    return Bucket(min(b.low for b in parts), max(b.high for b in parts), sum(b.count for b in parts))
+
+
+def histogram(frame: DataFrame, name: str, low: float, high: float, buckets: int) -> list[Bucket]:
+    """histograms() of one column."""
+    return histograms(frame, {name: (low, high)}, buckets)[name]
 
 
 def order_statistics(
-    frame: DataFrame, name: str, fractions: list[float], *, method: str = "nearest", ends: Ends | None = None
+    frame: DataFrame,
+    name: str,
+    fractions: list[float],
+    *,
+    method: str = "nearest",
+    counted: list[Bucket] | None = None,
 ) -> list[float]:
     """Quantiles of a numeric column without nulls.
 
     method: "nearest" takes the nearest observed value, halves to even, as numpy's nearest; "median" takes the mean of
     the two middle values and ignores fractions. Each pass narrows the range that holds a rank by a factor of BUCKETS.
-    ends: (lowest, highest, count) of the column where they are known.
+    counted: all values of the column in buckets, in order, where they were counted before.
     """
-    low, high, total = ends or frame.agg(F.min(name), F.max(name), F.count(name)).collect()[0]
+    if counted is None:
+        low, high, total = frame.agg(F.min(name), F.max(name), F.count(name)).collect()[0]
+        counted = [Bucket(low, high, total)]
+    total = sum(bucket.count for bucket in counted)
     if method == "median":
-        pair = [_value_at(frame, name, rank, low, high) for rank in sorted({(total - 1) // 2, total // 2})]
+        pair = [_value_at(frame, name, rank, counted) for rank in sorted({(total - 1) // 2, total // 2})]
         return [sum(pair) / len(pair)]
-    return [_value_at(frame, name, round(q * (total - 1)), low, high) for q in fractions]
+    return [_value_at(frame, name, round(q * (total - 1)), counted) for q in fractions]
 
 
-def _value_at(frame: DataFrame, name: str, rank: int, low: float, high: float) -> float:
-    """The value at a 0-based rank."""
-    below = 0
-    while low < high:
-        for bucket in histogram(frame, name, low, high, BUCKETS):
-            if below <= rank < below + bucket.count:
-                assert (bucket.low, bucket.high) != (low, high), "a pass must narrow the range"
-                low, high = bucket.low, bucket.high
+def _value_at(frame: DataFrame, name: str, rank: int, counted: list[Bucket]) -> float:
+    """The value at a 0-based rank among those counted in buckets."""
+    while True:
+        for found in counted:
+            if rank < found.count:
                 break
-            below += bucket.count
+            rank -= found.count
         else:
-            raise AssertionError(f"rank {rank} is not among the {below} values counted")
-    return low
+            raise AssertionError(f"{rank} more than the values counted")
+        if found.low == found.high:
+            return found.low
+        counted = histogram(frame, name, found.low, found.high, BUCKETS)
+        assert len(counted) > 1, "a pass must narrow the range"
 
 
 def ranked(counts: dict[int, int], fractions: list[float]) -> Iterator[int]:

@@ -27,9 +27,9 @@ HOLDOUT_COLUMNS = (
 )
 
 
-def train_sequences(encoded: DataFrame, max_history: int) -> DataFrame:
-    """TRAIN_SCHEMA rows from encoded interactions."""
-    return _stream(encoded, train_lists(max_history), TRAIN_COLUMNS)
+def train_sequences(encoded: DataFrame, max_history: int, min_positives: int = 0) -> DataFrame:
+    """TRAIN_SCHEMA rows from encoded interactions, of users with at least min_positives positives."""
+    return _stream(encoded, train_lists(max_history, min_positives), TRAIN_COLUMNS)
 
 
 def holdout_sequences(encoded: DataFrame, max_history: int) -> DataFrame:
@@ -49,14 +49,17 @@ def _stream(encoded: DataFrame, build: Callable[[Batches], Batches], columns: st
     return rows.mapInArrow(build, columns)
 
 
-def train_lists(max_history: int) -> Callable[[Batches], Batches]:
+def train_lists(max_history: int, min_positives: int = 0) -> Callable[[Batches], Batches]:
     """Rows (raw_user_id, timestamp, position, item_id, is_positive), user by user -> TRAIN_SCHEMA batches."""
 
     def build(batches: Batches) -> Batches:
-        for rows in _whole_users(batches, max_history):
-            items, is_positive = rows.items_R, rows.is_positive_R
-            lists = _histories(items, is_positive, rows.starts_U, rows.ends_U, max_history)
-            yield pa.RecordBatch.from_arrays([rows.users_U, *lists], schema=TRAIN_SCHEMA)
+        for rows in _whole_users(batches, max(max_history, min_positives)):
+            before_R = np.concatenate([[0], np.cumsum(rows.is_positive_R)])
+            enough_U = before_R[rows.ends_U] - before_R[rows.starts_U] >= min_positives
+            starts_U, ends_U = rows.starts_U[enough_U], rows.ends_U[enough_U]
+            lists = _histories(rows.items_R, rows.is_positive_R, starts_U, ends_U, max_history)
+            users_U = rows.users_U.filter(pa.array(enough_U))
+            yield pa.RecordBatch.from_arrays([users_U, *lists], schema=TRAIN_SCHEMA)
 
     return build
 

@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 
 import psutil
@@ -120,6 +121,8 @@ def spark_session(
         .config("spark.sql.adaptive.enabled", str(input_bytes >= LARGE_INPUT).lower())
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.ansi.enabled", "true")
+        # Each call of a function of columns would go to Java six times more, to say from which line it came.
+        .config("spark.python.sql.dataFrameDebugging.enabled", "false")
         .config("spark.sql.shuffle.partitions", str(partitions))
         .config("spark.sql.execution.replaceHashWithSortAgg", "true")  # rows lie in the order of users and items
         .config("spark.sql.inMemoryColumnarStorage.compressed", "false")
@@ -145,6 +148,22 @@ def spark_session(
     if not (session.sparkContext.master or "local").startswith("local"):
         session.sparkContext.addPyFile(str(packaged_source()))
     return session
+
+
+def at_once(session: SparkSession, *steps: Callable[[], object]) -> None:
+    """Runs steps in threads of their own, so that the jobs of one fill the cores that another leaves idle.
+
+    The first error ends them all and is raised.
+    """
+    with ThreadPoolExecutor(len(steps)) as pool:
+        runs = [pool.submit(step) for step in steps]
+        try:
+            for run in as_completed(runs):
+                run.result()
+        except BaseException:
+            while wait(runs, timeout=0.2).not_done:
+                session.sparkContext.cancelAllJobs()
+            raise
 
 
 def rows_per_batch(max_history: int) -> int:

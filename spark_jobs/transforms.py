@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from pnfrec_dist.config import FeedbackSettings, FilterSettings, SplitSettings
 from pnfrec_dist.errors import InputError
 from spark_jobs.clean import NEGATIVE_LABEL, POSITIVE_LABEL
-from spark_jobs.quantile import Ends, order_statistics
+from spark_jobs.quantile import Bucket, order_statistics
 
 BROADCAST_ROWS = 2_000_000
 """Up to this many items are sent to every executor; more are joined by a shuffle."""
@@ -45,12 +45,12 @@ def label_feedback(interactions: DataFrame, threshold: float) -> DataFrame:
     return interactions.withColumn("is_positive", F.col("relevance") >= threshold)
 
 
-def split_timestamp(interactions: DataFrame, quantile: float, ends: Ends | None = None) -> int:
+def split_timestamp(interactions: DataFrame, quantile: float, counted: list[Bucket] | None = None) -> int:
     """T: the quantile of all timestamps, exactly, as the nearest observed value (half to even, as numpy's nearest).
 
-    ends: (first, last, count) of the timestamps where they are known.
+    counted: all timestamps in buckets, where they were counted before.
     """
-    return int(order_statistics(interactions, "timestamp", [quantile], ends=ends)[0])
+    return int(order_statistics(interactions, "timestamp", [quantile], counted=counted)[0])
 
 
 def before(interactions: DataFrame, timestamp: int) -> DataFrame:
@@ -138,8 +138,9 @@ def by_number(interactions: DataFrame, numbers: DataFrame, partitions: int) -> D
 
 def _exchange_item(interactions: DataFrame, items: DataFrame, name: str, partitions: int) -> DataFrame:
     """The column `name` of interactions replaced by what `items` has for it; rows without go."""
-    found = interactions.join(small(items), on=name, how="inner").drop(name)
-    return found if items.count() <= BROADCAST_ROWS else found.repartition(partitions, "raw_user_id")
+    few = items.count() <= BROADCAST_ROWS
+    found = interactions.join(F.broadcast(items) if few else items, on=name, how="inner").drop(name)
+    return found if few else found.repartition(partitions, "raw_user_id")
 
 
 def count_items(labelled: DataFrame, split: int) -> DataFrame:
