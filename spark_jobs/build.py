@@ -24,7 +24,6 @@ from spark_jobs import transforms
 from spark_jobs.clean import (
     HEADER_AGAIN,
     INTERACTION,
-    QUARANTINE_COLUMNS,
     accepted,
     rejected,
     timestamp_range,
@@ -32,11 +31,11 @@ from spark_jobs.clean import (
     typed_rows,
 )
 from spark_jobs.quantile import BUCKETS, Bucket, bucket_of, histograms
-from spark_jobs.report import LENGTHS, Distributions, date_of, length_quantiles, render_report
+from spark_jobs.report import LENGTHS, Distributions, date_of, draw, length_quantiles, render_report
 from spark_jobs.sequences import holdout_sequences, train_sequences
 from spark_jobs.session import at_once
 from spark_jobs.sources import RawFile, read_rows
-from spark_jobs.writer import shard_count, write_items, write_quarantine, write_users
+from spark_jobs.writer import shard_count, write_items, write_no_quarantine, write_quarantine, write_users
 
 EXAMPLES = 5
 BINS = 60
@@ -68,7 +67,7 @@ class Build:
         filtered, split = self.filter_and_split(interactions)
         threshold = self.threshold(filtered, split)
         labelled = transforms.label_feedback(filtered, threshold)
-        self.write_sequences(labelled, split, building)
+        self.write_sequences(labelled, split, threshold, building)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             dataset=self.name,
@@ -82,7 +81,7 @@ class Build:
             files=sorted(self.written, key=lambda entry: entry.path),
         )
         report = building / REPORT_NAME
-        report.write_bytes(render_report(manifest, self.settings.expected, self.distributions, self.examples).encode())
+        report.write_bytes(render_report(manifest, self.settings.expected, self.figures, self.examples).encode())
         manifest.files.append(FileEntry(REPORT_NAME, report.size(), report.sha256()))
         write_manifest(building, manifest)
         return manifest
@@ -135,16 +134,17 @@ class Build:
         bad = sum(reasons.values())
         self.done("read", rows=good + bad)
         self.done("quarantined", rows=bad, **reasons)
-        quarantine = self.spark.createDataFrame([], QUARANTINE_COLUMNS)
         if bad:
             quarantine = rejected(typed, self.files)
             first = quarantine.orderBy("position").limit(EXAMPLES).collect()
             self.examples = [(row["source_file"], row["row"], row["reason"]) for row in first]
             self.require_readable(good + bad, bad)
+            self.written += write_quarantine(quarantine, building, bad)
+        else:
+            self.written.append(write_no_quarantine(building))
         transforms.require_rows(
             good, str(self.files[0].location), "no row of it is an interaction; check RAW (--raw) and the YAML's source"
         )
-        self.written += write_quarantine(quarantine, building, bad)
 
     def require_readable(self, read: int, bad: int) -> None:
         """Raises InputError with the first unreadable rows when there are more than max_quarantine_share of them."""
@@ -202,7 +202,7 @@ class Build:
         """Raises InputError when nothing lies before T."""
         transforms.require_rows(rows, "train", f"T = {split} leaves nothing there; change --split.quantile")
 
-    def write_sequences(self, labelled: DataFrame, split: int, building: Location) -> None:
+    def write_sequences(self, labelled: DataFrame, split: int, threshold: float, building: Location) -> None:
         """Catalog, train shards, validation and test shards."""
         settings = self.settings
         least = settings.split.min_positives
@@ -226,7 +226,8 @@ class Build:
             self.spark,
             lambda: self.write_train(transforms.before(encoded, split), entries, building),
             lambda: self.write_holdout(encoded, users, assigned, building),
-            lambda: self.write_catalog(items, counted, building),
+            lambda: self.write_catalog(items, building),
+            lambda: self.draw_values(counted, threshold, split),
         )
         self.filtered.unpersist()
 
@@ -239,18 +240,18 @@ class Build:
         self.written += write_users(sequences, building / "train", SCHEMAS["train"], shards)
         self.say("written", f"train, {shards:,} shards")
 
-    def write_catalog(self, items: DataFrame, counted: DataFrame, building: Location) -> None:
-        """items.parquet, and what the report draws of relevance and time."""
+    def write_catalog(self, items: DataFrame, building: Location) -> None:
+        """items.parquet."""
         self.written.append(write_items(items, building))
-        self.draw_values(counted)
 
-    def draw_values(self, counted: DataFrame) -> None:
-        """Counts what the report draws of relevance and time."""
+    def draw_values(self, counted: DataFrame, threshold: float, split: int) -> None:
+        """Draws the report's figures, for which it counts relevance and time."""
         ends = [F.min("low"), F.max("high"), F.min("first"), F.max("last")]
         low, high, first, last = counted.agg(*ends).collect()[0]
         drawn = histograms(self.filtered, {"relevance": (low, high), "timestamp": (first, last)}, BINS)
         self.distributions.relevance.extend(drawn["relevance"])
         self.distributions.activity.extend(drawn["timestamp"])
+        self.figures = draw(self.distributions, threshold, split, self.unit)
 
     def count_splits(self, counted: DataFrame, users: DataFrame) -> None:
         """Sizes after the filter, of train, and of the holdout without users or items that train lacks."""

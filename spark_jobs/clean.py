@@ -15,7 +15,6 @@ from pnfrec_dist.config import EPOCH_UNITS, CleanSettings, DatasetSettings, Feed
 from spark_jobs.sources import FILE_SHIFT, HEADER_AGAIN, RawFile, position
 
 INTERACTION = ("raw_user_id", "raw_item_id", "relevance", "timestamp")
-QUARANTINE_COLUMNS = "source_file string, row string, reason string, position bigint"
 BLANKS = " \t\u00a0"
 POSITIVE_LABEL, NEGATIVE_LABEL = 1.0, 0.0
 TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000}
@@ -169,7 +168,7 @@ def epoch_ticks(date: str, unit: str) -> int:
 
 
 def rejected(typed: DataFrame, files: list[RawFile]) -> DataFrame:
-    """The quarantine, QUARANTINE_COLUMNS. A file's own header, its first such line, is no row of it."""
+    """The quarantine: source_file, row, reason, position. A file's own header, its first such line, is no row of it."""
     number = F.shiftright("position", FILE_SHIFT)
     bad = typed.where(F.col("reason").isNotNull()).withColumn("file_number", number)
     is_header = F.col("reason") == HEADER_AGAIN

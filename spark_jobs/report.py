@@ -148,16 +148,16 @@ def _text_table(rows: list[list[str]], title: str) -> str:
 
 
 def render_report(
-    manifest: Manifest, expected: ExpectedSettings, distributions: Distributions, examples: list[tuple[str, str, str]]
+    manifest: Manifest, expected: ExpectedSettings, figures: str, examples: list[tuple[str, str, str]]
 ) -> str:
-    """The page. examples: (file, row, reason) of the first quarantined rows."""
+    """The page. figures: draw()'s; examples: (file, row, reason) of the first quarantined rows."""
     body = [f"<h1>{html.escape(manifest.dataset)}</h1>"]
     wrong = complaint(manifest, expected)
     if wrong:
         body.append(f'<p class="loud"><strong>{html.escape(wrong)}</strong></p>')
     for title, rows in _tables(manifest, expected):
         body.append(_html_table(rows, title))
-    body.append(_figures(manifest, distributions))
+    body.append(figures)
     body.append("<h2>Every row of the source</h2>" + _html_table(_accounting(manifest)))
     reasons = [(k, n) for k, n in manifest.counts["quarantined"].items() if k != "rows"]
     if reasons:
@@ -190,13 +190,14 @@ def _html_table(rows: list[list[str]], title: str = "", *, text: bool = False) -
     return f"{caption}<table>{head}{lines}</table>"
 
 
-def _figures(manifest: Manifest, distributions: Distributions) -> str:
+def draw(distributions: Distributions, threshold: float, split: int, unit: str) -> str:
+    """The histograms as SVG. split: T, in `unit`."""
     return "".join(
         [
             _length_figure(distributions.lengths),
             _popularity_figure(distributions.popularity),
-            _relevance_figure(distributions.relevance, manifest),
-            _activity_figure(distributions.activity, manifest),
+            _relevance_figure(distributions.relevance, threshold),
+            _activity_figure(distributions.activity, split, unit),
         ]
     )
 
@@ -235,35 +236,30 @@ def _popularity_figure(popularity: dict[int, int]) -> str:
     return _svg(figure, "how often each item occurs in train")
 
 
-def _relevance_figure(relevance: list[Bucket], manifest: Manifest) -> str:
+def _relevance_figure(relevance: list[Bucket], threshold: float) -> str:
     figure, axes = _axes("Relevance", "relevance", "interactions")
     distinct = all(b.low == b.high for b in relevance)
     span = (relevance[-1].high - relevance[0].low) if relevance else 0.0
     gaps = [b.low - a.low for a, b in itertools.pairwise(relevance)]
     width = 0.8 * min(gaps) if distinct and gaps else (span / 50 or 0.8)
     middles = [(b.low + b.high) / 2 for b in relevance]
-    colors = [POSITIVE if b.high >= manifest.threshold else NEGATIVE for b in relevance]
+    colors = [POSITIVE if b.high >= threshold else NEGATIVE for b in relevance]
     axes.bar(middles, [b.count for b in relevance], width=width, color=colors)
-    return _svg(figure, f"positive (blue) from {manifest.threshold:g} on")
+    return _svg(figure, f"positive (blue) from {threshold:g} on")
 
 
-def _activity_figure(activity: list[Bucket], manifest: Manifest) -> str:
+def _activity_figure(activity: list[Bucket], split: int, unit: str) -> str:
     figure, axes = _axes("Activity over time", "", "interactions")
-    ticks = TICKS[manifest.timestamp_unit]
-
-    days = 86_400 * ticks  # matplotlib's dates are days since 1970
+    days = 86_400 * TICKS[unit]  # matplotlib's dates are days since 1970
     if activity:
         span = max(activity[-1].high - activity[0].low, 1) / days
         middles = [(b.low + b.high) / 2 / days for b in activity]
         axes.bar(middles, [b.count for b in activity], width=span / 60, color=INK)
-        if date_of(int(activity[-1].high), manifest.timestamp_unit)[0].isdigit():
+        if date_of(int(activity[-1].high), unit)[0].isdigit():
             axes.xaxis_date()
-    axes.axvline(manifest.split_timestamp / days, color=NEGATIVE, linewidth=1.5)
+    axes.axvline(split / days, color=NEGATIVE, linewidth=1.5)
     axes.tick_params(axis="x", labelrotation=30, labelsize=8)
-    return _svg(
-        figure,
-        f"T = {date_of(manifest.split_timestamp, manifest.timestamp_unit)} UTC (red): train before, holdout after",
-    )
+    return _svg(figure, f"T = {date_of(split, unit)} UTC (red): train before, holdout after")
 
 
 def _svg(figure: Figure, caption: str) -> str:

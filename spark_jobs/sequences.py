@@ -97,7 +97,7 @@ class _Rows:
         self.ends_U = np.append(self.starts_U[1:], len(users))
         self.users_U = users.take(pa.array(self.starts_U))
         times_R, positions_R = batch["timestamp"].to_numpy(), batch["position"].to_numpy()
-        order_R = np.lexsort((positions_R, times_R, np.cumsum(is_new)))
+        order_R = _order(np.cumsum(is_new), times_R, positions_R)
         self.times_R, self.positions_R = times_R[order_R], positions_R[order_R]
         self.items_R = batch["item_id"].to_numpy()[order_R]
         self.is_positive_R = batch["is_positive"].to_numpy()[order_R]
@@ -113,6 +113,24 @@ class _Rows:
         self.times_R, self.positions_R, self.items_R, self.is_positive_R = (values[:start] for values in columns)
         self.starts_U, self.ends_U, self.users_U = self.starts_U[:-1], self.ends_U[:-1], self.users_U[:-1]
         return last
+
+
+def _order(users_R: np.ndarray, times_R: np.ndarray, positions_R: np.ndarray) -> np.ndarray:
+    """The order by (user, time, position) of rows that come user by user; users_R: 1, 2, ... in their order.
+
+    np.lexsort of all three takes eight times as long as one stable sort, which runs along the users.
+    """
+    first = int(times_R.min())
+    span = int(times_R.max()) - first + 1
+    if (int(users_R[-1]) + 1) * span >= 2**63:
+        return np.lexsort((positions_R, times_R, users_R))
+    keys_R = users_R * span + (times_R - first)
+    order_R = np.argsort(keys_R, kind="stable")
+    equal = np.flatnonzero(np.diff(keys_R[order_R]) == 0)
+    places = np.union1d(equal, equal + 1)
+    tied = order_R[places]
+    order_R[places] = tied[np.lexsort((positions_R[tied], keys_R[tied]))]
+    return order_R
 
 
 def _whole_users(batches: Batches, keep: int, *, with_seen: bool = False) -> Iterator[_Rows]:

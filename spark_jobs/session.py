@@ -126,6 +126,7 @@ def spark_session(
         .config("spark.sql.shuffle.partitions", str(partitions))
         .config("spark.sql.execution.replaceHashWithSortAgg", "true")  # rows lie in the order of users and items
         .config("spark.sql.inMemoryColumnarStorage.compressed", "false")
+        .config("spark.rdd.compress", "false")  # Spark's own default, which PySpark changes
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(rows_per_batch(max_history)))
         # With a limit in bytes, Spark measures the batch anew for every row: a third of the time of making sequences.
         .config("spark.sql.execution.arrow.maxBytesPerBatch", str(2**31 - 1))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,9 +37,16 @@ def write_users(rows: DataFrame, directory: Location, schema: pa.Schema, shards:
 
 def write_quarantine(rejected: DataFrame, directory: Location, rows: int) -> list[FileEntry]:
     """Writes the rejected rows in the order of the source, spread over shards by a hash of their position."""
-    shards = -(-rows // ROWS_PER_QUARANTINE_SHARD) or 1
+    shards = -(-rows // ROWS_PER_QUARANTINE_SHARD)
     placed = rejected.repartition(shards, F.col("position")).sortWithinPartitions("position")
     return write_parts(placed, directory / QUARANTINE, QUARANTINE_SCHEMA)
+
+
+def write_no_quarantine(directory: Location) -> FileEntry:
+    """Writes a quarantine without rows, for which Spark need not plan anything."""
+    quarantine = directory / QUARANTINE
+    quarantine.make_directory()
+    return write_file([], quarantine / _part(0), QUARANTINE_SCHEMA, draft=f".{_part(0)}")
 
 
 def write_items(items: DataFrame, directory: Location) -> FileEntry:
@@ -59,23 +66,30 @@ def write_parts(rows: DataFrame, directory: Location, schema: pa.Schema, *, name
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
         assert context is not None
-        file = directory / (name or f"part-{context.partitionId():05d}.parquet")
-        # A file of this machine gets its name when it is whole; an object store shows no file before that.
-        draft = directory / f".{file.name}.{context.taskAttemptId()}" if file.is_local else file
-        count = 0
-        with (
-            draft.filesystem.open_output_stream(draft.fs_path) as sink,
-            pq.ParquetWriter(sink, schema, compression="zstd") as writer,
-        ):
-            for batch in batches:
-                writer.write_table(pa.Table.from_batches([batch]).cast(schema))
-                count += batch.num_rows
-        if file.is_local:
-            draft.path.replace(file.path)
-        yield pa.RecordBatch.from_pylist(
-            [{"path": file.name, "bytes": file.size(), "sha256": file.sha256(), "rows": count}]
-        )
+        file = directory / (name or _part(context.partitionId()))
+        entry = write_file(batches, file, schema, draft=f".{file.name}.{context.taskAttemptId()}")
+        yield pa.RecordBatch.from_pylist([dataclasses.asdict(entry)])
 
     written = rows.select(*schema.names).mapInArrow(write, ENTRY).collect()
-    entries = [FileEntry(f"{directory.name}/{e.path}", e.bytes, e.sha256, e.rows) for e in written]
+    entries = [FileEntry(e.path, e.bytes, e.sha256, e.rows) for e in written]
     return sorted(entries, key=lambda entry: entry.path)
+
+
+def write_file(batches: Iterable[pa.RecordBatch], file: Location, schema: pa.Schema, draft: str) -> FileEntry:
+    """Writes one Parquet file, on this machine as `draft` until it is whole; an object store shows no other."""
+    place = file.parent / draft if file.is_local else file
+    rows = 0
+    with (
+        place.filesystem.open_output_stream(place.fs_path) as sink,
+        pq.ParquetWriter(sink, schema, compression="zstd") as writer,
+    ):
+        for batch in batches:
+            writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+            rows += batch.num_rows
+    if file.is_local:
+        place.path.replace(file.path)
+    return FileEntry(f"{file.parent.name}/{file.name}", file.size(), file.sha256(), rows)
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05d}.parquet"
