@@ -32,7 +32,7 @@ from spark_jobs.clean import (
 )
 from spark_jobs.quantile import BUCKETS, Bucket, bucket_of, histograms
 from spark_jobs.report import LENGTHS, Distributions, date_of, draw, length_quantiles, render_report
-from spark_jobs.sequences import holdout_sequences, train_sequences
+from spark_jobs.sequences import user_sequences
 from spark_jobs.session import at_once
 from spark_jobs.sources import RawFile, read_rows
 from spark_jobs.writer import shard_count, write_items, write_no_quarantine, write_quarantine, write_users
@@ -211,8 +211,9 @@ class Build:
         items = transforms.settled(transforms.catalog(counted, self.numbers))
         self.num_items = items.count()
         self.require_train(self.num_items, split)
-        encoded = transforms.encode(labelled, items, self.partitions)
-        users = transforms.settled(transforms.count_users(encoded, split))
+        encoded = transforms.mark_newest(transforms.encode(labelled, items, self.partitions), settings.clean.duplicates)
+        sequences = user_sequences(encoded, settings.max_history, split).persist(StorageLevel.DISK_ONLY)
+        users = transforms.settled(sequences.drop("train", "holdout"))
         self.count_splits(counted, users)
         holdout_users = users.where(transforms.is_holdout_user())
         assigned = transforms.settled(transforms.assign_holdout(holdout_users, settings.split))
@@ -224,20 +225,21 @@ class Build:
         entries = self.entries(train_users)
         at_once(
             self.spark,
-            lambda: self.write_train(transforms.before(encoded, split), entries, building),
-            lambda: self.write_holdout(encoded, users, assigned, building),
+            lambda: self.write_train(sequences.where(transforms.is_train_user(least)), entries, building),
+            lambda: self.write_holdout(sequences, assigned, building),
             lambda: self.write_catalog(items, building),
             lambda: self.draw_values(counted, threshold, split),
         )
+        sequences.unpersist()
         self.filtered.unpersist()
 
-    def write_train(self, encoded: DataFrame, entries: int, building: Location) -> None:
+    def write_train(self, sequences: DataFrame, entries: int, building: Location) -> None:
         """Train shards. entries: ids in all their lists."""
         settings = self.settings
         users = self.counts["train_users"]["users"]
         shards = shard_count(entries, users, self.num_items, settings.shard_mb)
-        sequences = train_sequences(encoded, settings.max_history, settings.split.min_positives)
-        self.written += write_users(sequences, building / "train", SCHEMAS["train"], shards)
+        lists = sequences.select(F.col("raw_user_id").alias("user_id"), "train.*")
+        self.written += write_users(lists, building / "train", SCHEMAS["train"], shards)
         self.say("written", f"train, {shards:,} shards")
 
     def write_catalog(self, items: DataFrame, building: Location) -> None:
@@ -298,24 +300,20 @@ class Build:
         columns = (F.col("train_rows"), F.col("train_positives"), negatives)
         return train_users.agg(F.sum(sum((F.least(c, limit) for c in columns), F.lit(0)))).collect()[0][0]
 
-    def write_holdout(self, encoded: DataFrame, users: DataFrame, assigned: DataFrame, building: Location) -> None:
+    def write_holdout(self, sequences: DataFrame, assigned: DataFrame, building: Location) -> None:
         """Validation and test shards."""
         settings = self.settings
         least = settings.split.min_positives
         enough = transforms.is_holdout_user() & transforms.is_train_user(least) & (F.col("holdout_positives") >= least)
-        chosen = users.where(enough).join(assigned, on="raw_user_id", how="inner")
-        chosen = transforms.settled(chosen.select("raw_user_id", "is_test"))
-        rows = encoded.join(chosen.hint("merge"), on="raw_user_id", how="left_semi")
-        rows = transforms.collapse_pairs(rows, settings.clean.duplicates, item="item_id")
-        sequences = holdout_sequences(rows, settings.max_history)
-        halves = chosen.withColumnRenamed("raw_user_id", "user_id")
-        sequences = sequences.join(halves, on="user_id", how="inner").persist(StorageLevel.MEMORY_AND_DISK)
+        chosen = sequences.where(enough).join(assigned, on="raw_user_id", how="inner")
+        chosen = chosen.select(F.col("raw_user_id").alias("user_id"), "is_test", "holdout.*")
+        chosen.persist(StorageLevel.MEMORY_AND_DISK)
         way_out = "lower --split.min-positives or --split.quantile, or bring more data"
         for part, wanted in (
             ("validation", ~F.col("is_test") & F.col("target_is_positive")),
             ("test", F.col("is_test")),
         ):
-            part_rows = sequences.where(wanted)
+            part_rows = chosen.where(wanted)
             lists = ("items", "positive_items", "negative_items", "seen_items")
             total, positive, entries = part_rows.agg(
                 F.count("*"),
@@ -326,7 +324,7 @@ class Build:
             transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
             shards = shard_count(entries, total, self.num_items, settings.shard_mb)
             self.written += write_users(part_rows, building / part, SCHEMAS[part], shards)
-        sequences.unpersist()
+        chosen.unpersist()
 
 
 def _require_pattern(spark: SparkSession, pattern: str) -> None:

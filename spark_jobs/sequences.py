@@ -1,13 +1,15 @@
-"""Interactions -> one row per user, as pnfrec_dist.schema promises. Order is (timestamp, position in the source).
+"""Interactions -> one row per user: its counts, its lists of train, history and target of its holdout.
 
-Spark streams the rows of each partition user by user through build() as Arrow batches, each sorted here. Of a user
-who goes on in the next batch only the entries that can still reach a list are held, so memory does not grow with the
-longest history (seen_items, which is complete, is bounded by the catalog).
+Spark streams the rows of each partition user by user through build() as Arrow batches, each sorted here by
+(timestamp, position in the source). Of a user who goes on in the next batch only the entries that can still reach a
+list are held, so memory does not grow with the longest history (seen_items, which is complete, is bounded by the
+catalog).
 
 Letters: R rows of a batch, U users in it.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,100 +21,133 @@ from pyspark.sql import functions as F
 from pnfrec_dist.schema import HOLDOUT_SCHEMA, TRAIN_SCHEMA
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
-ITEM_LISTS = "items array<int>, is_positive array<boolean>, positive_items array<int>, negative_items array<int>"
-TRAIN_COLUMNS = f"user_id string, {ITEM_LISTS}"
+COUNTS = ("train_rows", "train_positives", "holdout_rows", "holdout_positives")
+TRAIN_COLUMNS = "items array<int>, is_positive array<boolean>, positive_items array<int>, negative_items array<int>"
 HOLDOUT_COLUMNS = (
-    f"user_id string, {ITEM_LISTS}, seen_items array<int>, "
-    "target_item int, target_is_positive boolean, target_timestamp bigint"
+    f"{TRAIN_COLUMNS}, seen_items array<int>, target_item int, target_is_positive boolean, target_timestamp bigint"
 )
+USER_COLUMNS = (
+    f"raw_user_id string, {', '.join(f'{name} bigint' for name in COUNTS)}, "
+    f"train struct<{TRAIN_COLUMNS}>, holdout struct<{HOLDOUT_COLUMNS}>"
+)
+_TRAIN_FIELDS, _HOLDOUT_FIELDS = list(TRAIN_SCHEMA)[1:], list(HOLDOUT_SCHEMA)[1:]
+_USER_SCHEMA = pa.schema(
+    [
+        pa.field("raw_user_id", pa.string()),
+        *(pa.field(name, pa.int64()) for name in COUNTS),
+        pa.field("train", pa.struct(_TRAIN_FIELDS)),
+        pa.field("holdout", pa.struct(_HOLDOUT_FIELDS)),
+    ]
+)
+_ROW = ("raw_user_id", "timestamp", "position", "item_id", "is_positive", "is_newest")
 
 
-def train_sequences(encoded: DataFrame, max_history: int, min_positives: int = 0) -> DataFrame:
-    """TRAIN_SCHEMA rows from encoded interactions, of users with at least min_positives positives."""
-    return _stream(encoded, train_lists(max_history, min_positives), TRAIN_COLUMNS)
+def user_sequences(encoded: DataFrame, max_history: int, split: int) -> DataFrame:
+    """USER_COLUMNS, one row per user, from encoded interactions whose users stand together.
 
-
-def holdout_sequences(encoded: DataFrame, max_history: int) -> DataFrame:
-    """HOLDOUT_SCHEMA rows from all encoded interactions (train and holdout) of holdout users.
-
-    The last interaction is the target, everything before it is history; seen_items are its items, ascending.
+    COUNTS are of the interactions before T (`split`) and from T on; train holds the lists of the former. holdout is
+    null for a user without interactions on both sides; else the last one is the target, the earlier ones that are
+    is_newest are the history, and seen_items are the history's items, ascending.
     """
-    return _stream(encoded, holdout_lists(max_history), HOLDOUT_COLUMNS)
+    by_user = encoded.sortWithinPartitions("raw_user_id")  # no work where they lie so already
+    rows = by_user.withColumn("item_id", F.col("item_id").cast("int")).select(*_ROW)
+    return rows.mapInArrow(user_lists(max_history, split), USER_COLUMNS)
 
 
 Batches = Iterator[pa.RecordBatch]
 
 
-def _stream(encoded: DataFrame, build: Callable[[Batches], Batches], columns: str) -> DataFrame:
-    by_user = encoded.sortWithinPartitions("raw_user_id")  # no work where they lie so already
-    rows = by_user.select("raw_user_id", "timestamp", "position", F.col("item_id").cast("int"), "is_positive")
-    return rows.mapInArrow(build, columns)
-
-
-def train_lists(max_history: int, min_positives: int = 0) -> Callable[[Batches], Batches]:
-    """Rows (raw_user_id, timestamp, position, item_id, is_positive), user by user -> TRAIN_SCHEMA batches."""
+def user_lists(max_history: int, split: int) -> Callable[[Batches], Batches]:
+    """Rows (_ROW), user by user -> USER_COLUMNS batches."""
 
     def build(batches: Batches) -> Batches:
-        for rows in _whole_users(batches, max(max_history, min_positives)):
-            before_R = np.concatenate([[0], np.cumsum(rows.is_positive_R)])
-            enough_U = before_R[rows.ends_U] - before_R[rows.starts_U] >= min_positives
-            starts_U, ends_U = rows.starts_U[enough_U], rows.ends_U[enough_U]
-            lists = _histories(rows.items_R, rows.is_positive_R, starts_U, ends_U, max_history)
-            users_U = rows.users_U.filter(pa.array(enough_U))
-            yield pa.RecordBatch.from_arrays([users_U, *lists], schema=TRAIN_SCHEMA)
+        for rows in _whole_users(batches, max_history, split):
+            train = _histories(rows, rows.is_train_R, rows.ends_U, max_history)
+            columns = [
+                rows.users_U,
+                *(pa.array(count_U) for count_U in rows.counts()),
+                pa.StructArray.from_arrays(train, fields=_TRAIN_FIELDS),
+                _holdout(rows, max_history),
+            ]
+            yield pa.RecordBatch.from_arrays(columns, schema=_USER_SCHEMA)
 
     return build
 
 
-def holdout_lists(max_history: int) -> Callable[[Batches], Batches]:
-    """Rows (raw_user_id, timestamp, position, item_id, is_positive), user by user -> HOLDOUT_SCHEMA batches."""
+def _holdout(rows: "_Rows", max_history: int) -> pa.StructArray:
+    """History and target of the users with rows on both sides of T, null for the others."""
+    train_rows_U, _, holdout_rows_U, _ = rows.counts()
+    is_holdout_U = (train_rows_U > 0) & (holdout_rows_U > 0)
+    targets_U = rows.ends_U - 1
+    history_ends_U = np.where(is_holdout_U, targets_U, rows.starts_U)
+    columns = [
+        *_histories(rows, rows.is_newest_R, history_ends_U, max_history),
+        _seen_items(rows, history_ends_U),
+        pa.array(rows.items_R[targets_U], pa.int32()),
+        pa.array(rows.is_positive_R[targets_U], pa.bool_()),
+        pa.array(rows.times_R[targets_U], pa.int64()),
+    ]
+    return pa.StructArray.from_arrays(columns, fields=_HOLDOUT_FIELDS, mask=pa.array(~is_holdout_U))
 
-    def build(batches: Batches) -> Batches:
-        for rows in _whole_users(batches, max_history + 1, with_seen=True):
-            targets_U = rows.ends_U - 1
-            lists = _histories(rows.items_R, rows.is_positive_R, rows.starts_U, targets_U, max_history)
-            yield pa.RecordBatch.from_arrays(
-                [
-                    rows.users_U,
-                    *lists,
-                    _seen_items(rows, targets_U),
-                    pa.array(rows.items_R[targets_U], pa.int32()),
-                    pa.array(rows.is_positive_R[targets_U], pa.bool_()),
-                    pa.array(rows.times_R[targets_U], pa.int64()),
-                ],
-                schema=HOLDOUT_SCHEMA,
-            )
 
-    return build
+@dataclass(frozen=True)
+class _Earlier:
+    """What is left of a user's rows that are held no more: the items of those that are is_newest, and COUNTS."""
+
+    items: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(len(COUNTS), np.int64))
 
 
 class _Rows:
-    """Rows of users, each user's in order. earlier_items: items of a long first user that are held no more."""
+    """Rows of users, each user's in order. earlier: of the first user, what is held no more."""
 
-    def __init__(self, batch: pa.Table, earlier_items: np.ndarray) -> None:
+    def __init__(self, batch: pa.Table, split: int, earlier: _Earlier) -> None:
         users = batch["raw_user_id"].combine_chunks()
         users = users.chunk(0) if isinstance(users, pa.ChunkedArray) else users
         is_new = np.concatenate([[True], pc.not_equal(users[1:], users[:-1]).to_numpy(zero_copy_only=False)])
         self.starts_U = np.flatnonzero(is_new)
         self.ends_U = np.append(self.starts_U[1:], len(users))
         self.users_U = users.take(pa.array(self.starts_U))
-        times_R, positions_R = batch["timestamp"].to_numpy(), batch["position"].to_numpy()
-        order_R = _order(np.cumsum(is_new), times_R, positions_R)
-        self.times_R, self.positions_R = times_R[order_R], positions_R[order_R]
-        self.items_R = batch["item_id"].to_numpy()[order_R]
-        self.is_positive_R = batch["is_positive"].to_numpy()[order_R]
-        self.earlier_items = earlier_items
-        self.schema = batch.schema
+        values = [batch[name].to_numpy() for name in _ROW[1:]]
+        order_R = _order(np.cumsum(is_new), *values[:2])
+        self.times_R, self.positions_R, self.items_R, self.is_positive_R, self.is_newest_R = (
+            value_R[order_R] for value_R in values
+        )
+        self.is_train_R = self.times_R < split
+        self.earlier, self.schema = earlier, batch.schema
 
-    def cut_last_user(self) -> pa.Table:
-        """Takes the last user's rows out and returns them."""
-        start = int(self.starts_U[-1])
-        columns = (self.times_R, self.positions_R, self.items_R, self.is_positive_R)
-        user = pa.repeat(self.users_U[-1], len(self.times_R) - start)
-        last = pa.table([user, *(values[start:] for values in columns)], schema=self.schema)
-        self.times_R, self.positions_R, self.items_R, self.is_positive_R = (values[:start] for values in columns)
+    def counts(self) -> list[np.ndarray]:
+        """COUNTS of each user."""
+        counted = _counted(self.is_train_R, self.is_positive_R)
+        counts = [_count(counted_R, self.starts_U, self.ends_U) for counted_R in counted]
+        for count_U, earlier in zip(counts, self.earlier.counts, strict=True):
+            count_U[:1] += earlier
+        return counts
+
+    def hold_last_user(self, max_history: int) -> tuple[pa.Table, _Earlier]:
+        """Takes the last user out; returns its rows that can still reach a list, and what is left of the others."""
+        counts = np.array([count_U[-1] for count_U in self.counts()])
+        earlier_items = self.earlier.items if len(self.users_U) == 1 else _Earlier().items
+        start, user = int(self.starts_U[-1]), self.users_U[-1]
         self.starts_U, self.ends_U, self.users_U = self.starts_U[:-1], self.ends_U[:-1], self.users_U[:-1]
-        return last
+        names = ("times_R", "positions_R", "items_R", "is_positive_R", "is_newest_R", "is_train_R")
+        last = [getattr(self, name)[start:] for name in names]
+        for name in names:
+            setattr(self, name, getattr(self, name)[:start])
+        _, _, items, is_positive, is_newest, is_train = last
+        in_train = _newest_of_each(is_train, is_positive, max_history)
+        needed = np.union1d(in_train, _newest_of_each(is_newest, is_positive, max_history + 1))
+        is_dropped = np.ones(len(items), bool)
+        is_dropped[needed] = False
+        held = pa.table([pa.repeat(user, len(needed)), *(values[needed] for values in last[:-1])], schema=self.schema)
+        held_counts = [np.count_nonzero(counted[needed]) for counted in _counted(is_train, is_positive)]
+        items = np.union1d(earlier_items, items[is_dropped & is_newest]).astype(np.int32)
+        return held, _Earlier(items, counts - held_counts)
+
+
+def _counted(is_train_R: np.ndarray, is_positive_R: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Which rows each of COUNTS counts."""
+    return is_train_R, is_train_R & is_positive_R, ~is_train_R, ~is_train_R & is_positive_R
 
 
 def _order(users_R: np.ndarray, times_R: np.ndarray, positions_R: np.ndarray) -> np.ndarray:
@@ -133,47 +168,44 @@ def _order(users_R: np.ndarray, times_R: np.ndarray, positions_R: np.ndarray) ->
     return order_R
 
 
-def _whole_users(batches: Batches, keep: int, *, with_seen: bool = False) -> Iterator[_Rows]:
-    """Cuts the stream at users' ends. A user who may go on is held back, in at most 3 * keep rows."""
-    nothing = np.empty(0, np.int32)
+def _whole_users(batches: Batches, max_history: int, split: int) -> Iterator[_Rows]:
+    """Cuts the stream at users' ends. A user who may go on is held back, in at most 6 * max_history + 3 rows."""
     held: pa.Table | None = None
-    earlier_items = nothing
+    earlier = _Earlier()
     for batch in batches:
         if batch.num_rows == 0:
             continue
         table = pa.Table.from_batches([batch])
-        rows = _Rows(pa.concat_tables([held, table]) if held is not None else table, earlier_items)
-        last = rows.cut_last_user()
+        rows = _Rows(pa.concat_tables([held, table]) if held is not None else table, split, earlier)
+        held, earlier = rows.hold_last_user(max_history)
         if len(rows.users_U):
             yield rows
-            earlier_items = nothing
-        needed = _newest_of_each(last["is_positive"].to_numpy(), keep)
-        if with_seen and len(needed) < last.num_rows:
-            dropped = np.delete(last["item_id"].to_numpy(), needed)
-            earlier_items = np.union1d(earlier_items, dropped).astype(np.int32)
-        held = last.take(pa.array(needed))
     if held is not None:
-        yield _Rows(held, earlier_items)
+        yield _Rows(held, split, earlier)
 
 
-def _newest_of_each(is_positive: np.ndarray, keep: int) -> np.ndarray:
-    """Places of the newest `keep` rows, of the newest `keep` positives and of the newest `keep` negatives."""
-    newest = [
-        np.arange(len(is_positive))[-keep:],
-        *(np.flatnonzero(is_positive == side)[-keep:] for side in (True, False)),
+def _newest_of_each(chosen_R: np.ndarray, is_positive_R: np.ndarray, keep: int) -> np.ndarray:
+    """Places of the newest `keep` chosen rows, of the newest `keep` positives and negatives among them."""
+    sides = (chosen_R, chosen_R & is_positive_R, chosen_R & ~is_positive_R)
+    return np.concatenate([np.flatnonzero(side_R)[-keep:] for side_R in sides])
+
+
+def _count(chosen_R: np.ndarray, starts_U: np.ndarray, ends_U: np.ndarray) -> np.ndarray:
+    """How many chosen rows lie in [start, end) of each user."""
+    before_R = np.concatenate([[0], np.cumsum(chosen_R)])
+    return before_R[ends_U] - before_R[starts_U]
+
+
+def _histories(rows: _Rows, chosen_R: np.ndarray, ends_U: np.ndarray, max_history: int) -> list[pa.Array]:
+    """The four list columns over the chosen rows before each user's end, each its newest max_history, oldest first."""
+    places_R, offsets_U = _newest(chosen_R, rows.starts_U, ends_U, max_history)
+    lists = [
+        _lists(rows.items_R[places_R], offsets_U, pa.int32()),
+        _lists(rows.is_positive_R[places_R], offsets_U, pa.bool_()),
     ]
-    return np.unique(np.concatenate(newest))
-
-
-def _histories(
-    items_R: np.ndarray, is_positive_R: np.ndarray, starts_U: np.ndarray, ends_U: np.ndarray, max_history: int
-) -> list[pa.Array]:
-    """The four list columns over rows [start, end) of each user, each its newest max_history entries, oldest first."""
-    places_R, offsets_U = _newest(np.ones(len(items_R), bool), starts_U, ends_U, max_history)
-    lists = [_lists(items_R[places_R], offsets_U, pa.int32()), _lists(is_positive_R[places_R], offsets_U, pa.bool_())]
     for side in (True, False):
-        places_R, offsets_U = _newest(is_positive_R == side, starts_U, ends_U, max_history)
-        lists.append(_lists(items_R[places_R], offsets_U, pa.int32()))
+        places_R, offsets_U = _newest(chosen_R & (rows.is_positive_R == side), rows.starts_U, ends_U, max_history)
+        lists.append(_lists(rows.items_R[places_R], offsets_U, pa.int32()))
     return lists
 
 
@@ -189,18 +221,18 @@ def _newest(
     return np.flatnonzero(chosen_R)[ordinals], offsets_U
 
 
-def _seen_items(rows: _Rows, targets_U: np.ndarray) -> pa.Array:
-    """Distinct items of each history, ascending."""
-    lengths_U = targets_U - rows.starts_U
-    users = np.repeat(np.arange(len(targets_U)), lengths_U)
-    is_history_R = np.ones(len(rows.items_R), bool)
-    is_history_R[targets_U] = False
-    items = rows.items_R[is_history_R]
-    if len(rows.earlier_items):
-        users = np.concatenate([np.zeros(len(rows.earlier_items), users.dtype), users])
-        items = np.concatenate([rows.earlier_items, items])
+def _seen_items(rows: _Rows, history_ends_U: np.ndarray) -> pa.Array:
+    """Distinct items of each history, ascending; for users without history none."""
+    lengths_U = history_ends_U - rows.starts_U
+    users_R = np.repeat(np.arange(len(lengths_U)), lengths_U)
+    places_R = np.arange(len(users_R)) + np.repeat(rows.starts_U - (np.cumsum(lengths_U) - lengths_U), lengths_U)
+    counts_R = rows.is_newest_R[places_R]
+    users, items = users_R[counts_R], rows.items_R[places_R[counts_R]]
+    if lengths_U[0] > 0:
+        users = np.concatenate([np.zeros(len(rows.earlier.items), users.dtype), users])
+        items = np.concatenate([rows.earlier.items, items])
     pairs = np.unique(users.astype(np.int64) << 32 | items.astype(np.int64))
-    offsets_U = np.searchsorted(pairs, np.arange(len(targets_U) + 1, dtype=np.int64) << 32)
+    offsets_U = np.searchsorted(pairs, np.arange(len(lengths_U) + 1, dtype=np.int64) << 32)
     return _lists((pairs & 0xFFFFFFFF).astype(np.int32), offsets_U, pa.int32())
 
 

@@ -94,23 +94,20 @@ def small(items: DataFrame) -> DataFrame:
     return F.broadcast(items) if items.count() <= BROADCAST_ROWS else items
 
 
-def collapse_pairs(
-    interactions: DataFrame, rule: str, split: int | None = None, item: str = "raw_item_id"
-) -> DataFrame:
+def collapse_pairs(interactions: DataFrame, rule: str, split: int) -> DataFrame:
     """One interaction for a user and an item: the first, or the newest ("keep_first", "keep_last"; "keep_all": all).
 
-    With T (`split`), keep_last looks at train and holdout apart: a later row must not take one out of train.
-    item: the column that holds the item.
+    keep_last looks at train and holdout apart: a row from T (`split`) on must not take one out of train. In the history
+    of a holdout user mark_newest() then does the rest.
     """
     if rule == "keep_all":
         return interactions
-    keys = ["raw_user_id", item]
+    keys = ["raw_user_id", "raw_item_id"]
     order = [F.col("timestamp"), F.col("position")]
     if rule == "keep_last":
         order = [key.desc() for key in order]
-        if split is not None:
-            interactions = interactions.withColumn("is_train", F.col("timestamp") < split)
-            keys.append("is_train")
+        interactions = interactions.withColumn("is_train", F.col("timestamp") < split)
+        keys.append("is_train")
     place = F.row_number().over(Window.partitionBy(*keys).orderBy(*order))
     return interactions.withColumn("place", place).where(F.col("place") == 1).drop("place", "is_train")
 
@@ -175,15 +172,14 @@ def encode(interactions: DataFrame, items: DataFrame, partitions: int) -> DataFr
     return _exchange_item(interactions, items.select("item_number", "item_id"), "item_number", partitions)
 
 
-def count_users(encoded: DataFrame, split: int) -> DataFrame:
-    """One row per user: raw_user_id, train_rows, train_positives, holdout_rows, holdout_positives."""
-    is_train = F.col("timestamp") < split
-    return encoded.groupBy("raw_user_id").agg(
-        F.count_if(is_train).alias("train_rows"),
-        F.count_if(is_train & F.col("is_positive")).alias("train_positives"),
-        F.count_if(~is_train).alias("holdout_rows"),
-        F.count_if(~is_train & F.col("is_positive")).alias("holdout_positives"),
+def mark_newest(encoded: DataFrame, rule: str) -> DataFrame:
+    """Adds is_newest: false for a row that, by "keep_last", a later one of the same user and item stands for."""
+    if rule != "keep_last":
+        return encoded.withColumn("is_newest", F.lit(True))
+    newest_first = Window.partitionBy("raw_user_id", "item_id").orderBy(
+        F.col("timestamp").desc(), F.col("position").desc()
     )
+    return encoded.withColumn("is_newest", F.row_number().over(newest_first) == 1)
 
 
 def is_in_train() -> Column:

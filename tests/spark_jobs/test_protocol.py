@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from pnfrec_dist.config import FeedbackSettings, FilterSettings, SplitSettings
 from spark_jobs import transforms
-from spark_jobs.sequences import holdout_sequences, train_sequences
+from spark_jobs.sequences import user_sequences
 
 pytestmark = pytest.mark.integration
 
@@ -121,11 +121,11 @@ def test_holdout_loses_users_and_items_that_train_lacks(
 ) -> None:
     monkeypatch.setattr(transforms, "BROADCAST_ROWS", broadcast_rows)
     encoded = encoded_of(labelled, 400)
-    users = transforms.count_users(encoded, 400)
+    users = sequences_of(encoded, 400)
     before = transforms.before(encoded, 400)
     assert as_set(before, "raw_user_id", "timestamp") == {("ann", 100), ("ann", 200), ("bob", 50), ("bob", 300)}
     # cid is new, item 1 is new (ann's only one after T); item 2 is known from ann, item 11 too
-    counted = {row["raw_user_id"]: tuple(row)[1:] for row in users.collect()}
+    counted = {row["raw_user_id"]: tuple(row)[1:5] for row in users.collect()}
     assert counted == {"ann": (4, 2, 0, 0), "bob": (2, 1, 2, 2), "cid": (0, 0, 1, 1)}
     assert as_set(users.where(transforms.is_holdout_user()), "raw_user_id") == {("bob",)}
 
@@ -144,22 +144,23 @@ PAIRS = [("ann", "x", 1.0, 1), ("ann", "x", 2.0, 5), ("ann", "x", 3.0, 5), ("ann
 
 
 @pytest.mark.parametrize(
-    ("rule", "split", "kept"),
+    ("rule", "kept", "newest"),
     [
-        ("keep_all", None, {1.0, 2.0, 3.0, 4.0, 5.0}),
-        ("keep_first", None, {1.0, 5.0}),
-        ("keep_last", None, {4.0, 5.0}),
-        ("keep_first", 6, {1.0, 5.0}),
-        ("keep_last", 6, {3.0, 4.0, 5.0}),
+        ("keep_all", {1.0, 2.0, 3.0, 4.0, 5.0}, {1.0, 2.0, 3.0, 4.0, 5.0}),
+        ("keep_first", {1.0, 5.0}, {1.0, 5.0}),
+        ("keep_last", {3.0, 4.0, 5.0}, {4.0, 5.0}),
     ],
 )
 def test_a_pair_met_again_stays_by_the_rule_and_train_never_looks_ahead(
-    spark: SparkSession, rule: str, split: int | None, kept: set[float]
+    spark: SparkSession, rule: str, kept: set[float], newest: set[float]
 ) -> None:
     frame = interactions(spark, PAIRS)
-    collapsed = transforms.collapse_pairs(frame, rule, split)
+    collapsed = transforms.collapse_pairs(frame, rule, 6)
     assert as_set(collapsed, "relevance") == {(v,) for v in kept}
     assert collapsed.columns == frame.columns
+    marked = transforms.mark_newest(collapsed.withColumnRenamed("raw_item_id", "item_id"), rule)
+    assert as_set(marked.where("is_newest"), "relevance") == {(v,) for v in newest}
+    assert marked.count() == len(kept)
 
 
 @pytest.mark.parametrize("count", [7, 8])
@@ -186,7 +187,7 @@ def test_hash_assignment_is_stable_roughly_half_and_seeded(spark: SparkSession) 
 
 
 def test_min_positives(labelled: DataFrame) -> None:
-    users = transforms.count_users(encoded_of(labelled, 1000), 1000)
+    users = sequences_of(encoded_of(labelled, 1000), 1000)
     assert as_set(users.where(transforms.is_train_user(3)), "raw_user_id") == {("ann",), ("bob",)}
     assert len(as_set(users.where(transforms.is_train_user(0)), "raw_user_id")) == 3
 
@@ -196,10 +197,19 @@ def numbered(frame: DataFrame) -> DataFrame:
     return frame.selectExpr("*", "cast(raw_item_id as int) as item_id")
 
 
+def sequences_of(encoded: DataFrame, split: int, max_history: int = 200) -> DataFrame:
+    return user_sequences(transforms.mark_newest(encoded, "keep_all"), max_history, split)
+
+
+def lists_of(labelled: DataFrame, split: int, max_history: int, part: str) -> dict[str, dict]:
+    """user -> the lists of one part."""
+    rows = sequences_of(numbered(labelled), split, max_history).collect()
+    return {row["raw_user_id"]: row[part].asDict() for row in rows if row[part]}
+
+
 def test_train_sequences_by_hand_with_ties_in_time(labelled: DataFrame) -> None:
-    users = by_user(train_sequences(numbered(labelled), max_history=200))
+    users = lists_of(labelled, 1000, 200, "train")
     assert users["ann"] == {
-        "user_id": "ann",
         "items": [10, 9, 11, 2, 1],
         "is_positive": [True, False, True, False, True],
         "positive_items": [10, 11, 1],
@@ -210,7 +220,7 @@ def test_train_sequences_by_hand_with_ties_in_time(labelled: DataFrame) -> None:
 
 
 def test_each_list_keeps_its_own_newest_entries(labelled: DataFrame) -> None:
-    users = by_user(train_sequences(numbered(labelled), max_history=2))
+    users = lists_of(labelled, 1000, 2, "train")
     assert users["ann"]["items"] == [2, 1]
     assert users["ann"]["is_positive"] == [False, True]
     assert users["ann"]["positive_items"] == [11, 1]
@@ -218,9 +228,8 @@ def test_each_list_keeps_its_own_newest_entries(labelled: DataFrame) -> None:
 
 
 def test_holdout_sequences_by_hand(labelled: DataFrame) -> None:
-    users = by_user(holdout_sequences(numbered(labelled), max_history=2))
+    users = lists_of(labelled, 400, 2, "holdout")
     assert users["bob"] == {
-        "user_id": "bob",
         "items": [10, 2],
         "is_positive": [False, True],
         "positive_items": [9, 2],
@@ -231,3 +240,4 @@ def test_holdout_sequences_by_hand(labelled: DataFrame) -> None:
         "target_timestamp": 500,
     }
     assert users["ann"]["seen_items"] == [2, 9, 10, 11]
+    assert "cid" not in users  # nothing before T

@@ -23,7 +23,7 @@ def test_shards_follow_from_counts_alone() -> None:
 @pytest.mark.integration
 def test_every_user_is_in_one_shard_and_shards_do_not_depend_on_partitions(spark: SparkSession, tmp_path: Path) -> None:
     rows = [(f"u{n:03d}", [n + 1], [True], [n + 1], []) for n in range(200)]
-    columns = TRAIN_COLUMNS
+    columns = f"user_id string, {TRAIN_COLUMNS}"
     written = []
     for partitions in (1, 7):
         frame = spark.createDataFrame(rows[::-1] if partitions == 7 else rows, columns).repartition(partitions)
