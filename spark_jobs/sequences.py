@@ -10,7 +10,7 @@ Letters: R rows of a batch, U users in it.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +62,7 @@ def user_lists(max_history: int, split: int) -> Callable[[Batches], Batches]:
 
     def build(batches: Batches) -> Batches:
         for rows in _whole_users(batches, max_history, split):
-            train = _histories(rows, rows.is_train_R, rows.ends_U, max_history)
+            train = _histories(rows, rows.columns.times_R < split, rows.ends_U, max_history)
             columns = [
                 rows.users_U,
                 *(pa.array(count_U) for count_U in rows.counts_U),
@@ -78,14 +78,14 @@ def _holdout(rows: "_Rows", max_history: int) -> pa.StructArray:
     """History and target of the users with rows on both sides of T, null for the others."""
     train_rows_U, _, holdout_rows_U, _ = rows.counts_U
     is_holdout_U = (train_rows_U > 0) & (holdout_rows_U > 0)
-    targets_U = rows.ends_U - 1
-    history_ends_U = np.where(is_holdout_U, targets_U, rows.starts_U)
+    targets = rows.columns.at(rows.ends_U - 1)
+    history_ends_U = np.where(is_holdout_U, rows.ends_U - 1, rows.starts_U)
     columns = [
-        *_histories(rows, rows.is_newest_R, history_ends_U, max_history),
+        *_histories(rows, rows.columns.is_newest_R, history_ends_U, max_history),
         _seen_items(rows, history_ends_U),
-        pa.array(rows.items_R[targets_U], pa.int32()),
-        pa.array(rows.is_positive_R[targets_U], pa.bool_()),
-        pa.array(rows.times_R[targets_U], pa.int64()),
+        pa.array(targets.items_R, pa.int32()),
+        pa.array(targets.is_positive_R, pa.bool_()),
+        pa.array(targets.times_R, pa.int64()),
     ]
     return pa.StructArray.from_arrays(columns, fields=_HOLDOUT_FIELDS, mask=pa.array(~is_holdout_U))
 
@@ -98,6 +98,20 @@ class _Earlier:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(len(COUNTS), np.int64))
 
 
+class _Columns(NamedTuple):
+    """What is known of rows besides their user."""
+
+    times_R: np.ndarray
+    positions_R: np.ndarray
+    items_R: np.ndarray
+    is_positive_R: np.ndarray
+    is_newest_R: np.ndarray
+
+    def at(self, places: np.ndarray | slice) -> "_Columns":
+        """The rows at some places."""
+        return _Columns(*(values_R[places] for values_R in self))
+
+
 class _Rows:
     """Rows of users, each user's in order, and COUNTS by user. earlier: of the first user, what is held no more."""
 
@@ -108,17 +122,13 @@ class _Rows:
         self.starts_U = np.flatnonzero(is_new)
         self.ends_U = np.append(self.starts_U[1:], len(users))
         self.users_U = users.take(pa.array(self.starts_U))
-        values = [batch[name].to_numpy() for name in _ROW[1:]]
-        order_R = _order(np.cumsum(is_new), *values[:2])
-        self.times_R, self.positions_R, self.items_R, self.is_positive_R, self.is_newest_R = (
-            value_R[order_R] for value_R in values
-        )
-        self.is_train_R = self.times_R < split
-        counted = _counted(self.is_train_R, self.is_positive_R)
+        columns = _Columns(*(batch[name].to_numpy() for name in _ROW[1:]))
+        self.columns = columns.at(_order(np.cumsum(is_new), columns.times_R, columns.positions_R))
+        counted = _counted(self.columns, split)
         self.counts_U = [_count(counted_R, self.starts_U, self.ends_U) for counted_R in counted]
         for count_U, count in zip(self.counts_U, earlier.counts, strict=True):
             count_U[0] += count
-        self.earlier, self.schema = earlier, batch.schema
+        self.split, self.earlier, self.schema = split, earlier, batch.schema
 
     def hold_last_user(self, max_history: int) -> tuple[pa.Table, _Earlier]:
         """Takes the last user out; returns its rows that can still reach a list, and what is left of the others."""
@@ -127,23 +137,20 @@ class _Rows:
         earlier_items = self.earlier.items if len(self.users_U) == 1 else _Earlier().items
         start, user = int(self.starts_U[-1]), self.users_U[-1]
         self.starts_U, self.ends_U, self.users_U = self.starts_U[:-1], self.ends_U[:-1], self.users_U[:-1]
-        names = ("times_R", "positions_R", "items_R", "is_positive_R", "is_newest_R", "is_train_R")
-        last = [getattr(self, name)[start:] for name in names]
-        for name in names:
-            setattr(self, name, getattr(self, name)[:start])
-        _, _, items, is_positive, is_newest, is_train = last
-        in_train = _newest_of_each(is_train, is_positive, max_history)
-        needed = np.union1d(in_train, _newest_of_each(is_newest, is_positive, max_history + 1))
-        is_dropped = np.ones(len(items), bool)
-        is_dropped[needed] = False
-        held = pa.table([pa.repeat(user, len(needed)), *(values[needed] for values in last[:-1])], schema=self.schema)
-        held_counts = [np.count_nonzero(counted[needed]) for counted in _counted(is_train, is_positive)]
-        items = np.union1d(earlier_items, items[is_dropped & is_newest]).astype(np.int32)
-        return held, _Earlier(items, counts - held_counts)
+        last, self.columns = self.columns.at(slice(start, None)), self.columns.at(slice(start))
+        counted = _counted(last, self.split)
+        in_train = _newest_of_each(counted[0], last.is_positive_R, max_history)
+        needed = np.union1d(in_train, _newest_of_each(last.is_newest_R, last.is_positive_R, max_history + 1))
+        held = pa.table([pa.repeat(user, len(needed)), *last.at(needed)], schema=self.schema)
+        is_seen_R = last.is_newest_R.copy()
+        is_seen_R[needed] = False
+        items = np.union1d(earlier_items, last.items_R[is_seen_R]).astype(np.int32)
+        return held, _Earlier(items, counts - [np.count_nonzero(counted_R[needed]) for counted_R in counted])
 
 
-def _counted(is_train_R: np.ndarray, is_positive_R: np.ndarray) -> tuple[np.ndarray, ...]:
+def _counted(columns: _Columns, split: int) -> tuple[np.ndarray, ...]:
     """Which rows each of COUNTS counts."""
+    is_train_R, is_positive_R = columns.times_R < split, columns.is_positive_R
     return is_train_R, is_train_R & is_positive_R, ~is_train_R, ~is_train_R & is_positive_R
 
 
@@ -195,14 +202,12 @@ def _count(chosen_R: np.ndarray, starts_U: np.ndarray, ends_U: np.ndarray) -> np
 
 def _histories(rows: _Rows, chosen_R: np.ndarray, ends_U: np.ndarray, max_history: int) -> list[pa.Array]:
     """The four list columns over the chosen rows before each user's end, each its newest max_history, oldest first."""
+    items_R, is_positive_R = rows.columns.items_R, rows.columns.is_positive_R
     places_R, offsets_U = _newest(chosen_R, rows.starts_U, ends_U, max_history)
-    lists = [
-        _lists(rows.items_R[places_R], offsets_U, pa.int32()),
-        _lists(rows.is_positive_R[places_R], offsets_U, pa.bool_()),
-    ]
-    for side in (True, False):
-        places_R, offsets_U = _newest(chosen_R & (rows.is_positive_R == side), rows.starts_U, ends_U, max_history)
-        lists.append(_lists(rows.items_R[places_R], offsets_U, pa.int32()))
+    lists = [_lists(items_R[places_R], offsets_U, pa.int32()), _lists(is_positive_R[places_R], offsets_U, pa.bool_())]
+    for side_R in (is_positive_R, ~is_positive_R):
+        places_R, offsets_U = _newest(chosen_R & side_R, rows.starts_U, ends_U, max_history)
+        lists.append(_lists(items_R[places_R], offsets_U, pa.int32()))
     return lists
 
 
@@ -223,8 +228,8 @@ def _seen_items(rows: _Rows, history_ends_U: np.ndarray) -> pa.Array:
     lengths_U = history_ends_U - rows.starts_U
     users_R = np.repeat(np.arange(len(lengths_U)), lengths_U)
     places_R = np.arange(len(users_R)) + np.repeat(rows.starts_U - (np.cumsum(lengths_U) - lengths_U), lengths_U)
-    counts_R = rows.is_newest_R[places_R]
-    users, items = users_R[counts_R], rows.items_R[places_R[counts_R]]
+    counts_R = rows.columns.is_newest_R[places_R]
+    users, items = users_R[counts_R], rows.columns.items_R[places_R[counts_R]]
     if lengths_U[0] > 0:
         users = np.concatenate([np.zeros(len(rows.earlier.items), users.dtype), users])
         items = np.concatenate([rows.earlier.items, items])
