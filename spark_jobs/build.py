@@ -29,6 +29,7 @@ from spark_jobs.clean import (
     timestamp_range,
     timestamp_unit,
     typed_rows,
+    unreadable,
 )
 from spark_jobs.quantile import BUCKETS, Bucket, bucket_of, histograms
 from spark_jobs.report import LENGTHS, Distributions, date_of, draw, length_quantiles, render_report
@@ -125,8 +126,8 @@ class Build:
         source = self.settings.source
         own_headers = len(self.files) if source.format == "csv" and source.header else 0
         reasons: dict[str, int] = {}
+        bad_rows = unreadable(typed).persist(StorageLevel.DISK_ONLY)
         if self.quarantined.get["rows"] != own_headers:
-            bad_rows = typed.where(F.col("reason").isNotNull())
             reasons = {row["reason"]: row["count"] for row in bad_rows.groupBy("reason").count().collect()}
             reasons[HEADER_AGAIN] = reasons.get(HEADER_AGAIN, 0) - own_headers
             assert reasons[HEADER_AGAIN] >= 0, reasons
@@ -135,16 +136,18 @@ class Build:
         self.done("read", rows=good + bad)
         self.done("quarantined", rows=bad, **reasons)
         if bad:
-            quarantine = rejected(typed, self.files)
+            quarantine = rejected(bad_rows, self.files)
             first = quarantine.orderBy("position").limit(EXAMPLES).collect()
             self.examples = [(row["source_file"], row["row"], row["reason"]) for row in first]
             self.require_readable(good + bad, bad)
             self.written += write_quarantine(quarantine, building, bad)
+            bad_rows.unpersist()
         else:
             self.written.append(write_no_quarantine(building))
-        transforms.require_rows(
-            good, str(self.files[0].location), "no row of it is an interaction; check RAW (--raw) and the YAML's source"
-        )
+        if good == 0:
+            others = f" (and {len(self.files) - 1:,} files more)" if len(self.files) > 1 else ""
+            way_out = "check RAW (--raw) and the YAML's source"
+            raise InputError(f"no row of {self.files[0].location}{others} is an interaction; {way_out}")
 
     def require_readable(self, read: int, bad: int) -> None:
         """Raises InputError with the first unreadable rows when there are more than max_quarantine_share of them."""
@@ -175,13 +178,15 @@ class Build:
             split = transforms.split_timestamp(passed, quantile)
         else:
             split = transforms.split_timestamp(interactions, quantile, self.times)
+            self.require_train(int(self.times[0].low < split), split)
             support = transforms.Support(transforms.before(interactions, split), settings.filter)
         self.say("split", f"T = {split} ({date_of(split, self.unit)} UTC)")
         if settings.clean.duplicates != "keep_all":
             collapsed = transforms.collapse_pairs(interactions, settings.clean.duplicates, split)
             self.interactions = collapsed.persist(StorageLevel.DISK_ONLY)
             kept = self.interactions.count()
-            self.done("deduplicated", rows=self.good - kept)
+            self.counts["deduplicated"] = {"rows": self.good - kept}
+            self.say("pairs", f"{self.good - kept:,} rows deduplicated in all")
             interactions.unpersist()
         self.done("interactions", rows=self.good - self.counts["deduplicated"]["rows"])
         self.numbers = transforms.settled(transforms.number_items(support.items))

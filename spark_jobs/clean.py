@@ -129,6 +129,8 @@ def _timestamp(rows: DataFrame, source: SourceSettings, unit: str) -> Column:
     # A column that once held gaps is often written as 978300760.0, a whole number all the same.
     decimal = value.try_cast("decimal(38,9)")
     whole = F.when(decimal == F.floor(decimal), decimal.try_cast("bigint"))
+    if isinstance(kind, DoubleType):
+        return whole
     return F.coalesce(value.try_cast("bigint"), whole)
 
 
@@ -167,13 +169,23 @@ def epoch_ticks(date: str, unit: str) -> int:
     return int(midnight.timestamp()) * TICKS[unit]
 
 
-def rejected(typed: DataFrame, files: list[RawFile]) -> DataFrame:
-    """The quarantine: source_file, row, reason, position. A file's own header, its first such line, is no row of it."""
-    number = F.shiftright("position", FILE_SHIFT)
-    bad = typed.where(F.col("reason").isNotNull()).withColumn("file_number", number)
+def unreadable(typed: DataFrame) -> DataFrame:
+    """The rows with a reason: position, line, reason.
+
+    With position among them the filter stays above the parsing; else the optimizer copies all of that into it.
+    """
+    return typed.where(F.col("reason").isNotNull()).select("position", "line", "reason")
+
+
+def rejected(bad_rows: DataFrame, files: list[RawFile]) -> DataFrame:
+    """The quarantine, of unreadable() rows: source_file, row, reason, position.
+
+    A file's own header, its first such line, is no row of it.
+    """
+    bad = bad_rows.withColumn("file_number", F.shiftright("position", FILE_SHIFT))
     is_header = F.col("reason") == HEADER_AGAIN
     firsts = bad.where(is_header).groupBy("file_number").agg(F.min("position").alias("position")).select("position")
-    names = typed.sparkSession.createDataFrame(
+    names = bad_rows.sparkSession.createDataFrame(
         [(n, f.name) for n, f in enumerate(files)], "file_number bigint, source_file string"
     )
     return (

@@ -325,8 +325,8 @@ def _parquet_layout(source: SourceSettings, file: RawFile) -> dict[str, pa.DataT
         if pa.types.is_nested(kind) or pa.types.is_binary(kind):
             raise InputError(f"{file.location}: column {getattr(source, role)!r} (source.{role}) is {kind}; flatten it")
     time = layout["timestamp"]
-    readable = pa.types.is_integer(time) or pa.types.is_string(time) or pa.types.is_timestamp(time)
-    if not (readable or pa.types.is_date32(time)) or (pa.types.is_timestamp(time) and time.unit == "ns"):
+    readable = (pa.types.is_integer, pa.types.is_float64, pa.types.is_string, pa.types.is_timestamp, pa.types.is_date32)
+    if not any(is_kind(time) for is_kind in readable) or (pa.types.is_timestamp(time) and time.unit == "ns"):
         way_out = "write it as timestamp[us], as a date, or as whole seconds since 1970"
         raise InputError(f"{file.location}: column {source.timestamp!r} (source.timestamp) is {time}; {way_out}")
     return {getattr(source, role): kind for role, kind in layout.items()}

@@ -190,6 +190,12 @@ class LeakCheck:
         return build(self.spark, root / "raw", root / "out", wanted, partitions=1)
 
 
+def test_a_log_of_one_moment_has_nothing_before_the_split_and_says_so(spark: SparkSession, tmp_path: Path) -> None:
+    write_log(tmp_path / "raw" / "log.csv", [f"u{n % 9},{n % 7},4,{START}" for n in range(63)])
+    with pytest.raises(InputError, match=rf"train is empty; T = {START} leaves nothing there; change --split.quantile"):
+        build(spark, tmp_path / "raw", tmp_path / "out")
+
+
 def test_nothing_after_the_split_reaches_train(spark: SparkSession, tmp_path: Path) -> None:
     check = LeakCheck(spark, tmp_path)
     check.run(2)
