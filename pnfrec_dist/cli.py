@@ -93,9 +93,17 @@ def _unboxed(text: str) -> str:
     """tyro's boxed error as one line: what is wrong, and the nearest flag where it names one."""
     lines = [re.sub(r"[╭╮╰╯│]", "", line).strip() for line in text.splitlines()]
     sections = "\n".join(re.sub(r"^─.*", "\f", line) for line in lines).strip("\f\n ").split("\f")
-    message = re.sub(r"^Error parsing \w+: (?=\S+ is )", "", _one_line(sections[0]))
+    message = _wrong_value(re.sub(r"^Error parsing \w+: (?=\S+ is )", "", _one_line(sections[0])))
     meant = re.search(r"Perhaps you meant[^-]*(--[\w.-]+)", text)
     return f"{message}; did you mean {meant.group(1)}?" if meant else message
+
+
+def _wrong_value(message: str) -> str:
+    """What tyro says of a value of the wrong type, in this project's words."""
+    for kind, meant in ((r"invalid literal for int\(\) .*?", "a whole number"), (r"could not convert .*?", "a number")):
+        message = re.sub(rf"^Error parsing (--\S+): {kind}: ('.*')$", rf"\1 is \2; it must be {meant}", message)
+    choices = re.match(r"Error parsing (--\S+): no type matching FLOAT\|\{(.*?)\} .*? from \[('.*?')\]", message)
+    return f"{choices[1]} is {choices[3]}; it must be a number or one of {choices[2]}" if choices else message
 
 
 def _one_line(text: str) -> str:

@@ -52,7 +52,9 @@ def main(args: Sequence[str]) -> None:
     name = selected(args, {"dataset": "synthetic"})["dataset"]
     default = PrepareSettings(**vars(load_conf("dataset", name, DatasetSettings())), dataset=name)
     command = parse_flags(PrepareSettings, default, args, "python -m spark_jobs")
-    if command.verify:
+    if any(arg.partition("=")[0] == "--verify" for arg in args):
+        if not command.verify:
+            raise InputError("--verify is ''; it must be the directory of a prepared data set")
         _verify(Location(command.verify))
         return
     if command.partitions < 0:

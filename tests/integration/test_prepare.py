@@ -477,6 +477,10 @@ def test_a_truncated_gzip_file_is_one_line(tmp_path: Path) -> None:
         (["--clean.earliest", "1990"], "clean.earliest is '1990'"),
         (["--partitions", "-1"], "--partitions is -1"),
         (["--verify", "nowhere"], "no prepared data set at nowhere"),
+        (["--verify", ""], "--verify is ''; it must be the directory of a prepared data set"),
+        (["--feedback.threshold", "good"], "--feedback.threshold is 'good'; it must be a number or one of median"),
+        (["--max-history", "all"], "--max-history is 'all'; it must be a whole number"),
+        (["--split.quantile", "all"], "--split.quantile is 'all'; it must be a number"),
         (["--raw", "s4://bucket/logs"], "cannot open s4://bucket/logs"),
     ],
 )
