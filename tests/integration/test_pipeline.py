@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -192,6 +193,16 @@ def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 6
 
 
+def is_tracked(workspace: Path) -> bool:
+    """Whether MLflow's database has a run that goes on; it may be in the making."""
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{workspace / 'mlflow.db'}?mode=ro", uri=True)) as database,
+    ):
+        return database.execute("SELECT count(*) FROM runs WHERE status = 'RUNNING'").fetchone()[0] > 0
+    return False
+
+
 def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspace: Path) -> None:
     line = [sys.executable, "-m", "pnfrec_dist.train", "--dataset", "tiny", "--epochs", "500"]
     process = subprocess.Popen(
@@ -202,6 +213,9 @@ def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspac
     for text in process.stdout:
         output += text
         if text.startswith("tracking:"):  # workers are still starting
+            deadline = time.monotonic() + 60
+            while not is_tracked(workspace) and time.monotonic() < deadline:
+                time.sleep(0.1)
             time.sleep(2)
             process.send_signal(signal.SIGINT)
         if "press Ctrl-C again" in text:
