@@ -53,7 +53,7 @@ mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 test: $(STAMP)  ## the test suite (10 minutes; not the slow ones)
 	@$(BIN)/python -m pytest
 
-test-slow: $(STAMP)  ## the tests that take minutes each: kills, a bot, a Spark cluster, 200 leak cases
+test-slow: $(STAMP)  ## the tests that take minutes each (an hour): kills, a bot, a Spark cluster, 200 leak cases
 	@$(BIN)/python -m pytest -m slow
 
 bench-prep: $(STAMP)  ## time the preparation of 1, 5 and 20 M rows beside pandas and a plain Spark job (half an hour)
