@@ -12,6 +12,8 @@ from typing import Any, Literal
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import to_mapping
 
+ExactPath = Literal["auto", "materialised", "chunked", "tiled"]
+CrossEntropyKind = Literal["exact", "sampled_softmax", "sce", "gbce"]
 EPOCH_UNITS = ("s", "ms", "us")
 """Units of time since 1970-01-01 UTC."""
 
@@ -259,10 +261,40 @@ class LossSettings:
     """weight of the cross-entropy over negatives; 0: no negative encoder is built"""
     beta: float = 0.0
     """weight of the contrastive term; 0: it is not computed"""
+    cross_entropy: CrossEntropyKind = "exact"
+    """exact: softmax over the whole catalog; sampled_softmax, sce, gbce: over some items (see the sampled settings)"""
+    exact_path: ExactPath = "auto"
+    """how the softmax over the catalog is cut: all logits at once, whole catalog for some targets, or tiles"""
+    tile_mib: float = 8.0
+    """most MiB of logits at a time (materialised: no limit)"""
 
     def __post_init__(self) -> None:
+        _check(self.tile_mib > 0 and math.isfinite(self.tile_mib), "loss.tile_mib", self.tile_mib, "a number > 0")
         _check(self.alpha >= 0 and math.isfinite(self.alpha), "loss.alpha", self.alpha, "a finite number >= 0")
         _check(self.beta >= 0 and math.isfinite(self.beta), "loss.beta", self.beta, "a finite number >= 0")
+
+
+@dataclass(frozen=True)
+class SampledSettings:
+    """What the losses over some items look at; unused where loss.cross_entropy is exact."""
+
+    num_items: int = 1024
+    """items drawn for a step, shared by all its targets (sampled_softmax, gbce)"""
+    distribution: Literal["uniform", "popularity"] = "uniform"
+    """popularity: in proportion to train interactions (sampled_softmax, gbce)"""
+    gbce_calibration: float = 0.75
+    """0: plain binary cross-entropy; 1: the scores of the softmax"""
+    sce_buckets: int = 256
+    """random mixtures of hidden states"""
+    sce_targets: int = 256
+    """targets that each of them picks"""
+    sce_items: int = 512
+    """items that each of them picks"""
+
+    def __post_init__(self) -> None:
+        for name in ("num_items", "sce_buckets", "sce_targets", "sce_items"):
+            _check(getattr(self, name) >= 1, f"sampled.{name}", getattr(self, name), ">= 1")
+        _check(0 <= self.gbce_calibration <= 1, "sampled.gbce_calibration", self.gbce_calibration, "in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -285,8 +317,12 @@ class OptimizerSettings:
 
     lr: float = 1e-3
     """learning rate"""
+    max_gradient_norm: float = 0.0
+    """gradients are scaled down to this norm over all parameters; 0: they are left as they are"""
 
     def __post_init__(self) -> None:
+        norm = self.max_gradient_norm
+        _check(norm >= 0 and math.isfinite(norm), "optimizer.max_gradient_norm", norm, "a finite number >= 0")
         _check(self.lr > 0 and math.isfinite(self.lr), "optimizer.lr", self.lr, "a finite number > 0")
 
 
@@ -296,11 +332,18 @@ class TrainSettings:
 
     batch_size: int = 500
     """users in one global step, over all workers"""
+    accumulation: int = 1
+    """parts that a worker computes its share of a step in, one after another, to save memory"""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """of matrix products; bfloat16 pays where the processor has it (GPUs, CPUs with AMX or AVX512-BF16)"""
+    compile: bool = False
+    """torch.compile for the encoders"""
     patience: int = 10
     """stop after this many epochs without a better validation NDCG_p@10"""
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        _check(self.accumulation >= 1, "train.accumulation", self.accumulation, ">= 1")
         _check(self.patience >= 1, "train.patience", self.patience, ">= 1")
 
 
@@ -354,10 +397,13 @@ class Settings:
     """directory of the runs' checkpoints; on several machines, a shared one"""
     experiment: str = "pnfrec-dist"
     """MLflow experiment"""
+    item_table: Literal["auto", "replicated", "sharded"] = "auto"
+    """every worker holds all rows, or each a range of them; auto: sharded where that sends less"""
     ray_address: str = ""
     """address of a running Ray cluster; empty: start Ray on this machine"""
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    sampled: SampledSettings = field(default_factory=SampledSettings)
     contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     train: TrainSettings = field(default_factory=TrainSettings)

@@ -1,17 +1,25 @@
-"""The process group as the rest sees it: rank, size, device, sums over ranks, seeds. No Ray in here."""
+"""The process group as the rest sees it: rank, size, device, sums and exchanges over ranks, seeds. No Ray in here."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+
+# torch 2.13 renamed them.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)
 class World:
-    """One rank of `size` ranks. With size 1 no process group is needed."""
+    """One rank of `size` ranks. With size 1 no process group is needed, and every exchange gives back what it got."""
 
     rank: int = 0
     size: int = 1
@@ -27,16 +35,83 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def max(self, tensor: Tensor) -> Tensor:
+        """Elementwise maximum over ranks, the same on each; `tensor` is overwritten."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def sizes(self, length: int) -> list[int]:
+        """Every rank's length, in order of rank."""
+        if self.size == 1:
+            return [length]
+        lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = length
+        return self.sum(lengths).tolist()
+
+    def gather_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        """The ranks' rows one after another, the same on each; sizes: how many rows each rank brings."""
+        if self.size == 1:
+            return rows
+        longest = max(sizes)
+        padded = F.pad(rows, [0, 0] * (rows.dim() - 1) + [0, longest - len(rows)]).contiguous()
+        gathered = padded.new_empty(self.size * longest, *rows.shape[1:])
+        _all_gather(gathered, padded)
+        return torch.cat([gathered[r * longest : r * longest + size] for r, size in enumerate(sizes)])
+
+    def sum_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        """Of all ranks' rows, one after another, the sum over ranks of those that are this rank's own."""
+        if self.size == 1:
+            return rows
+        longest = max(sizes)
+        padded = [F.pad(part, [0, 0] * (rows.dim() - 1) + [0, longest - len(part)]) for part in rows.split(sizes)]
+        own = rows.new_empty(longest, *rows.shape[1:])
+        _reduce_scatter(own, torch.cat(padded))
+        return own[: sizes[self.rank]]
+
+    def exchange(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """Sends the first send[0] rows to rank 0, the next send[1] to rank 1, ...; gives what the ranks sent here."""
+        if self.size == 1:
+            return rows
+        received = rows.new_empty(sum(receive), *rows.shape[1:])
+        dist.all_to_all_single(received, rows.contiguous(), receive, send)
+        return received
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's small value, in order of rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over ranks during backward."""
+        """The model with gradients summed over ranks during backward."""
         if self.size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices)
+        wrapped = DistributedDataParallel(model, device_ids=devices)
+        wrapped.register_comm_hook(None, _sum_bucket)
+        return wrapped
+
+    @contextlib.contextmanager
+    def gradients_stay_here(self, wrapped: nn.Module) -> Iterator[None]:
+        """Within, backward adds to gradients without summing them over ranks."""
+        if isinstance(wrapped, DistributedDataParallel):
+            with wrapped.no_sync():
+                yield
+        else:
+            yield
+
+
+def _sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """What DistributedDataParallel does with gradients, without its division by the number of ranks."""
+    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()  # type: ignore[union-attr]
+    return future.then(lambda done: done.value()[0])
 
 
 def initial_generator(seed: int) -> torch.Generator:

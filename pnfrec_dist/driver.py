@@ -8,6 +8,8 @@ import shlex
 import time
 from pathlib import Path
 
+import psutil
+
 from pnfrec_dist.cli import (
     EXIT_INTERRUPTED,
     conf_names,
@@ -26,7 +28,7 @@ from pnfrec_dist.storage import Location
 from pnfrec_dist.tracking import FAILED, FINISHED, KILLED, TrackedRun, start_run, tracking_uri
 from pnfrec_dist.training.checkpoint import read_state
 from pnfrec_dist.training.loop import Event, epoch_checkpoint
-from pnfrec_dist.training.memory import estimate_memory
+from pnfrec_dist.training.plan import StepPlan, plan_step
 
 RUN_FILE = "run.json"
 RESUMABLE = (
@@ -40,7 +42,12 @@ RESUMABLE = (
     "experiment",
     "ray_address",
     "config",
+    "item_table",
     "train.patience",
+    "train.accumulation",
+    "train.compile",
+    "loss.exact_path",
+    "loss.tile_mib",
     "evaluation.batch_size",
 )
 """Settings that may change when a run is resumed."""
@@ -57,7 +64,9 @@ def drive(settings: Settings) -> int:
     print_settings(flatten(to_mapping(settings)))
     with ray_session(settings) as plan:
         require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
-        print(_describe(settings, data, train_data, plan, uri), flush=True)
+        step = plan_step(settings, train_data, data.num_items, plan.num_workers)
+        print(_describe(settings, data, train_data, plan, step, uri), flush=True)
+        _require_memory(settings, plan, step)
         if settings.dry_run:
             print("dry run: nothing was trained")
             return 0
@@ -119,8 +128,9 @@ def _first_epoch(settings: Settings) -> int:
     return read_state(Path(settings.resume))["train_state"]["epoch"] if settings.resume else 1
 
 
-def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, uri: str) -> str:
-    memory = estimate_memory(settings, train, data.num_items, plan.num_workers)
+def _describe(
+    settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, step: StepPlan, uri: str
+) -> str:
     counts = data.manifest.counts
     steps = num_steps(len(train), settings.train.batch_size)
     return "\n".join(
@@ -129,10 +139,37 @@ def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: Wo
             f"{counts['validation']['users']:,} validation and {counts['test']['users']:,} test users",
             f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
             f"at most {settings.epochs} epochs",
-            f"memory per worker, about: {_size(memory.parameters)} parameters and Adam, {_size(memory.activations)} "
-            f"activations, {_size(memory.logits)} logits, {_size(memory.total)} in all",
+            f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}",
+            f"memory per worker, about: {_size(step.table)} item table, {_size(step.table_training)} its gradient and "
+            f"Adam, {_size(step.encoders)} encoders, {_size(step.activations)} activations, {_size(step.tile)} logits, "
+            f"{_size(step.data)} data; {_size(step.total)} in all",
             f"tracking: {uri}",
         ]
+    )
+
+
+def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan) -> None:
+    """Raises InputError when the workers will not fit this machine's memory. Of a cluster's nothing is known here."""
+    if settings.ray_address or (plan.use_gpu and not plan.gpu_bytes):
+        return
+    if plan.use_gpu:
+        free, needed, where = plan.gpu_bytes, step.total, "a GPU has"
+    else:
+        free, needed, where = psutil.virtual_memory().available, step.total * plan.num_workers, "this machine has free"
+    if needed <= free:
+        return
+    ways = {
+        "--item-table sharded": 0 if step.is_sharded or plan.num_workers == 1 else step.table + step.table_training,
+        "--train.accumulation 8": step.activations if settings.train.accumulation == 1 else 0,
+        "a lower --train.batch-size": step.activations // 2,
+        "a lower --loss.tile-mib or --loss.exact-path auto": step.tile,
+        "a lower --encoder.hidden-size": step.table,
+    }
+    best = sorted((way for way, saved in ways.items() if saved > needed // 20), key=lambda way: -ways[way])
+    workers = "" if plan.use_gpu else f"{plan.num_workers} workers x "
+    raise InputError(
+        f"training needs about {workers}{_size(step.total)}, {where} {_size(free)}; "
+        f"try {', '.join(best[:3]) or 'fewer workers'}"
     )
 
 

@@ -50,6 +50,8 @@ class WorkerPlan:
     num_workers: int
     use_gpu: bool
     cpus_per_worker: float
+    gpu_bytes: int = 0
+    """memory of a GPU of this machine, where workers use GPUs"""
 
     def __str__(self) -> str:
         each = "1 GPU" if self.use_gpu else f"{self.cpus_per_worker:g} CPU"
@@ -73,7 +75,8 @@ def plan_workers(num_workers: int | None, num_gpus: int | None, seen_cpus: float
     cpus = max(1.0, seen_cpus // workers)
     if workers * cpus > seen_cpus:
         raise InputError(f"{workers} workers need {workers} CPUs, but Ray sees {seen_cpus:g}; lower --num-workers")
-    return WorkerPlan(workers, num_gpus > 0, cpus)
+    gpu_bytes = torch.cuda.get_device_properties(0).total_memory if num_gpus and torch.cuda.is_available() else 0
+    return WorkerPlan(workers, num_gpus > 0, cpus, gpu_bytes)
 
 
 @contextlib.contextmanager

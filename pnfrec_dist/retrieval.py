@@ -1,41 +1,185 @@
-"""Ranking of the catalog with the seen filter.
+"""Exact ranking of the catalog with the seen filter, block by block: no users x items matrix exists.
 
-B users, V = N + 1 columns (item ids), K list length.
+B users, N items, n items of one block, K list length.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pnfrec_dist.data.prepared import Ragged
+from pnfrec_dist.distributed import World
+from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.schema import PAD_ID
 
-
-def hide_seen(scores_BV: Tensor, seen: Ragged, rows: np.ndarray, keep_B: Tensor | None = None) -> Tensor:
-    """Scores with every user's seen items at -inf, in place; keep_B: one item id per user that stays."""
-    users_B = torch.arange(len(rows), device=scores_BV.device)
-    kept = scores_BV[users_B, keep_B] if keep_B is not None else None
-    ids, lengths = seen.newest(rows, int(seen.lengths[rows].max(initial=0)))
-    user = np.repeat(np.arange(len(rows)), lengths)
-    item = ids[np.arange(ids.shape[1]) < lengths[:, None]]
-    scores_BV[torch.from_numpy(user).to(scores_BV.device), torch.from_numpy(item).to(scores_BV.device)] = -torch.inf
-    if keep_B is not None and kept is not None:
-        scores_BV[users_B, keep_B] = kept
-    return scores_BV
+BLOCK_SCORES = 2**21
+"""Scores made at a time: 8 MiB of float32."""
 
 
-def target_ranks(scores_BV: Tensor, target_B: Tensor) -> Tensor:
-    """1-based place of each target among its user's scores; equal scores stand in order of item id.
+@dataclass(frozen=True)
+class Scores:
+    """How some users score the items first..end-1. With shards, ranks have the same users and ranges of their own."""
 
-    Only what is surely not ahead of the target counts as behind it, so a score that is nan never flatters.
+    first: int
+    end: int
+    block: Callable[[int, int], Tensor]
+    """(first, end) -> a new tensor with the scores of the items first..end-1, [B, end - first]"""
+    of_items: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """one item id per user, [B] -> (their scores, how far from the block's they may lie), [B] each"""
+    shards: World = field(default_factory=World)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where the catalog stands for each user."""
+
+    items_BK: Tensor
+    """item ids, best first, equal scores in order of item id; PAD_ID where only hidden items are left"""
+    scores_BK: Tensor
+    """their scores, -inf beside PAD_ID"""
+    target_rank_B: Tensor | None
+    """1-based place of each user's target, where targets were given"""
+
+
+def table_scores(hidden_BD: Tensor, table: ItemTable) -> Scores:
+    """Dot products with the rows of the item table."""
+    rounding = hidden_BD.shape[1] * torch.finfo(hidden_BD.dtype).eps
+
+    def block(first: int, end: int) -> Tensor:
+        return hidden_BD @ table.weight[first - table.first_row : end - table.first_row].T
+
+    def of_items(ids_B: Tensor) -> tuple[Tensor, Tensor]:
+        items_U, place_B = ids_B.unique(return_inverse=True)
+        products_BD = hidden_BD * table.lookup(items_U)[place_B]
+        return products_BD.sum(1), products_BD.abs().sum(1) * rounding
+
+    return Scores(max(table.first_row, PAD_ID + 1), table.end_row, block, of_items, table.shards)
+
+
+def rank_items(
+    scores: Scores,
+    k: int,
+    seen: Ragged,
+    rows: np.ndarray,
+    target_B: Tensor | None = None,
+    block_scores: int = BLOCK_SCORES,
+) -> Ranking:
+    """The k best items of each user and the rank of its target, without what the user has seen; alike on each shard.
+
+    User b has seen the item ids in list rows[b] of `seen`; a target stays a candidate even if seen. Nothing depends on
+    block_scores, as far as the scores themselves do not. Only what is surely not ahead of the target counts as behind
+    it, and a score that is nan is listed nowhere, so that it never flatters.
     """
-    target_score_B1 = scores_BV.gather(1, target_B[:, None])
-    ids_V = torch.arange(scores_BV.shape[1], device=scores_BV.device)
-    behind_BV = (scores_BV < target_score_B1) | ((scores_BV == target_score_B1) & (ids_V >= target_B[:, None]))
-    return (~behind_BV).sum(1) + 1
+    empty_B0 = scores.block(scores.first, scores.first)
+    hide = _SeenItems(seen, rows, target_B, empty_B0.device)
+    best = _Best(empty_B0, k)
+    ahead = _Ahead(scores, target_B) if target_B is not None else None
+    size = max(block_scores // max(len(rows), 1), 1)
+    for first in range(scores.first, scores.end, size):
+        scores_Bn = scores.block(first, min(first + size, scores.end))
+        hide(scores_Bn, first)
+        if ahead is not None:
+            ahead.count(scores_Bn, first)
+        best.offer(scores_Bn, first)
+    best.merge(scores.shards)
+    return Ranking(best.items_BK, best.scores_BK, ahead.target_rank_B(scores.shards) if ahead is not None else None)
 
 
-def top_items(scores_BV: Tensor, k: int) -> Tensor:
-    """Item ids of the k best scores, best first, [B, K], K = min(k, items); PAD_ID where only hidden items are left."""
-    best = scores_BV.topk(min(k, scores_BV.shape[1] - 1), dim=1)
-    return best.indices.masked_fill(best.values == -torch.inf, PAD_ID)
+class _SeenItems:
+    """Puts -inf where a user has seen an item of a block."""
+
+    def __init__(self, seen: Ragged, rows: np.ndarray, keep_B: Tensor | None, device: torch.device) -> None:
+        ids, lengths = seen.newest(rows, int(seen.lengths[rows].max(initial=0)))
+        user, item = np.repeat(np.arange(len(rows)), lengths), ids[np.arange(ids.shape[1]) < lengths[:, None]]
+        if keep_B is not None:
+            other = item != keep_B.cpu().numpy()[user]
+            user, item = user[other], item[other]
+        order = np.argsort(item, kind="stable")
+        self.items = item[order]
+        self.user_S, self.item_S = (torch.from_numpy(v[order]).to(device) for v in (user, item))
+
+    def __call__(self, scores_Bn: Tensor, first: int) -> None:
+        start, end = np.searchsorted(self.items, (first, first + scores_Bn.shape[1]))
+        scores_Bn[self.user_S[start:end], self.item_S[start:end] - first] = -torch.inf
+
+
+class _Best:
+    """The k best so far. Blocks come in order of item id, so what stands in the list wins against equal scores."""
+
+    def __init__(self, empty_B0: Tensor, k: int) -> None:
+        self.scores_BK = empty_B0.new_full((len(empty_B0), k), -torch.inf)
+        self.items_BK = torch.full_like(self.scores_BK, PAD_ID, dtype=torch.int64)
+
+    def offer(self, scores_Bn: Tensor, first: int) -> None:
+        k, worst_B = self.scores_BK.shape[1], self.scores_BK[:, -1]
+        (better_b,) = (~(scores_Bn.amax(dim=1) <= worst_B)).nonzero(as_tuple=True)
+        if len(better_b) == 0:
+            return
+        scores_bn = scores_Bn[better_b]
+        is_better_bn = scores_bn > worst_B[better_b, None]
+        if is_better_bn.sum() > 4 * k * len(better_b) and scores_bn.shape[1] > k:
+            kth_b1 = scores_bn.masked_fill(~is_better_bn, -torch.inf).topk(k, dim=1).values[:, -1:]
+            is_better_bn &= scores_bn >= kth_b1
+        user, place = is_better_bn.nonzero(as_tuple=True)
+        count_b = is_better_bn.sum(1)
+        slot = torch.arange(len(user), device=user.device) - (count_b.cumsum(0) - count_b)[user]
+        new_scores_bm = scores_bn.new_full((len(better_b), int(count_b.max())), -torch.inf)
+        new_items_bm = torch.full_like(new_scores_bm, PAD_ID, dtype=torch.int64)
+        new_scores_bm[user, slot] = scores_bn[user, place]
+        new_items_bm[user, slot] = place + first
+        self.scores_BK[better_b], self.items_BK[better_b] = _first_k(
+            torch.cat([self.scores_BK[better_b], new_scores_bm], dim=1),
+            torch.cat([self.items_BK[better_b], new_items_bm], dim=1),
+            k,
+        )
+
+    def merge(self, shards: World) -> None:
+        """Makes it the list over all shards, whose ranges of item ids ascend with their ranks."""
+        if shards.size > 1:
+            users, k = self.scores_BK.shape
+            sizes = [users] * shards.size
+            scores, items = (
+                shards.gather_rows(t, sizes).view(shards.size, users, k).transpose(0, 1).reshape(users, -1)
+                for t in (self.scores_BK, self.items_BK)
+            )
+            self.scores_BK, self.items_BK = _first_k(scores, items, k)
+
+
+def _first_k(scores: Tensor, items: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row; of equal scores those that stand first."""
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores.gather(1, order), items.gather(1, order)
+
+
+class _Ahead:
+    """Counts the items ahead of each user's target in one sweep.
+
+    The target's exact score is known when its block comes. Until then items are compared with a score computed apart,
+    and those too near to it to tell are kept for the end.
+    """
+
+    def __init__(self, scores: Scores, target_B: Tensor) -> None:
+        self.target_B = target_B
+        about_B, margin_B = scores.of_items(target_B)
+        self.low_B1, self.high_B1 = (about_B - margin_B)[:, None], (about_B + margin_B)[:, None]
+        self.ahead_B = torch.zeros_like(target_B)
+        nobody = torch.empty(0, dtype=torch.int64, device=target_B.device)
+        self.near = [(nobody, nobody, about_B[:0])]
+
+    def count(self, scores_Bn: Tensor, first: int) -> None:
+        below_Bn, above_Bn = scores_Bn < self.low_B1, ~(scores_Bn <= self.high_B1)
+        self.ahead_B += above_Bn.sum(1)
+        user, place = (~(below_Bn | above_Bn)).nonzero(as_tuple=True)
+        self.near.append((user, place + first, scores_Bn[user, place]))
+
+    def target_rank_B(self, shards: World) -> Tensor:
+        user, item, score = (torch.cat(parts) for parts in zip(*self.near, strict=True))
+        own = item == self.target_B[user]
+        exact_B, is_known_B = torch.zeros_like(self.low_B1[:, 0]), torch.zeros_like(self.target_B)
+        exact_B[user[own]], is_known_B[user[own]] = score[own], 1
+        exact_B = shards.sum(exact_B).masked_fill(shards.sum(is_known_B) == 0, torch.nan)[user]
+        is_behind = (score < exact_B) | ((score == exact_B) & (item >= self.target_B[user]))
+        return shards.sum(self.ahead_B.index_add(0, user, (~is_behind).long())) + 1

@@ -1,9 +1,13 @@
-"""Ragged histories -> tensors of one rank's share of a global batch.
+"""Ragged histories -> packed tensors of one rank's share of a global batch.
 
-B users, L positions, N negatives of a user.
+B users, P tokens, T real targets, U distinct items, N negatives of a user.
+
+Users are sorted into groups of similar length, each padded to its longest user; what follows runs over all tokens of
+all groups as one axis, and only attention looks at a group as users x length.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,63 +15,200 @@ from torch import Tensor
 
 from pnfrec_dist.config import EncoderSettings, LossSettings
 from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.data.sampler import Draw
 from pnfrec_dist.schema import PAD_ID
 
-IGNORE_INDEX = -100
-"""Target of a padding position."""
+Groups = tuple[tuple[int, int], ...]
+"""(users, length) of each group, in order; the group's tokens are its users' windows one after another."""
+MAX_GROUPS = 8
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Next-item prediction over one side of the users: right-padded, position 0 the oldest item."""
+    """One side's windows, oldest item first."""
 
-    inputs_BL: Tensor
-    targets_BL: Tensor
-    """item ids, IGNORE_INDEX where there is nothing to predict"""
+    inputs_P: Tensor
+    """place of each token's item in the batch's items_U"""
+    groups: Groups
+    places_T: Tensor
+    """tokens with an item to predict"""
+    targets_T: Tensor
+    """that item's id"""
+    target_places_T: Tensor | None
+    """its place in items_U, where items are sampled"""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What L_c compares: users as in the positive side's groups."""
+
+    next_P: Tensor
+    """place in items_U of the positive item after each token; 0 (padding) where there is none"""
+    negatives_BN: Tensor
+    """places in items_U of each user's negative items; 0 (padding) where there is none"""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Items drawn at random in place of the catalog, shared by all targets of a step; distinct, ascending."""
+
+    places_K: Tensor
+    """in items_U"""
+    items_K: Tensor
+    drawn_K: Tensor
+    """how often each was drawn"""
+    log_expected_K: Tensor
+    """log of the expected number of times over the number of times it was drawn"""
+    num_drawn: int
+    """draws, repeats included"""
 
 
 @dataclass(frozen=True)
 class TrainBatch:
     """What one training step of one rank reads; a part that the loss does not use is None."""
 
+    items_U: Tensor
+    """ids of the items whose vectors are read, ascending; the first is PAD_ID"""
     positive: Sequences
     negative: Sequences | None
-    contrast_BN: Tensor | None
-    """negative items that L_c contrasts with, PAD_ID-padded"""
+    contrast: Contrast | None
+    sampled: Sampled | None
+    num_users: int
 
-    @property
-    def num_users(self) -> int:
-        return len(self.positive.inputs_BL)
+
+@dataclass(frozen=True)
+class HistoryBatch:
+    """Inference input."""
+
+    items_U: Tensor
+    inputs_P: Tensor
+    groups: Groups
+    last_B: Tensor
+    """the token of each user's newest item, in the order of the users asked for"""
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Windows as item ids: [P] each; `users` are places among the rows asked for, those without a token left out."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    groups: Groups
+    users: np.ndarray
+    lengths: np.ndarray
 
 
 def train_batch(
-    data: TrainData, rows: np.ndarray, encoder: EncoderSettings, loss: LossSettings, device: torch.device
+    data: TrainData,
+    rows: np.ndarray,
+    encoder: EncoderSettings,
+    loss: LossSettings,
+    device: torch.device,
+    draw: Draw | None = None,
 ) -> TrainBatch:
-    """The batch of users `rows`: for each side the newest max_length + 1 items, as inputs and targets."""
-    positive = _window(data.positive, rows, encoder.max_length, device)
-    uses_negatives = loss.alpha > 0 or loss.beta > 0
-    negative = _window(data.negative, rows, encoder.max_length, device) if uses_negatives else None
+    """The batch of users `rows`: for each side the newest max_length + 1 items, as inputs and targets.
+
+    draw: the items sampled for this step, where the loss samples.
+    """
+    sides = [_next_items(data.positive, rows, encoder.max_length)]
+    if loss.alpha > 0:
+        sides.append(_next_items(data.negative, rows, encoder.max_length))
+    parts = [side.inputs for side in sides]
+    if loss.beta > 0:
+        negatives, _ = data.negative.newest(rows[sides[0].users], encoder.max_length + 1)
+        parts += [sides[0].targets, negatives]
+    if draw is not None:
+        parts += [side.targets[side.targets != PAD_ID] for side in sides] + [draw.items]
+    items, places = _distinct(parts)
+    tensors = iter([torch.from_numpy(p).to(device) for p in places])
+    inputs = [next(tensors) for _ in sides]
+    contrast = Contrast(next(tensors), next(tensors)) if loss.beta > 0 else None
+    target_places = [next(tensors) if draw is not None else None for _ in sides]
+    sequences = [
+        _sequences(side, own_inputs, own_targets, device)
+        for side, own_inputs, own_targets in zip(sides, inputs, target_places, strict=True)
+    ]
     return TrainBatch(
-        positive=_next_item(positive),
-        negative=_next_item(negative) if negative is not None and loss.alpha > 0 else None,
-        contrast_BN=negative if loss.beta > 0 else None,
+        items_U=torch.from_numpy(items).to(device),
+        positive=sequences[0],
+        negative=sequences[1] if loss.alpha > 0 else None,
+        contrast=contrast,
+        sampled=_sampled(draw, next(tensors), device) if draw is not None else None,
+        num_users=len(rows),
     )
 
 
-def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inference input: (inputs_BL, index of each user's last position [B]; 0 for an empty history)."""
-    ids, lengths = histories.newest(rows, max_length)
-    last = np.maximum(lengths - 1, 0)
-    return torch.from_numpy(ids).to(device), torch.from_numpy(last).to(device)
+def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: torch.device) -> HistoryBatch:
+    """The newest max_length items of each user; a user without any has one token of padding."""
+    lengths = np.minimum(histories.lengths[rows], max_length)
+    starts = histories.offsets[rows + 1] - lengths
+    order, groups = _grouped(np.maximum(lengths, 1), max_length)
+    inputs = _windows(histories.values, starts[order], lengths[order], groups)
+    items, (places,) = _distinct([inputs])
+    last = np.empty(len(rows), dtype=np.int64)
+    first_token = np.concatenate([[0], np.cumsum(_token_lengths(groups))])[:-1]
+    last[order] = first_token + np.maximum(lengths[order] - 1, 0)
+    as_tensor = [torch.from_numpy(v).to(device) for v in (items, places, last)]
+    return HistoryBatch(as_tensor[0], as_tensor[1], groups, as_tensor[2])
 
 
-def _window(histories: Ragged, rows: np.ndarray, max_length: int, device: torch.device) -> Tensor:
-    ids, _ = histories.newest(rows, max_length + 1)
-    return torch.from_numpy(ids).to(device)
+def _next_items(histories: Ragged, rows: np.ndarray, max_length: int) -> _Packed:
+    lengths = np.clip(histories.lengths[rows] - 1, 0, max_length)
+    starts = histories.offsets[rows + 1] - lengths - 1
+    order, groups = _grouped(lengths, max_length)
+    inputs, targets = (_windows(histories.values, starts[order] + shift, lengths[order], groups) for shift in (0, 1))
+    return _Packed(inputs, targets, groups, order, lengths[order])
 
 
-def _next_item(window_BL: Tensor) -> Sequences:
-    if window_BL.shape[1] == 1:  # nobody in this share has two items: keep one position, predict nothing
-        window_BL = torch.nn.functional.pad(window_BL, (0, 1), value=PAD_ID)
-    targets_BL = window_BL[:, 1:]
-    return Sequences(window_BL[:, :-1], targets_BL.masked_fill(targets_BL == PAD_ID, IGNORE_INDEX))
+def _grouped(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, Groups]:
+    """(rows with a token, in order of their group; the groups). A group spans max_length / MAX_GROUPS lengths."""
+    span = -(-max_length // MAX_GROUPS)
+    group = -(-lengths // span)
+    order = np.argsort(group, kind="stable")
+    order = order[np.searchsorted(group[order], 1) :]
+    _, firsts = np.unique(group[order], return_index=True)
+    members = [lengths[part] for part in np.split(order, firsts[1:])] if len(order) else []
+    return order, tuple((len(part), int(part.max())) for part in members)
+
+
+def _windows(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, groups: Groups) -> np.ndarray:
+    """values[start:start + length] of each user, padded to its group's length: [P]."""
+    ids, user = [], 0
+    for users, length in groups:
+        place = np.arange(length)
+        own = slice(user, user + users)
+        real = place < lengths[own, None]
+        window = np.full(real.shape, PAD_ID, dtype=np.int64)
+        window[real] = values[(starts[own, None] + place)[real]]
+        ids.append(window.ravel())
+        user += users
+    return np.concatenate([*ids, np.empty(0, dtype=np.int64)])
+
+
+def _token_lengths(groups: Groups) -> np.ndarray:
+    """Tokens of each user, padding included."""
+    return np.repeat([length for _, length in groups], [users for users, _ in groups]).astype(np.int64)
+
+
+def _distinct(parts: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(ascending distinct ids with PAD_ID first, for each part the places of its ids among them)."""
+    ids = np.concatenate([[PAD_ID], *(p.ravel() for p in parts)])
+    items, places = np.unique(ids, return_inverse=True)
+    bounds = np.cumsum([1, *(p.size for p in parts)])
+    return items, [places[a:b].reshape(p.shape) for (a, b), p in zip(pairwise(bounds), parts, strict=True)]
+
+
+def _sequences(packed: _Packed, inputs_P: Tensor, target_places_T: Tensor | None, device: torch.device) -> Sequences:
+    places = np.flatnonzero(packed.targets)
+    return Sequences(
+        inputs_P=inputs_P,
+        groups=packed.groups,
+        places_T=torch.from_numpy(places).to(device),
+        targets_T=torch.from_numpy(packed.targets[places]).to(device),
+        target_places_T=target_places_T,
+    )
+
+
+def _sampled(draw: Draw, places_K: Tensor, device: torch.device) -> Sampled:
+    items, drawn, log_expected = (torch.from_numpy(v).to(device) for v in (draw.items, draw.drawn, draw.log_expected))
+    return Sampled(places_K, items, drawn, log_expected, int(draw.drawn.sum()))

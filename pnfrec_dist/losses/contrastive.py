@@ -1,6 +1,6 @@
 """The contrastive term between a user's positives and negatives (paper, section 3.2).
 
-B users, L positions, T real targets, N negatives of a user, D width.
+P tokens of all users, B users, G users of one group, L its length, N negatives of a user, D width.
 """
 
 import torch
@@ -8,29 +8,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pnfrec_dist.config import ContrastiveSettings
-from pnfrec_dist.schema import PAD_ID
+from pnfrec_dist.data.batch import Groups
 
 
 def contrastive(
-    hidden_BLD: Tensor,
-    next_BLD: Tensor,
-    is_pad_BL: Tensor,
+    hidden_PD: Tensor,
+    next_PD: Tensor,
+    is_pad_P: Tensor,
     negatives_BND: Tensor,
-    contrast_BN: Tensor,
+    is_pad_BN: Tensor,
+    groups: Groups,
     settings: ContrastiveSettings,
-) -> tuple[Tensor, Tensor]:
-    """(sum over positive positions of -log softmax([f(h_t, i_t+1), f(h_t, j) for j in S^n])[0], their number).
+) -> Tensor:
+    """Sum over positive positions of -log softmax([f(h_t, i_t+1), f(h_t, j) for j in S^n])[0].
 
-    hidden_BLD: the positive encoder's output; next_BLD: vectors of the next positives; is_pad_BL: True where there
-    is none; negatives_BND: vectors of contrast_BN, the users' negative items (PAD_ID: none). f is cosine or dot,
-    over temperature.
-    A user without negatives adds 0 to the total and its positions to the number.
+    hidden_PD: the positive encoder's output; next_PD: vectors of the next positives, is_pad_P: True where there is
+    none; negatives_BND: vectors of the users' negatives, is_pad_BN: True where there is none; groups: how tokens belong
+    to users. f is cosine or dot, over temperature. A user without negatives adds 0.
     """
     if settings.similarity == "cosine":
-        hidden_BLD, next_BLD, negatives_BND = (F.normalize(t, dim=-1) for t in (hidden_BLD, next_BLD, negatives_BND))
-    to_next_BL = (hidden_BLD * next_BLD).sum(-1) / settings.temperature
-    to_negatives_BLN = hidden_BLD @ negatives_BND.transpose(1, 2) / settings.temperature
-    to_negatives_BLN = to_negatives_BLN.masked_fill((contrast_BN == PAD_ID)[:, None, :], -torch.inf)
-    all_BL = torch.cat([to_next_BL[:, :, None], to_negatives_BLN], dim=2).logsumexp(dim=2)
-    total = (all_BL - to_next_BL).masked_fill(is_pad_BL, 0.0).sum()
-    return total, (~is_pad_BL).sum()
+        hidden_PD, next_PD, negatives_BND = (F.normalize(t, dim=-1) for t in (hidden_PD, next_PD, negatives_BND))
+    to_next_P = (hidden_PD * next_PD).sum(-1) / settings.temperature
+    total = to_next_P.new_zeros(())
+    token, user = 0, 0
+    for users, length in groups:
+        tokens, own = slice(token, token + users * length), slice(user, user + users)
+        hidden_GLD = hidden_PD[tokens].unflatten(0, (users, length))
+        to_negatives_GLN = hidden_GLD @ negatives_BND[own].transpose(1, 2) / settings.temperature
+        to_negatives_GLN = to_negatives_GLN.masked_fill(is_pad_BN[own, None, :], -torch.inf)
+        to_next_GL1 = to_next_P[tokens].view(users, length, 1)
+        loss_GL = torch.cat([to_next_GL1, to_negatives_GLN], dim=2).logsumexp(dim=2) - to_next_GL1[:, :, 0]
+        total = total + loss_GL.masked_fill(is_pad_P[tokens].view(users, length), 0.0).sum()
+        token, user = tokens.stop, own.stop
+    return total

@@ -1,18 +1,235 @@
-"""Cross-entropy over the full catalog (paper, section 3.2).
+"""Exact cross-entropy over the full catalog, without its logits in memory (paper, section 3.2).
 
-T real targets, D width, N items.
+T real targets, D width, V = N + 1 rows of the item table (row 0 is padding and no class), S of them on this rank, N
+items; t rows and n items make one tile of logits.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pnfrec_dist.config import ExactPath
+from pnfrec_dist.distributed import World
+from pnfrec_dist.model.item_table import ItemTable
+
+MIN_CHUNK_ROWS = 64
+"""With fewer rows in a chunk its matmuls run at the speed of memory, and two sweeps over tiles are faster."""
+MAX_TILE_ROWS = 1024
 
 
-def cross_entropy(hidden_TD: Tensor, classes_ND: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
-    """(sum over targets of -log softmax(hidden . classes)[target], number of targets).
+@dataclass(frozen=True)
+class Tiling:
+    """Logits are made `rows` x `items` at a time. A tile that spans the catalog needs one sweep, others two."""
 
-    targets_T: item ids 1..N; class j - 1 stands for item j.
+    rows: int
+    items: int
+    one_sweep: bool
+
+
+def plan_tiles(rows: int, items: int, tile_bytes: int, path: ExactPath = "auto", element_bytes: int = 4) -> Tiling:
+    """How `rows` x `items` logits are cut into tiles of at most tile_bytes (materialised: of any size).
+
+    materialised: one tile. chunked: the whole catalog for some rows, three matmuls. tiled: some items for many rows;
+    the softmax needs the sum over items first, so two sweeps with four matmuls in all. auto: the first of these that
+    fits, where a chunk is to have MIN_CHUNK_ROWS rows.
     """
-    logits_TN = hidden_TD @ classes_ND.T
-    target_logit_T = logits_TN.gather(1, (targets_T - 1)[:, None])[:, 0]
-    total = (logits_TN.logsumexp(dim=1) - target_logit_T).sum()
-    return total, torch.tensor(len(targets_T), device=total.device)
+    rows, items = max(rows, 1), max(items, 1)
+    room = max(tile_bytes // element_bytes, 1)
+    chunk_rows = min(rows, max(room // items, 1))
+    if path == "auto":
+        path = "materialised" if rows * items <= room else "chunked" if chunk_rows >= MIN_CHUNK_ROWS else "tiled"
+    if path == "materialised":
+        return Tiling(rows, items, one_sweep=True)
+    if path == "chunked":
+        return Tiling(chunk_rows, items, one_sweep=True)
+    tile_rows = min(rows, MAX_TILE_ROWS)
+    return Tiling(tile_rows, min(items, max(room // tile_rows, 1)), one_sweep=False)
+
+
+def cross_entropy(
+    hidden_TD: Tensor,
+    table: ItemTable,
+    targets_T: Tensor,
+    weights_T: Tensor,
+    tiling: Tiling,
+    matmul_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(sum over targets of weight * loss, loss_T), where loss = -log softmax over items(hidden . item)[target].
+
+    targets_T: item ids 1..N. The total is differentiable once, with respect to hidden_TD and the table; loss_T is for
+    the record. Matmuls run in matmul_dtype (default: hidden's own), sums in hidden's dtype, at least float32.
+    Where a gradient is wanted, forward computes it, so that no tile is kept for backward.
+
+    With a sharded table each rank brings its own targets. Hidden states go to all ranks, maxima and sums are combined
+    over them, and the gradients of hidden states come back summed: rows of the table never travel.
+    """
+    return _CrossEntropy.apply(
+        hidden_TD, table.weight, targets_T, weights_T, tiling, matmul_dtype or hidden_TD.dtype, table
+    )
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        table_SD: Tensor,
+        targets_T: Tensor,
+        weights_T: Tensor,
+        tiling: Tiling,
+        matmul_dtype: torch.dtype,
+        table: ItemTable,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden_TD.dtype, torch.float32)
+        shards, sizes = table.shards, table.shards.sizes(len(targets_T))
+        own = slice(sum(sizes[: shards.rank]), sum(sizes[: shards.rank + 1]))
+        with torch.autocast(hidden_TD.device.type, enabled=False):
+            all_TD = shards.gather_rows(hidden_TD.to(wide), sizes)
+            targets_T = shards.gather_rows(targets_T, sizes)
+            weights_T = shards.gather_rows(weights_T.to(wide), sizes)
+            is_here_T = (targets_T >= table.first_row) & (targets_T < table.end_row)
+            here_T = is_here_T.nonzero()[:, 0] if table.is_sharded else slice(None)
+            target_row_T = targets_T[here_T] - table.first_row
+            target_TD = table_SD[target_row_T]
+            target_logit_T = torch.zeros_like(weights_T)
+            target_logit_T[here_T] = _dot(all_TD[here_T].to(matmul_dtype), target_TD.to(matmul_dtype), wide)
+            shards.sum(target_logit_T)
+            padding = 1 if table.first_row == 0 else 0
+            classes_ND = table_SD[padding:]
+            if any(ctx.needs_input_grad[:2]):
+                grad_table_SD = torch.zeros_like(table_SD)
+                sweep = _one_sweep if tiling.one_sweep and not table.is_sharded else _two_sweeps
+                lse_T, grad_TD = sweep(
+                    all_TD, classes_ND, weights_T, tiling, matmul_dtype, grad_table_SD[padding:], shards
+                )
+                weight_T1 = weights_T[here_T, None]
+                grad_TD[here_T] -= weight_T1 * target_TD
+                add_rows(grad_table_SD, target_row_T, all_TD[here_T] * -weight_T1)
+                ctx.gradients = (shards.sum_rows(grad_TD, sizes).to(hidden_TD.dtype), grad_table_SD)
+            else:
+                lse_T = log_sum_exp(all_TD, classes_ND, tiling, matmul_dtype, shards)
+            loss_T = (lse_T - target_logit_T)[own].clamp_(min=0.0)
+            total = (weights_T[own] * loss_T).sum()
+        ctx.mark_non_differentiable(loss_T)
+        return total, loss_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_total = grad_outputs[0]
+        assert ctx.gradients is not None, "the gradients were handed out before: call backward once"
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(g.mul_(grad_total) if grad_total.is_cuda or grad_total != 1 else g for g in gradients), *[None] * 5
+
+
+def log_sum_exp(
+    hidden_TD: Tensor, classes_ND: Tensor, tiling: Tiling, matmul_dtype: torch.dtype, shards: World
+) -> Tensor:
+    """log of the sum of exp(hidden . class) over all ranks' classes, [T], tile by tile."""
+    lse_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf)
+    for rows in blocks(len(hidden_TD), tiling.rows):
+        narrow_tD = hidden_TD[rows].to(matmul_dtype)
+        for items in blocks(len(classes_ND), tiling.items):
+            logits_tn = _product(narrow_tD, classes_ND[items].to(matmul_dtype).T, hidden_TD.dtype)
+            lse_T[rows] = torch.logaddexp(lse_T[rows], logits_tn.logsumexp(dim=1))
+    return shards.gather_rows(lse_T[None], [1] * shards.size).logsumexp(dim=0) if shards.size > 1 else lse_T
+
+
+def add_softmax_gradient(
+    hidden_TD: Tensor,
+    classes_ND: Tensor,
+    weights_T: Tensor,
+    lse_T: Tensor,
+    tiling: Tiling,
+    matmul_dtype: torch.dtype,
+    grad_classes_ND: Tensor,
+) -> Tensor:
+    """The gradient of sum(weight * lse) with respect to hidden, [T, D]; that of the classes is added in place."""
+    grad_TD = torch.zeros_like(hidden_TD)
+    for rows in blocks(len(hidden_TD), tiling.rows):
+        narrow_tD = hidden_TD[rows].to(matmul_dtype)
+        weighted_tD = (hidden_TD[rows] * weights_T[rows, None]).to(matmul_dtype)
+        for items in blocks(len(classes_ND), tiling.items):
+            classes_nD = classes_ND[items].to(matmul_dtype)
+            logits_tn = _product(narrow_tD, classes_nD.T, hidden_TD.dtype)
+            softmax_tn = logits_tn.sub_(lse_T[rows, None]).exp_().to(matmul_dtype)
+            _add_product(grad_TD[rows], softmax_tn, classes_nD)
+            _add_product(grad_classes_ND[items], softmax_tn.T, weighted_tD)
+    return grad_TD.mul_(weights_T[:, None])
+
+
+def _two_sweeps(
+    hidden_TD: Tensor,
+    classes_ND: Tensor,
+    weights_T: Tensor,
+    tiling: Tiling,
+    matmul_dtype: torch.dtype,
+    grad_classes_ND: Tensor,
+    shards: World,
+) -> tuple[Tensor, Tensor]:
+    """(lse_T over all ranks' classes, gradient of hidden by this rank's); the classes' gradient is added in place."""
+    lse_T = log_sum_exp(hidden_TD, classes_ND, tiling, matmul_dtype, shards)
+    grad_TD = add_softmax_gradient(hidden_TD, classes_ND, weights_T, lse_T, tiling, matmul_dtype, grad_classes_ND)
+    return lse_T, grad_TD
+
+
+def _one_sweep(
+    hidden_TD: Tensor,
+    classes_ND: Tensor,
+    weights_T: Tensor,
+    tiling: Tiling,
+    matmul_dtype: torch.dtype,
+    grad_classes_ND: Tensor,
+    _: World,
+) -> tuple[Tensor, Tensor]:
+    """As _two_sweeps, for tiles that span the catalog, which one rank holds."""
+    lse_T, grad_TD = torch.empty_like(weights_T), torch.empty_like(hidden_TD)
+    narrow_ND = classes_ND.to(matmul_dtype)
+    for rows in blocks(len(hidden_TD), tiling.rows):
+        logits_tN = _product(hidden_TD[rows].to(matmul_dtype), narrow_ND.T, hidden_TD.dtype)
+        max_t1 = logits_tN.amax(dim=1, keepdim=True)
+        exp_tN = logits_tN.sub_(max_t1).exp_()
+        sum_t1 = exp_tN.sum(dim=1, keepdim=True)
+        lse_T[rows] = (max_t1 + sum_t1.log())[:, 0]
+        scale_t1 = weights_T[rows, None] / sum_t1
+        narrow_tN = exp_tN.to(matmul_dtype)
+        grad_TD[rows] = _product(narrow_tN, narrow_ND, hidden_TD.dtype).mul_(scale_t1)
+        _add_product(grad_classes_ND, narrow_tN.T, (hidden_TD[rows] * scale_t1).to(matmul_dtype))
+    return lse_T, grad_TD
+
+
+def blocks(length: int, size: int) -> Iterator[slice]:
+    """0..length in slices of `size`, the last one shorter."""
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def add_rows(table_VD: Tensor, ids: Tensor, rows: Tensor) -> None:
+    """table_VD[ids[i]] += rows[i], where ids repeat; the same sums in the same order on every run."""
+    if table_VD.is_cuda:
+        table_VD.index_put_((ids,), rows.to(table_VD.dtype), accumulate=True)
+    else:
+        table_VD.index_add_(0, ids, rows.to(table_VD.dtype))
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in `dtype`; with narrow inputs a GPU keeps its wide sums, a CPU rounds them once."""
+    if a.dtype != dtype and a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
+
+
+def _dot(a_TD: Tensor, b_TD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Row by row what _product gives, rounded as it rounds: a target that holds all probability has loss 0."""
+    dot_T = (a_TD.to(dtype) * b_TD.to(dtype)).sum(1)
+    return dot_T if a_TD.is_cuda else dot_T.to(a_TD.dtype).to(dtype)
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype == out.dtype:
+        out.addmm_(a, b)
+    else:
+        out += _product(a, b, out.dtype)

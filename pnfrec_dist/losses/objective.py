@@ -1,45 +1,100 @@
-"""L = CE_p + alpha * CE_n + beta * L_c (paper, equation for the total loss), as totals and counts of one rank."""
+"""L = CE_p + alpha * CE_n + beta * L_c (paper, equation for the total loss), as this rank's part of the global loss."""
 
 import torch
 from torch import Tensor
 
-from pnfrec_dist.config import ContrastiveSettings, LossSettings
-from pnfrec_dist.data.batch import IGNORE_INDEX, Sequences, TrainBatch
+from pnfrec_dist.config import LossSettings, Settings
+from pnfrec_dist.data.batch import Sequences, TrainBatch
 from pnfrec_dist.losses.contrastive import contrastive
-from pnfrec_dist.losses.cross_entropy import cross_entropy
-from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.losses.cross_entropy import cross_entropy, plan_tiles
+from pnfrec_dist.losses.sampled import gbce, sampled_softmax, sce
+from pnfrec_dist.model.item_table import ItemTable, take
 from pnfrec_dist.schema import PAD_ID
 
+MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 TERMS = ("ce_positive", "ce_negative", "contrastive")
 
 
 def term_weights(settings: LossSettings) -> Tensor:
     """Weight of each of TERMS in the loss, [3]."""
-    return torch.tensor([1.0, settings.alpha, settings.beta])
+    return torch.tensor([1.0, settings.alpha, settings.beta], dtype=torch.float64)
 
 
-def loss_totals(
-    positive_BLD: Tensor,
-    negative_BLD: Tensor | None,
+def term_counts(batch: TrainBatch) -> Tensor:
+    """Real targets behind each of TERMS in this batch, [3]; a term that the model lacks has 0."""
+    positive = len(batch.positive.targets_T)
+    negative = len(batch.negative.targets_T) if batch.negative is not None else 0
+    return torch.tensor([positive, negative, positive if batch.contrast is not None else 0])
+
+
+def weighted_loss(
+    hidden: tuple[Tensor, Tensor | None],
+    vectors_UD: Tensor,
     batch: TrainBatch,
     table: ItemTable,
-    settings: ContrastiveSettings,
+    weights: Tensor,
+    settings: Settings,
 ) -> tuple[Tensor, Tensor]:
-    """(totals [3], counts [3]) of TERMS over this rank's users; a term that the model lacks is 0 of 0."""
-    zero = positive_BLD.new_zeros(())
-    terms = [_side(positive_BLD, batch.positive, table), (zero, zero), (zero, zero)]
-    if negative_BLD is not None and batch.negative is not None:
-        terms[1] = _side(negative_BLD, batch.negative, table)
-    if batch.contrast_BN is not None:
-        targets_BL = batch.positive.targets_BL
-        is_pad_BL = targets_BL == IGNORE_INDEX
-        next_BLD = table.lookup(targets_BL.masked_fill(is_pad_BL, PAD_ID))
-        negatives_BND = table.lookup(batch.contrast_BN)
-        terms[2] = contrastive(positive_BLD, next_BLD, is_pad_BL, negatives_BND, batch.contrast_BN, settings)
-    totals, counts = zip(*terms, strict=True)
-    return torch.stack(totals), torch.stack([count.to(zero.dtype) for count in counts])
+    """(sum over TERMS of weight * total, the totals [3] without gradient) over this rank's users.
+
+    hidden: both sides' encoder outputs, [P, D]; vectors_UD: vectors of batch.items_U.
+    weights: [3], what one target of each term adds to the loss: the term's weight over its count of all ranks. Positive
+    and negative targets go through one sweep over the catalog.
+    """
+    positive_PD, negative_PD = hidden
+    sides = [(positive_PD, batch.positive)]
+    if negative_PD is not None and batch.negative is not None:
+        sides.append((negative_PD, batch.negative))
+    hidden_TD = torch.cat([side_PD.index_select(0, side.places_T) for side_PD, side in sides])
+    sizes = [len(side.targets_T) for _, side in sides]
+    weights_T = torch.cat([weights[term].expand(size) for term, size in enumerate(sizes)])
+    targets_T = torch.cat([side.targets_T for _, side in sides])
+    loss, loss_T = _cross_entropy(
+        hidden_TD, targets_T, weights_T, [side for _, side in sides], vectors_UD, batch, table, settings
+    )
+    totals = loss.new_zeros(3)
+    for term, losses_T in enumerate(loss_T.split(sizes)):
+        totals[term] = losses_T.sum()
+    if batch.contrast is not None:
+        next_P, negatives_BN = batch.contrast.next_P, batch.contrast.negatives_BN
+        total = contrastive(
+            positive_PD,
+            take(vectors_UD, next_P),
+            next_P == PAD_ID,
+            take(vectors_UD, negatives_BN),
+            negatives_BN == PAD_ID,
+            batch.positive.groups,
+            settings.contrastive,
+        )
+        totals[2] = total.detach()
+        loss = loss + weights[2] * total
+    return loss, totals
 
 
-def _side(hidden_BLD: Tensor, sequences: Sequences, table: ItemTable) -> tuple[Tensor, Tensor]:
-    real_BL = sequences.targets_BL != IGNORE_INDEX
-    return cross_entropy(hidden_BLD[real_BL], table.classes_ND, sequences.targets_BL[real_BL])
+def _cross_entropy(
+    hidden_TD: Tensor,
+    targets_T: Tensor,
+    weights_T: Tensor,
+    sides: list[Sequences],
+    vectors_UD: Tensor,
+    batch: TrainBatch,
+    table: ItemTable,
+    settings: Settings,
+) -> tuple[Tensor, Tensor]:
+    """(sum of weight * loss, loss_T) by settings.loss.cross_entropy."""
+    kind = settings.loss.cross_entropy
+    if kind == "exact":
+        tile_bytes = int(settings.loss.tile_mib * 2**20)
+        rows = table.shards.size * len(targets_T)
+        tiling = plan_tiles(rows, len(table.weight), tile_bytes, settings.loss.exact_path)
+        matmul_dtype = MATMUL_DTYPES[settings.train.precision]
+        return cross_entropy(hidden_TD, table, targets_T, weights_T, tiling, matmul_dtype)
+    if kind == "sce":
+        return sce(hidden_TD, table, targets_T, weights_T, settings.sampled)
+    places = [side.target_places_T for side in sides if side.target_places_T is not None]
+    assert batch.sampled is not None and len(places) == len(sides)
+    target_TD, sampled_KD = take(vectors_UD, torch.cat(places)), take(vectors_UD, batch.sampled.places_K)
+    if kind == "sampled_softmax":
+        return sampled_softmax(hidden_TD, target_TD, targets_T, sampled_KD, batch.sampled, weights_T)
+    calibration = settings.sampled.gbce_calibration
+    return gbce(hidden_TD, target_TD, targets_T, sampled_KD, batch.sampled, weights_T, table.num_items, calibration)

@@ -1,45 +1,60 @@
 """The model: one item table, a positive encoder, and a negative one where the loss uses it (paper, section 3).
 
-B users, L positions, D width, N items.
+B users, P tokens, U distinct items of a batch, D width, N items.
 """
 
 import torch
 from torch import Tensor, nn
 
 from pnfrec_dist.config import EncoderSettings, LossSettings
+from pnfrec_dist.data.batch import HistoryBatch, TrainBatch
+from pnfrec_dist.distributed import World
 from pnfrec_dist.model.encoder import INIT_STD, Encoder, initialize
-from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.model.item_table import ItemTable, take
 
 
 class DualEncoder(nn.Module):
-    """Two encoders with own positions over S^p and S^n, sharing the item table.
+    """Two encoders with own positions over S^p and S^n: what data-parallel training replicates on every rank."""
 
-    Weights are drawn from `generator` alone. Inference uses the positive encoder.
+    def __init__(self, encoder: EncoderSettings, *, with_negative: bool) -> None:
+        super().__init__()
+        self.positive = Encoder(encoder)
+        self.negative = Encoder(encoder) if with_negative else None
+
+    def forward(self, vectors_UD: Tensor, batch: TrainBatch) -> tuple[Tensor, Tensor | None]:
+        """Hidden states of both sides' tokens, [P, D] each; None for a side that the model lacks.
+
+        vectors_UD: vectors of batch.items_U.
+        """
+        positive_PD = self.positive(take(vectors_UD, batch.positive.inputs_P), batch.positive.groups)
+        if self.negative is None or batch.negative is None:
+            return positive_PD, None
+        return positive_PD, self.negative(take(vectors_UD, batch.negative.inputs_P), batch.negative.groups)
+
+
+class PNFRec(nn.Module):
+    """The item table that both encoders share, and the encoders. Inference uses the positive encoder.
+
+    Weights are drawn from `generator` alone.
     """
 
     def __init__(
-        self, num_items: int, encoder: EncoderSettings, loss: LossSettings, generator: torch.Generator
+        self,
+        num_items: int,
+        encoder: EncoderSettings,
+        loss: LossSettings,
+        generator: torch.Generator,
+        shards: World | None = None,
     ) -> None:
+        """shards: the ranks that hold the item table's rows between them; None: each holds all."""
         super().__init__()
         self.max_length = encoder.max_length
-        self.item_table = ItemTable(num_items, encoder.hidden_size)
-        self.positive_encoder = Encoder(encoder)
-        self.negative_encoder = Encoder(encoder) if loss.alpha > 0 else None
-        with torch.no_grad():
-            self.item_table.weight[1:].normal_(0.0, INIT_STD, generator=generator)
-        initialize(self, generator)
+        self.item_table = ItemTable(num_items, encoder.hidden_size, shards)
+        self.encoders = DualEncoder(encoder, with_negative=loss.alpha > 0)
+        self.item_table.initialize(INIT_STD, generator)
+        initialize(self.encoders, generator)
 
-    def forward(self, positive_inputs_BL: Tensor, negative_inputs_BL: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of both sides, [B, L, D] each; None for a side without inputs."""
-        positive_BLD = self.positive_encoder(self.item_table.lookup(positive_inputs_BL))
-        if self.negative_encoder is None or negative_inputs_BL is None:
-            return positive_BLD, None
-        return positive_BLD, self.negative_encoder(self.item_table.lookup(negative_inputs_BL))
-
-    def scores(self, inputs_BL: Tensor, last_B: Tensor) -> Tensor:
-        """Score of every item after each user's last position: [B, N + 1], column = item_id, padding at -inf."""
-        hidden_BLD, _ = self(inputs_BL, None)
-        hidden_BD = hidden_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
-        scores_BV = hidden_BD @ self.item_table.weight.T
-        scores_BV[:, 0] = -torch.inf
-        return scores_BV
+    def last_hidden(self, batch: HistoryBatch) -> Tensor:
+        """The positive encoder's output at each user's newest item, [B, D]: what scores the catalog."""
+        vectors_UD = self.item_table.lookup(batch.items_U)
+        return self.encoders.positive(take(vectors_UD, batch.inputs_P), batch.groups)[batch.last_B]

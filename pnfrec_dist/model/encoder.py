@@ -1,6 +1,6 @@
 """The SASRec encoder (Kang and McAuley, ICDM '18), with the details of the PNFRec authors' code.
 
-B users, L positions, D width, H heads.
+P tokens of all users, D width, H heads, G users of one group, L its length, E = D / H.
 """
 
 import math
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pnfrec_dist.config import EncoderSettings
+from pnfrec_dist.data.batch import Groups
 
 LAYER_NORM_EPS = 1e-8
 INIT_STD = 0.02
@@ -36,22 +37,31 @@ class Block(nn.Module):
             nn.Dropout(settings.dropout),
         )
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        query_BLD = self.attention_norm(x_BLD)
-        x_BLD = query_BLD + self._attention(query_BLD, x_BLD)
-        x_BLD = self.feed_forward_norm(x_BLD)
-        return x_BLD + self.feed_forward(x_BLD)
+    def forward(self, x_PD: Tensor, groups: Groups) -> Tensor:
+        query_PD = self.attention_norm(x_PD)
+        x_PD = query_PD + self._attention(query_PD, x_PD, groups)
+        x_PD = self.feed_forward_norm(x_PD)
+        return x_PD + self.feed_forward(x_PD)
 
-    def _attention(self, query_BLD: Tensor, x_BLD: Tensor) -> Tensor:
-        q, (k, v) = self.query(query_BLD), self.key_value(x_BLD).chunk(2, dim=-1)
-        q_BHLE, k_BHLE, v_BHLE = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    def _attention(self, query_PD: Tensor, x_PD: Tensor, groups: Groups) -> Tensor:
+        """Group by group, since it alone mixes the tokens of a user."""
+        q_PD, (k_PD, v_PD) = self.query(query_PD), self.key_value(x_PD).chunk(2, dim=-1)
         dropout = self.dropout if self.training else 0.0
-        mixed_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, dropout_p=dropout, is_causal=True)
-        return self.output(mixed_BHLE.transpose(1, 2).flatten(-2))
+        mixed, start = [], 0
+        for users, length in groups:
+            tokens = slice(start, start + users * length)
+            q_GHLE, k_GHLE, v_GHLE = (
+                t[tokens].view(users, length, self.num_heads, -1).transpose(1, 2) for t in (q_PD, k_PD, v_PD)
+            )
+            mixed_GHLE = F.scaled_dot_product_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p=dropout, is_causal=True)
+            mixed.append(mixed_GHLE.transpose(1, 2).reshape(users * length, -1))
+            start = tokens.stop
+        # A rank without users: every weight still gets its (zero) gradient, as data-parallel training expects.
+        return self.output(torch.cat(mixed) if mixed else q_PD + k_PD + v_PD)
 
 
 class Encoder(nn.Module):
-    """Item vectors of a right-padded window -> hidden state per position.
+    """Item vectors of right-padded windows, packed group by group -> hidden state per token.
 
     Attention is causal and padding follows the real positions, so no real position depends on it: no padding mask.
     """
@@ -64,13 +74,15 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.num_blocks))
         self.norm = nn.LayerNorm(settings.hidden_size, eps=LAYER_NORM_EPS)
 
-    def forward(self, item_vectors_BLD: Tensor) -> Tensor:
-        """L at most max_length -> hidden_BLD."""
-        x_BLD = item_vectors_BLD * self.scale + self.positions.weight[: item_vectors_BLD.shape[1]]
-        x_BLD = self.dropout(x_BLD)
+    def forward(self, item_vectors_PD: Tensor, groups: Groups) -> Tensor:
+        """groups: no length above max_length -> hidden_PD."""
+        weight = self.positions.weight
+        positions = [weight[:length].expand(users, -1, -1).flatten(0, 1) for users, length in groups]
+        x_PD = item_vectors_PD * self.scale + torch.cat([*positions, weight[:0]])
+        x_PD = self.dropout(x_PD)
         for block in self.blocks:
-            x_BLD = block(x_BLD)
-        return self.norm(x_BLD)
+            x_PD = block(x_PD, groups)
+        return self.norm(x_PD)
 
 
 @torch.no_grad()

@@ -1,28 +1,84 @@
-"""The item table: one row per item, input embedding and tied output of both encoders."""
+"""The item table: one row per item, input embedding and tied output of both encoders.
+
+V = N + 1 rows, S of them on this rank, D width, U distinct items of a batch.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from pnfrec_dist.distributed import World
 from pnfrec_dist.schema import PAD_ID
+
+DRAW_ROWS = 1 << 16
 
 
 class ItemTable(nn.Module):
-    """E, [num_items + 1, hidden_size]; row 0 is padding: always zero, no class of the softmax, no gradient."""
+    """E, [V, D]; row = item id; row 0 is padding: always zero, no class of the softmax, no gradient.
 
-    def __init__(self, num_items: int, hidden_size: int) -> None:
+    Replicated: every rank holds all rows, and gradients are to be summed over ranks. Sharded: rank r of `shards` holds
+    the rows first_row..end_row - 1, their gradients and, with them, their optimizer state.
+    """
+
+    def __init__(self, num_items: int, hidden_size: int, shards: World | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_items + 1, hidden_size))
+        self.shards = shards or World()
+        self.num_items = num_items
+        self.bounds = [(num_items + 1) * r // self.shards.size for r in range(self.shards.size + 1)]
+        self.first_row, self.end_row = self.bounds[self.shards.rank], self.bounds[self.shards.rank + 1]
+        self.weight = nn.Parameter(torch.zeros(self.end_row - self.first_row, hidden_size))
 
     @property
-    def num_items(self) -> int:
-        return len(self.weight) - 1
+    def is_sharded(self) -> bool:
+        return self.shards.size > 1
 
-    def lookup(self, ids: Tensor) -> Tensor:
-        """Rows of item ids, any shape -> [..., hidden_size]; PAD_ID gives zeros."""
-        return F.embedding(ids, self.weight, padding_idx=PAD_ID)
+    @torch.no_grad()
+    def initialize(self, std: float, generator: torch.Generator) -> None:
+        """normal(0, std), the same rows whoever holds them; drawn block by block, so that no rank holds all."""
+        for start in range(0, self.num_items + 1, DRAW_ROWS):
+            end = min(start + DRAW_ROWS, self.num_items + 1)
+            drawn = torch.empty(end - start, self.weight.shape[1]).normal_(0.0, std, generator=generator)
+            first, last = max(start, self.first_row), min(end, self.end_row)
+            if first < last:
+                self.weight[first - self.first_row : last - self.first_row] = drawn[first - start : last - start]
+        if self.first_row == 0:
+            self.weight[PAD_ID] = 0.0
 
-    @property
-    def classes_ND(self) -> Tensor:
-        """The rows that the softmax runs over: row j stands for item_id j + 1."""
-        return self.weight[1:]
+    def lookup(self, items_U: Tensor) -> Tensor:
+        """Rows of distinct, ascending item ids, [U, D], whoever holds them; PAD_ID gives zeros.
+
+        The gradient is sparse, so that a step touches these rows here and the whole table only in the softmax.
+        """
+        if not self.is_sharded:
+            return F.embedding(items_U, self.weight, padding_idx=PAD_ID, sparse=True)
+        return _ShardedLookup.apply(items_U, self.weight, self)
+
+
+class _ShardedLookup(torch.autograd.Function):
+    """Ids to the ranks that hold them, rows back; in backward their gradients the same way."""
+
+    @staticmethod
+    def forward(ctx: Any, items_U: Tensor, weight_SD: Tensor, table: ItemTable) -> Tensor:
+        shards = table.shards
+        bounds = torch.tensor(table.bounds, device=items_U.device)
+        asked = torch.searchsorted(items_U, bounds).diff().tolist()
+        answered = shards.exchange(torch.tensor(asked), [1] * shards.size, [1] * shards.size).tolist()
+        rows = shards.exchange(items_U, asked, answered) - table.first_row
+        ctx.shards, ctx.rows, ctx.asked, ctx.answered, ctx.shape = shards, rows, asked, answered, weight_SD.shape
+        ctx.pad_row = PAD_ID - table.first_row
+        return shards.exchange(weight_SD[rows], answered, asked)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradients = ctx.shards.exchange(grad_outputs[0], ctx.asked, ctx.answered)
+        gradients = gradients.masked_fill((ctx.rows == ctx.pad_row)[:, None], 0.0)
+        return None, torch.sparse_coo_tensor(ctx.rows[None], gradients, ctx.shape, check_invariants=False), None
+
+
+def take(vectors_UD: Tensor, places: Tensor) -> Tensor:
+    """vectors_UD[places], any shape of places; its gradient adds up equal places in parallel, unlike indexing's."""
+    return F.embedding(places, vectors_UD)

@@ -11,18 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.batch import train_batch
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
+from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World, initial_generator, seed_step
 from pnfrec_dist.evaluation import evaluate, model_scores, popularity_scores
 from pnfrec_dist.losses.objective import TERMS, term_weights
 from pnfrec_dist.mappings import to_mapping
-from pnfrec_dist.model.dual_encoder import DualEncoder
+from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, save_checkpoint
+from pnfrec_dist.training.plan import plan_step
 from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import train_step
 
@@ -40,9 +43,9 @@ class Hooks:
     should_stop: Callable[[], bool]
 
 
-def build_model(num_items: int, settings: Settings) -> DualEncoder:
-    """The model with its initial weights, the same for the same settings.seed."""
-    return DualEncoder(num_items, settings.encoder, settings.loss, initial_generator(settings.seed))
+def build_model(num_items: int, settings: Settings, shards: World | None = None) -> PNFRec:
+    """The model with its initial weights, the same for the same settings.seed, whoever holds the item table."""
+    return PNFRec(num_items, settings.encoder, settings.loss, initial_generator(settings.seed), shards)
 
 
 class TrainLoop:
@@ -52,15 +55,19 @@ class TrainLoop:
         self.settings, self.data, self.run_dir, self.world, self.hooks = settings, data, run_dir, world, hooks
         self.train_data = data.train()
         self.validation = data.holdout("validation")
-        self.model = build_model(data.num_items, settings).to(world.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr)
+        samples = settings.loss.cross_entropy in ("sampled_softmax", "gbce")
+        self.sampler = ItemSampler(settings.sampled, data.item_counts()) if samples else None
+        is_sharded = plan_step(settings, self.train_data, data.num_items, world.size).is_sharded
+        self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
         self.state = TrainState()
         if settings.resume:
             stored = read_state(Path(settings.resume))
             load_model(Path(settings.resume), self.model)
             load_optimizer(Path(settings.resume), self.model, self.optimizer)
             self.state = TrainState(**stored["train_state"])
-        self.wrapped = world.wrap(self.model)
+        encoders: Any = torch.compile(self.model.encoders) if settings.train.compile else self.model.encoders
+        self.encoders = world.wrap(encoders)
 
     def run(self) -> None:
         while not self._finished():
@@ -93,15 +100,20 @@ class TrainLoop:
         steps = self._steps()
         totals = torch.zeros(len(TERMS), dtype=torch.float64)
         counts = torch.zeros(len(TERMS), dtype=torch.float64)
-        self.wrapped.train()
+        self.model.train()
         started, users_done, stop = time.monotonic(), 0, False
         while state.step < steps and not stop:
             users = global_batch(order, state.step, settings.train.batch_size)
             seed_step(settings.seed, state.epoch, state.step, world.rank)
             mine = rank_share(users, world.rank, world.size)
-            batch = train_batch(self.train_data, mine, settings.encoder, settings.loss, world.device)
+            parts = np.array_split(mine, settings.train.accumulation)
+            draw = self.sampler.draw(settings.seed, state.epoch, state.step) if self.sampler is not None else None
+            batches = [
+                train_batch(self.train_data, part, settings.encoder, settings.loss, world.device, draw)
+                for part in parts
+            ]
             asked = world.is_main and self.hooks.should_stop()
-            sums = train_step(self.wrapped, self.model, self.optimizer, batch, settings, world, asked)
+            sums = train_step(self.model, self.encoders, self.optimizer, batches, settings, world, asked)
             totals += sums.totals.double().cpu()
             counts += sums.counts.double().cpu()
             stop = sums.stop
@@ -168,20 +180,25 @@ class TrainLoop:
 
     def _evaluate(self, holdout: HoldoutData) -> dict[str, float]:
         self.model.eval()
-        scores = model_scores(self.model, holdout, self.world)
-        return evaluate(scores, holdout, self.data.num_items, self.settings.evaluation, self.world)
+        scores, share_catalog = model_scores(self.model, holdout, self.world), self.model.item_table.is_sharded
+        return evaluate(
+            scores,
+            holdout,
+            self.data.num_items,
+            self.settings.evaluation,
+            self.world,
+            share_catalog=share_catalog,
+        )
 
     def _save(self, name: str) -> None:
-        if self.world.is_main:
-            state = {
-                "train_state": self.state.to_mapping(),
-                "settings": to_mapping(self.settings),
-                "data_digest": self.data.manifest.digest,
-                "num_items": self.data.num_items,
-                "num_workers": self.world.size,
-            }
-            save_checkpoint(self._checkpoint(name), self.model, self.optimizer, state)
-        self.world.barrier()
+        state = {
+            "train_state": self.state.to_mapping(),
+            "settings": to_mapping(self.settings),
+            "data_digest": self.data.manifest.digest,
+            "num_items": self.data.num_items,
+            "num_workers": self.world.size,
+        }
+        save_checkpoint(self._checkpoint(name), self.model, self.optimizer, state, self.world)
 
     def _report(self, event: Event) -> None:
         if self.world.is_main:

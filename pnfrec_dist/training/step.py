@@ -1,5 +1,7 @@
 """The training step."""
 
+import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +11,8 @@ from torch.optim import Optimizer
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.batch import TrainBatch
 from pnfrec_dist.distributed import World
-from pnfrec_dist.losses.objective import loss_totals, term_weights
-from pnfrec_dist.model.dual_encoder import DualEncoder
+from pnfrec_dist.losses.objective import term_counts, term_weights, weighted_loss
+from pnfrec_dist.model.dual_encoder import PNFRec
 
 
 @dataclass(frozen=True)
@@ -26,28 +28,57 @@ class StepSums:
 
 
 def train_step(
-    wrapped: nn.Module,
-    model: DualEncoder,
+    model: PNFRec,
+    encoders: nn.Module,
     optimizer: Optimizer,
-    batch: TrainBatch,
+    batches: Sequence[TrainBatch],
     settings: Settings,
     world: World,
     stop: bool,
 ) -> StepSums:
-    """One optimizer step on one global batch, of which `batch` is this rank's share (it may be empty).
+    """One optimizer step on one global batch, of which `batches` are this rank's share, in parts (some may be empty).
 
-    The loss is sum over terms of weight * total / count with totals and counts over all ranks. `wrapped` averages
-    gradients over ranks, hence the factor world.size. wrapped is `model`, or DistributedDataParallel around it.
+    The loss is sum over terms of weight * total / count, with totals and counts over all ranks and parts; gradients are
+    summed over ranks. encoders is World.wrap(model.encoders). Every rank brings the same number of parts.
     """
-    negative_inputs_BL = batch.negative.inputs_BL if batch.negative is not None else None
-    positive_BLD, negative_BLD = wrapped(batch.positive.inputs_BL, negative_inputs_BL)
-    totals, counts = loss_totals(positive_BLD, negative_BLD, batch, model.item_table, settings.contrastive)
-    shared = world.sum(torch.cat([counts, counts.new_tensor([float(stop)])]))
+    counts = torch.stack([term_counts(batch) for batch in batches]).sum(0)
+    shared = world.sum(torch.cat([counts, torch.tensor([int(stop)])]).to(world.device))
     counts = shared[:3]
-    weights = term_weights(settings.loss).to(totals)
-    loss = (weights * totals / counts.clamp(min=1)).sum() * world.size
+    weights = term_weights(settings.loss).to(world.device) / counts.clamp(min=1)
 
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
+    for number, batch in enumerate(batches):
+        with world.gradients_stay_here(encoders) if number < len(batches) - 1 else contextlib.nullcontext():
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=settings.train.precision == "bfloat16"):
+                vectors_UD = model.item_table.lookup(batch.items_U)
+                hidden = encoders(vectors_UD, batch)
+                loss, part = weighted_loss(hidden, vectors_UD, batch, model.item_table, weights, settings)
+            loss.backward()
+        totals += part
+    table_gradient = model.item_table.weight.grad
+    assert table_gradient is not None
+    if table_gradient.is_sparse:  # a loss over some items reaches their rows alone; Adam moves all of them
+        table_gradient = model.item_table.weight.grad = table_gradient.to_dense()
+    if not model.item_table.is_sharded:
+        world.sum(table_gradient)
+    if settings.optimizer.max_gradient_norm:
+        scale_gradients(model, settings.optimizer.max_gradient_norm)
     optimizer.step()
-    return StepSums(totals.detach(), counts, bool(shared[3] > 0))
+    return StepSums(totals, counts, bool(shared[3] > 0))
+
+
+@torch.no_grad()
+def scale_gradients(model: PNFRec, max_norm: float) -> None:
+    """Scales all gradients down so that their norm over all parameters, on whatever rank, is at most max_norm."""
+    of_table = model.item_table.shards.sum(_square_sum([model.item_table.weight]))
+    norm = (of_table + _square_sum(model.encoders.parameters())).sqrt()
+    scale = (max_norm / norm).clamp(max=1.0)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(scale.to(parameter.grad.dtype))
+
+
+def _square_sum(parameters: Iterable[nn.Parameter]) -> Tensor:
+    squares = [p.grad.norm(dtype=torch.float64).square() for p in parameters if p.grad is not None]
+    return torch.stack(squares).sum()

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from pnfrec_dist.config import ContrastiveSettings, EncoderSettings, LossSettings
-from pnfrec_dist.data.batch import train_batch
+from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.data.batch import history_batch, train_batch
 from pnfrec_dist.data.prepared import Ragged, TrainData
-from pnfrec_dist.losses.objective import loss_totals, term_weights
-from pnfrec_dist.model.dual_encoder import DualEncoder
+from pnfrec_dist.losses.objective import term_counts, term_weights, weighted_loss
+from pnfrec_dist.model.dual_encoder import PNFRec
 
 ENCODER = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, dropout=0.0)
 VARIANTS = {
@@ -15,61 +16,67 @@ VARIANTS = {
     "pnfrec_pc": LossSettings(0.0, 0.25),
     "sasrec_p": LossSettings(0.0, 0.0),
 }
+CPU = torch.device("cpu")
 
 
-def build(loss: LossSettings) -> DualEncoder:
-    return DualEncoder(9, ENCODER, loss, torch.Generator().manual_seed(0))
+def build(loss: LossSettings) -> PNFRec:
+    return PNFRec(9, ENCODER, loss, torch.Generator().manual_seed(0))
 
 
-def data() -> TrainData:
-    offsets = np.array([0, 3, 5])
-    return TrainData(Ragged(offsets, np.array([1, 2, 3, 4, 5])), Ragged(offsets, np.array([6, 7, 8, 9, 1])))
+def ragged(rows: list[list[int]]) -> Ragged:
+    return Ragged(np.cumsum([0] + [len(r) for r in rows]), np.array([i for r in rows for i in r], dtype=np.int32))
+
+
+def totals_after_backward(model: PNFRec, loss: LossSettings, rows: list[int]) -> Tensor:
+    """Two users; gradients are left in the model."""
+    data = TrainData(ragged([[1, 2, 3], [4, 5]]), ragged([[6, 7, 8], [9, 1]]))
+    batch = train_batch(data, np.array(rows, dtype=np.int64), ENCODER, loss, CPU)
+    vectors_UD = model.item_table.lookup(batch.items_U)
+    hidden = model.encoders(vectors_UD, batch)
+    weighted, totals = weighted_loss(
+        hidden, vectors_UD, batch, model.item_table, term_weights(loss), Settings(loss=loss)
+    )
+    weighted.backward()
+    assert ((term_counts(batch) > 0) == (totals > 0)).all()
+    return totals
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_of_every_variant_gets_a_gradient(name: str) -> None:
     """DDP waits for all of them; what a variant does not use must not exist."""
     loss = VARIANTS[name]
-    model = build(loss)
-    assert (model.negative_encoder is not None) == (name in ("pnfrec", "pnfrec_pn"))
-    for rows in (np.array([0, 1]), np.array([], dtype=np.int64)):
-        batch = train_batch(data(), rows, ENCODER, loss, torch.device("cpu"))
-        negative = batch.negative.inputs_BL if batch.negative else None
-        positive_BLD, negative_BLD = model(batch.positive.inputs_BL, negative)
-        totals, counts = loss_totals(positive_BLD, negative_BLD, batch, model.item_table, ContrastiveSettings())
-        model.zero_grad()
-        (totals * term_weights(loss)).sum().backward()
+    for rows in ([0, 1], []):
+        model = build(loss)
+        assert (model.encoders.negative is not None) == (name in ("pnfrec", "pnfrec_pn"))
+        totals = totals_after_backward(model, loss, rows)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        assert (counts > 0).tolist() == ([len(rows) > 0, loss.alpha > 0, loss.beta > 0] if len(rows) else [False] * 3)
+        assert (totals > 0).tolist() == ([True, loss.alpha > 0, loss.beta > 0] if rows else [False] * 3)
 
 
 def test_the_padding_row_is_zero_and_never_learns() -> None:
-    loss = VARIANTS["pnfrec"]
-    model = build(loss)
-    batch = train_batch(data(), np.array([0, 1]), ENCODER, loss, torch.device("cpu"))
-    assert batch.negative is not None
-    positive_BLD, negative_BLD = model(batch.positive.inputs_BL, batch.negative.inputs_BL)
-    totals, _ = loss_totals(positive_BLD, negative_BLD, batch, model.item_table, ContrastiveSettings())
-    totals.sum().backward()
+    model = build(VARIANTS["pnfrec"])
+    totals_after_backward(model, VARIANTS["pnfrec"], [0, 1])
+    gradient = model.item_table.weight.grad
     assert (model.item_table.weight[0] == 0).all()
-    assert model.item_table.weight.grad is not None
-    assert (model.item_table.weight.grad[0] == 0).all()
-    assert (model.item_table.weight.grad[1:] != 0).any(dim=1).all()
+    assert gradient is not None and not gradient.is_sparse
+    assert (gradient[0] == 0).all()
+    assert (gradient[1:] != 0).any(dim=1).all()
 
 
 def test_encoders_have_own_positions_and_start_apart() -> None:
-    model = build(VARIANTS["pnfrec"])
-    assert model.negative_encoder is not None
-    assert not torch.equal(model.positive_encoder.positions.weight, model.negative_encoder.positions.weight)
+    encoders = build(VARIANTS["pnfrec"]).encoders
+    assert encoders.negative is not None
+    assert not torch.equal(encoders.positive.positions.weight, encoders.negative.positions.weight)
 
 
-def test_scores_are_of_the_last_position_and_exclude_padding() -> None:
+def test_last_hidden_is_of_the_newest_item_of_each_user() -> None:
     model = build(VARIANTS["pnfrec"]).eval()
-    inputs_BL, last_B = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([2, 0])
-    scores_BV = model.scores(inputs_BL, last_B)
-    assert scores_BV.shape == (2, 10)
-    assert (scores_BV[:, 0] == -torch.inf).all()
-    alone = model.scores(torch.tensor([[4]]), torch.tensor([0]))
-    torch.testing.assert_close(scores_BV[1:, 1:], alone[:, 1:])
-    changed = model.scores(torch.tensor([[1, 2, 5]]), torch.tensor([2]))
-    assert not torch.allclose(scores_BV[0, 1:], changed[0, 1:])
+
+    def last_hidden(*rows: list[int]) -> Tensor:
+        return model.last_hidden(history_batch(ragged(list(rows)), np.arange(len(rows)), 4, CPU))
+
+    together_BD = last_hidden([1, 2, 3], [4], [], [5, 6])
+    assert together_BD.shape == (4, 8)
+    for b, row in enumerate(([1, 2, 3], [4], [], [5, 6])):
+        torch.testing.assert_close(together_BD[b : b + 1], last_hidden(row))
+    assert not torch.allclose(together_BD[0], last_hidden([1, 2, 5])[0])

@@ -19,6 +19,12 @@ def encoder(settings: EncoderSettings = SETTINGS) -> Encoder:
     return model.eval()
 
 
+def encode(model: Encoder, x_BLD: torch.Tensor) -> torch.Tensor:
+    """One group of users of the same length."""
+    users, length, _ = x_BLD.shape
+    return model(x_BLD.flatten(0, 1), ((users, length),)).unflatten(0, (users, length))
+
+
 def inputs(length: int = 7, users: int = 3) -> torch.Tensor:
     return torch.randn(users, length, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
@@ -27,7 +33,7 @@ def test_no_position_sees_the_future() -> None:
     """The gradient of any hidden state with respect to a later input is exactly zero."""
     model, x_BLD = encoder(), inputs().requires_grad_()
     for position in range(7):
-        (gradient,) = torch.autograd.grad(model(x_BLD)[:, position].sum(), x_BLD)
+        (gradient,) = torch.autograd.grad(encode(model, x_BLD)[:, position].sum(), x_BLD)
         assert (gradient[:, position + 1 :] == 0).all()
         assert (gradient[:, : position + 1] != 0).any(dim=-1).all()
 
@@ -35,11 +41,21 @@ def test_no_position_sees_the_future() -> None:
 def test_padding_changes_nothing() -> None:
     """Whatever follows the real positions, and however much of it, their hidden states stay."""
     model, x_BLD = encoder(), inputs()
-    short = model(x_BLD[:, :4])
-    padded = model(torch.cat([x_BLD[:, :4], torch.zeros(3, 3, 6, dtype=torch.float64)], dim=1))
-    noisy = model(torch.cat([x_BLD[:, :4], 1e3 * torch.ones(3, 3, 6, dtype=torch.float64)], dim=1))
+    short = encode(model, x_BLD[:, :4])
+    padded = encode(model, torch.cat([x_BLD[:, :4], torch.zeros(3, 3, 6, dtype=torch.float64)], dim=1))
+    noisy = encode(model, torch.cat([x_BLD[:, :4], 1e3 * torch.ones(3, 3, 6, dtype=torch.float64)], dim=1))
     torch.testing.assert_close(padded[:, :4], short, rtol=0, atol=1e-13)
     assert torch.equal(padded[:, :4], noisy[:, :4])
+
+
+def test_groups_change_nothing() -> None:
+    """Users of lengths 2, 5 and 7 in one pack, beside each of them alone."""
+    model = encoder()
+    parts = [inputs(length, users) for length, users in ((2, 3), (5, 1), (7, 2))]
+    groups = tuple((len(x_GLD), x_GLD.shape[1]) for x_GLD in parts)
+    packed_PD = model(torch.cat([x_GLD.flatten(0, 1) for x_GLD in parts]), groups)
+    alone_PD = torch.cat([encode(model, x_1LD[None]).flatten(0, 1) for x_GLD in parts for x_1LD in x_GLD])
+    torch.testing.assert_close(packed_PD, alone_PD, rtol=0, atol=1e-13)
 
 
 def test_equals_the_definition_written_slowly() -> None:
@@ -72,15 +88,15 @@ def test_equals_the_definition_written_slowly() -> None:
                 inner = np.maximum(linear(x[t], f"{name}.feed_forward.0"), 0)
                 x[t] = x[t] + linear(inner, f"{name}.feed_forward.3")
         expected = np.stack([norm(v, "norm") for v in x])
-        np.testing.assert_allclose(model(x_BLD)[user].detach().numpy(), expected, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(encode(model, x_BLD)[user].detach().numpy(), expected, rtol=0, atol=1e-11)
 
 
 def test_dropout_acts_in_training_alone() -> None:
     model = encoder(EncoderSettings(hidden_size=6, num_blocks=1, max_length=7, dropout=0.5))
     x_BLD = inputs()
-    assert torch.equal(model(x_BLD), model(x_BLD))
+    assert torch.equal(encode(model, x_BLD), encode(model, x_BLD))
     model.train()
-    assert not torch.equal(model(x_BLD), model(x_BLD))
+    assert not torch.equal(encode(model, x_BLD), encode(model, x_BLD))
 
 
 def test_initial_weights_follow_the_paper_and_the_generator_alone() -> None:

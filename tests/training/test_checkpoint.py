@@ -1,47 +1,123 @@
 import json
 import os
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
+from pnfrec_dist.config import EncoderSettings, LossSettings
+from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, save_checkpoint
 
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "checksums.json", "COMMITTED")
+ITEMS = "items-00000-of-00001.safetensors"
+FILES = ("model.safetensors", "optimizer.safetensors", ITEMS, "state.json", "checksums.json", "COMMITTED")
+NUM_ITEMS = 10
 
 
-def trained() -> tuple[nn.Module, torch.optim.Adam]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    optimizer = torch.optim.Adam(model.parameters())
+def fresh(shards: World | None = None, seed: int = 0) -> tuple[PNFRec, torch.optim.Adam]:
+    encoder = EncoderSettings(hidden_size=4, num_blocks=1, max_length=3)
+    model = PNFRec(NUM_ITEMS, encoder, LossSettings(alpha=0.5), torch.Generator().manual_seed(seed), shards)
+    return model, torch.optim.Adam(model.parameters())
+
+
+def trained() -> tuple[PNFRec, torch.optim.Adam]:
+    model, optimizer = fresh()
+    generator = torch.Generator().manual_seed(1)
     for _ in range(3):
-        optimizer.zero_grad()
-        model(torch.randn(5, 3)).square().sum().backward()
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
         optimizer.step()
     return model, optimizer
 
 
-def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+def save(directory: Path, state: dict[str, Any] | None = None) -> tuple[PNFRec, torch.optim.Adam]:
     model, optimizer = trained()
-    save_checkpoint(tmp_path / "c", model, optimizer, {"epoch": 3})
+    save_checkpoint(directory, model, optimizer, state or {}, World())
+    return model, optimizer
+
+
+def require_equal(
+    first: tuple[PNFRec, torch.optim.Adam], second: tuple[PNFRec, torch.optim.Adam], rows: slice = slice(None)
+) -> None:
+    """Bit by bit; of the first model's item table only `rows`, which the second one holds."""
+    for (name, a), b in zip(first[0].named_parameters(), second[0].parameters(), strict=True):
+        part = rows if name == "item_table.weight" else slice(None)
+        assert torch.equal(a[part], b)
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(first[1].state[a][key][part], second[1].state[b][key])
+        assert torch.equal(first[1].state[a]["step"], second[1].state[b]["step"])
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+    saved = save(tmp_path / "c", {"epoch": 3})
     assert read_state(tmp_path / "c")["epoch"] == 3
-    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    other_optimizer = torch.optim.Adam(other.parameters())
-    load_model(tmp_path / "c", other)
-    load_optimizer(tmp_path / "c", other, other_optimizer)
-    for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-        for key in ("exp_avg", "exp_avg_sq", "step"):
-            assert torch.equal(optimizer.state[a][key], other_optimizer.state[b][key])
+    other = fresh(seed=9)
+    load_model(tmp_path / "c", other[0])
+    load_optimizer(tmp_path / "c", *other)
+    require_equal(saved, other)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c"]
+
+
+def test_a_checkpoint_before_the_first_step_has_no_moments(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", *fresh(), {}, World())
+    other = fresh(seed=9)
+    load_model(tmp_path / "c", other[0])
+    load_optimizer(tmp_path / "c", *other)
+    assert not other[1].state
+
+
+def pass_on(rank: int, size: int, port: int, source: str, target: str) -> None:
+    """One rank of a sharded run: opens `source`, checks its rows, writes `target`."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = dist.TCPStore("127.0.0.1", port, size, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    world = World(rank, size)
+    mine = fresh(world, seed=9)
+    load_model(Path(source), mine[0])
+    load_optimizer(Path(source), *mine)
+    table = mine[0].item_table
+    require_equal(trained(), mine, slice(table.first_row, table.end_row))
+    save_checkpoint(Path(target), *mine, {}, world)
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def test_any_number_of_ranks_opens_what_any_other_wrote(tmp_path: Path) -> None:
+    """1 -> 2 -> 3 -> 2 -> 1 ranks, 11 rows between them."""
+    before = save(tmp_path / "0")
+    for number, size in enumerate((2, 3, 2)):
+        listener = socket.create_server(("127.0.0.1", 0))
+        port, fd = listener.getsockname()[1], listener.detach()
+        store = dist.TCPStore("127.0.0.1", port, size + 1, is_master=True, wait_for_workers=False, master_listen_fd=fd)
+        mp.spawn(pass_on, (size, port, str(tmp_path / f"{number}"), str(tmp_path / f"{number + 1}")), nprocs=size)  # type: ignore[attr-defined]
+        del store
+        rows = read_state(tmp_path / f"{number + 1}")["item_rows"]
+        assert len(rows) == size + 1 and len(list((tmp_path / f"{number + 1}").glob("items-*"))) == size
+    after = fresh(seed=9)
+    load_model(tmp_path / "3", after[0])
+    load_optimizer(tmp_path / "3", *after)
+    require_equal(before, after)
+
+
+def test_another_catalog_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "c")
+    encoder = EncoderSettings(hidden_size=4, num_blocks=1, max_length=3)
+    other = PNFRec(12, encoder, LossSettings(alpha=0.5), torch.Generator())
+    with pytest.raises(InputError, match="has 10 items, the data set 12"):
+        load_model(tmp_path / "c", other)
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damage_is_refused_by_file_name(tmp_path: Path, name: str, damage: str) -> None:
-    save_checkpoint(tmp_path / "c", *trained(), {})
+    save(tmp_path / "c")
     file = tmp_path / "c" / name
     content = bytearray(file.read_bytes())
     if damage == "flip":
@@ -57,20 +133,19 @@ def test_damage_is_refused_by_file_name(tmp_path: Path, name: str, damage: str) 
 
 
 def test_a_save_that_dies_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, optimizer = trained()
-    save_checkpoint(tmp_path / "c", model, optimizer, {"epoch": 1})
+    save(tmp_path / "c", {"epoch": 1})
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path / "c", model, optimizer, {"epoch": 2})
+        save(tmp_path / "c", {"epoch": 2})
     assert read_state(tmp_path / "c")["epoch"] == 1
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c", *trained(), {"format_version": 9})
+    save(tmp_path / "c", {"format_version": 9})
     assert json.loads((tmp_path / "c/state.json").read_text())["format_version"] == 9
     with pytest.raises(InputError, match="has format 9"):
         read_state(tmp_path / "c")

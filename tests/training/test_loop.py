@@ -60,7 +60,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(prepared: Path, tmp_pa
     assert [untimed(e["metrics"]) for e in parts] == [untimed(e["metrics"]) for e in of_kind(whole, "epoch")]
     assert of_kind(second, "test")[0]["metrics"] == of_kind(whole, "test")[0]["metrics"]
     last = "checkpoints/epoch-0004"
-    for name in ("model.safetensors", "optimizer.safetensors"):
+    for name in ("model.safetensors", "optimizer.safetensors", "items-00000-of-00001.safetensors"):
         a, b = load_file(tmp_path / "whole" / last / name), load_file(tmp_path / "parts" / last / name)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     assert not (tmp_path / "parts/checkpoints/stopped").exists()
@@ -79,8 +79,8 @@ def test_early_stopping_restores_the_best_epoch(
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.1, 0.9, 0.9])
     real, tested = loop.evaluate, []
 
-    def scripted(score_rows: object, holdout: object, *rest: object) -> dict[str, float]:
-        result = real(score_rows, holdout, *rest)  # type: ignore[arg-type]
+    def scripted(score_rows: object, holdout: object, *rest: object, **named: bool) -> dict[str, float]:
+        result = real(score_rows, holdout, *rest, **named)  # type: ignore[arg-type]
         if len(holdout) == 8:  # type: ignore[arg-type]
             return {**result, "ndcg_p_at_10": next(scores)}
         tested.append(result)

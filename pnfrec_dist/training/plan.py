@@ -1,0 +1,78 @@
+"""What is decided and estimated before a worker starts: who holds the item table, and how much memory a step takes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pnfrec_dist.config import Settings
+from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.losses.cross_entropy import plan_tiles
+
+FLOAT = 4
+LIBRARIES = 600 * 2**20
+"""Python, torch and Ray in one worker."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Expected bytes of one worker, of the parts that grow with the settings, and where the item table lies."""
+
+    is_sharded: bool
+    table: int
+    """this worker's rows of the item table"""
+    table_training: int
+    """their gradient and Adam's two moments"""
+    encoders: int
+    """weights, gradients and moments"""
+    activations: int
+    """both encoders' intermediate results kept for the backward pass, and what goes into the softmax"""
+    tile: int
+    """the logits that exist at a time"""
+    data: int
+    """the training users' lists"""
+
+    @property
+    def total(self) -> int:
+        parts = self.table + self.table_training + self.encoders + self.activations + self.tile + self.data
+        return parts + LIBRARIES
+
+
+def plan_step(settings: Settings, data: TrainData, num_items: int, num_workers: int) -> StepPlan:
+    """The plan for steps of the longest users.
+
+    item_table auto: a replicated table costs N rows of gradient traffic a step, a sharded one the hidden states of
+    all ranks' targets and the rows that this rank looks up. So it is sharded when N > R * T + U (R ranks, T targets
+    and U looked-up items of a rank).
+    """
+    encoder, width = settings.encoder, settings.encoder.hidden_size
+    sides = [data.positive, data.negative] if settings.loss.alpha > 0 else [data.positive]
+    users = -(-min(settings.train.batch_size, len(data)) // num_workers)
+    targets = sum(_largest_targets(side, encoder.max_length, users) for side in sides)
+    looked_up = targets + (_largest_targets(data.negative, encoder.max_length, users) if settings.loss.beta > 0 else 0)
+    wins = num_items > num_workers * targets + min(looked_up, num_items)
+    is_sharded = num_workers > 1 and (settings.item_table == "sharded" or (settings.item_table == "auto" and wins))
+
+    rows = -(-(num_items + 1) // num_workers) if is_sharded else num_items + 1
+    shards = num_workers if is_sharded else 1
+    tokens = -(-targets // settings.train.accumulation)
+    length = min(encoder.max_length, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
+    per_token = encoder.num_blocks * (16 * width + 3 * encoder.num_heads * length) + 6 * width
+    softmax = (1 + 3 * shards) * tokens * width
+    tile_bytes = int(settings.loss.tile_mib * 2**20)
+    tiling = plan_tiles(shards * tokens, rows, tile_bytes, settings.loss.exact_path)
+    per_encoder = encoder.num_blocks * (6 * width * width + 10 * width) + encoder.max_length * width + 2 * width
+    return StepPlan(
+        is_sharded=is_sharded,
+        table=FLOAT * rows * width,
+        table_training=3 * FLOAT * rows * width,
+        encoders=4 * FLOAT * len(sides) * per_encoder,
+        activations=FLOAT * (tokens * per_token + softmax),
+        tile=2 * FLOAT * tiling.rows * tiling.items,
+        data=sum(side.values.nbytes + side.offsets.nbytes for side in (data.positive, data.negative)),
+    )
+
+
+def _largest_targets(side: Ragged, max_length: int, users: int) -> int:
+    """Targets of the `users` users with the most of them."""
+    targets = np.clip(side.lengths - 1, 0, max_length)
+    return int(np.sort(targets)[-users:].sum())

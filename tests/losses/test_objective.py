@@ -1,0 +1,51 @@
+"""Batch, model and losses together against the paper's formulas, one user at a time."""
+
+import numpy as np
+import torch
+from slow_losses import random, slow_contrastive, slow_cross_entropy
+
+from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.data.batch import train_batch
+from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.losses.objective import term_counts, weighted_loss
+from pnfrec_dist.model.dual_encoder import PNFRec
+
+
+def test_the_whole_objective_equals_the_formulas_per_user() -> None:
+    """Batch, model and losses together against one user at a time, item by item."""
+    positives, negatives = [[1, 2, 3, 4, 5], [6, 7], [2, 9, 4]], [[8, 3, 9], [], [1]]
+
+    def ragged(rows: list[list[int]]) -> Ragged:
+        return Ragged(np.cumsum([0] + [len(r) for r in rows]), np.array([i for r in rows for i in r]))
+
+    encoder = EncoderSettings(hidden_size=4, num_blocks=1, max_length=3, dropout=0.0)
+    loss = LossSettings(alpha=0.5, beta=0.5)
+    model = PNFRec(9, encoder, loss, torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        model.item_table.weight[1:] += random(9, 4)
+    batch = train_batch(
+        TrainData(ragged(positives), ragged(negatives)), np.arange(3), encoder, loss, torch.device("cpu")
+    )
+    vectors_UD = model.item_table.lookup(batch.items_U)
+    weights = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    weighted, totals = weighted_loss(
+        model.encoders(vectors_UD, batch), vectors_UD, batch, model.item_table, weights, Settings(loss=loss)
+    )
+
+    table = model.item_table.weight.tolist()
+    expected = [0.0, 0.0, 0.0]
+    for liked, disliked in zip(positives, negatives, strict=True):
+        sides = []
+        for items, side in ((liked[-4:], model.encoders.positive), (disliked[-4:], model.encoders.negative)):
+            assert side is not None
+            vectors = torch.tensor([[table[i] for i in items[:-1]]], dtype=torch.float64).reshape(1, -1, 4)
+            length = len(items) - 1
+            sides.append((side(vectors[0], ((1, length),)).tolist() if length > 0 else [], items[1:]))
+        for term, (states, targets) in enumerate(sides):
+            expected[term] += slow_cross_entropy(states, table[1:], targets)
+        states, targets = sides[0]
+        contrast = [table[j] for j in disliked[-4:]]
+        expected[2] += slow_contrastive(states, [table[t] for t in targets], contrast, "cosine", 1.0)
+    assert (totals - torch.tensor(expected, dtype=torch.float64)).abs().max() <= 1e-12
+    assert abs(weighted.item() - (weights * totals).sum().item()) <= 1e-12
+    assert term_counts(batch).tolist() == [3 + 1 + 2, 2, 6]
