@@ -17,7 +17,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train mlflow-ui test test-slow bench-prep check format lock clean
+.PHONY: help setup spark-prep py-files train mlflow-ui test test-slow bench bench-prep check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ test: $(STAMP)  ## the test suite (10 minutes; not the slow ones)
 
 test-slow: $(STAMP)  ## the tests that take minutes each (an hour): kills, a bot, a Spark cluster, 200 leak cases
 	@$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP)  ## time the large-catalog core beside plain PyTorch, write docs/benchmarks.md (half an hour)
+	@$(BIN)/python -m benchmarks.core $(ARGS)
 
 bench-prep: $(STAMP)  ## time the preparation of 1, 5 and 20 M rows beside pandas and a plain Spark job (half an hour)
 	@$(BIN)/python -m benchmarks.prep $(ARGS)

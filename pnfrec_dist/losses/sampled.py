@@ -29,8 +29,8 @@ def sampled_softmax(
 
     loss = log(exp(s_t) + sum_{j in sample, j != t} exp(s_j - log_expected_j)) - s_t, s = hidden . item. Each sampled
     item stands for 1 / (its expected count) items, so the sum over items is estimated without bias (Bengio and Senecal,
-    IEEE TNN 2008). The target, always there, is not corrected (Khrylchenko et al., RecSys '25), and a sampled item that
-    is the target is left out.
+    IEEE TNN 2008). The target is not drawn but always there, so it is not corrected (that this matters is shown by
+    Khrylchenko et al., RecSys '25), and a sampled item that is the target is left out.
 
     target_TD: vectors of targets_T; sampled_KD: vectors of sampled.items_K.
     """

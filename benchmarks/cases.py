@@ -1,0 +1,188 @@
+"""python -m benchmarks.cases '<json>': one measurement in a process of its own; its result is the last line, as JSON.
+
+Memory is the highest resident set during the measured call, beyond what there was before it.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.plain_step import IGNORE_INDEX, PlainModel, plain_step
+from benchmarks.shapes import ITEMS, ml1m_like
+from pnfrec_dist.config import EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data.batch import Sampled, train_batch
+from pnfrec_dist.data.prepared import Ragged
+from pnfrec_dist.distributed import World
+from pnfrec_dist.losses.cross_entropy import cross_entropy, plan_tiles
+from pnfrec_dist.losses.sampled import sampled_softmax
+from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.retrieval import rank_items, table_scores
+from pnfrec_dist.training.loop import build_model
+from pnfrec_dist.training.step import train_step
+
+TILE_BYTES = int(LossSettings().tile_mib * 2**20)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Result = dict[str, Any]
+
+
+def measure(call: Callable[[], Any], times: int) -> tuple[Result, Any]:
+    """({seconds: median, mib: peak beyond the start}, last result) of `times` calls after one that is not timed.
+
+    times 0: of one call alone.
+    """
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    started = time.perf_counter()
+    result = call()
+    first, peak = time.perf_counter() - started, _status("VmHWM") - before
+    seconds = [] if times else [first]
+    for _ in range(times):
+        started = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(seconds), "mib": peak / 1024}, result
+
+
+def _status(field: str) -> int:
+    """KiB of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def softmax(path: str, items: int, width: int, targets: int, dtype: str = "float32", times: int = 3) -> Result:
+    """Forward and backward of the cross-entropy over `items` items, each target with weight 1 / targets.
+
+    plain: F.cross_entropy on all logits; torch: F.linear_cross_entropy; sampled: 1,024 items; else a path of ours.
+    Peak memory includes the table's gradient (mib_gradient).
+    """
+    generator = torch.Generator().manual_seed(0)
+    table = ItemTable(items, width)
+    with torch.no_grad():
+        table.weight[1:].normal_(0, 1 / width**0.5, generator=generator)
+    hidden_TD = torch.randn(targets, width, generator=generator).requires_grad_()
+    targets_T = torch.randint(1, items + 1, (targets,), generator=generator)
+    weights_T = torch.full((targets,), 1 / targets)
+    drawn = torch.randint(1, items + 1, (1024,), generator=generator).unique()
+    sampled = Sampled(drawn, drawn, torch.ones_like(drawn), torch.full((len(drawn),), np.log(1024 / items)), 1024)
+
+    def loss() -> Tensor:
+        if path == "plain":
+            return F.cross_entropy(hidden_TD @ table.weight[1:].T, targets_T - 1)
+        if path == "torch":
+            options = nn.LinearCrossEntropyOptions()
+            return F.linear_cross_entropy(hidden_TD, table.weight[1:], targets_T - 1, options=options)
+        if path == "sampled":
+            vectors = table.lookup(drawn), table.lookup(targets_T.unique())[targets_T.unique(return_inverse=True)[1]]
+            return sampled_softmax(hidden_TD, vectors[1], targets_T, vectors[0], sampled, weights_T)[0]
+        tiling = plan_tiles(targets, items, TILE_BYTES, path)  # type: ignore[arg-type]
+        return cross_entropy(hidden_TD, table, targets_T, weights_T, tiling, DTYPES[dtype])[0]
+
+    def call() -> float:
+        hidden_TD.grad = table.weight.grad = None
+        total = loss()
+        total.backward()
+        return total.item()
+
+    result, value = measure(call, times)
+    return {**result, "loss": value, "mib_gradient": table.weight.numel() * 4 / 2**20}
+
+
+def top_k(method: str, items: int, width: int, users: int, seen: int, times: int = 3) -> Result:
+    """The ids of the 10 best unseen items. plain: matmul, mask, torch.topk."""
+    generator = torch.Generator().manual_seed(0)
+    table = ItemTable(items, width)
+    with torch.no_grad():
+        table.weight[1:].normal_(0, 1, generator=generator)
+    hidden_BD = torch.randn(users, width, generator=generator)
+    seen_BS = torch.randint(1, items + 1, (users, seen), generator=generator)
+    lists = Ragged(np.arange(users + 1) * seen, seen_BS.numpy().ravel())
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        if method == "plain":
+            scores_BV = hidden_BD @ table.weight.T
+            scores_BV[:, 0] = -torch.inf
+            scores_BV.scatter_(1, seen_BS, -torch.inf)
+            return scores_BV.topk(10, dim=1).indices
+        return rank_items(table_scores(hidden_BD, table), 10, lists, np.arange(users)).items_BK
+
+    result, ids = measure(call, times)
+    return {**result, "ids": ids.tolist()}
+
+
+def matmul_peak(dtype: str, width: int, times: int = 7) -> Result:
+    """FLOP/s of the fastest of some matmuls as large and of the same width as the step's, in one dtype."""
+    best = 0.0
+    for rows, inner, columns in ((2048, width, 4096), (512, width, 4096), (4096, width, width), (width, 8192, 4096)):
+        a, b = torch.randn(rows, inner).to(DTYPES[dtype]), torch.randn(inner, columns).to(DTYPES[dtype])
+        result, _ = measure(lambda a=a, b=b: a @ b, times)
+        best = max(best, 2 * rows * inner * columns / result["seconds"])
+    return {"flops": best}
+
+
+def step(kind: str, width: int, precision: str = "float32", batch_size: int = 500, times: int = 5) -> Result:
+    """Users a second of whole training steps on ML-1M's shapes, batches prepared within the time."""
+    encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
+    settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(precision=precision))  # type: ignore[arg-type]
+    data, world = ml1m_like(), World()
+    order = np.random.default_rng(1).permutation(len(data))
+    number, flops = iter(range(10**6)), []
+    torch.manual_seed(0)
+    if kind == "plain":
+        model = PlainModel(ITEMS, encoder)
+        optimizer = torch.optim.Adam(model.parameters())
+
+        def call() -> float:
+            rows = order[(next(number) * batch_size) % 5_000 :][:batch_size]
+            sides = []
+            for side in (data.positive, data.negative):
+                ids = np.zeros((batch_size, 51), dtype=np.int64)
+                window, _ = side.newest(rows, 51)
+                ids[:, : window.shape[1]] = window
+                inputs, targets = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:])
+                sides.append((inputs, targets.masked_fill(targets == 0, IGNORE_INDEX)))
+            contrast = torch.from_numpy(data.negative.newest(rows, 51)[0])
+            return plain_step(model, optimizer, sides[0], sides[1], contrast, loss)
+    else:
+        ours = build_model(ITEMS, settings)
+        optimizer = torch.optim.Adam(ours.parameters(), fused=True)
+
+        def call() -> float:
+            rows = order[(next(number) * batch_size) % 5_000 :][:batch_size]
+            batch = train_batch(data, rows, encoder, loss, world.device)
+            flops.append(useful_flops(batch.positive.targets_T, batch.negative.targets_T, width))  # type: ignore[union-attr]
+            sums = train_step(ours, ours.encoders, optimizer, [batch], settings, world, stop=False)
+            return float((sums.totals / sums.counts) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
+
+    result, value = measure(call, times)
+    speed = {"users_per_s": batch_size / result["seconds"], "loss": value}
+    return {**result, **speed, "flops": statistics.mean(flops) / result["seconds"] if flops else None}
+
+
+def useful_flops(positive_T: Tensor, negative_T: Tensor, width: int, num_blocks: int = 2) -> float:
+    """FLOPs of a step's matmuls over real targets alone: encoders and softmax, forward and backward."""
+    tokens = len(positive_T) + len(negative_T)
+    return 3 * tokens * (num_blocks * 12 * width**2 + 2 * ITEMS * width)
+
+
+CASES = {"softmax": softmax, "top_k": top_k, "matmul_peak": matmul_peak, "step": step}
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    torch.set_num_threads(request.pop("threads", 1))
+    print(json.dumps(CASES[request.pop("case")](**request)))
+
+
+if __name__ == "__main__":
+    main()
