@@ -20,7 +20,7 @@ from benchmarks.plain_step import IGNORE_INDEX, PlainModel, plain_step
 from benchmarks.shapes import ITEMS, ml1m_like
 from pnfrec_dist.config import EncoderSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.batch import Sampled, train_batch
-from pnfrec_dist.data.prepared import Ragged
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.cross_entropy import cross_entropy, plan_tiles
 from pnfrec_dist.losses.sampled import sampled_softmax

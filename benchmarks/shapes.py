@@ -6,7 +6,8 @@ targets a user, and 52 % and 34 % of the windows are full. The drawn lists meet 
 
 import numpy as np
 
-from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.ragged import Ragged
 
 USERS, ITEMS = 5_999, 3_412
 

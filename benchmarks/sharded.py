@@ -20,7 +20,8 @@ import torch.multiprocessing as mp
 from benchmarks.cases import Result
 from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.batch import train_batch
-from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.step import train_step

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pnfrec_dist.data.prepared import Ragged
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.schema import PAD_ID

@@ -29,6 +29,12 @@ from pnfrec_dist.storage import sha256_of
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Arrays that training maps into memory go to a directory of this session, not to the user's."""
+    os.environ["PNFREC_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int = 0) -> Path:
     """A whole prepared data set of random histories; every third user has no negatives."""
     rng = np.random.default_rng(seed)

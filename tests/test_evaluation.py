@@ -8,7 +8,8 @@ import torch
 
 from pnfrec_dist.config import EncoderSettings, EvaluationSettings, LossSettings
 from pnfrec_dist.data.batch import history_batch
-from pnfrec_dist.data.prepared import Ragged, open_prepared
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.evaluation import evaluate, model_scores, popularity_scores
 from pnfrec_dist.metrics import summarize

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pnfrec_dist.data.prepared import Ragged
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.retrieval import Ranking, Scores, rank_items, table_scores
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pnfrec_dist.config import EncoderSettings, LossSettings
-from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.sampler import Draw
 from pnfrec_dist.schema import PAD_ID
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pnfrec_dist.data.mapped import cache_directory, mapped
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import flatten
-from pnfrec_dist.schema import ITEMS_NAME, ITEMS_SCHEMA, PAD_ID, SCHEMAS, Manifest, read_manifest, verify_files
+from pnfrec_dist.schema import ITEMS_NAME, ITEMS_SCHEMA, SCHEMAS, Manifest, read_manifest, verify_files
 from pnfrec_dist.storage import Location
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of different lengths as one array: row i is values[offsets[i]:offsets[i + 1]]."""
-
-    offsets: np.ndarray
-    values: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-    def newest(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last `count` values of each row: (ids [rows, longest] right-padded with PAD_ID, lengths [rows]).
-
-        Position 0 is the oldest value of the window; `longest` is at least 1.
-        """
-        ends = self.offsets[rows + 1]
-        lengths = np.minimum(self.lengths[rows], count)
-        place = np.arange(max(int(lengths.max(initial=0)), 1))
-        taken = (ends - lengths)[:, None] + place
-        real = place < lengths[:, None]
-        ids = np.full(taken.shape, PAD_ID, dtype=np.int64)
-        ids[real] = self.values[taken[real]]
-        return ids, lengths
 
 
 @dataclass(frozen=True)
@@ -81,8 +53,15 @@ class PreparedData:
         return self.manifest.num_items
 
     def train(self) -> TrainData:
-        table = self._read("train", ["positive_items", "negative_items"])
-        return TrainData(self._ragged(table, "positive_items"), self._ragged(table, "negative_items"))
+        """The training users' lists, memory-mapped from this machine's cache, which the first to come fills."""
+        names = ("positive_items", "negative_items")
+
+        def read() -> dict[str, Ragged]:
+            table = self._read("train", list(names))
+            return {name: self._ragged(table, name) for name in names}
+
+        arrays = mapped(cache_directory() / f"{self.manifest.dataset}-{self.manifest.digest[:32]}", read)
+        return TrainData(*(arrays[name] for name in names))
 
     def holdout(self, split: str) -> HoldoutData:
         """split: "validation" or "test"."""

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pnfrec_dist.config import SampledSettings
 from pnfrec_dist.data.batch import Sampled
-from pnfrec_dist.data.prepared import Ragged
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.losses.cross_entropy import blocks
 from pnfrec_dist.model.item_table import ItemTable, take
 from pnfrec_dist.retrieval import rank_items, table_scores

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pnfrec_dist.config import Settings
-from pnfrec_dist.data.batch import train_batch
-from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
+from pnfrec_dist.data.epoch_plan import num_steps
+from pnfrec_dist.data.feed import epoch_batches
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
 from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World, initial_generator, seed_step
@@ -96,29 +95,20 @@ class TrainLoop:
     def _train_epoch(self) -> bool:
         """Trains the rest of the epoch in progress, or until a stop is asked for; whether it was."""
         settings, state, world = self.settings, self.state, self.world
-        order = epoch_order(settings.seed, state.epoch, len(self.train_data))
         steps = self._steps()
         totals = torch.zeros(len(TERMS), dtype=torch.float64)
         counts = torch.zeros(len(TERMS), dtype=torch.float64)
         self.model.train()
         started, users_done, stop = time.monotonic(), 0, False
-        while state.step < steps and not stop:
-            users = global_batch(order, state.step, settings.train.batch_size)
+        for users, batches in epoch_batches(self.train_data, settings, self.sampler, world, state.epoch, state.step):
             seed_step(settings.seed, state.epoch, state.step, world.rank)
-            mine = rank_share(users, world.rank, world.size)
-            parts = np.array_split(mine, settings.train.accumulation)
-            draw = self.sampler.draw(settings.seed, state.epoch, state.step) if self.sampler is not None else None
-            batches = [
-                train_batch(self.train_data, part, settings.encoder, settings.loss, world.device, draw)
-                for part in parts
-            ]
             asked = world.is_main and self.hooks.should_stop()
             sums = train_step(self.model, self.encoders, self.optimizer, batches, settings, world, asked)
             totals += sums.totals.double().cpu()
             counts += sums.counts.double().cpu()
             stop = sums.stop
             state.step += 1
-            users_done += len(users)
+            users_done += users
             speed = users_done / (time.monotonic() - started)
             # Until the epoch ends, the loss shown is rank 0's share of the sums, scaled to all ranks.
             loss = _mean_loss(totals * world.size, counts, settings)["train/loss"]
@@ -132,6 +122,8 @@ class TrainLoop:
                     "users_per_s": speed,
                 }
             )
+            if stop:
+                break
         state.seconds += time.monotonic() - started
         totals = world.sum(totals.to(world.device)).cpu()
         state.loss_totals = [a + b for a, b in zip(state.loss_totals, totals.tolist(), strict=True)]

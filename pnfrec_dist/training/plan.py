@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pnfrec_dist.config import Settings
-from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.losses.cross_entropy import plan_tiles
 
 FLOAT = 4

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from pnfrec_dist.config import EncoderSettings, LossSettings
 from pnfrec_dist.data.batch import MAX_GROUPS, Groups, history_batch, train_batch
-from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.ragged import Ragged
 
 CPU = torch.device("cpu")
 

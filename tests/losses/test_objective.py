@@ -6,7 +6,8 @@ from slow_losses import random, slow_contrastive, slow_cross_entropy
 
 from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.batch import train_batch
-from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.losses.objective import term_counts, weighted_loss
 from pnfrec_dist.model.dual_encoder import PNFRec
 

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.batch import history_batch, train_batch
-from pnfrec_dist.data.prepared import Ragged, TrainData
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.losses.objective import term_counts, term_weights, weighted_loss
 from pnfrec_dist.model.dual_encoder import PNFRec
 

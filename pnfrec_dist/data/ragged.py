@@ -1,0 +1,37 @@
+"""Lists of different lengths as two arrays."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pnfrec_dist.schema import PAD_ID
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Row i is values[offsets[i]:offsets[i + 1]]; offsets has one entry more than there are rows."""
+
+    offsets: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def newest(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last `count` values of each row: (ids [rows, longest] right-padded with PAD_ID, lengths [rows]).
+
+        Position 0 is the oldest value of the window; `longest` is at least 1.
+        """
+        ends = self.offsets[rows + 1]
+        lengths = np.minimum(ends - self.offsets[rows], count)
+        place = np.arange(max(int(lengths.max(initial=0)), 1))
+        taken = (ends - lengths)[:, None] + place
+        real = place < lengths[:, None]
+        ids = np.full(taken.shape, PAD_ID, dtype=np.int64)
+        ids[real] = self.values[taken[real]]
+        return ids, lengths
