@@ -252,6 +252,10 @@ def test_more_gpus_than_ray_sees_is_one_line(workspace: Path) -> None:
         (["--dataset", "tiny", "--model", "pnfrex"], "did you mean 'pnfrec'"),
         (["--dataset", "tiny", "--resume", "nowhere"], "no checkpoint at .*nowhere"),
         (["--dataset", "../tiny"], "a name has letters"),
+        (
+            ["--dataset", "tiny", "--encoder.hidden-size", "200000"],
+            r"training needs about 2 workers x \d+.* GiB, this machine has free .* GiB; try .*--encoder.hidden-size",
+        ),
     ],
 )
 def test_wrong_training_input_is_said(
