@@ -86,7 +86,9 @@ def _cross_entropy(
     if kind == "exact":
         tile_bytes = int(settings.loss.tile_mib * 2**20)
         rows = table.shards.size * len(targets_T)
-        tiling = plan_tiles(rows, len(table.weight), tile_bytes, settings.loss.exact_path)
+        tiling = plan_tiles(
+            rows, len(table.weight), tile_bytes, settings.loss.exact_path, on_cpu=hidden_TD.device.type == "cpu"
+        )
         matmul_dtype = MATMUL_DTYPES[settings.train.precision]
         return cross_entropy(hidden_TD, table, targets_T, weights_T, tiling, matmul_dtype)
     if kind == "sce":
