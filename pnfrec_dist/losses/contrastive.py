@@ -1,6 +1,6 @@
 """The contrastive term between a user's positives and negatives (paper, section 3.2).
 
-P tokens of all users, B users, G users of one group, L its length, N negatives of a user, D width.
+P tokens of all users, g those of one group, G its users, L its length; B users, N negatives of a user, D width.
 """
 
 import torch
@@ -29,15 +29,14 @@ def contrastive(
     if settings.similarity == "cosine":
         hidden_PD, next_PD, negatives_BND = (F.normalize(t, dim=-1) for t in (hidden_PD, next_PD, negatives_BND))
     to_next_P = (hidden_PD * next_PD).sum(-1) / settings.temperature
+    tokens, users = [users * length for users, length in groups], [users for users, _ in groups]
+    by_group = (t.split(tokens) for t in (hidden_PD, to_next_P, is_pad_P))
+    by_user = (t.split(users) for t in (negatives_BND, is_pad_BN))
     total = to_next_P.new_zeros(())
-    token, user = 0, 0
-    for users, length in groups:
-        tokens, own = slice(token, token + users * length), slice(user, user + users)
-        hidden_GLD = hidden_PD[tokens].unflatten(0, (users, length))
-        to_negatives_GLN = hidden_GLD @ negatives_BND[own].transpose(1, 2) / settings.temperature
-        to_negatives_GLN = to_negatives_GLN.masked_fill(is_pad_BN[own, None, :], -torch.inf)
-        to_next_GL1 = to_next_P[tokens].view(users, length, 1)
+    for group, hidden_gD, next_g, is_pad_g, negatives_GND, is_pad_GN in zip(groups, *by_group, *by_user, strict=True):
+        to_negatives_GLN = hidden_gD.unflatten(0, group) @ negatives_GND.transpose(1, 2) / settings.temperature
+        to_negatives_GLN = to_negatives_GLN.masked_fill(is_pad_GN[:, None, :], -torch.inf)
+        to_next_GL1 = next_g.view(*group, 1)
         loss_GL = torch.cat([to_next_GL1, to_negatives_GLN], dim=2).logsumexp(dim=2) - to_next_GL1[:, :, 0]
-        total = total + loss_GL.masked_fill(is_pad_P[tokens].view(users, length), 0.0).sum()
-        token, user = tokens.stop, own.stop
+        total = total + loss_GL.masked_fill(is_pad_g.view(group), 0.0).sum()
     return total

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pnfrec_dist.config import EncoderSettings
 from pnfrec_dist.data.batch import Groups
+from pnfrec_dist.model.dropout import Dropout, dropout
 
 LAYER_NORM_EPS = 1e-8
 INIT_STD = 0.02
@@ -31,10 +32,10 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.feed_forward = nn.Sequential(
             nn.Linear(width, width),
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
             nn.ReLU(),
             nn.Linear(width, width),
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
         )
 
     def forward(self, x_PD: Tensor, groups: Groups) -> Tensor:
@@ -46,18 +47,29 @@ class Block(nn.Module):
     def _attention(self, query_PD: Tensor, x_PD: Tensor, groups: Groups) -> Tensor:
         """Group by group, since it alone mixes the tokens of a user."""
         q_PD, (k_PD, v_PD) = self.query(query_PD), self.key_value(x_PD).chunk(2, dim=-1)
-        dropout = self.dropout if self.training else 0.0
-        mixed, start = [], 0
-        for users, length in groups:
-            tokens = slice(start, start + users * length)
-            q_GHLE, k_GHLE, v_GHLE = (
-                t[tokens].view(users, length, self.num_heads, -1).transpose(1, 2) for t in (q_PD, k_PD, v_PD)
-            )
-            mixed_GHLE = F.scaled_dot_product_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p=dropout, is_causal=True)
-            mixed.append(mixed_GHLE.transpose(1, 2).reshape(users * length, -1))
-            start = tokens.stop
+        dropout_p = self.dropout if self.training else 0.0
+        tokens = [users * length for users, length in groups]
+        mixed = []
+        for (users, length), *parts in zip(groups, *(t.split(tokens) for t in (q_PD, k_PD, v_PD)), strict=True):
+            q_GHLE, k_GHLE, v_GHLE = (t.view(users, length, self.num_heads, -1).transpose(1, 2) for t in parts)
+            mixed_GHLE = causal_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p)
+            mixed.append(mixed_GHLE.transpose(1, 2).flatten(2).flatten(0, 1))
         # A rank without users: every weight still gets its (zero) gradient, as data-parallel training expects.
         return self.output(torch.cat(mixed) if mixed else q_PD + k_PD + v_PD)
+
+
+def causal_attention(q_GHLE: Tensor, k_GHLE: Tensor, v_GHLE: Tensor, dropout_p: float) -> Tensor:
+    """Each position's mean of values up to its own, [G, H, L, E], with dropout on the attention weights.
+
+    The fused kernels of a CPU know no dropout, and torch's way around them draws a Bernoulli number for each weight.
+    """
+    if q_GHLE.is_cuda or dropout_p == 0:
+        return F.scaled_dot_product_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p=dropout_p, is_causal=True)
+    length, width = q_GHLE.shape[2:]
+    future_LL = q_GHLE.new_full((length, length), -torch.inf).triu(1)
+    q, k, v = (t.flatten(0, 1) for t in (q_GHLE, k_GHLE, v_GHLE))
+    weights = torch.baddbmm(future_LL, q, k.transpose(1, 2), alpha=1 / math.sqrt(width)).softmax(dim=-1)
+    return torch.bmm(dropout(weights, dropout_p), v).view_as(q_GHLE)
 
 
 class Encoder(nn.Module):
@@ -70,7 +82,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.scale = math.sqrt(settings.hidden_size)
         self.positions = nn.Embedding(settings.max_length, settings.hidden_size)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.num_blocks))
         self.norm = nn.LayerNorm(settings.hidden_size, eps=LAYER_NORM_EPS)
 
