@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,11 @@ def measure(call: Callable[[], Any], times: int) -> tuple[Result, Any]:
 
     times 0: of one call alone.
     """
-    before = _status("VmRSS")
+    before = status_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     started = time.perf_counter()
     result = call()
-    first, peak = time.perf_counter() - started, _status("VmHWM") - before
+    first, peak = time.perf_counter() - started, status_kib("VmHWM") - before
     seconds = [] if times else [first]
     for _ in range(times):
         started = time.perf_counter()
@@ -53,7 +54,7 @@ def measure(call: Callable[[], Any], times: int) -> tuple[Result, Any]:
     return {"seconds": statistics.median(seconds), "mib": peak / 1024}, result
 
 
-def _status(field: str) -> int:
+def status_kib(field: str) -> int:
     """KiB of a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
@@ -108,14 +109,16 @@ def top_k(method: str, items: int, width: int, users: int, seen: int, times: int
     lists = Ragged(np.arange(users + 1) * seen, seen_BS.numpy().ravel())
 
     @torch.inference_mode()
-    def call() -> Tensor:
+    def call(end: int = items + 1) -> Tensor:
         if method == "plain":
-            scores_BV = hidden_BD @ table.weight.T
+            scores_BV = hidden_BD @ table.weight[:end].T
             scores_BV[:, 0] = -torch.inf
-            scores_BV.scatter_(1, seen_BS, -torch.inf)
+            scores_BV.scatter_(1, seen_BS.clamp(max=end - 1), -torch.inf)
             return scores_BV.topk(10, dim=1).indices
-        return rank_items(table_scores(hidden_BD, table), 10, lists, np.arange(users)).items_BK
+        scores = replace(table_scores(hidden_BD, table), end=end)
+        return rank_items(scores, 10, lists, np.arange(users)).items_BK
 
+    call(1_000)  # brings the code into memory, which would count as if it were data
     result, ids = measure(call, times)
     return {**result, "ids": ids.tolist()}
 
@@ -169,13 +172,27 @@ def step(kind: str, width: int, precision: str = "float32", batch_size: int = 50
     return {**result, **speed, "flops": statistics.mean(flops) / result["seconds"] if flops else None}
 
 
+def feeding(items: int, width: int, batch_size: int = 500, times: int = 2) -> Result:
+    """Seconds of making a batch and of the step that reads it, one after the other."""
+    encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
+    settings, data, world = Settings(encoder=encoder, loss=loss), ml1m_like(items=items), World()
+    model = build_model(items, settings)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    rows = np.random.default_rng(1).permutation(len(data))[:batch_size]
+    made, batch = measure(lambda: train_batch(data, rows, encoder, loss, world.device), 9)
+    stepped, _ = measure(
+        lambda: train_step(model, model.encoders, optimizer, [batch], settings, world, stop=False), times
+    )
+    return {**stepped, "batch_seconds": made["seconds"]}
+
+
 def useful_flops(positive_T: Tensor, negative_T: Tensor, width: int, num_blocks: int = 2) -> float:
     """FLOPs of a step's matmuls over real targets alone: encoders and softmax, forward and backward."""
     tokens = len(positive_T) + len(negative_T)
     return 3 * tokens * (num_blocks * 12 * width**2 + 2 * ITEMS * width)
 
 
-CASES = {"softmax": softmax, "top_k": top_k, "matmul_peak": matmul_peak, "step": step}
+CASES = {"softmax": softmax, "top_k": top_k, "matmul_peak": matmul_peak, "step": step, "feeding": feeding}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ within one run; what misses its mark is marked.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ class Row:
     what: str
     measured: str
     wanted: str
-    met: bool | None
-    """None: nothing to compare with here"""
+    met: bool
 
 
 def case(module: str, **request: Any) -> dict[str, Any]:
@@ -97,8 +97,8 @@ def softmax_rows() -> list[Row]:
     ]
 
 
-def step_rows(has_bf16: bool) -> list[Row]:
-    rows = []
+def step_rows() -> list[Row]:
+    rows, has_bf16 = [], has_fast_bf16()
     for width, wanted in ((231, 6), (64, 4)):
         plain = case("cases", case="step", kind="plain", width=width, threads=2)
         for precision in ("float32", "bfloat16") if has_bf16 else ("float32",):
@@ -155,6 +155,20 @@ def sharded_rows() -> list[Row]:
     ]
 
 
+def feeding_rows() -> list[Row]:
+    done = case("cases", case="feeding", items=100_000, width=64, threads=2)
+    share = done["batch_seconds"] / done["seconds"]
+    return [
+        Row(
+            "feeding: a batch of 500 users beside a step, N = 100k, d = 64, 2 threads "
+            f"({1e3 * done['batch_seconds']:.0f} ms of {done['seconds']:.1f} s; made while the step before runs)",
+            f"{share:.2%}",
+            "< 1 %",
+            share < 0.01,
+        )
+    ]
+
+
 def top_k_rows() -> list[Row]:
     common = {"case": "top_k", "items": 1_000_000, "width": 64, "users": 256, "seen": 100}
     ours, plain = (case("cases", method=method, **common) for method in ("ours", "plain"))
@@ -177,10 +191,10 @@ def top_k_rows() -> list[Row]:
     ]
 
 
-def curves() -> dict[str, list[tuple[int, float, float]]]:
+def curves() -> dict[str, list[list[float]]]:
     """(N, seconds, MiB) of each curve, for as long as a point fits the memory and ROW_SECONDS."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    points: dict[str, list[tuple[int, float, float]]] = {name: [] for name in CURVES}
+    points: dict[str, list[list[float]]] = {name: [] for name in CURVES}
     for name, found in points.items():
         for items in CATALOGS:
             grows = items / found[-1][0] if found else 1.0
@@ -188,18 +202,18 @@ def curves() -> dict[str, list[tuple[int, float, float]]]:
             too_large = name == "materialised" and 3.5 * 4 * 512 * items > memory
             if too_long or too_large:
                 continue
-            times = 3 if items <= 100_000 else 0
+            times = 3 if items <= 100_000 or name == "sampled" else 0
             if name == "sharded":
                 done = case("sharded", workers=2, items=items, width=64, targets=256, steps=1, sharded=True)
-                found.append((items, done["seconds"], done["peak_mib"]))
+                found.append([items, done["seconds"], done["peak_mib"]])
             else:
                 path = "plain" if name == "materialised" else name
                 done = case("cases", case="softmax", path=path, items=items, width=64, targets=512, times=times)
-                found.append((items, done["seconds"], done["mib"]))
+                found.append([items, done["seconds"], done["mib"]])
     return points
 
 
-def draw(points: dict[str, list[tuple[int, float, float]]], file: Path) -> None:
+def draw(points: dict[str, list[list[float]]], file: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for axis, column, label in zip(axes, (1, 2), ("seconds", "peak MiB"), strict=True):
         for name, found in points.items():
@@ -212,36 +226,49 @@ def draw(points: dict[str, list[tuple[int, float, float]]], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
+@functools.cache
 def has_fast_bf16() -> bool:
-    """Whether bf16 matmuls beat fp32 on this processor."""
-    peaks = [case("cases", case="matmul_peak", dtype=d, width=64, times=2)["flops"] for d in ("float32", "bfloat16")]
-    return peaks[1] > peaks[0]
+    """Whether a bf16 matmul beats that in fp32 on this processor."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(512, 512, dtype=dtype)
+        square @ square
+        started = time.perf_counter()
+        square @ square
+        seconds.append(time.perf_counter() - started)
+    return seconds[1] < seconds[0]
 
 
-def page(rows: list[Row], points: dict[str, list[tuple[int, float, float]]], has_bf16: bool, minutes: float) -> str:
+def machine(has_bf16: bool) -> str:
     processor = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    marks = {True: "yes", False: "**no**", None: "-"}
-    table = [f"| {r.what} | {r.measured} | {r.wanted} | {marks[r.met]} |" for r in rows]
+    return (
+        f"{processor}, {os.cpu_count()} cores, {gib:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{'with' if has_bf16 else 'no'} bf16 instructions; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, numpy {np.__version__}"
+    )
+
+
+def page(results: dict[str, Any]) -> str:
+    marks = {True: "yes", False: "**no**"}
+    rows = [row for name in PARTS for row in results["rows"].get(name, [])]
     curve_rows = [
         f"| {CURVES[name]} | " + " | ".join(_point(found, items) for items in CATALOGS) + " |"
-        for name, found in points.items()
+        for name, found in results["curves"].items()
     ]
     return "\n".join(
         [
             "# Benchmarks",
             "",
-            f"Written by `make bench` in {minutes:.0f} minutes. {processor}, {os.cpu_count()} cores, {gib:.0f} GiB, "
-            f"{torch.backends.cpu.get_cpu_capability()}, {'with' if has_bf16 else 'no'} bf16 instructions; Python "
-            f"{platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}.",
+            f"Written by `make bench` (20 minutes). {results['machine']}.",
             "One thread unless a row says otherwise; medians; each measurement in a process of its own.",
             "",
             "| what | measured | wanted | met |",
             "|---|---|---|---|",
-            *table,
+            *(f"| {row['what']} | {row['measured']} | {row['wanted']} | {marks[row['met']]} |" for row in rows),
             "",
             "## Over the size of the catalog",
             "",
@@ -259,23 +286,36 @@ def page(rows: list[Row], points: dict[str, list[tuple[int, float, float]]], has
     )
 
 
-def _point(found: list[tuple[int, float, float]], items: int) -> str:
+def _point(found: list[list[float]], items: int) -> str:
     return next((f"{seconds:.3g} / {mib:.0f}" for n, seconds, mib in found if n == items), "-")
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "softmax": softmax_rows,
+    "step": step_rows,
+    "sharded": sharded_rows,
+    "feeding": feeding_rows,
+    "top_k": top_k_rows,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="directory of benchmarks.md and benchmarks.svg")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="directory of benchmarks.md, .svg and .json")
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "curves"], default=[*PARTS, "curves"])
     arguments = parser.parse_args()
-    started = time.monotonic()
-    has_bf16 = has_fast_bf16()
-    parts: list[Callable[[], list[Row]]] = [softmax_rows, lambda: step_rows(has_bf16), sharded_rows, top_k_rows]
-    rows = [row for part in parts for row in part()]
-    points = curves()
-    draw(points, arguments.out / "benchmarks.svg")
-    text = page(rows, points, has_bf16, (time.monotonic() - started) / 60)
+    kept = arguments.out / "benchmarks.json"
+    results = json.loads(kept.read_text()) if kept.exists() else {"rows": {}, "curves": {}}
+    results["machine"] = machine(has_fast_bf16())
+    for name in arguments.parts:
+        if name == "curves":
+            results["curves"] = curves()
+        else:
+            results["rows"][name] = [asdict(row) for row in PARTS[name]()]
+    draw(results["curves"], arguments.out / "benchmarks.svg")
+    kept.write_text(json.dumps(results, indent=1) + "\n")
     notes = arguments.out / "benchmarks-notes.md"
-    text += "\n" + notes.read_text() if notes.exists() else ""
+    text = page(results) + ("\n" + notes.read_text() if notes.exists() else "")
     (arguments.out / "benchmarks.md").write_text(text)
     print(text)
 

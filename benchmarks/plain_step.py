@@ -66,10 +66,9 @@ def plain_step(
         zip((1.0, settings.alpha), (positive_BL, negative_BL), strict=True)
     ):
         hidden_BLD = model.encode(side, inputs_BL)
-        logits_BLV = hidden_BLD @ model.items.weight.T
-        loss = loss + weight * F.cross_entropy(
-            logits_BLV.flatten(0, 1), targets_BL.flatten(), ignore_index=IGNORE_INDEX
-        )
+        logits_BLN = hidden_BLD @ model.items.weight[1:].T
+        class_BL = torch.where(targets_BL == IGNORE_INDEX, IGNORE_INDEX, targets_BL - 1)
+        loss = loss + weight * F.cross_entropy(logits_BLN.flatten(0, 1), class_BL.flatten(), ignore_index=IGNORE_INDEX)
         hidden.append(hidden_BLD)
     is_real_BL = positive_BL[1] != IGNORE_INDEX
     next_BLD = model.items(positive_BL[1].clamp(min=0))

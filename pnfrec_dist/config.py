@@ -283,7 +283,7 @@ class SampledSettings:
     distribution: Literal["uniform", "popularity"] = "uniform"
     """popularity: in proportion to train interactions (sampled_softmax, gbce)"""
     gbce_calibration: float = 0.75
-    """0: plain binary cross-entropy; 1: the scores of the softmax"""
+    """0: plain binary cross-entropy; 1: probabilities as without sampling; between: some of both"""
     sce_buckets: int = 256
     """random mixtures of hidden states"""
     sce_targets: int = 256

@@ -15,8 +15,8 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.schema import PAD_ID
 
-BLOCK_SCORES = 2**21
-"""Scores made at a time: 8 MiB of float32."""
+BLOCK_SCORES = {"cpu": 2**18, "cuda": 2**24}
+"""Scores made at a time: on a CPU what its cache holds."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def rank_items(
     seen: Ragged,
     rows: np.ndarray,
     target_B: Tensor | None = None,
-    block_scores: int = BLOCK_SCORES,
+    block_scores: int | None = None,
 ) -> Ranking:
     """The k best items of each user and the rank of its target, without what the user has seen; alike on each shard.
 
@@ -77,6 +77,7 @@ def rank_items(
     hide = _SeenItems(seen, rows, target_B, empty_B0.device)
     best = _Best(empty_B0, k)
     ahead = _Ahead(scores, target_B) if target_B is not None else None
+    block_scores = block_scores or BLOCK_SCORES.get(empty_B0.device.type, BLOCK_SCORES["cpu"])
     size = max(block_scores // max(len(rows), 1), 1)
     for first in range(scores.first, scores.end, size):
         scores_Bn = scores.block(first, min(first + size, scores.end))
@@ -84,7 +85,7 @@ def rank_items(
         if ahead is not None:
             ahead.count(scores_Bn, first)
         best.offer(scores_Bn, first)
-    best.merge(scores.shards)
+    best.settle(scores.shards)
     return Ranking(best.items_BK, best.scores_BK, ahead.target_rank_B(scores.shards) if ahead is not None else None)
 
 
@@ -107,37 +108,49 @@ class _SeenItems:
 
 
 class _Best:
-    """The k best so far. Blocks come in order of item id, so what stands in the list wins against equal scores."""
+    """The k best so far. Blocks come in order of item id, so what stands in the list wins against equal scores.
+
+    What beats a list's last place waits until there is enough of it to be sorted in.
+    """
 
     def __init__(self, empty_B0: Tensor, k: int) -> None:
         self.scores_BK = empty_B0.new_full((len(empty_B0), k), -torch.inf)
         self.items_BK = torch.full_like(self.scores_BK, PAD_ID, dtype=torch.int64)
+        self.user_BK = torch.arange(len(empty_B0), device=empty_B0.device)[:, None].expand(-1, k)
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.num_waiting = 0
 
     def offer(self, scores_Bn: Tensor, first: int) -> None:
         k, worst_B = self.scores_BK.shape[1], self.scores_BK[:, -1]
-        (better_b,) = (~(scores_Bn.amax(dim=1) <= worst_B)).nonzero(as_tuple=True)
+        (better_b,) = (~(scores_Bn.amax(dim=1) <= worst_B)).nonzero(as_tuple=True)  # few rows soon; nan is not <=
         if len(better_b) == 0:
             return
         scores_bn = scores_Bn[better_b]
         is_better_bn = scores_bn > worst_B[better_b, None]
-        if is_better_bn.sum() > 4 * k * len(better_b) and scores_bn.shape[1] > k:
-            kth_b1 = scores_bn.masked_fill(~is_better_bn, -torch.inf).topk(k, dim=1).values[:, -1:]
-            is_better_bn &= scores_bn >= kth_b1
         user, place = is_better_bn.nonzero(as_tuple=True)
-        count_b = is_better_bn.sum(1)
-        slot = torch.arange(len(user), device=user.device) - (count_b.cumsum(0) - count_b)[user]
-        new_scores_bm = scores_bn.new_full((len(better_b), int(count_b.max())), -torch.inf)
-        new_items_bm = torch.full_like(new_scores_bm, PAD_ID, dtype=torch.int64)
-        new_scores_bm[user, slot] = scores_bn[user, place]
-        new_items_bm[user, slot] = place + first
-        self.scores_BK[better_b], self.items_BK[better_b] = _first_k(
-            torch.cat([self.scores_BK[better_b], new_scores_bm], dim=1),
-            torch.cat([self.items_BK[better_b], new_items_bm], dim=1),
-            k,
-        )
+        if len(user) > 4 * k * len(better_b) and scores_bn.shape[1] > k:  # the first blocks
+            kth_b1 = scores_bn.masked_fill(~is_better_bn, -torch.inf).topk(k, dim=1).values[:, -1:]
+            user, place = (is_better_bn & (scores_bn >= kth_b1)).nonzero(as_tuple=True)
+        self.waiting.append((better_b[user], place + first, scores_bn[user, place]))
+        self.num_waiting += len(user)
+        if self.num_waiting > self.scores_BK.numel():
+            self._sort_in()
 
-    def merge(self, shards: World) -> None:
-        """Makes it the list over all shards, whose ranges of item ids ascend with their ranks."""
+    def _sort_in(self) -> None:
+        users, k = self.scores_BK.shape
+        held = (self.user_BK.flatten(), self.items_BK.flatten(), self.scores_BK.flatten())
+        user, item, score = (torch.cat(parts) for parts in zip(held, *self.waiting, strict=True))
+        order = score.argsort(descending=True, stable=True)
+        order = order[user[order].argsort(stable=True)]
+        count_B = user.bincount(minlength=users)
+        place = torch.arange(len(order), device=order.device) - (count_B.cumsum(0) - count_B)[user[order]]
+        order = order[place < k]
+        self.items_BK, self.scores_BK = item[order].view(users, k), score[order].view(users, k)
+        self.waiting, self.num_waiting = [], 0
+
+    def settle(self, shards: World) -> None:
+        """Makes it the list over all blocks and all shards, whose ranges of item ids ascend with their ranks."""
+        self._sort_in()
         if shards.size > 1:
             users, k = self.scores_BK.shape
             sizes = [users] * shards.size
@@ -145,13 +158,8 @@ class _Best:
                 shards.gather_rows(t, sizes).view(shards.size, users, k).transpose(0, 1).reshape(users, -1)
                 for t in (self.scores_BK, self.items_BK)
             )
-            self.scores_BK, self.items_BK = _first_k(scores, items, k)
-
-
-def _first_k(scores: Tensor, items: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row; of equal scores those that stand first."""
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return scores.gather(1, order), items.gather(1, order)
+            order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+            self.scores_BK, self.items_BK = scores.gather(1, order), items.gather(1, order)
 
 
 class _Ahead:

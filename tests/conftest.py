@@ -89,7 +89,7 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
     return directory
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prepared_writer() -> Callable[..., Path]:
     """write_prepared(directory, users=30, items=12, seed=0)."""
     return write_prepared

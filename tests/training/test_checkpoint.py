@@ -1,13 +1,11 @@
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import spawn
 
 from pnfrec_dist.config import EncoderSettings, LossSettings
 from pnfrec_dist.distributed import World
@@ -72,32 +70,21 @@ def test_a_checkpoint_before_the_first_step_has_no_moments(tmp_path: Path) -> No
     assert not other[1].state
 
 
-def pass_on(rank: int, size: int, port: int, source: str, target: str) -> None:
+def pass_on(world: World, source: str, target: str) -> None:
     """One rank of a sharded run: opens `source`, checks its rows, writes `target`."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = dist.TCPStore("127.0.0.1", port, size, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    world = World(rank, size)
     mine = fresh(world, seed=9)
     load_model(Path(source), mine[0])
     load_optimizer(Path(source), *mine)
     table = mine[0].item_table
     require_equal(trained(), mine, slice(table.first_row, table.end_row))
     save_checkpoint(Path(target), *mine, {}, world)
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)
 
 
 def test_any_number_of_ranks_opens_what_any_other_wrote(tmp_path: Path) -> None:
     """1 -> 2 -> 3 -> 2 -> 1 ranks, 11 rows between them."""
     before = save(tmp_path / "0")
     for number, size in enumerate((2, 3, 2)):
-        listener = socket.create_server(("127.0.0.1", 0))
-        port, fd = listener.getsockname()[1], listener.detach()
-        store = dist.TCPStore("127.0.0.1", port, size + 1, is_master=True, wait_for_workers=False, master_listen_fd=fd)
-        mp.spawn(pass_on, (size, port, str(tmp_path / f"{number}"), str(tmp_path / f"{number + 1}")), nprocs=size)  # type: ignore[attr-defined]
-        del store
+        spawn(size, pass_on, str(tmp_path / f"{number}"), str(tmp_path / f"{number + 1}"))
         rows = read_state(tmp_path / f"{number + 1}")["item_rows"]
         assert len(rows) == size + 1 and len(list((tmp_path / f"{number + 1}").glob("items-*"))) == size
     after = fresh(seed=9)

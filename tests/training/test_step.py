@@ -1,7 +1,6 @@
 """Ranks change nothing but rounding: 1, 2 and 3 gloo ranks end with the same float64 weights."""
 
-import os
-import socket
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import spawn
 from safetensors.torch import load_file, save_file
 
 from pnfrec_dist.config import (
@@ -39,21 +37,31 @@ CASES = {
     "whole": SETTINGS,
     "in parts": replace(SETTINGS, train=TrainSettings(batch_size=7, accumulation=3)),
     "sampled": replace(SETTINGS, loss=LossSettings(0.45, 0.25, cross_entropy="sampled_softmax")),
+    "sce of everything": replace(
+        SETTINGS,
+        loss=LossSettings(0.45, 0.25, cross_entropy="sce"),
+        sampled=SampledSettings(sce_buckets=2, sce_targets=999, sce_items=999),
+    ),
 }
 """Of the paths of the exact cross-entropy, auto takes another one with a sharded table."""
+JOBS = {
+    2: [(False, "whole"), (True, "whole"), (True, "in parts"), (False, "sampled"), (True, "sampled")],
+    3: [(False, "whole"), (True, "whole"), (True, "sce of everything")],
+}
+"""Ranks -> (item table sharded, case)."""
 
 
-def train(rank: int, size: int, sharded: bool, case: str, prepared: str, out: str, port: int = 0) -> None:
+def train_all(world: World, prepared: str, out: str) -> None:
+    for sharded, case in JOBS[world.size]:
+        train(world, sharded, case, prepared, out)
+
+
+def train(world: World, sharded: bool, case: str, prepared: str, out: str) -> None:
     """Two epochs of 30 users in batches of 7 (the last has 2, so one of three ranks is empty), in float64.
 
     Written: the loss terms of every step, all gradients and weights of the first step, all weights at the end.
     """
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    if size > 1:
-        store = dist.TCPStore("127.0.0.1", port, size, is_master=False)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    world, settings = World(rank, size), CASES[case]
+    settings = CASES[case]
     data = open_prepared(Path(prepared))
     users = data.train()
     model = build_model(data.num_items, settings, world if sharded else World()).double()
@@ -73,76 +81,58 @@ def train(rank: int, size: int, sharded: bool, case: str, prepared: str, out: st
     for epoch in (1, 2):
         order = epoch_order(settings.seed, epoch, len(users))
         for step in range(num_steps(len(order), 7)):
-            mine = rank_share(global_batch(order, step, 7), rank, size)
+            mine = rank_share(global_batch(order, step, 7), world.rank, world.size)
             parts = np.array_split(mine, settings.train.accumulation)
             draw = sampler.draw(settings.seed, epoch, step) if case == "sampled" else None
             batches = [train_batch(users, part, settings.encoder, settings.loss, world.device, draw) for part in parts]
-            stop = rank == 1 and step == 0
+            stop = world.rank == 1 and step == 0
             sums = train_step(model, encoders, optimizer, batches, settings, world, stop)
-            assert sums.stop == (size > 1 and step == 0)
+            assert sums.stop == (world.size > 1 and step == 0)
             means.append(world.sum(sums.totals.clone()) / sums.counts)
             if epoch == 1 and step == 0:
                 keep("gradient", {name: p.grad for name, p in model.named_parameters()})
                 keep("first", {name: p.detach() for name, p in model.named_parameters()})
     keep("last", {name: p.detach() for name, p in model.named_parameters()})
-    if rank == 0:
-        save_file({**seen, "means": torch.stack(means)}, f"{out}/{size}-{sharded}-{case}.safetensors")
-    if size > 1:
-        dist.barrier()
-        dist.destroy_process_group()
-        os._exit(0)  # past gloo's threads, one of which was seen to abort while the interpreter ended
+    if world.is_main:
+        save_file({**seen, "means": torch.stack(means)}, f"{out}/{world.size}-{sharded}-{case}.safetensors")
 
 
-def spawn(size: int, *args: object) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-    fd = listener.detach()
-    # Held here, the store outlives every rank.
-    store = dist.TCPStore("127.0.0.1", port, size + 1, is_master=True, wait_for_workers=False, master_listen_fd=fd)
-    mp.spawn(train, args=(size, *args, port), nprocs=size)  # type: ignore[attr-defined]
-    del store
+@pytest.fixture(scope="module")
+def written(prepared_writer: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one rank wrote, and two and three."""
+    out = tmp_path_factory.mktemp("ranks")
+    prepared = str(prepared_writer(out / "prepared" / "tiny"))
+    for case in CASES:
+        train(World(), False, case, prepared, str(out))
+    for size in JOBS:
+        spawn(size, train_all, prepared, str(out))
+    return out
 
 
-@pytest.fixture
-def one_rank(prepared: Path, tmp_path: Path, case: str) -> dict[str, torch.Tensor]:
-    """What one rank does with a step's users; in parts or not is to be the same."""
-    case = "sampled" if case == "sampled" else "whole"
-    train(0, 1, False, case, str(prepared), str(tmp_path))
-    return load_file(tmp_path / f"1-False-{case}.safetensors")
+def require_equal(written: Path, file: str, expected_case: str) -> dict[str, torch.Tensor]:
+    """Gradients and weights of the first step to 1e-12; Adam may blow up roundings by the last one."""
+    found = load_file(written / f"{file}.safetensors")
+    expected = load_file(written / f"1-False-{expected_case}.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9 if "last" in name else 1e-12, msg=name)
+    return expected
 
 
 @pytest.mark.parametrize(
-    ("size", "sharded", "case"),
-    [
-        (2, False, "whole"),
-        (3, False, "whole"),
-        (2, True, "whole"),
-        (3, True, "whole"),
-        (2, True, "in parts"),
-        (2, False, "sampled"),
-        (2, True, "sampled"),
-    ],
+    ("size", "sharded", "case"), [(size, sharded, case) for size, jobs in JOBS.items() for sharded, case in jobs]
 )
-def test_ranks_equal_one_rank(
-    prepared: Path, tmp_path: Path, one_rank: dict[str, torch.Tensor], size: int, sharded: bool, case: str
-) -> None:
+def test_ranks_equal_one_rank(written: Path, size: int, sharded: bool, case: str) -> None:
     """Lookup, losses, gradients, their norm, Adam: whoever holds the table, whoever reads the users."""
-    spawn(size, sharded, case, str(prepared), str(tmp_path))
-    several = load_file(tmp_path / f"{size}-{sharded}-{case}.safetensors")
-    assert several.keys() == one_rank.keys()
-    for name, expected in one_rank.items():
-        torch.testing.assert_close(several[name], expected, rtol=0, atol=1e-9 if "last" in name else 1e-12)
-    assert one_rank["means"].isfinite().all()
-    lower = one_rank["means"][-1, 0] < one_rank["means"][0, 0]
+    means = require_equal(written, f"{size}-{sharded}-{case}", "sampled" if case == "sampled" else "whole")["means"]
+    assert means.isfinite().all()
+    lower = means[-1, 0] < means[0, 0]
     assert lower or case == "sampled", "two epochs on 30 users lower CE_p; an estimate from 9 draws is too noisy to say"
 
 
-@pytest.mark.parametrize("case", ["in parts"])
-def test_parts_equal_the_whole(prepared: Path, tmp_path: Path, one_rank: dict[str, torch.Tensor], case: str) -> None:
-    train(0, 1, False, case, str(prepared), str(tmp_path))
-    parts = load_file(tmp_path / "1-False-in parts.safetensors")
-    for name, expected in one_rank.items():
-        torch.testing.assert_close(parts[name], expected, rtol=0, atol=1e-9 if "last" in name else 1e-12)
+@pytest.mark.parametrize("case", ["in parts", "sce of everything"])
+def test_parts_and_buckets_of_everything_equal_the_whole(written: Path, case: str) -> None:
+    require_equal(written, f"1-False-{case}", "whole")
 
 
 def test_gradients_are_scaled_to_the_norm_and_no_further(prepared: Path) -> None:
