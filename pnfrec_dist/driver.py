@@ -159,17 +159,19 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan) -> Non
     if needed <= free:
         return
     ways = {
-        "--item-table sharded": 0 if step.is_sharded or plan.num_workers == 1 else step.table + step.table_training,
-        "--train.accumulation 8": step.activations if settings.train.accumulation == 1 else 0,
+        "--item-table sharded": 0
+        if step.is_sharded or plan.num_workers == 1
+        else (step.table + step.table_training) // 2,
+        "--train.accumulation 8": step.activations * 7 // 8 if settings.train.accumulation == 1 else 0,
         "a lower --train.batch-size": step.activations // 2,
-        "a lower --loss.tile-mib or --loss.exact-path auto": step.tile,
-        "a lower --encoder.hidden-size": step.table,
+        "--loss.exact-path auto or --loss.cross-entropy sampled_softmax": step.tile,
+        "a lower --encoder.hidden-size": (step.table + step.table_training + step.encoders) // 2,
+        "--num-workers 1": step.total if not plan.use_gpu and plan.num_workers > 1 and step.total <= free else 0,
     }
-    best = sorted((way for way, saved in ways.items() if saved > needed // 20), key=lambda way: -ways[way])
+    best = sorted((way for way, saved in ways.items() if saved > step.total // 20), key=lambda way: -ways[way])
     workers = "" if plan.use_gpu else f"{plan.num_workers} workers x "
     raise InputError(
-        f"training needs about {workers}{_size(step.total)}, {where} {_size(free)}; "
-        f"try {', '.join(best[:3]) or 'fewer workers'}"
+        f"training needs about {workers}{_size(step.total)}, {where} {_size(free)}; try {', '.join(best[:3])}"
     )
 
 
