@@ -24,13 +24,14 @@ from pnfrec_dist.data.batch import Sampled, train_batch
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.cross_entropy import cross_entropy, plan_tiles
+from pnfrec_dist.losses.objective import CPU_TILE_MIB
 from pnfrec_dist.losses.sampled import sampled_softmax
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.retrieval import rank_items, table_scores
 from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.step import train_step
 
-TILE_BYTES = int(LossSettings().tile_mib * 2**20)
+TILE_BYTES = CPU_TILE_MIB * 2**20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Result = dict[str, Any]

@@ -17,9 +17,10 @@ from pnfrec_dist.cli import (
     parse_train_settings,
     print_settings,
 )
-from pnfrec_dist.config import DatasetSettings, Settings
+from pnfrec_dist.config import Settings
 from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
 from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
+from pnfrec_dist.dataset_config import DatasetSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
 from pnfrec_dist.mappings import flatten, to_mapping
@@ -64,7 +65,7 @@ def drive(settings: Settings) -> int:
     print_settings(flatten(to_mapping(settings)))
     with ray_session(settings) as plan:
         require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
-        step = plan_step(settings, train_data, data.num_items, plan.num_workers)
+        step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)
         print(_describe(settings, data, train_data, plan, step, uri), flush=True)
         _require_memory(settings, plan, step)
         if settings.dry_run:

@@ -11,6 +11,12 @@ class InputError(ValueError):
     """
 
 
+def require(ok: bool, name: str, value: object, rule: str) -> None:
+    """Raises InputError about a setting's value unless ok."""
+    if not ok:
+        raise InputError(f"{name} is {value!r}; it must be {rule}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that ends an error about an unknown name: the nearest known one, else all of them."""
     known = sorted(known)

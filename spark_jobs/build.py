@@ -8,7 +8,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
-from pnfrec_dist.config import EPOCH_UNITS, DatasetSettings
+from pnfrec_dist.dataset_config import EPOCH_UNITS, DatasetSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.schema import (
     REPORT_NAME,

@@ -11,7 +11,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 
 from pnfrec_dist.cli import load_conf, parse_flags, selected
-from pnfrec_dist.config import DatasetSettings
+from pnfrec_dist.dataset_config import DatasetSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.schema import REPORT_NAME, Manifest, settings_hash
 from pnfrec_dist.storage import Location

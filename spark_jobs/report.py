@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pnfrec_dist.config import ExpectedSettings
+from pnfrec_dist.dataset_config import ExpectedSettings
 from pnfrec_dist.schema import SPLITS, Manifest
 from spark_jobs.clean import TICKS
 from spark_jobs.quantile import Bucket, ranked

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 
-from pnfrec_dist.config import SourceSettings
+from pnfrec_dist.dataset_config import SourceSettings
 from pnfrec_dist.errors import InputError, nearest
 from pnfrec_dist.schema import FileEntry
 from pnfrec_dist.storage import Location

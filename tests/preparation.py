@@ -7,13 +7,7 @@ from pathlib import Path
 import numpy as np
 from pyspark.sql import SparkSession
 
-from pnfrec_dist.config import (
-    DatasetSettings,
-    FeedbackSettings,
-    FilterSettings,
-    SourceSettings,
-    SplitSettings,
-)
+from pnfrec_dist.dataset_config import DatasetSettings, FeedbackSettings, FilterSettings, SourceSettings, SplitSettings
 from pnfrec_dist.schema import Manifest
 from pnfrec_dist.storage import Location
 from spark_jobs.build import Build

@@ -6,21 +6,24 @@ items; t rows and n items make one tile of logits.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from pnfrec_dist.config import ExactPath
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.item_table import ItemTable
 
-MIN_CHUNK_ROWS = 32
+MIN_CHUNK_ROWS, GPU_MIN_CHUNK_ROWS = 32, 1024
 """With fewer rows in a chunk its matmuls run at the speed of memory, and two sweeps over tiles are as fast."""
 TILE_ROWS = 512
 CACHED_TILE_BYTES = 1 << 20
 """A CPU's tile stays in its second-level cache, where exp, maxima and sums cost a third."""
+MAX_FUSED_WIDTH = 256
+"""Wider rows no longer fit a GPU's registers beside a tile."""
 
 
 @dataclass(frozen=True)
@@ -29,29 +32,33 @@ class Tiling:
 
     rows: int
     items: int
-    one_sweep: bool
+    sweep: Literal["one", "two", "fused"]
 
 
-def plan_tiles(rows: int, items: int, tile_bytes: int, path: ExactPath = "auto", *, on_cpu: bool = True) -> Tiling:
+def plan_tiles(
+    rows: int, items: int, tile_bytes: int, path: ExactPath = "auto", *, on_cpu: bool = True, can_fuse: bool = False
+) -> Tiling:
     """How `rows` x `items` float32 logits are cut into tiles of at most tile_bytes (materialised: of any size).
 
     materialised: one tile. chunked: the whole catalog for some rows, three matmuls. tiled: some items for many rows;
-    the softmax needs the sum over items first, so two sweeps with four matmuls in all. auto: the first of these that
-    fits, where a chunk is to have MIN_CHUNK_ROWS rows.
+    the softmax needs the sum over items first, so two sweeps with four matmuls in all. fused: as tiled, by kernels that
+    keep tiles in registers. auto: the first of materialised, fused (if can_fuse), chunked, tiled that fits, where a
+    chunk is to have MIN_CHUNK_ROWS rows at least.
     """
     rows, items = max(rows, 1), max(items, 1)
     room = max(tile_bytes // 4, 1)
     chunk_rows = min(rows, max(room // items, 1))
     if path == "auto":
-        path = "materialised" if rows * items <= room else "chunked" if chunk_rows >= MIN_CHUNK_ROWS else "tiled"
+        without = "chunked" if chunk_rows >= (MIN_CHUNK_ROWS if on_cpu else GPU_MIN_CHUNK_ROWS) else "tiled"
+        path = "materialised" if rows * items <= room else "fused" if can_fuse else without
     if path == "materialised":
-        return Tiling(rows, items, one_sweep=True)
+        return Tiling(rows, items, "one")
     if path == "chunked":
-        return Tiling(chunk_rows, items, one_sweep=True)
+        return Tiling(chunk_rows, items, "one")
     if on_cpu:
         room = min(room, CACHED_TILE_BYTES // 4)
     tile_rows = min(rows, room, TILE_ROWS if on_cpu else 8 * TILE_ROWS)
-    return Tiling(tile_rows, min(items, max(room // tile_rows, 1)), one_sweep=False)
+    return Tiling(tile_rows, min(items, max(room // tile_rows, 1)), "fused" if path == "fused" else "two")
 
 
 def cross_entropy(
@@ -106,7 +113,9 @@ class _CrossEntropy(torch.autograd.Function):
             classes_ND = table_SD[padding:]
             if any(ctx.needs_input_grad[:2]):
                 grad_table_SD = torch.zeros_like(table_SD)
-                sweep = _one_sweep if tiling.one_sweep and not table.is_sharded else _two_sweeps
+                sweep = _one_sweep if tiling.sweep == "one" and not table.is_sharded else _two_sweeps
+                if tiling.sweep == "fused":
+                    sweep = _fused_sweeps
                 lse_T, grad_TD = sweep(
                     all_TD, classes_ND, weights_T, tiling, matmul_dtype, grad_table_SD[padding:], shards
                 )
@@ -145,8 +154,7 @@ def log_sum_exp(
             new_t1 = torch.maximum(max_t1, logits_tn.amax(dim=1, keepdim=True))
             sum_t1.mul_((max_t1 - new_t1).exp_()).add_(logits_tn.sub_(new_t1).exp_().sum(dim=1, keepdim=True))
             max_t1.copy_(new_t1)
-    lse_T = (max_T1 + sum_T1.log())[:, 0]
-    return shards.gather_rows(lse_T[None], [1] * shards.size).logsumexp(dim=0) if shards.size > 1 else lse_T
+    return _over_shards((max_T1 + sum_T1.log())[:, 0], shards)
 
 
 def add_softmax_gradient(
@@ -185,6 +193,31 @@ def _two_sweeps(
     lse_T = log_sum_exp(hidden_TD, classes_ND, tiling, matmul_dtype, shards)
     grad_TD = add_softmax_gradient(hidden_TD, classes_ND, weights_T, lse_T, tiling, matmul_dtype, grad_classes_ND)
     return lse_T, grad_TD
+
+
+def _fused_sweeps(
+    hidden_TD: Tensor,
+    classes_ND: Tensor,
+    weights_T: Tensor,
+    _: Tiling,
+    matmul_dtype: torch.dtype,
+    grad_classes_ND: Tensor,
+    shards: World,
+) -> tuple[Tensor, Tensor]:
+    """As _two_sweeps; the first also yields the gradient of hidden, the softmax's mean of this rank's classes."""
+    from pnfrec_dist.losses.fused import add_class_gradient, softmax_mean  # Triton comes with torch's GPU builds alone
+
+    padding = -hidden_TD.shape[1] % 16  # rows that start at multiples of 16 bytes load as vectors
+    hidden_TW, classes_NW = (F.pad(rows.to(matmul_dtype), (0, padding)) for rows in (hidden_TD, classes_ND))
+    here_T, mean_TW = softmax_mean(hidden_TW, classes_NW)
+    lse_T = _over_shards(here_T, shards)
+    add_class_gradient(hidden_TW, classes_NW, weights_T, lse_T, grad_classes_ND)
+    return lse_T, mean_TW[:, : hidden_TD.shape[1]] * (weights_T * (here_T - lse_T).exp())[:, None]
+
+
+def _over_shards(lse_T: Tensor, shards: World) -> Tensor:
+    """The log-sum-exp over all ranks' classes from each rank's own."""
+    return shards.gather_rows(lse_T[None], [1] * shards.size).logsumexp(dim=0) if shards.size > 1 else lse_T
 
 
 def _one_sweep(

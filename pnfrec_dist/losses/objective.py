@@ -1,23 +1,42 @@
 """L = CE_p + alpha * CE_n + beta * L_c (paper, equation for the total loss), as this rank's part of the global loss."""
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
 from pnfrec_dist.config import LossSettings, Settings
 from pnfrec_dist.data.batch import Sequences, TrainBatch
+from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.contrastive import contrastive
-from pnfrec_dist.losses.cross_entropy import cross_entropy, plan_tiles
+from pnfrec_dist.losses.cross_entropy import MAX_FUSED_WIDTH, Tiling, cross_entropy, plan_tiles
 from pnfrec_dist.losses.sampled import gbce, sampled_softmax, sce
 from pnfrec_dist.model.item_table import ItemTable, take
 from pnfrec_dist.schema import PAD_ID
 
 MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+CPU_TILE_MIB, GPU_TILE_MIB = 8, 256
 TERMS = ("ce_positive", "ce_negative", "contrastive")
 
 
 def term_weights(settings: LossSettings) -> Tensor:
     """Weight of each of TERMS in the loss, [3]."""
     return torch.tensor([1.0, settings.alpha, settings.beta], dtype=torch.float64)
+
+
+def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> Tiling:
+    """How the exact cross-entropy of rows x items logits is computed on this kind of device.
+
+    Raises InputError when loss.exact_path is one that it cannot take.
+    """
+    loss = settings.loss
+    fits = settings.train.precision == "bfloat16" and settings.encoder.hidden_size <= MAX_FUSED_WIDTH
+    can_fuse = on_gpu and fits and find_spec("triton") is not None
+    if loss.exact_path == "fused" and not can_fuse:
+        lacks = "Triton, which torch brings for NVIDIA GPUs" if on_gpu else "GPU workers"
+        raise InputError(f"loss.exact_path is 'fused', which needs {lacks}; leave it at auto")
+    tile_mib = loss.tile_mib or (GPU_TILE_MIB if on_gpu else CPU_TILE_MIB)
+    return plan_tiles(rows, items, int(tile_mib * 2**20), loss.exact_path, on_cpu=not on_gpu, can_fuse=can_fuse)
 
 
 def term_counts(batch: TrainBatch) -> Tensor:
@@ -84,13 +103,9 @@ def _cross_entropy(
     """(sum of weight * loss, loss_T) by settings.loss.cross_entropy."""
     kind = settings.loss.cross_entropy
     if kind == "exact":
-        tile_bytes = int(settings.loss.tile_mib * 2**20)
         rows = table.shards.size * len(targets_T)
-        tiling = plan_tiles(
-            rows, len(table.weight), tile_bytes, settings.loss.exact_path, on_cpu=hidden_TD.device.type == "cpu"
-        )
-        matmul_dtype = MATMUL_DTYPES[settings.train.precision]
-        return cross_entropy(hidden_TD, table, targets_T, weights_T, tiling, matmul_dtype)
+        tiling = plan_softmax(settings, rows, len(table.weight), on_gpu=hidden_TD.is_cuda)
+        return cross_entropy(hidden_TD, table, targets_T, weights_T, tiling, MATMUL_DTYPES[settings.train.precision])
     if kind == "sce":
         return sce(hidden_TD, table, targets_T, weights_T, settings.sampled)
     places = [side.target_places_T for side in sides if side.target_places_T is not None]

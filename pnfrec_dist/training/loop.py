@@ -56,7 +56,8 @@ class TrainLoop:
         self.validation = data.holdout("validation")
         samples = settings.loss.cross_entropy in ("sampled_softmax", "gbce")
         self.sampler = ItemSampler(settings.sampled, data.item_counts()) if samples else None
-        is_sharded = plan_step(settings, self.train_data, data.num_items, world.size).is_sharded
+        on_gpu = world.device.type == "cuda"
+        is_sharded = plan_step(settings, self.train_data, data.num_items, world.size, on_gpu=on_gpu).is_sharded
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
         self.state = TrainState()

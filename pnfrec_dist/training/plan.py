@@ -7,7 +7,7 @@ import numpy as np
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.losses.cross_entropy import plan_tiles
+from pnfrec_dist.losses.objective import plan_softmax
 
 FLOAT = 4
 LIBRARIES = 600 * 2**20
@@ -38,7 +38,9 @@ class StepPlan:
         return parts + LIBRARIES
 
 
-def plan_step(settings: Settings, data: TrainData, num_items: int, num_workers: int) -> StepPlan:
+def plan_step(
+    settings: Settings, data: TrainData, num_items: int, num_workers: int, *, on_gpu: bool = False
+) -> StepPlan:
     """The plan for steps of the longest users.
 
     item_table auto: a replicated table costs N rows of gradient traffic a step, a sharded one the hidden states of
@@ -59,8 +61,7 @@ def plan_step(settings: Settings, data: TrainData, num_items: int, num_workers: 
     length = min(encoder.max_length, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
     per_token = encoder.num_blocks * (16 * width + 3 * encoder.num_heads * length) + 6 * width
     softmax = (1 + 3 * shards) * tokens * width
-    tile_bytes = int(settings.loss.tile_mib * 2**20)
-    tiling = plan_tiles(shards * tokens, rows, tile_bytes, settings.loss.exact_path)
+    tiling = plan_softmax(settings, shards * tokens, rows, on_gpu=on_gpu)
     per_encoder = encoder.num_blocks * (6 * width * width + 10 * width) + encoder.max_length * width + 2 * width
     return StepPlan(
         is_sharded=is_sharded,

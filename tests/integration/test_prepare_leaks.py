@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 from preparation import SMALL, START, build, random_log, train_bytes, write_log
 from pyspark.sql import SparkSession
 
-from pnfrec_dist.config import (
-    CleanSettings,
-    DatasetSettings,
-    FeedbackSettings,
-    FilterSettings,
-)
+from pnfrec_dist.dataset_config import CleanSettings, DatasetSettings, FeedbackSettings, FilterSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.schema import Manifest
 

@@ -12,9 +12,7 @@ from preparation import build, events
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.cli import load_conf
-from pnfrec_dist.config import (
-    DatasetSettings,
-)
+from pnfrec_dist.dataset_config import DatasetSettings
 
 pytestmark = pytest.mark.integration
 

@@ -20,12 +20,12 @@ def as_table(table_VD: Tensor) -> ItemTable:
 
 
 TILINGS = {
-    "materialised": Tiling(10**6, 10**6, one_sweep=True),
-    "chunked": Tiling(5, 10**6, one_sweep=True),
-    "chunked one by one": Tiling(1, 10**6, one_sweep=True),
-    "tiled": Tiling(5, 4, one_sweep=False),
-    "tiled, all rows": Tiling(10**6, 3, one_sweep=False),
-    "tiled one by one": Tiling(1, 1, one_sweep=False),
+    "materialised": Tiling(10**6, 10**6, "one"),
+    "chunked": Tiling(5, 10**6, "one"),
+    "chunked one by one": Tiling(1, 10**6, "one"),
+    "tiled": Tiling(5, 4, "two"),
+    "tiled, all rows": Tiling(10**6, 3, "two"),
+    "tiled one by one": Tiling(1, 1, "two"),
 }
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 """Largest error of a gradient's element beside the largest element."""
@@ -139,11 +139,11 @@ def test_a_tile_keeps_its_bound(path: ExactPath, rows: int, items: int, on_cpu: 
         if path != "materialised":
             assert 4 * tiling.rows * tiling.items <= max(tile_bytes, 4 * items if path == "chunked" else 0)
         assert 1 <= tiling.rows <= max(rows, 1) and 1 <= tiling.items <= items
-        assert tiling.items == items or not tiling.one_sweep
+        assert tiling.items == items or tiling.sweep != "one"
 
 
 def test_auto_takes_the_first_path_that_fits() -> None:
     assert plan_tiles(500, 1_000, 2**21) == plan_tiles(500, 1_000, 2**21, "materialised")
     assert plan_tiles(31_000, 3_412, 2**23) == plan_tiles(31_000, 3_412, 2**23, "chunked")
-    assert plan_tiles(31_000, 2**21 // MIN_CHUNK_ROWS, 2**23).one_sweep
+    assert plan_tiles(31_000, 2**21 // MIN_CHUNK_ROWS, 2**23).sweep == "one"
     assert plan_tiles(31_000, 1_000_000, 2**23) == plan_tiles(31_000, 1_000_000, 2**23, "tiled")

@@ -41,7 +41,7 @@ def sample(drawn: dict[int, int], expected: dict[int, float] | None = None) -> S
 
 
 def exact(hidden_TD: Tensor, table: ItemTable) -> tuple[Tensor, Tensor]:
-    return cross_entropy(hidden_TD, table, TARGETS_T, WEIGHTS_T, Tiling(99, 99, one_sweep=True))
+    return cross_entropy(hidden_TD, table, TARGETS_T, WEIGHTS_T, Tiling(99, 99, "one"))
 
 
 def gradients(total: Tensor, hidden_TD: Tensor, table: ItemTable) -> tuple[Tensor, Tensor]:

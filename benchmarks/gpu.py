@@ -1,0 +1,118 @@
+"""python -m benchmarks.gpu '<json>': one measurement on a GPU in a process of its own; the last line is JSON.
+
+Memory is the most that torch had allocated during the measured call, beyond what there was before it.
+"""
+
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.cases import DTYPES, Result
+from benchmarks.shapes import ml1m_like
+from pnfrec_dist.config import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data.batch import train_batch
+from pnfrec_dist.distributed import World
+from pnfrec_dist.losses.cross_entropy import cross_entropy
+from pnfrec_dist.losses.objective import plan_softmax
+from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.training.loop import build_model
+from pnfrec_dist.training.step import train_step
+
+DEVICE = torch.device("cuda")
+THEIRS = "cut_cross_entropy"
+
+
+def measure(call: Callable[[], Any], times: int = 5) -> Result:
+    """{seconds: median, mib: peak beyond the start} of `times` calls after two that are not timed."""
+    call(), call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(seconds), "mib": (torch.cuda.max_memory_allocated() - before) / 2**20}
+
+
+def softmax(path: ExactPath, items: int, width: int, targets: int) -> Result:
+    """Forward and backward of the cross-entropy in bf16; path cut_cross_entropy: Apple's, with no gradient skipped.
+
+    Peak memory includes the table's gradient (mib_gradient).
+    """
+    torch.manual_seed(0)
+    table = ItemTable(items, width).to(DEVICE)
+    with torch.no_grad():
+        table.weight[1:].normal_(0, 1 / width**0.5)
+    hidden_TD = torch.randn(targets, width, device=DEVICE).requires_grad_()
+    targets_T = torch.randint(1, items + 1, (targets,), device=DEVICE)
+    weights_T = torch.full((targets,), 1 / targets, device=DEVICE)
+    settings = Settings(loss=LossSettings(exact_path=path), train=TrainSettings(precision="bfloat16"))
+
+    def loss() -> Tensor:
+        if path == THEIRS:
+            from cut_cross_entropy import linear_cross_entropy  # pyright: ignore[reportMissingImports]
+
+            return linear_cross_entropy(
+                hidden_TD.bfloat16(), table.weight[1:].bfloat16(), targets_T - 1, filter_eps=None
+            )
+        tiling = plan_softmax(settings, targets, items, on_gpu=True)
+        return cross_entropy(hidden_TD, table, targets_T, weights_T, tiling, torch.bfloat16)[0]
+
+    def call() -> None:
+        hidden_TD.grad = table.weight.grad = None
+        loss().backward()
+
+    result = measure(call)
+    return {**result, "loss": loss().item(), "mib_gradient": table.weight.numel() * 4 / 2**20}
+
+
+def matmul_peak(dtype: str, width: int) -> Result:
+    """FLOP/s of a large square matmul and of one as narrow as the step's, the faster."""
+    best = 0.0
+    for rows, inner, columns in ((8192, 8192, 8192), (32_768, width, 65_536)):
+        a = torch.randn(rows, inner, device=DEVICE).to(DTYPES[dtype])
+        b = torch.randn(inner, columns, device=DEVICE).to(DTYPES[dtype])
+        best = max(best, 2 * rows * inner * columns / measure(lambda a=a, b=b: a @ b)["seconds"])
+    return {"flops": best}
+
+
+def step(items: int, width: int, batch_size: int = 500) -> Result:
+    """Users and useful FLOPs a second of whole bf16 training steps on ML-1M's lengths over `items` items."""
+    encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
+    settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(precision="bfloat16"))
+    data, world = ml1m_like(items=items), World(device=DEVICE)
+    model = build_model(items, settings).to(DEVICE)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    rows = np.random.default_rng(1).permutation(len(data))[:batch_size]
+    batch = train_batch(data, rows, encoder, loss, DEVICE)
+    result = measure(lambda: train_step(model, model.encoders, optimizer, [batch], settings, world, stop=False))
+    tokens = len(batch.positive.targets_T) + len(batch.negative.targets_T)  # type: ignore[union-attr]
+    flops = 3 * tokens * (encoder.num_blocks * 12 * width**2 + 2 * items * width)
+    return {**result, "users_per_s": batch_size / result["seconds"], "flops": flops / result["seconds"]}
+
+
+def has_theirs() -> bool:
+    return importlib.util.find_spec(THEIRS) is not None
+
+
+CASES = {"softmax": softmax, "matmul_peak": matmul_peak, "step": step}
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    print(json.dumps(CASES[request.pop("case")](**request)))
+
+
+if __name__ == "__main__":
+    main()

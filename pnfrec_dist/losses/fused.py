@@ -1,0 +1,160 @@
+"""The exact cross-entropy's sweeps as two Triton kernels for a GPU, in bfloat16, with logits in registers alone.
+
+Both are deterministic: a program owns its rows of the result and adds to them in one order; nothing is added by
+atomics. The first is built like the forward pass of flash attention (Dao, 2023) with the classes as keys and as values,
+since the softmax's expectation of the class is what hidden's gradient asks for; the second like the gradient of its
+values. T rows of hidden, N classes, D width, S splits; t rows and n classes meet in a tile, W is D rounded up to a
+power of two.
+"""
+
+# pyright: reportArgumentType=false
+# (Triton's stubs want constexpr where a call gives numbers.)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+def softmax_mean(hidden_TD: Tensor, classes_ND: Tensor, splits: int | None = None) -> tuple[Tensor, Tensor]:
+    """(log of the sum over classes of exp(hidden . class) [T], the classes' mean under that softmax [T, D]), float32.
+
+    Inputs share one narrow dtype, which the GPU's tensor cores multiply; sums are in float32. splits: parts of the
+    classes that programs of their own take (default: enough to fill the GPU); the results of all exist at once.
+    """
+    (targets, width), num_classes = hidden_TD.shape, len(classes_ND)
+    tile_t, tile_n, tile_w, launch = _tile(width)
+    row_blocks = _parts(targets, tile_t)
+    splits = splits or _splits(row_blocks, _parts(num_classes, tile_n), hidden_TD)
+    lse_ST = hidden_TD.new_empty((splits, targets), dtype=torch.float32)
+    mean_STD = hidden_TD.new_empty((splits, targets, width), dtype=torch.float32)
+    per_split = _parts(_parts(num_classes, splits), tile_n) * tile_n
+    if targets:
+        _softmax_mean[(row_blocks, splits)](
+            hidden_TD, classes_ND, lse_ST, mean_STD, targets, num_classes, per_split,
+            width=width, tile_t=tile_t, tile_n=tile_n, tile_w=tile_w, **launch,
+        )  # fmt: skip
+    if splits == 1:
+        return lse_ST[0], mean_STD[0]
+    lse_T = lse_ST.logsumexp(dim=0)
+    return lse_T, torch.einsum("st,std->td", (lse_ST - lse_T).exp_(), mean_STD)
+
+
+def add_class_gradient(
+    hidden_TD: Tensor,
+    classes_ND: Tensor,
+    weights_T: Tensor,
+    lse_T: Tensor,
+    grad_classes_ND: Tensor,
+    splits: int | None = None,
+) -> None:
+    """grad_classes += the gradient of sum(weight * lse) with respect to the classes.
+
+    hidden and classes as in softmax_mean; weights, lse and the gradient in float32. The gradient may be narrower than
+    the classes, whose last columns are then padding. splits: of the rows of hidden.
+    """
+    (targets, width), num_classes = hidden_TD.shape, len(classes_ND)
+    tile_n, tile_t, tile_w, launch = _tile(width)
+    class_blocks = _parts(num_classes, tile_n)
+    splits = splits or _splits(class_blocks, _parts(targets, tile_t), hidden_TD)
+    if not targets or not num_classes:
+        return
+    part_SND = grad_classes_ND[None] if splits == 1 else grad_classes_ND.new_zeros(splits, *grad_classes_ND.shape)
+    per_split = _parts(_parts(targets, splits), tile_t) * tile_t
+    _add_class_gradient[(class_blocks, splits)](
+        hidden_TD, classes_ND, weights_T, lse_T, part_SND, targets, num_classes, per_split,
+        width=width, grad_width=grad_classes_ND.shape[1], tile_t=tile_t, tile_n=tile_n, tile_w=tile_w, **launch,
+    )  # fmt: skip
+    if splits > 1:
+        grad_classes_ND += part_SND.sum(dim=0)
+
+
+def _parts(length: int, size: int) -> int:
+    return -(-length // size)
+
+
+def _tile(width: int) -> tuple[int, int, int, dict[str, int]]:
+    """(rows that a program owns, rows that pass by at a time, W, warps and pipeline stages)."""
+    tile_w = max(1 << (width - 1).bit_length(), 16)
+    if tile_w <= 64:
+        return 128, 128, tile_w, {"num_warps": 8, "num_stages": 3}
+    return 128, 64, tile_w, {"num_warps": 8, "num_stages": 3 if tile_w <= 128 else 2}
+
+
+def _splits(blocks: int, longest: int, like: Tensor) -> int:
+    """How many programs share the work of a block of rows, so that twice the GPU's processors have some."""
+    if not like.is_cuda:
+        return 1
+    wanted = 2 * torch.cuda.get_device_properties(like.device).multi_processor_count
+    return max(min(wanted // max(blocks, 1), longest), 1)
+
+
+@triton.jit
+def _rows(start_ptr, first, end, width: tl.constexpr, rows: tl.constexpr, tile_w: tl.constexpr):
+    """[rows, tile_w] from row `first` on; 0 beyond row `end` and beyond the width."""
+    at_r = first + tl.arange(0, rows)
+    at_w = tl.arange(0, tile_w)
+    inside = (at_r < end)[:, None] & (at_w < width)[None, :]
+    return tl.load(start_ptr + at_r.to(tl.int64)[:, None] * width + at_w[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _softmax_mean(
+    hidden_ptr, classes_ptr, lse_ptr, mean_ptr, targets, num_classes, per_split,
+    width: tl.constexpr, tile_t: tl.constexpr, tile_n: tl.constexpr, tile_w: tl.constexpr,
+):  # fmt: skip
+    """One block of rows over one split's classes: maxima and sums in powers of two, rescaled as a maximum rises."""
+    first_t = tl.program_id(0) * tile_t
+    first_n = tl.program_id(1) * per_split
+    end_n = tl.minimum(first_n + per_split, num_classes)
+    hidden_tW = _rows(hidden_ptr, first_t, targets, width, tile_t, tile_w)
+    max_t = tl.full([tile_t], float("-inf"), tl.float32)
+    sum_t = tl.zeros([tile_t], tl.float32)
+    mean_tW = tl.zeros([tile_t, tile_w], tl.float32)
+    for start_n in range(first_n, end_n, tile_n):
+        classes_nW = _rows(classes_ptr, start_n, end_n, width, tile_n, tile_w)
+        logits_tn = tl.dot(hidden_tW, tl.trans(classes_nW)) * LOG2_E
+        is_class_n = start_n + tl.arange(0, tile_n) < end_n
+        logits_tn = tl.where(is_class_n[None, :], logits_tn, float("-inf"))
+        new_t = tl.maximum(max_t, tl.max(logits_tn, 1))
+        exp_tn = tl.exp2(logits_tn - new_t[:, None])
+        shrink_t = tl.exp2(max_t - new_t)
+        sum_t = sum_t * shrink_t + tl.sum(exp_tn, 1)
+        mean_tW = tl.dot(exp_tn.to(classes_nW.dtype), classes_nW, mean_tW * shrink_t[:, None])
+        max_t = new_t
+    at_t = (first_t + tl.arange(0, tile_t)).to(tl.int64)
+    at_w = tl.arange(0, tile_w)
+    place_t = tl.program_id(1).to(tl.int64) * targets + at_t
+    tl.store(lse_ptr + place_t, (max_t + tl.log2(sum_t)) * LN_2, mask=at_t < targets)
+    inside = (at_t < targets)[:, None] & (at_w < width)[None, :]
+    mean_tW = tl.where(sum_t[:, None] > 0, mean_tW / sum_t[:, None], 0.0)
+    tl.store(mean_ptr + place_t[:, None] * width + at_w[None, :], mean_tW, mask=inside)
+
+
+@triton.jit
+def _add_class_gradient(
+    hidden_ptr, classes_ptr, weights_ptr, lse_ptr, grad_ptr, targets, num_classes, per_split,
+    width: tl.constexpr, grad_width: tl.constexpr, tile_t: tl.constexpr, tile_n: tl.constexpr, tile_w: tl.constexpr,
+):  # fmt: skip
+    """One block of classes over one split's rows of hidden."""
+    first_n = tl.program_id(0) * tile_n
+    first_t = tl.program_id(1) * per_split
+    end_t = tl.minimum(first_t + per_split, targets)
+    classes_nW = _rows(classes_ptr, first_n, num_classes, width, tile_n, tile_w)
+    grad_nW = tl.zeros([tile_n, tile_w], tl.float32)
+    for start_t in range(first_t, end_t, tile_t):
+        hidden_tW = _rows(hidden_ptr, start_t, end_t, width, tile_t, tile_w)
+        at_t = start_t + tl.arange(0, tile_t)
+        lse_t = tl.load(lse_ptr + at_t, mask=at_t < end_t, other=0.0)
+        weight_t = tl.load(weights_ptr + at_t, mask=at_t < end_t, other=0.0)
+        logits_nt = tl.dot(classes_nW, tl.trans(hidden_tW))
+        softmax_nt = tl.exp2((logits_nt - lse_t[None, :]) * LOG2_E) * weight_t[None, :]
+        grad_nW = tl.dot(softmax_nt.to(hidden_tW.dtype), hidden_tW, grad_nW)
+    at_n = (first_n + tl.arange(0, tile_n)).to(tl.int64)
+    at_w = tl.arange(0, tile_w)
+    place_nW = (tl.program_id(1).to(tl.int64) * num_classes + at_n)[:, None] * grad_width + at_w[None, :]
+    inside = (at_n < num_classes)[:, None] & (at_w < grad_width)[None, :]
+    tl.store(grad_ptr + place_nW, tl.load(grad_ptr + place_nW, mask=inside, other=0.0) + grad_nW, mask=inside)
