@@ -299,7 +299,7 @@ def page(results: dict[str, Any]) -> str:
         [
             "# Benchmarks",
             "",
-            f"Written by `make bench` (20 minutes). {results['machine']}.",
+            f"Written by `make bench` (half an hour). {results['machine']}.",
             "One thread unless a row says otherwise; medians; each measurement in a process of its own.",
             "",
             "| what | measured | wanted | met |",

@@ -70,7 +70,7 @@ class SampledSettings:
     num_items: int = 1024
     """items drawn for a step, shared by all its targets (sampled_softmax, gbce)"""
     distribution: Literal["uniform", "popularity"] = "uniform"
-    """popularity: in proportion to train interactions (sampled_softmax, gbce)"""
+    """popularity: in proportion to train interactions (sampled_softmax alone)"""
     gbce_calibration: float = 0.75
     """0: plain binary cross-entropy; 1: probabilities as without sampling; between: some of both"""
     sce_buckets: int = 256
@@ -203,4 +203,6 @@ class Settings:
         require(self.num_gpus is None or self.num_gpus >= 0, "num_gpus", self.num_gpus, ">= 0")
         require(self.epochs >= 1, "epochs", self.epochs, ">= 1")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
+        by_popularity = self.loss.cross_entropy == "gbce" and self.sampled.distribution == "popularity"
+        require(not by_popularity, "sampled.distribution", "popularity", "uniform where loss.cross_entropy is gbce")
         require(self.experiment.strip() != "", "experiment", self.experiment, "a name")

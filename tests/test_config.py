@@ -41,6 +41,7 @@ def test_train_yaml_follows_the_data_set_unless_chosen() -> None:
         (["stray"], "stray"),
         (["--optimizer.lr", "nan"], "optimizer.lr is nan"),
         (["--model", "../../etc/passwd"], "unknown model"),
+        (["--loss.cross-entropy", "gbce", "--sampled.distribution", "popularity"], "uniform where loss.cross_entropy"),
     ],
 )
 def test_wrong_flags_are_one_line_that_names_value_or_way_out(args: list[str], said: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.errors import InputError
 from pnfrec_dist.storage import sha256_of
 
 FIELDS = ("offsets", "values")
@@ -20,10 +21,17 @@ def mapped(directory: Path, make: Callable[[], dict[str, Ragged]]) -> dict[str, 
     """The arrays of `directory`, memory-mapped; where they are missing or damaged, those of make() are written first.
 
     Several processes may ask at once: each writes a draft of its own, and the first to rename it wins. The name of
-    `directory` must hold all that the arrays depend on.
+    `directory` must hold all that the arrays depend on. Raises InputError when the directory cannot be written.
     """
     if not _is_whole(directory):
-        _write(directory, make())
+        arrays = make()
+        try:
+            _write(directory, arrays)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"cannot write to the cache {directory.parent} ({reason}); name another directory in PNFREC_CACHE"
+            ) from error
     names = sorted({file.name.split(".")[0] for file in directory.glob("*.npy")})
     return {
         name: Ragged(*(np.load(_file(directory, name, field), mmap_mode="r") for field in FIELDS)) for name in names

@@ -65,7 +65,8 @@ class _ShardedLookup(torch.autograd.Function):
         shards = table.shards
         bounds = torch.tensor(table.bounds, device=items_U.device)
         asked = torch.searchsorted(items_U, bounds).diff().tolist()
-        answered = shards.exchange(torch.tensor(asked), [1] * shards.size, [1] * shards.size).tolist()
+        counts = torch.tensor(asked, device=items_U.device)  # NCCL carries a GPU's tensors alone
+        answered = shards.exchange(counts, [1] * shards.size, [1] * shards.size).tolist()
         rows = shards.exchange(items_U, asked, answered) - table.first_row
         ctx.shards, ctx.rows, ctx.asked, ctx.answered, ctx.shape = shards, rows, asked, answered, weight_SD.shape
         ctx.pad_row = PAD_ID - table.first_row

@@ -6,6 +6,7 @@ import pytest
 
 from pnfrec_dist.data.mapped import CHECKSUMS, mapped
 from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.errors import InputError
 
 ARRAYS = {
     "likes": Ragged(np.array([0, 2, 2, 5]), np.array([1, 2, 3, 4, 5], dtype=np.int32)),
@@ -35,6 +36,12 @@ def test_arrays_are_written_once_and_mapped(tmp_path: Path) -> None:
     require_same(again)
     assert isinstance(again["likes"].values, np.memmap)
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["a-1"]
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write to the cache .*; name another directory in PNFREC_CACHE"):
+        mapped(tmp_path / "file" / "a", make)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "no checksums"])
