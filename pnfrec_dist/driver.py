@@ -141,9 +141,9 @@ def _describe(
             f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
             f"at most {settings.epochs} epochs",
             f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}",
-            f"memory per worker, about: {_size(step.table)} item table, {_size(step.table_training)} its gradient and "
-            f"Adam, {_size(step.encoders)} encoders, {_size(step.activations)} activations, {_size(step.tile)} logits, "
-            f"{_size(step.data)} data; {_size(step.total)} in all",
+            f"memory per worker, about: {_size(step.table)} item table, {_size(step.table_training + step.passing)} "
+            f"its gradients and Adam, {_size(step.encoders)} encoders, {_size(step.activations)} activations, "
+            f"{_size(step.logits)} logits, {_size(step.data)} data; {_size(step.total)} in all",
             f"tracking: {uri}",
         ]
     )
@@ -159,14 +159,21 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan) -> Non
         free, needed, where = psutil.virtual_memory().available, step.total * plan.num_workers, "this machine has free"
     if needed <= free:
         return
+    table = step.table + step.table_training + step.passing
+    parts_save = step.activations * 7 // 8 - (step.table if not step.is_sharded else 0)
+    kind, exact = settings.loss.cross_entropy, settings.loss.cross_entropy == "exact"
+    fewer = "a lower --sampled.sce-buckets" if kind == "sce" else "a lower --sampled.num-items"
     ways = {
-        "--item-table sharded": 0
-        if step.is_sharded or plan.num_workers == 1
-        else (step.table + step.table_training) // 2,
-        "--train.accumulation 8": step.activations * 7 // 8 if settings.train.accumulation == 1 else 0,
+        "--item-table sharded": 0 if step.is_sharded or plan.num_workers == 1 else table // 2,
+        "--train.accumulation 8": parts_save if settings.train.accumulation == 1 else 0,
         "a lower --train.batch-size": step.activations // 2,
-        "--loss.exact-path auto or --loss.cross-entropy sampled_softmax": step.tile,
-        "a lower --encoder.hidden-size": (step.table + step.table_training + step.encoders) // 2,
+        "--loss.exact-path auto or --loss.cross-entropy sampled_softmax": step.logits
+        if exact and settings.loss.exact_path in ("materialised", "chunked")
+        else 0,
+        "a smaller --loss.tile-mib": step.logits * 3 // 4 if exact and settings.loss.tile_mib else 0,
+        fewer: 0 if exact else step.logits // 2,
+        "--loss.cross-entropy sampled_softmax": step.passing if exact else 0,
+        "a lower --encoder.hidden-size": (table + step.encoders) // 2,
         "--num-workers 1": step.total if not plan.use_gpu and plan.num_workers > 1 and step.total <= free else 0,
     }
     best = sorted((way for way, saved in ways.items() if saved > step.total // 20), key=lambda way: -ways[way])

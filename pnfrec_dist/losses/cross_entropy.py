@@ -113,9 +113,10 @@ class _CrossEntropy(torch.autograd.Function):
             classes_ND = table_SD[padding:]
             if any(ctx.needs_input_grad[:2]):
                 grad_table_SD = torch.zeros_like(table_SD)
-                sweep = _one_sweep if tiling.sweep == "one" and not table.is_sharded else _two_sweeps
                 if tiling.sweep == "fused":
                     sweep = _fused_sweeps
+                else:
+                    sweep = _one_sweep if tiling.sweep == "one" and not table.is_sharded else _two_sweeps
                 lse_T, grad_TD = sweep(
                     all_TD, classes_ND, weights_T, tiling, matmul_dtype, grad_table_SD[padding:], shards
                 )
@@ -207,7 +208,7 @@ def _fused_sweeps(
     """As _two_sweeps; the first also yields the gradient of hidden, the softmax's mean of this rank's classes."""
     from pnfrec_dist.losses.fused import add_class_gradient, softmax_mean  # Triton comes with torch's GPU builds alone
 
-    padding = -hidden_TD.shape[1] % 16  # rows that start at multiples of 16 bytes load as vectors
+    padding = -hidden_TD.shape[1] % 16  # rows that start at multiples of 32 bytes load as vectors
     hidden_TW, classes_NW = (F.pad(rows.to(matmul_dtype), (0, padding)) for rows in (hidden_TD, classes_ND))
     here_T, mean_TW = softmax_mean(hidden_TW, classes_NW)
     lse_T = _over_shards(here_T, shards)

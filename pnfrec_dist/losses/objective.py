@@ -33,7 +33,8 @@ def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> 
     fits = settings.train.precision == "bfloat16" and settings.encoder.hidden_size <= MAX_FUSED_WIDTH
     can_fuse = on_gpu and fits and find_spec("triton") is not None
     if loss.exact_path == "fused" and not can_fuse:
-        lacks = "Triton, which torch brings for NVIDIA GPUs" if on_gpu else "GPU workers"
+        narrow = f"train.precision bfloat16 and encoder.hidden_size <= {MAX_FUSED_WIDTH}"
+        lacks = "GPU workers" if not on_gpu else "Triton, which torch brings for NVIDIA GPUs" if fits else narrow
         raise InputError(f"loss.exact_path is 'fused', which needs {lacks}; leave it at auto")
     tile_mib = loss.tile_mib or (GPU_TILE_MIB if on_gpu else CPU_TILE_MIB)
     return plan_tiles(rows, items, int(tile_mib * 2**20), loss.exact_path, on_cpu=not on_gpu, can_fuse=can_fuse)

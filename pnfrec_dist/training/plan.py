@@ -8,6 +8,7 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.losses.objective import plan_softmax
+from pnfrec_dist.losses.sampled import CHUNK_LOGITS
 
 FLOAT = 4
 LIBRARIES = 600 * 2**20
@@ -27,15 +28,17 @@ class StepPlan:
     """weights, gradients and moments"""
     activations: int
     """both encoders' intermediate results kept for the backward pass, and what goes into the softmax"""
-    tile: int
-    """the logits that exist at a time"""
+    passing: int
+    """further gradients of this worker's rows that exist for a moment"""
+    logits: int
+    """what the loss holds at a time: a tile of the exact softmax, or what a loss over some items draws and scores"""
     data: int
     """the training users' lists"""
 
     @property
     def total(self) -> int:
-        parts = self.table + self.table_training + self.encoders + self.activations + self.tile + self.data
-        return parts + LIBRARIES
+        table = self.table + self.table_training + self.passing
+        return table + self.encoders + self.activations + self.logits + self.data + LIBRARIES
 
 
 def plan_step(
@@ -61,7 +64,8 @@ def plan_step(
     length = min(encoder.max_length, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
     per_token = encoder.num_blocks * (16 * width + 3 * encoder.num_heads * length) + 6 * width
     softmax = (1 + 3 * shards) * tokens * width
-    tiling = plan_softmax(settings, shards * tokens, rows, on_gpu=on_gpu)
+    # The softmax's gradient of all rows meets the lookup's in a new tensor; each further part makes one more.
+    passing = (settings.loss.cross_entropy == "exact") + (settings.train.accumulation > 1)
     per_encoder = encoder.num_blocks * (6 * width * width + 10 * width) + encoder.max_length * width + 2 * width
     return StepPlan(
         is_sharded=is_sharded,
@@ -69,9 +73,24 @@ def plan_step(
         table_training=3 * FLOAT * rows * width,
         encoders=4 * FLOAT * len(sides) * per_encoder,
         activations=FLOAT * (tokens * per_token + softmax),
-        tile=2 * FLOAT * tiling.rows * tiling.items,
+        passing=passing * FLOAT * rows * width,
+        logits=_logits(settings, tokens, rows, num_items, shards, on_gpu),
         data=sum(side.values.nbytes + side.offsets.nbytes for side in (data.positive, data.negative)),
     )
+
+
+def _logits(settings: Settings, tokens: int, rows: int, num_items: int, shards: int, on_gpu: bool) -> int:
+    """Bytes of StepPlan.logits."""
+    sampled, kind, width = settings.sampled, settings.loss.cross_entropy, settings.encoder.hidden_size
+    if kind == "exact":
+        tiling = plan_softmax(settings, shards * tokens, rows, on_gpu=on_gpu)
+        return 2 * FLOAT * tiling.rows * tiling.items
+    if kind == "sce":
+        buckets, targets, items = sampled.sce_buckets, min(sampled.sce_targets, tokens), sampled.sce_items
+        vectors = 3 * width * min(buckets * items + tokens, num_items)
+        return FLOAT * (buckets * (2 * tokens + shards * width + 4 * targets + 6 * items) + vectors)
+    distinct = min(sampled.num_items, num_items)
+    return FLOAT * (6 * sampled.num_items + 3 * width * distinct + 4 * max(CHUNK_LOGITS, distinct))
 
 
 def _largest_targets(side: Ragged, max_length: int, users: int) -> int:

@@ -14,6 +14,8 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.objective import term_counts, term_weights, weighted_loss
 from pnfrec_dist.model.dual_encoder import PNFRec
 
+NORM_BLOCK = 1 << 16
+
 
 @dataclass(frozen=True)
 class StepSums:
@@ -80,5 +82,6 @@ def scale_gradients(model: PNFRec, max_norm: float) -> None:
 
 
 def _square_sum(parameters: Iterable[nn.Parameter]) -> Tensor:
-    squares = [p.grad.norm(dtype=torch.float64).square() for p in parameters if p.grad is not None]
-    return torch.stack(squares).sum()
+    """Sums over blocks, added in float64. A norm in float64 would copy the whole item table's gradient first."""
+    blocks = [b for p in parameters if p.grad is not None for b in p.grad.flatten().split(NORM_BLOCK)]
+    return torch.stack([torch.dot(block, block) for block in blocks]).double().sum()

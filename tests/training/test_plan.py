@@ -1,12 +1,24 @@
 """Where the item table goes, and how much memory a worker is said to need."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.config import (
+    CrossEntropyKind,
+    EncoderSettings,
+    LossSettings,
+    OptimizerSettings,
+    SampledSettings,
+    Settings,
+    TrainSettings,
+)
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
@@ -52,10 +64,71 @@ def test_parts_smaller_tiles_and_shards_need_less() -> None:
     parts = plan_step(replace(settings, train=TrainSettings(batch_size=8, accumulation=4)), data(), 10_000, 2)
     assert parts.activations < plan.activations / 3
     smaller = plan_step(replace(settings, loss=LossSettings(alpha=0.5, tile_mib=0.001)), data(), 10_000, 2)
-    assert smaller.tile < plan.tile
+    assert smaller.logits < plan.logits
     whole = plan_step(replace(settings, loss=LossSettings(alpha=0.5, exact_path="materialised")), data(), 10_000, 2)
-    assert whole.tile == 2 * 4 * 80 * 10_001 > plan.tile
+    assert whole.logits == 2 * 4 * 80 * 10_001 > plan.logits
     assert plan_step(replace(settings, item_table="sharded"), data(), 10_000, 2).total < plan.total
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from test_plan import LARGE, ROWS, data
+from pnfrec_dist.data.batch import train_batch
+from pnfrec_dist.data.sampler import ItemSampler
+from pnfrec_dist.distributed import World
+from pnfrec_dist.training.loop import build_model
+from pnfrec_dist.training.step import train_step
+settings, device = LARGE[sys.argv[1]], torch.device("cpu")
+torch.set_num_threads(1)
+users, model = data(), build_model(ROWS, settings)
+optimizer = torch.optim.Adam(model.parameters(), fused=True)
+sampler = ItemSampler(settings.sampled, np.ones(ROWS + 1))
+for step in range(2):
+    draw = sampler.draw(1, 1, step) if settings.loss.cross_entropy == "sampled_softmax" else None
+    parts = np.array_split(np.arange(8), settings.train.accumulation)
+    batches = [train_batch(users, part, settings.encoder, settings.loss, device, draw) for part in parts]
+    train_step(model, model.encoders, optimizer, batches, settings, World(), False)
+print(next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
+"""
+ROWS = 1_000_000
+WIDE = replace(SETTINGS, encoder=EncoderSettings(hidden_size=64, max_length=10))
+LARGE = {
+    "exact": WIDE,
+    "in parts, clipped": replace(
+        WIDE, train=TrainSettings(batch_size=8, accumulation=4), optimizer=OptimizerSettings(max_gradient_norm=1.0)
+    ),
+    "sampled, clipped": replace(
+        WIDE,
+        loss=LossSettings(alpha=0.5, cross_entropy="sampled_softmax"),
+        optimizer=OptimizerSettings(max_gradient_norm=1.0),
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("case", LARGE)
+def test_the_total_is_about_a_process_own_peak_with_a_large_table(case: str) -> None:
+    """A million rows of 256 bytes. Ray's share of the libraries, some 150 MiB, is not in the process."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, case], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    planned, peak = plan_step(LARGE[case], data(), ROWS, 1).total, 1024 * int(done.stdout)
+    assert 0.97 * peak <= planned <= 1.3 * peak
+
+
+def test_a_loss_over_some_items_is_planned_by_what_it_draws() -> None:
+    def logits(kind: CrossEntropyKind, sampled: SampledSettings = SETTINGS.sampled) -> int:
+        loss = LossSettings(cross_entropy=kind, exact_path="materialised")
+        return plan_step(replace(SETTINGS, loss=loss, sampled=sampled), data(), 10**6, 1).logits
+
+    assert logits("sampled_softmax") == logits("gbce") < logits("exact") / 8
+    assert logits("sampled_softmax", SampledSettings(num_items=10**8)) > 10**9
+    assert logits("sce", SampledSettings(sce_buckets=10**7)) > 10**9 > logits("sce")
 
 
 def test_activations_are_about_what_the_backward_pass_keeps() -> None:
