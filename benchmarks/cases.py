@@ -93,6 +93,7 @@ def softmax(path: str, items: int, width: int, targets: int, dtype: str = "float
         hidden_TD.grad = table.weight.grad = None
         total = loss()
         total.backward()
+        table.collect_gradients()
         return total.item()
 
     result, value = measure(call, times)

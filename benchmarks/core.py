@@ -268,9 +268,9 @@ def has_fast_bf16() -> bool:
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.ones(512, 512, dtype=dtype)
-        square @ square
+        torch.mm(square, square)
         started = time.perf_counter()
-        square @ square
+        torch.mm(square, square)
         seconds.append(time.perf_counter() - started)
     return seconds[1] < seconds[0]
 
@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=[*PARTS, "curves"], default=[*PARTS, "curves"])
     arguments = parser.parse_args()
     kept = arguments.out / "benchmarks.json"
-    results = json.loads(kept.read_text()) if kept.exists() else {"rows": {}, "curves": {}}
+    results: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"rows": {}, "curves": {}}
     results["machine"] = machine(has_fast_bf16())
     for name in arguments.parts:
         if name == "curves":

@@ -102,6 +102,9 @@ def _wrong_value(message: str) -> str:
     """What tyro says of a value of the wrong type, in this project's words."""
     for kind, meant in ((r"invalid literal for int\(\) .*?", "a whole number"), (r"could not convert .*?", "a number")):
         message = re.sub(rf"^Error parsing (--\S+): {kind}: ('.*')$", rf"\1 is \2; it must be {meant}", message)
+    switch = re.fullmatch(r"Unrecognized options: (true|false|yes|no|on|off)", message, re.IGNORECASE)
+    if switch:
+        return f"{switch[1]!r} stands after a switch, which takes no value: write --NAME, or --no-NAME to turn it off"
     choices = re.match(r"Error parsing (--\S+): no type matching FLOAT\|\{(.*?)\} .*? from \[('.*?')\]", message)
     return f"{choices[1]} is {choices[3]}; it must be a number or one of {choices[2]}" if choices else message
 

@@ -126,13 +126,14 @@ class TrainSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     """of matrix products; bfloat16 pays where the processor has it (GPUs, CPUs with AMX or AVX512-BF16)"""
     compile: bool = False
-    """torch.compile for the encoders"""
+    """torch.compile for what the encoders do token by token"""
     patience: int = 10
     """stop after this many epochs without a better validation NDCG_p@10"""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
-        require(self.accumulation >= 1, "train.accumulation", self.accumulation, ">= 1")
+        fits = 1 <= self.accumulation <= self.batch_size
+        require(fits, "train.accumulation", self.accumulation, f"from 1 to train.batch_size ({self.batch_size})")
         require(self.patience >= 1, "train.patience", self.patience, ">= 1")
 
 

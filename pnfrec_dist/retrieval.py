@@ -26,7 +26,7 @@ class Scores:
     first: int
     end: int
     block: Callable[[int, int], Tensor]
-    """(first, end) -> a new tensor with the scores of the items first..end-1, [B, end - first]"""
+    """(first, end) -> scores of the items first..end-1, [B, end - first], to write into; valid until the next call"""
     of_items: Callable[[Tensor], tuple[Tensor, Tensor]]
     """one item id per user, [B] -> (their scores, how far from the block's they may lie), [B] each"""
     shards: World = field(default_factory=World)
@@ -47,9 +47,18 @@ class Ranking:
 def table_scores(hidden_BD: Tensor, table: ItemTable) -> Scores:
     """Dot products with the rows of the item table."""
     rounding = hidden_BD.shape[1] * torch.finfo(hidden_BD.dtype).eps
+    buffer = hidden_BD.new_empty(0)
 
+    @torch.no_grad()
     def block(first: int, end: int) -> Tensor:
-        return hidden_BD @ table.weight[first - table.first_row : end - table.first_row].T
+        nonlocal buffer
+        rows_nD = table.weight[first - table.first_row : end - table.first_row]
+        if hidden_BD.is_cuda:
+            return hidden_BD @ rows_nD.T
+        # A CPU's heap grows with every new block while something small that is kept lies behind the last.
+        size = len(hidden_BD) * (end - first)
+        buffer = buffer if len(buffer) >= size else hidden_BD.new_empty(size)
+        return torch.mm(hidden_BD, rows_nD.T, out=buffer[:size].view(len(hidden_BD), -1))
 
     def of_items(ids_B: Tensor) -> tuple[Tensor, Tensor]:
         items_U, place_B = ids_B.unique(return_inverse=True)

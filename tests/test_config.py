@@ -41,6 +41,11 @@ def test_train_yaml_follows_the_data_set_unless_chosen() -> None:
         (["stray"], "stray"),
         (["--optimizer.lr", "nan"], "optimizer.lr is nan"),
         (["--model", "../../etc/passwd"], "unknown model"),
+        (["--train.compile", "True"], "--no-NAME"),
+        (
+            ["--config", "default", "--train.accumulation", "501"],
+            "from 1 to train.batch_size (500)",
+        ),
         (["--loss.cross-entropy", "gbce", "--sampled.distribution", "popularity"], "uniform where loss.cross_entropy"),
     ],
 )

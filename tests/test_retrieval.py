@@ -111,3 +111,11 @@ def test_a_score_that_is_nan_never_flatters() -> None:
 def test_nobody_and_more_places_than_items() -> None:
     assert rank_all(given_scores(torch.zeros(0, 5)), 3, users=0).items_BK.shape == (0, 3)
     assert rank_all(given_scores(torch.zeros(1, 2)), 4, users=1).items_BK.tolist() == [[1, 2, 0, 0]]
+
+
+def test_blocks_of_scores_share_their_memory() -> None:
+    """On a CPU's heap a new block each time made a list of 256 users over a million items hold 104 MiB, not 8."""
+    table = ItemTable(9, 2)
+    scores = table_scores(torch.ones(3, 2), table)
+    places = {scores.block(first, first + 4).data_ptr() for first in (1, 5)}
+    assert len(places) == 1

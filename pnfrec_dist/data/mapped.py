@@ -1,9 +1,11 @@
 """Ragged arrays in files that all workers of a node map into memory: read once, held once, whatever their number."""
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.storage import sha256_of
 
 FIELDS = ("offsets", "values")
-CHECKSUMS = "checksums.json"
+CHECKSUMS, DRAFT = "checksums.json", ".draft-"
+UNUSED_DAYS = 30
+"""After these, the next that writes into the cache removes a directory."""
 
 
 def mapped(directory: Path, make: Callable[[], dict[str, Ragged]]) -> dict[str, Ragged]:
@@ -27,11 +31,14 @@ def mapped(directory: Path, make: Callable[[], dict[str, Ragged]]) -> dict[str, 
         arrays = make()
         try:
             _write(directory, arrays)
+            _remove_unused(directory.parent)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(
                 f"cannot write to the cache {directory.parent} ({reason}); name another directory in PNFREC_CACHE"
             ) from error
+    with contextlib.suppress(OSError):
+        os.utime(directory)  # marks it as used
     names = sorted({file.name.split(".")[0] for file in directory.glob("*.npy")})
     return {
         name: Ragged(*(np.load(_file(directory, name, field), mmap_mode="r") for field in FIELDS)) for name in names
@@ -49,6 +56,15 @@ def _file(directory: Path, name: str, field: str) -> Path:
     return directory / f"{name}.{field}.npy"
 
 
+def _remove_unused(cache: Path) -> None:
+    """Processes that have mapped a file keep it."""
+    for entry in cache.iterdir():
+        is_ours = (entry / CHECKSUMS).is_file() or entry.name.startswith(DRAFT)
+        with contextlib.suppress(OSError):
+            if is_ours and entry.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
 def _is_whole(directory: Path) -> bool:
     """Whether every file is there and is what was written."""
     try:
@@ -60,7 +76,7 @@ def _is_whole(directory: Path) -> bool:
 
 def _write(directory: Path, arrays: dict[str, Ragged]) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory.parent))
+    draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=directory.parent))
     try:
         for name, ragged in arrays.items():
             for field in FIELDS:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pnfrec_dist.config import ExactPath
 from pnfrec_dist.distributed import World
-from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.model.item_table import ItemTable, add_rows
 
 MIN_CHUNK_ROWS, GPU_MIN_CHUNK_ROWS = 32, 1024
 """With fewer rows in a chunk its matmuls run at the speed of memory, and two sweeps over tiles are as fast."""
@@ -251,14 +251,6 @@ def _one_sweep(
 def blocks(length: int, size: int) -> Iterator[slice]:
     """0..length in slices of `size`, the last one shorter."""
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
-
-
-def add_rows(table_VD: Tensor, ids: Tensor, rows: Tensor) -> None:
-    """table_VD[ids[i]] += rows[i], where ids repeat; the same sums in the same order on every run."""
-    if table_VD.is_cuda:
-        table_VD.index_put_((ids,), rows.to(table_VD.dtype), accumulate=True)
-    else:
-        table_VD.index_add_(0, ids, rows.to(table_VD.dtype))
 
 
 class _Logits:

@@ -39,14 +39,23 @@ class Block(nn.Module):
         )
 
     def forward(self, x_PD: Tensor, groups: Groups) -> Tensor:
-        query_PD = self.attention_norm(x_PD)
-        x_PD = query_PD + self._attention(query_PD, x_PD, groups)
-        x_PD = self.feed_forward_norm(x_PD)
-        return x_PD + self.feed_forward(x_PD)
+        query_PD, q_PD, k_PD, v_PD = self._project(x_PD)
+        return self._feed(query_PD, self._attend(q_PD, k_PD, v_PD, groups))
 
-    def _attention(self, query_PD: Tensor, x_PD: Tensor, groups: Groups) -> Tensor:
+    def compile_tokenwise(self) -> None:
+        """Compiles what treats tokens one by one, for any number of them.
+
+        Attention is left as it is: its shapes are those of the groups, and each batch's new ones would be compiled.
+        """
+        self._project = torch.compile(self._project, dynamic=True)
+        self._feed = torch.compile(self._feed, dynamic=True)
+
+    def _project(self, x_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        query_PD = self.attention_norm(x_PD)
+        return query_PD, self.query(query_PD), *self.key_value(x_PD).chunk(2, dim=-1)
+
+    def _attend(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor, groups: Groups) -> Tensor:
         """Group by group, since it alone mixes the tokens of a user."""
-        q_PD, (k_PD, v_PD) = self.query(query_PD), self.key_value(x_PD).chunk(2, dim=-1)
         dropout_p = self.dropout if self.training else 0.0
         tokens = [users * length for users, length in groups]
         mixed = []
@@ -55,7 +64,11 @@ class Block(nn.Module):
             mixed_GHLE = causal_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p)
             mixed.append(mixed_GHLE.transpose(1, 2).flatten(2).flatten(0, 1))
         # A rank without users: every weight still gets its (zero) gradient, as data-parallel training expects.
-        return self.output(torch.cat(mixed) if mixed else q_PD + k_PD + v_PD)
+        return torch.cat(mixed) if mixed else q_PD + k_PD + v_PD
+
+    def _feed(self, query_PD: Tensor, mixed_PD: Tensor) -> Tensor:
+        x_PD = self.feed_forward_norm(query_PD + self.output(mixed_PD))
+        return x_PD + self.feed_forward(x_PD)
 
 
 def causal_attention(q_GHLE: Tensor, k_GHLE: Tensor, v_GHLE: Tensor, dropout_p: float) -> Tensor:
@@ -95,6 +108,13 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x_PD = block(x_PD, groups)
         return self.norm(x_PD)
+
+
+def compile_encoders(module: nn.Module) -> None:
+    """torch.compile for every block within."""
+    for part in module.modules():
+        if isinstance(part, Block):
+            part.compile_tokenwise()
 
 
 @torch.no_grad()

@@ -30,6 +30,8 @@ class ItemTable(nn.Module):
         self.bounds = [(num_items + 1) * r // self.shards.size for r in range(self.shards.size + 1)]
         self.first_row, self.end_row = self.bounds[self.shards.rank], self.bounds[self.shards.rank + 1]
         self.weight = nn.Parameter(torch.zeros(self.end_row - self.first_row, hidden_size))
+        self._looked_up: list[tuple[Tensor, Tensor]] = []
+        """rows and gradients that collect_gradients is to add"""
 
     @property
     def is_sharded(self) -> bool:
@@ -44,40 +46,58 @@ class ItemTable(nn.Module):
             first, last = max(start, self.first_row), min(end, self.end_row)
             if first < last:
                 self.weight[first - self.first_row : last - self.first_row] = drawn[first - start : last - start]
-        if self.first_row == 0:
+        if self.first_row <= PAD_ID < self.end_row:
             self.weight[PAD_ID] = 0.0
 
     def lookup(self, items_U: Tensor) -> Tensor:
         """Rows of distinct, ascending item ids, [U, D], whoever holds them; PAD_ID gives zeros.
 
-        The gradient is sparse, so that a step touches these rows here and the whole table only in the softmax.
+        The backward pass only keeps these rows' gradients: collect_gradients is to follow it.
         """
-        if not self.is_sharded:
-            return F.embedding(items_U, self.weight, padding_idx=PAD_ID, sparse=True)
-        return _ShardedLookup.apply(items_U, self.weight, self)
+        return _Lookup.apply(items_U, self.weight, self)
+
+    @torch.no_grad()
+    def collect_gradients(self) -> None:
+        """Adds the gradients of looked-up rows to weight.grad, in place: the softmax's gradient of all rows stays the
+        only tensor of its size."""
+        for rows, gradients in self._looked_up:
+            if self.weight.grad is None:
+                self.weight.grad = torch.zeros_like(self.weight)
+            add_rows(self.weight.grad, rows, gradients)
+        self._looked_up.clear()
 
 
-class _ShardedLookup(torch.autograd.Function):
+class _Lookup(torch.autograd.Function):
     """Ids to the ranks that hold them, rows back; in backward their gradients the same way."""
 
     @staticmethod
     def forward(ctx: Any, items_U: Tensor, weight_SD: Tensor, table: ItemTable) -> Tensor:
         shards = table.shards
-        bounds = torch.tensor(table.bounds, device=items_U.device)
-        asked = torch.searchsorted(items_U, bounds).diff().tolist()
-        counts = torch.tensor(asked, device=items_U.device)  # NCCL carries a GPU's tensors alone
-        answered = shards.exchange(counts, [1] * shards.size, [1] * shards.size).tolist()
+        asked = answered = [len(items_U)]
+        if table.is_sharded:
+            bounds = torch.tensor(table.bounds, device=items_U.device)
+            asked = torch.searchsorted(items_U, bounds).diff().tolist()
+            counts = torch.tensor(asked, device=items_U.device)  # NCCL carries a GPU's tensors alone
+            answered = shards.exchange(counts, [1] * shards.size, [1] * shards.size).tolist()
         rows = shards.exchange(items_U, asked, answered) - table.first_row
-        ctx.shards, ctx.rows, ctx.asked, ctx.answered, ctx.shape = shards, rows, asked, answered, weight_SD.shape
-        ctx.pad_row = PAD_ID - table.first_row
+        ctx.table, ctx.rows, ctx.asked, ctx.answered = table, rows, asked, answered
         return shards.exchange(weight_SD[rows], answered, asked)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        gradients = ctx.shards.exchange(grad_outputs[0], ctx.asked, ctx.answered)
-        gradients = gradients.masked_fill((ctx.rows == ctx.pad_row)[:, None], 0.0)
-        return None, torch.sparse_coo_tensor(ctx.rows[None], gradients, ctx.shape, check_invariants=False), None
+        gradients = ctx.table.shards.exchange(grad_outputs[0], ctx.asked, ctx.answered)
+        is_padding = ctx.rows == PAD_ID - ctx.table.first_row
+        ctx.table._looked_up.append((ctx.rows, gradients.masked_fill(is_padding[:, None], 0.0)))
+        return None, None, None
+
+
+def add_rows(table_VD: Tensor, ids: Tensor, rows: Tensor) -> None:
+    """table_VD[ids[i]] += rows[i], where ids repeat; the same sums in the same order on every run."""
+    if table_VD.is_cuda:
+        table_VD.index_put_((ids,), rows.to(table_VD.dtype), accumulate=True)
+    else:
+        table_VD.index_add_(0, ids, rows.to(table_VD.dtype))
 
 
 def take(vectors_UD: Tensor, places: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from pnfrec_dist.evaluation import evaluate, model_scores, popularity_scores
 from pnfrec_dist.losses.objective import TERMS, term_weights
 from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, save_checkpoint
 from pnfrec_dist.training.plan import plan_step
 from pnfrec_dist.training.state import TrainState
@@ -66,8 +67,9 @@ class TrainLoop:
             load_model(Path(settings.resume), self.model)
             load_optimizer(Path(settings.resume), self.model, self.optimizer)
             self.state = TrainState(**stored["train_state"])
-        encoders: Any = torch.compile(self.model.encoders) if settings.train.compile else self.model.encoders
-        self.encoders = world.wrap(encoders)
+        if settings.train.compile:
+            compile_encoders(self.model.encoders)
+        self.encoders = world.wrap(self.model.encoders)
 
     def run(self) -> None:
         while not self._finished():

@@ -64,8 +64,8 @@ def plan_step(
     length = min(encoder.max_length, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
     per_token = encoder.num_blocks * (16 * width + 3 * encoder.num_heads * length) + 6 * width
     softmax = (1 + 3 * shards) * tokens * width
-    # The softmax's gradient of all rows meets the lookup's in a new tensor; each further part makes one more.
-    passing = (settings.loss.cross_entropy == "exact") + (settings.train.accumulation > 1)
+    # Of a further part, the softmax's gradient of all rows is made before it is added to the sum.
+    passing = settings.loss.cross_entropy == "exact" and settings.train.accumulation > 1
     per_encoder = encoder.num_blocks * (6 * width * width + 10 * width) + encoder.max_length * width + 2 * width
     return StepPlan(
         is_sharded=is_sharded,

@@ -57,11 +57,10 @@ def train_step(
                 hidden = encoders(vectors_UD, batch)
                 loss, part = weighted_loss(hidden, vectors_UD, batch, model.item_table, weights, settings)
             loss.backward()
+            model.item_table.collect_gradients()
         totals += part
     table_gradient = model.item_table.weight.grad
     assert table_gradient is not None
-    if table_gradient.is_sparse:  # a loss over some items reaches their rows alone; Adam moves all of them
-        table_gradient = model.item_table.weight.grad = table_gradient.to_dense()
     if not model.item_table.is_sharded:
         world.sum(table_gradient)
     if settings.optimizer.max_gradient_norm:

@@ -1,3 +1,4 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write to the cache .*; name another directory in PNFREC_CACHE"):
         mapped(tmp_path / "file" / "a", make)
+
+
+def test_what_nobody_used_for_a_month_goes(tmp_path: Path) -> None:
+    for name in ("old", "used"):
+        mapped(tmp_path / name, make)
+    (tmp_path / ".draft-left").mkdir()
+    (tmp_path / "not ours").mkdir()
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    require_same(mapped(tmp_path / "used", never))
+    mapped(tmp_path / "new", make)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "not ours", "used"]
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "no checksums"])

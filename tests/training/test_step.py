@@ -21,9 +21,11 @@ from pnfrec_dist.config import (
 )
 from pnfrec_dist.data.batch import train_batch
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
-from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.prepared import TrainData, open_prepared
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World
+from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.step import train_step
 
@@ -148,3 +150,43 @@ def test_gradients_are_scaled_to_the_norm_and_no_further(prepared: Path) -> None
         norms[limit] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item()
     assert norms[0.01] == pytest.approx(0.01, rel=1e-5)
     assert norms[0.0] == norms[1e6] > 0.01
+
+
+def test_the_table_gradient_of_a_step_is_one_tensor(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a million items a copy of it would be the largest thing in memory."""
+    data = open_prepared(prepared)
+    model = build_model(data.num_items, SETTINGS)
+    batch = train_batch(data.train(), np.arange(30), SETTINGS.encoder, SETTINGS.loss, torch.device("cpu"))
+    places = []
+    whole = ItemTable.collect_gradients
+
+    def collect(table: ItemTable) -> None:
+        assert table.weight.grad is not None
+        softmax = table.weight.grad.clone()
+        places.append(table.weight.grad.data_ptr())
+        whole(table)
+        assert not torch.equal(table.weight.grad, softmax), "the lookup's gradient was added"
+
+    monkeypatch.setattr(ItemTable, "collect_gradients", collect)
+    train_step(model, model.encoders, torch.optim.Adam(model.parameters()), [batch], SETTINGS, World(), stop=False)
+    gradient = model.item_table.weight.grad
+    assert gradient is not None and [gradient.data_ptr()] == places
+
+
+def train_on_few_items(world: World, prepared: str) -> None:
+    """Of 2 items, 4 ranks hold 3 rows: rank 0 has none."""
+    users, loss = open_prepared(Path(prepared)).train(), SETTINGS.loss
+    two = TrainData(*(Ragged(side.offsets, 1 + side.values % 2) for side in (users.positive, users.negative)))
+    whole, shared = build_model(2, SETTINGS).double(), build_model(2, SETTINGS, world).double()
+    batch = train_batch(two, np.arange(world.rank, 20, world.size), SETTINGS.encoder, loss, world.device)
+    for model in (whole, shared):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        train_step(model, world.wrap(model.encoders), optimizer, [batch], SETTINGS, world, stop=False)
+    rows = [b - a for a, b in pairwise(shared.item_table.bounds)]
+    assert rows == [0, 1, 1, 1]
+    found = world.gather_rows(shared.item_table.weight.detach(), rows)
+    torch.testing.assert_close(found, whole.item_table.weight.detach(), rtol=0, atol=1e-12)
+
+
+def test_ranks_may_outnumber_rows(prepared: Path) -> None:
+    spawn(4, train_on_few_items, str(prepared))
