@@ -17,7 +17,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train mlflow-ui test test-slow bench bench-prep check format lock clean
+.PHONY: help setup spark-prep py-files train mlflow-ui test test-slow soak bench bench-prep check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,9 @@ test: $(STAMP)  ## the test suite (10 minutes; not the slow ones)
 test-slow: $(STAMP)  ## the tests that take minutes each (an hour): kills, a bot, a Spark cluster, 200 leak cases
 	@$(BIN)/python -m pytest -m slow
 
+soak: $(STAMP)  ## interrupt training in many ways and print what became of it (an hour)
+	@$(BIN)/python -m pytest -m soak
+
 bench: $(STAMP)  ## time the large-catalog core beside plain PyTorch, write docs/benchmarks.md (half an hour)
 	@$(BIN)/python -m benchmarks.core $(ARGS)
 
@@ -66,7 +69,7 @@ check: $(STAMP)  ## format, lint, types, fast tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
-	@$(BIN)/python -m pytest -m "not integration" --durations=3
+	@$(BIN)/python -m pytest -m "not integration and not slow and not soak" --durations=3
 
 format: $(STAMP)  ## put the code into shape
 	@$(BIN)/ruff format .

@@ -29,7 +29,7 @@ from pnfrec_dist.losses.sampled import sampled_softmax
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.retrieval import rank_items, table_scores
 from pnfrec_dist.training.loop import build_model
-from pnfrec_dist.training.step import train_step
+from pnfrec_dist.training.step import Requests, train_step
 
 TILE_BYTES = CPU_TILE_MIB * 2**20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -166,7 +166,7 @@ def step(kind: str, width: int, precision: str = "float32", batch_size: int = 50
             rows = order[(next(number) * batch_size) % 5_000 :][:batch_size]
             batch = train_batch(data, rows, encoder, loss, world.device)
             flops.append(useful_flops(batch.positive.targets_T, batch.negative.targets_T, width))  # type: ignore[union-attr]
-            sums = train_step(ours, ours.encoders, optimizer, [batch], settings, world, stop=False)
+            sums = train_step(ours, ours.encoders, optimizer, [batch], settings, world, Requests())
             return float((sums.totals / sums.counts) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
 
     result, value = measure(call, times)
@@ -183,7 +183,7 @@ def feeding(items: int, width: int, batch_size: int = 500, times: int = 2) -> Re
     rows = np.random.default_rng(1).permutation(len(data))[:batch_size]
     made, batch = measure(lambda: train_batch(data, rows, encoder, loss, world.device), 9)
     stepped, _ = measure(
-        lambda: train_step(model, model.encoders, optimizer, [batch], settings, world, stop=False), times
+        lambda: train_step(model, model.encoders, optimizer, [batch], settings, world, Requests()), times
     )
     return {**stepped, "batch_seconds": made["seconds"]}
 

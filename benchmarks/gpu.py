@@ -24,7 +24,7 @@ from pnfrec_dist.losses.cross_entropy import cross_entropy
 from pnfrec_dist.losses.objective import plan_softmax
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.training.loop import build_model
-from pnfrec_dist.training.step import train_step
+from pnfrec_dist.training.step import Requests, train_step
 
 DEVICE = torch.device("cuda")
 THEIRS = "cut_cross_entropy"
@@ -97,7 +97,7 @@ def step(items: int, width: int, batch_size: int = 500) -> Result:
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     rows = np.random.default_rng(1).permutation(len(data))[:batch_size]
     batch = train_batch(data, rows, encoder, loss, DEVICE)
-    result = measure(lambda: train_step(model, model.encoders, optimizer, [batch], settings, world, stop=False))
+    result = measure(lambda: train_step(model, model.encoders, optimizer, [batch], settings, world, Requests()))
     assert batch.negative is not None
     tokens = len(batch.positive.targets_T) + len(batch.negative.targets_T)
     flops = 3 * tokens * (encoder.num_blocks * 12 * width**2 + 2 * items * width)

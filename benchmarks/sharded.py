@@ -24,7 +24,7 @@ from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.training.loop import build_model
-from pnfrec_dist.training.step import train_step
+from pnfrec_dist.training.step import Requests, train_step
 
 LENGTH = 33
 """Items of each side of each user: 32 targets on either."""
@@ -49,7 +49,7 @@ def run(rank: int, size: int, port: int, out: str, request: dict) -> None:
     for _ in range(1 + request["steps"]):
         world.barrier()
         started, before = time.perf_counter(), _loopback_bytes()
-        sums = train_step(model, encoders, optimizer, [batch], settings, world, stop=False)
+        sums = train_step(model, encoders, optimizer, [batch], settings, world, Requests())
         world.barrier()
         seconds.append(time.perf_counter() - started)
         sent.append((_loopback_bytes() - before) / size)

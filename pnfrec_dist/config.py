@@ -127,6 +127,9 @@ class TrainSettings:
     """of matrix products; bfloat16 pays where the processor has it (GPUs, CPUs with AMX or AVX512-BF16)"""
     compile: bool = False
     """torch.compile for what the encoders do token by token"""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """when a loss or gradient is nan or infinite: end the run, or leave that step out and count it; either way its
+    users are written down"""
     patience: int = 10
     """stop after this many epochs without a better validation NDCG_p@10"""
 
@@ -135,6 +138,26 @@ class TrainSettings:
         fits = 1 <= self.accumulation <= self.batch_size
         require(fits, "train.accumulation", self.accumulation, f"from 1 to train.batch_size ({self.batch_size})")
         require(self.patience >= 1, "train.patience", self.patience, ">= 1")
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """What is left for going on after a failure; there is a checkpoint after every epoch in any case."""
+
+    every_steps: int = 0
+    """also after this many steps; 0: not by steps"""
+    every_minutes: float = 10.0
+    """also after this many minutes; 0: not by time"""
+    keep: int = 2
+    """the newest that stay, beside that of the best epoch"""
+    background: bool = True
+    """copy and write while training goes on; off: training waits, and memory for the copy is spared"""
+
+    def __post_init__(self) -> None:
+        minutes = self.every_minutes
+        require(self.every_steps >= 0, "checkpoint.every_steps", self.every_steps, ">= 0")
+        require(minutes >= 0 and math.isfinite(minutes), "checkpoint.every_minutes", minutes, "a finite number >= 0")
+        require(self.keep >= 1, "checkpoint.keep", self.keep, ">= 1")
 
 
 @dataclass(frozen=True)
@@ -171,6 +194,8 @@ class Settings:
     """name of a file in conf/train/; empty: the data set's name if there is such a file, else default"""
     num_workers: int | None = None
     """CPU workers; default: 2, or one per GPU where Ray sees GPUs"""
+    min_workers: int | None = None
+    """go on with as few as this when a machine is lost, with more again when there is room; default: all are needed"""
     num_gpus: int | None = None
     """GPUs to use, one worker each; 0 keeps to the CPU"""
     epochs: int = 100
@@ -179,8 +204,13 @@ class Settings:
     """decides initialisation, order of users and dropout"""
     dry_run: bool = False
     """resolve everything, open the data, print the plan, train nothing"""
-    resume: str = ""
-    """checkpoint directory to continue from"""
+    resume: str = "auto"
+    """auto: go on with an unfinished run of these settings and data, if there is one; never: a new run; else a run's
+    directory or one of its checkpoints"""
+    max_failures: int = 3
+    """times that workers are started again after one was lost"""
+    stall_timeout: float = 600.0
+    """seconds without progress after which workers count as stuck and are started again"""
     data_dir: str = "data/prepared"
     """directory of prepared data sets"""
     output_dir: str = "runs"
@@ -197,12 +227,17 @@ class Settings:
     contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self) -> None:
         require(self.num_workers is None or self.num_workers >= 1, "num_workers", self.num_workers, ">= 1")
+        require(self.min_workers is None or self.min_workers >= 1, "min_workers", self.min_workers, ">= 1")
         require(self.num_gpus is None or self.num_gpus >= 0, "num_gpus", self.num_gpus, ">= 0")
         require(self.epochs >= 1, "epochs", self.epochs, ">= 1")
+        require(self.resume.strip() != "", "resume", self.resume, "auto, never, or a directory")
+        require(self.max_failures >= 0, "max_failures", self.max_failures, ">= 0")
+        require(self.stall_timeout > 0, "stall_timeout", self.stall_timeout, "> 0")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
         by_popularity = self.loss.cross_entropy == "gbce" and self.sampled.distribution == "popularity"
         require(not by_popularity, "sampled.distribution", "popularity", "uniform where loss.cross_entropy is gbce")

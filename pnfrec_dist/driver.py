@@ -1,11 +1,7 @@
 """The driver of a training: opens the data, plans, starts workers and the MLflow run, shows and logs what happens."""
 
-import dataclasses
-import json
 import re
-import secrets
 import shlex
-import time
 from pathlib import Path
 
 import psutil
@@ -25,42 +21,19 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.progress import ProgressReport, headline_table
+from pnfrec_dist.runs import Run, begin, choose_run
 from pnfrec_dist.storage import Location
-from pnfrec_dist.tracking import FAILED, FINISHED, KILLED, TrackedRun, start_run, tracking_uri
-from pnfrec_dist.training.checkpoint import read_state
-from pnfrec_dist.training.loop import Event, epoch_checkpoint
+from pnfrec_dist.tracking import FAILED, FINISHED, KILLED, TrackedRun, shown, tracking_uri
+from pnfrec_dist.training.loop import Event
 from pnfrec_dist.training.plan import StepPlan, plan_step
-
-RUN_FILE = "run.json"
-RESUMABLE = (
-    "num_workers",
-    "num_gpus",
-    "epochs",
-    "dry_run",
-    "resume",
-    "data_dir",
-    "output_dir",
-    "experiment",
-    "ray_address",
-    "config",
-    "item_table",
-    "train.patience",
-    "train.accumulation",
-    "train.compile",
-    "loss.exact_path",
-    "loss.tile_mib",
-    "evaluation.batch_size",
-)
-"""Settings that may change when a run is resumed."""
 
 
 def drive(settings: Settings) -> int:
     """Trains and returns the exit code. Raises InputError for wrong input."""
     data = open_data(settings)
     train_data = data.train()
-    run_dir, resumed_run = _run_directory(settings, data)
-    first_epoch = _first_epoch(settings)
     uri = tracking_uri()
+    run = choose_run(settings, data.manifest.digest)
     print(f"{settings.model} on {settings.dataset}")
     print_settings(flatten(to_mapping(settings)))
     with ray_session(settings) as plan:
@@ -72,12 +45,17 @@ def drive(settings: Settings) -> int:
             print("dry run: nothing was trained")
             return 0
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            run.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot write to {run_dir} ({error.strerror}); choose another --output-dir") from error
-        run = start_run(settings, data.manifest, data.directory, run_dir.name, resumed_run)
-        (run_dir / RUN_FILE).write_text(json.dumps({"run_id": run.run_id, "tracking_uri": run.uri}) + "\n")
-        return _train(settings, plan, data, run_dir, run, first_epoch)
+            raise InputError(
+                f"cannot write to {run.directory} ({error.strerror}); choose another --output-dir"
+            ) from error
+        with run.locked():
+            epoch, done = begin(run, settings)
+            if (epoch, done) != (1, 0):
+                way_out = "  (--resume never starts another run)" if settings.resume == "auto" else ""
+                print(f"going on with {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
+            return _train(settings, plan, data, run, uri, epoch)
 
 
 def open_data(settings: Settings) -> PreparedData:
@@ -91,42 +69,6 @@ def open_data(settings: Settings) -> PreparedData:
         return open_prepared(directory)
     expected = load_conf("dataset", settings.dataset, DatasetSettings())
     return open_prepared(directory, expected.prepared())
-
-
-def _run_directory(settings: Settings, data: PreparedData) -> tuple[Path, str]:
-    """(directory of the run, MLflow run id to take up again or ""). A resumed run goes on in its own directory."""
-    if not settings.resume:
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        name = f"{settings.model}-{settings.dataset}-{stamp}-{secrets.token_hex(2)}"
-        return Path(settings.output_dir).resolve() / name, ""
-    checkpoint = Path(settings.resume).resolve()
-    state = read_state(checkpoint)
-    stored, now = flatten(state["settings"]), flatten(to_mapping(settings))
-    differences = [
-        f"{name} {stored.get(name)!r} -> {value!r}"
-        for name, value in now.items()
-        if name not in RESUMABLE and stored.get(name) != value
-    ]
-    if state["data_digest"] != data.manifest.digest:
-        differences.append("the content of the data set")
-    if differences:
-        raise InputError(
-            f"--resume {settings.resume}: that run differs in {'; '.join(differences)}; resume it as it was"
-        )
-    run_dir = checkpoint.parent.parent
-    run_file = run_dir / RUN_FILE
-    best_epoch = state["train_state"]["best_epoch"]
-    if not run_file.is_file():
-        raise InputError(
-            f"--resume {settings.resume}: {run_dir} is no run (no {RUN_FILE}); resume it where it was written"
-        )
-    if best_epoch:
-        read_state(epoch_checkpoint(run_dir, best_epoch))
-    return run_dir, json.loads(run_file.read_text())["run_id"]
-
-
-def _first_epoch(settings: Settings) -> int:
-    return read_state(Path(settings.resume))["train_state"]["epoch"] if settings.resume else 1
 
 
 def _describe(
@@ -143,8 +85,9 @@ def _describe(
             f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}",
             f"memory per worker, about: {_size(step.table)} item table, {_size(step.table_training + step.passing)} "
             f"its gradients and Adam, {_size(step.encoders)} encoders, {_size(step.activations)} activations, "
-            f"{_size(step.logits)} logits, {_size(step.data)} data; {_size(step.total)} in all",
-            f"tracking: {uri}",
+            f"{_size(step.logits)} logits, {_size(step.data)} data, "
+            f"{_size(step.checkpoint)} the checkpoint being written; {_size(step.total)} in all",
+            f"tracking: {shown(uri)}",
         ]
     )
 
@@ -156,7 +99,9 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan) -> Non
     if plan.use_gpu:
         free, needed, where = plan.gpu_bytes, step.total, "a GPU has"
     else:
-        free, needed, where = psutil.virtual_memory().available, step.total * plan.num_workers, "this machine has free"
+        spared = 0 if step.is_sharded else step.checkpoint * (plan.num_workers - 1)  # rank 0 alone writes
+        needed = step.total * plan.num_workers - spared
+        free, where = psutil.virtual_memory().available, "this machine has free"
     if needed <= free:
         return
     table = step.table + step.table_training + step.passing
@@ -174,6 +119,7 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan) -> Non
         fewer: 0 if exact else step.logits // 2,
         "--loss.cross-entropy sampled_softmax": step.passing if exact else 0,
         "a lower --encoder.hidden-size": (table + step.encoders) // 2,
+        "--checkpoint.no-background": step.checkpoint,
         "--num-workers 1": step.total if not plan.use_gpu and plan.num_workers > 1 and step.total <= free else 0,
     }
     best = sorted((way for way, saved in ways.items() if saved > step.total // 20), key=lambda way: -ways[way])
@@ -187,61 +133,71 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def _train(
-    settings: Settings, plan: WorkerPlan, data: PreparedData, run_dir: Path, run: TrackedRun, first_epoch: int
-) -> int:
+def _train(settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, uri: str, first_epoch: int) -> int:
     """Runs the workers, logs what they report, prints the result; the MLflow run ends in the state that came true."""
     last: dict[str, Event] = {}
     status = FAILED
-    try:
-        with ProgressReport(settings.epochs, first_epoch) as progress:
+    with ProgressReport(settings.epochs, first_epoch) as progress:
+        tracked = TrackedRun(run.directory, run.key, uri, progress.line)
+        tracked.start(settings, data.manifest, data.directory)
+        try:
 
             def on_event(event: Event) -> None:
                 last[event["kind"]] = event
-                if event["kind"] == "step":
-                    progress.step(event)
-                elif event["kind"] == "epoch":
-                    progress.epoch(event)
-                    run.log_metrics(event["metrics"], event["epoch"])
+                progress.show(event)
+                if event["kind"] == "epoch":
+                    tracked.log_metrics(f"epoch/{event['epoch']}", event["metrics"], event["epoch"])
 
-            workers_settings = dataclasses.replace(
-                settings, resume=str(Path(settings.resume).resolve()) if settings.resume else ""
-            )
-            completed = run_training(workers_settings, plan, data.directory, run_dir, on_event)
-        status = FINISHED if "test" in last else FAILED if "diverged" in last else KILLED
-    except KeyboardInterrupt:
-        status = KILLED
-        raise
-    finally:
-        if status != FINISHED:
-            run.finish(status)
+            run_training(settings, plan, data.directory, run.directory, on_event)
+            status = FINISHED if "test" in last else FAILED if "diverged" in last else KILLED
+        except KeyboardInterrupt:
+            status = KILLED
+            raise
+        finally:
+            if "test" in last:
+                _log_test(tracked, last["test"])
+            run.ended = {FINISHED: "finished"}.get(status, "diverged" if "diverged" in last else "")
+            run.write()
+            tracked.close(status)
+    if "refused" in last:
+        raise InputError(last["refused"]["text"])
     if "diverged" in last:
-        event = last["diverged"]
-        raise InputError(
-            f"the loss became {event['loss']} in epoch {event['epoch']}; lower --optimizer.lr {settings.optimizer.lr:g}"
-        )
+        raise InputError(_say_diverged(last["diverged"], settings))
     if "test" not in last:
-        assert not completed
-        print(f"stopped; run {run.run_id} is marked {status}; go on with:")
-        checkpoint = shlex.quote(last["stopped"]["checkpoint"])
-        print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {checkpoint}")
+        print(f"stopped; run {tracked.run_id} is marked {status}; go on with:")
+        print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {shlex.quote(str(run.directory))}")
         return EXIT_INTERRUPTED
-    _finish(settings, run, last["test"])
+    _print_test(settings, tracked, last["test"])
     return 0
 
 
-def _finish(settings: Settings, run: TrackedRun, test: Event) -> None:
+def _say_diverged(event: Event, settings: Settings) -> str:
+    where = f"step {event['step']} of epoch {event['epoch']}"
+    if settings.train.non_finite == "skip":
+        what = f"{event['skipped']} steps in a row, up to {where}, had a loss or gradient that is not finite"
+        way_out = f"lower --optimizer.lr {settings.optimizer.lr:g}"
+    else:
+        what = f"the loss or a gradient is not finite in {where}"
+        way_out = (
+            f"lower --optimizer.lr {settings.optimizer.lr:g}, or leave such steps out with --train.non-finite skip"
+        )
+    return f"{what}; its users are in {event['batch']}; {way_out}"
+
+
+def _log_test(tracked: TrackedRun, test: Event) -> None:
     metrics = {f"test/{name}": value for name, value in test["metrics"].items()}
     metrics.update({f"popularity/{name}": value for name, value in test["popularity"].items()})
-    run.log_metrics(metrics, test["best_epoch"])
-    run.log_tags({"best_epoch": str(test["best_epoch"])})
-    run.log_directory(Path(test["checkpoint"]), "checkpoint")
-    run.finish(FINISHED)
+    tracked.log_metrics("test", metrics, test["best_epoch"])
+    tracked.log_tags("best_epoch", {"best_epoch": str(test["best_epoch"])})
+    tracked.log_directory("checkpoint", Path(test["checkpoint"]), "checkpoint")
+
+
+def _print_test(settings: Settings, tracked: TrackedRun, test: Event) -> None:
     print()
     print(headline_table({settings.model: test["metrics"], "popularity": test["popularity"]}))
     print()
     print(f"best epoch {test['best_epoch']}, checkpoint {test['checkpoint']}")
-    print(f"MLflow run {run.run_id}; see it with: make mlflow-ui")
+    print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it with: make mlflow-ui")
 
 
 def _same_run(settings: Settings) -> str:

@@ -52,11 +52,12 @@ def evaluate(
     world: World,
     *,
     share_catalog: bool = False,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Metrics over all users of a holdout shard, the same result on each rank.
 
     Ranks share the users, or the catalog where the item table is sharded. A target that the user has met before stays a
-    candidate.
+    candidate. on_batch is called after each batch of users.
     """
     users = np.arange(len(holdout))
     mine = users if share_catalog else rank_share(users, world.rank, world.size)
@@ -70,6 +71,7 @@ def evaluate(
         ranks_U[torch.from_numpy(rows).to(world.device)] = ranking.target_rank_B
         for place, k in enumerate(settings.cutoffs):
             listed_KV[place, ranking.items_BK[:, :k].flatten()] = 1
+        on_batch()
     if not share_catalog:
         ranks_U, listed_KV = world.sum(ranks_U), world.max(listed_KV)
     ranks, listed = ranks_U.cpu().numpy(), listed_KV.cpu().numpy()[:, 1:] > 0

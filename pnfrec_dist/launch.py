@@ -1,4 +1,8 @@
-"""Ray Train: starts Ray, plans workers, runs the loop on each, carries events to the driver and stop requests back."""
+"""Ray Train: starts Ray, plans workers, runs the loop on each, carries events to the driver and stop requests back.
+
+A worker that is lost, and one that is stuck, make Ray Train start all workers again; the loop goes on from the newest
+checkpoint.
+"""
 
 import contextlib
 import logging
@@ -6,8 +10,10 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +25,7 @@ import torch.distributed as dist
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import open_prepared
@@ -29,6 +36,7 @@ from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
 
 DEFAULT_CPU_WORKERS = 2
 POLL_SECONDS = 0.25
+PROGRESS_SECONDS = 1.0
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -52,14 +60,23 @@ class WorkerPlan:
     cpus_per_worker: float
     gpu_bytes: int = 0
     """memory of a GPU of this machine, where workers use GPUs"""
+    min_workers: int | None = None
+    """as few as this will do while others are missing; None: all are needed"""
 
     def __str__(self) -> str:
         each = "1 GPU" if self.use_gpu else f"{self.cpus_per_worker:g} CPU"
-        return f"{self.num_workers} workers, {each} each"
+        least = f"{self.min_workers} to " if self.min_workers else ""
+        return f"{least}{self.num_workers} workers, {each} each"
 
 
-def plan_workers(num_workers: int | None, num_gpus: int | None, seen_cpus: float, seen_gpus: float) -> WorkerPlan:
-    """What --num-workers and --num-gpus mean on a cluster with these resources.
+def plan_workers(
+    num_workers: int | None,
+    num_gpus: int | None,
+    seen_cpus: float,
+    seen_gpus: float,
+    min_workers: int | None = None,
+) -> WorkerPlan:
+    """What --num-workers, --num-gpus and --min-workers mean on a cluster with these resources.
 
     Raises InputError when the cluster has too few: Ray would wait for them without a word.
     """
@@ -72,11 +89,14 @@ def plan_workers(num_workers: int | None, num_gpus: int | None, seen_cpus: float
     if num_gpus and num_workers not in (None, num_gpus):
         raise InputError(f"--num-workers {num_workers} and --num-gpus {num_gpus} differ; every GPU gets one worker")
     workers = num_gpus or num_workers or DEFAULT_CPU_WORKERS
+    least = min_workers or workers
+    if least > workers:
+        raise InputError(f"--min-workers {min_workers} is more than the {workers} workers wanted; lower it")
     cpus = max(1.0, seen_cpus // workers)
-    if workers * cpus > seen_cpus:
-        raise InputError(f"{workers} workers need {workers} CPUs, but Ray sees {seen_cpus:g}; lower --num-workers")
+    if least * cpus > seen_cpus:
+        raise InputError(f"{least} workers need {least} CPUs, but Ray sees {seen_cpus:g}; lower --num-workers")
     gpu_bytes = torch.cuda.get_device_properties(0).total_memory if num_gpus and torch.cuda.is_available() else 0
-    return WorkerPlan(workers, num_gpus > 0, cpus, gpu_bytes)
+    return WorkerPlan(workers, num_gpus > 0, cpus, gpu_bytes, min_workers if least < workers else None)
 
 
 @contextlib.contextmanager
@@ -85,7 +105,8 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
 
     On this machine a CPU worker counts as one CPU even where cores are fewer than workers.
     """
-    for name, value in RAY_ENVIRONMENT.items():
+    own = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(settings.stall_timeout)}
+    for name, value in (RAY_ENVIRONMENT | own).items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -101,7 +122,8 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
         raise InputError(f"Ray did not start {where}: {str(error).splitlines()[0]}") from error
     try:
         seen = ray.cluster_resources()
-        yield plan_workers(settings.num_workers, settings.num_gpus, seen.get("CPU", 0), seen.get("GPU", 0))
+        cpus, gpus = seen.get("CPU", 0), seen.get("GPU", 0)
+        yield plan_workers(settings.num_workers, settings.num_gpus, cpus, gpus, settings.min_workers)
     finally:
         ray.shutdown()
 
@@ -121,7 +143,7 @@ def _require_ray(address: str) -> None:
 
 
 class Board:
-    """Where rank 0 leaves events for the driver, and the driver leaves the request to stop."""
+    """Where workers leave events for the driver, and the driver leaves the request to stop."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -140,12 +162,14 @@ class Board:
 
 
 def _remote_board() -> Any:
+    """On the driver's node, whose loss ends the run anyway."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote_class: Any = ray.remote(num_cpus=0)(Board)
-    return remote_class.remote()
+    return remote_class.options(scheduling_strategy=here).remote()
 
 
 class BoardHooks:
-    """The loop's hooks on rank 0. Posts without waiting; the answer to the last post tells whether to stop.
+    """The loop's hooks. Posts without waiting; the answer to the last post tells whether to stop.
 
     Of step events only the newest is kept while a post is under way, so a slow driver never slows a step.
     """
@@ -155,15 +179,22 @@ class BoardHooks:
         self.pending: list[Event] = []
         self.answer: Any = None
         self.stop = False
+        self.last_post = 0.0
 
     def report(self, event: Event) -> None:
         if self.pending and self.pending[-1]["kind"] == event["kind"] == "step":
             self.pending[-1] = event
         else:
             self.pending.append(event)
-        if event["kind"] != "step":
+        if event["kind"] not in ("step", "warning"):
             self.flush()
         elif self._answered():
+            self._post()
+
+    def progress(self) -> None:
+        """Tells that the worker is alive and getting on."""
+        if time.monotonic() - self.last_post > PROGRESS_SECONDS and self._answered():
+            self.pending.append({"kind": "progress"})
             self._post()
 
     def should_stop(self) -> bool:
@@ -177,7 +208,7 @@ class BoardHooks:
 
     def _post(self) -> None:
         self.answer = self.board.post.remote(self.pending)
-        self.pending = []
+        self.pending, self.last_post = [], time.monotonic()
 
     def _answered(self) -> bool:
         if self.answer is None:
@@ -188,6 +219,25 @@ class BoardHooks:
         return bool(done)
 
 
+class FailureReport(ray.train.UserCallback):
+    """Tells the driver why workers are started again; runs in Ray Train's controller."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        reasons = {rank: _reason(error) for rank, error in sorted(worker_exceptions.items())}
+        ray.get(self.board.post.remote([{"kind": "failure", "reasons": reasons}]))
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says most: the last of a worker's traceback, the first of Ray's own."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
+
+
 def _worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     context = ray.train.get_context()
@@ -195,13 +245,17 @@ def _worker(config: dict[str, Any]) -> None:
     if not config["use_gpu"]:
         torch.set_num_threads(max(1, int(config["cpus_per_worker"])))
     rank, size, device = context.get_world_rank(), context.get_world_size(), get_device()
-    _join_process_group(rank, size, "nccl" if config["use_gpu"] else "gloo")
+    hooks = BoardHooks(config["board"])
+    node = ray.get_runtime_context().get_node_id()
+    hooks.report({"kind": "worker", "rank": rank, "size": size, "node": node, "pid": os.getpid()})
+    _join_process_group(rank, size, "nccl" if config["use_gpu"] else "gloo", settings.stall_timeout)
     try:
         data = open_prepared(Location(config["data_dir"]))
-        hooks = BoardHooks(config["board"])
-        world = World(rank, size, device)
-        TrainLoop(settings, data, Path(config["run_dir"]), world, Hooks(hooks.report, hooks.should_stop)).run()
+        world, ways = World(rank, size, device), Hooks(hooks.report, hooks.should_stop, hooks.progress)
+        TrainLoop(settings, data, Path(config["run_dir"]), world, ways).run()
         world.barrier()  # nobody closes its connections while another still reads
+    except InputError as error:  # starting again would not help
+        hooks.report({"kind": "refused", "text": str(error)})
     finally:
         if size > 1:
             dist.destroy_process_group()
@@ -215,8 +269,11 @@ class OwnRendezvous(TorchConfig):
         return Backend
 
 
-def _join_process_group(rank: int, size: int, backend: str) -> None:
-    """Joins the workers into a process group; the store listens on rank 0's node address alone."""
+def _join_process_group(rank: int, size: int, backend: str, timeout: float) -> None:
+    """Joins the workers into a process group; the store listens on rank 0's node address alone.
+
+    timeout: seconds after which an exchange with a rank that is silent fails.
+    """
     if size == 1:
         return
     listener = socket.create_server((ray.util.get_node_ip_address(), 0)) if rank == 0 else None
@@ -227,7 +284,45 @@ def _join_process_group(rank: int, size: int, backend: str) -> None:
         store = dist.TCPStore(host, port, size, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
     else:
         store = dist.TCPStore(host, port, size, is_master=False)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    limit = timedelta(seconds=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+
+
+@ray.remote(num_cpus=0)
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+class Watchdog:
+    """Kills workers that make no progress for some time, as Ray Train will then start them again.
+
+    It goes by what they post: a worker that hangs, or is stopped, keeps the others from their next step.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.pids: dict[str, list[int]] = {}
+        self.last = time.monotonic()
+
+    def see(self, event: Event) -> None:
+        self.last = time.monotonic()
+        if event["kind"] == "failure":
+            self.pids = {}
+        elif event["kind"] == "worker":
+            self.pids.setdefault(event["node"], []).append(event["pid"])
+
+    def check(self) -> str:
+        """Kills the workers if it is time to; a line about it, or ""."""
+        silence = time.monotonic() - self.last
+        if not self.pids or silence < self.seconds:
+            return ""
+        for node, pids in self.pids.items():
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            _kill.options(scheduling_strategy=there).remote(pids)
+        self.pids = {}
+        return f"no progress for {silence:.0f} s (--stall-timeout {self.seconds:g}); the workers are killed"
 
 
 def run_training(
@@ -236,8 +331,8 @@ def run_training(
     """Trains on the planned workers; on_event gets every event in this thread. True when it ended by itself.
 
     SIGINT or SIGTERM asks the workers to stop after the step in progress and to leave a checkpoint (then: False); a
-    second one gives up waiting and raises KeyboardInterrupt. Raises ray.train.TrainingFailedError when a worker fails.
-    data_dir and run_dir are absolute and reachable from every worker.
+    second one gives up waiting and raises KeyboardInterrupt. Workers are started again settings.max_failures times,
+    then ray.train.TrainingFailedError is raised. data_dir and run_dir are absolute and reachable from every worker.
     """
     board = _remote_board()
     trainer = TorchTrainer(
@@ -252,12 +347,26 @@ def run_training(
         },
         torch_config=OwnRendezvous(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.num_workers,
+            num_workers=(plan.min_workers, plan.num_workers) if plan.min_workers else plan.num_workers,
             use_gpu=plan.use_gpu,
             resources_per_worker={"CPU": plan.cpus_per_worker, **({"GPU": 1} if plan.use_gpu else {})},
         ),
-        run_config=ray.train.RunConfig(name=run_dir.name, storage_path=str(run_dir / "ray")),
+        run_config=ray.train.RunConfig(
+            name=f"{run_dir.name}-{time.time_ns()}",  # an old name would make Ray Train take up what it knows of it
+            storage_path=str(run_dir / "ray"),
+            failure_config=ray.train.FailureConfig(
+                max_failures=settings.max_failures, controller_failure_limit=settings.max_failures
+            ),
+            callbacks=[FailureReport(board)],
+        ),
     )
+    watchdog = Watchdog(settings.stall_timeout)
+
+    def deliver() -> None:
+        for event in ray.get(board.take.remote()):
+            watchdog.see(event)
+            on_event(event)
+
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -275,16 +384,13 @@ def run_training(
             if stop.is_set() and not asked:
                 board.request_stop.remote()
                 asked = True
-            _deliver(board, on_event)
-        _deliver(board, on_event)
+            deliver()
+            if text := watchdog.check():
+                on_event({"kind": "warning", "text": text})
+        deliver()
     if failure:
         raise failure[0]
     return not stop.is_set()
-
-
-def _deliver(board: Any, on_event: Callable[[Event], None]) -> None:
-    for event in ray.get(board.take.remote()):
-        on_event(event)
 
 
 @contextlib.contextmanager

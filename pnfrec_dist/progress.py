@@ -24,6 +24,7 @@ class ProgressReport:
         self.max_epochs, self.first_epoch = max_epochs, first_epoch
         self.console = Console(highlight=False, soft_wrap=True)
         self.first: tuple[float, int] | None = None
+        self.failed = False
         self.last_line = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -44,6 +45,23 @@ class ProgressReport:
     ) -> None:
         if self.console.is_terminal:
             self.bar.stop()
+
+    def show(self, event: Event) -> None:
+        """Any event; those that mean nothing to a reader are left out."""
+        kind = event["kind"]
+        if kind == "step":
+            self.step(event)
+        elif kind == "epoch":
+            self.epoch(event)
+        elif kind == "warning":
+            self.line(f"warning: {event['text']}")
+        elif kind == "failure":
+            ranks = "; ".join(f"worker {rank}: {reason}" for rank, reason in event["reasons"].items())
+            self.failed = True
+            self.line(f"warning: workers failed ({ranks or 'no reason given'})")
+        elif kind == "started" and self.failed:
+            self.failed = False
+            self.line(f"workers run again, from epoch {event['epoch']} after step {event['step']}")
 
     def step(self, event: Event) -> None:
         """{"epoch", "step", "steps", "loss", "users_per_s"}."""
@@ -74,7 +92,7 @@ class ProgressReport:
 
     def line(self, text: str) -> None:
         self.last_line = time.monotonic()
-        self.console.print(text)
+        self.console.print(text, markup=False)
 
 
 def duration(seconds: float) -> str:

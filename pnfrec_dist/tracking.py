@@ -1,5 +1,9 @@
-"""MLflow: one run per training. The driver logs; workers never talk to MLflow."""
+"""MLflow: one run per training. The driver keeps records (spool.py), and a thread of it sends them.
 
+`python -m pnfrec_dist.tracking flush` sends what runs could not send.
+"""
+
+import argparse
 import contextlib
 import fcntl
 import json
@@ -7,33 +11,43 @@ import logging
 import os
 import platform
 import subprocess
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the sending thread tries again by itself
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 
+from pnfrec_dist.cli import run_command
 from pnfrec_dist.config import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.schema import MANIFEST_NAME, Manifest
+from pnfrec_dist.spool import RECORDS, Record, Spool
 from pnfrec_dist.storage import Location
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 PACKAGES = ("torch", "ray", "pyspark", "mlflow", "pyarrow", "numpy", "pnfrec-dist")
 MAX_DIGEST = 36
-FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+KEY_TAG = "pnfrec.run"
+"""Tag by which a run is found again, whatever became of the answer to its creation."""
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds before a failed record is tried again: doubled each time."""
+START_PATIENCE, END_PATIENCE = 10.0, 15.0
+"""Seconds that a command waits for an MLflow that does not answer, at its start and its end."""
+UPLOAD_PATIENCE = 1800.0
+"""Seconds that it waits at its end while files are sent."""
 
 
 def tracking_uri() -> str:
@@ -56,80 +70,204 @@ def tracking_uri() -> str:
         if file.is_dir() or not file.parent.is_dir():
             wrong = f"{file} is a directory" if file.is_dir() else f"{file.parent} is not a directory"
             raise InputError(f"MLFLOW_TRACKING_URI is {uri!r}, but {wrong}; {way_out}")
-    if scheme in ("http", "https"):
-        _require_server(uri, way_out)
     return uri
 
 
-def _require_server(uri: str, way_out: str) -> None:
-    try:
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in is seen when the run starts
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(f"no MLflow server answers at MLFLOW_TRACKING_URI {uri!r} ({reason}); {way_out}") from error
+def shown(uri: str) -> str:
+    """Without the name and password that it may hold."""
+    parts = urlsplit(uri)
+    return uri.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1) if "@" in parts.netloc else uri
+
+
+class Sender:
+    """Sends the records of a spool in order. Whatever was sent before, in part or unanswered, may be sent again."""
+
+    def __init__(self, spool: Spool, key: str, uri: str) -> None:
+        self.spool, self.key, self.uri = spool, key, uri
+        self.run_id = ""
+        self._client: MlflowClient | None = None
+
+    def send_next(self) -> None:
+        """Sends one record, if there is one. Raises InputError where MLflow refuses, others where it is in trouble."""
+        record = self.spool.next()
+        if record is None:
+            return
+        client = self._client = self._client or MlflowClient(tracking_uri=self.uri)
+        if not self.run_id:
+            self.run_id = self._find(client)
+            if not self.run_id and self.spool.sent:  # another server than last time: it gets all of it
+                self.spool.mark_sent(0)
+                return
+        _SEND[record["kind"]](self, client, record)
+        self.spool.mark_sent(self.spool.sent + 1)
+
+    def _find(self, client: MlflowClient) -> str:
+        experiment = client.get_experiment_by_name(self.spool.records[0]["experiment"])
+        if experiment is None or experiment.lifecycle_stage == "deleted":
+            return ""
+        runs = client.search_runs([experiment.experiment_id], f"tags.`{KEY_TAG}` = '{self.key}'", max_results=1)
+        return runs[0].info.run_id if runs else ""
+
+    def _start(self, client: MlflowClient, record: Record) -> None:
+        with _one_at_a_time(self.uri):
+            experiment = _experiment(client, record["experiment"], self.uri)
+        if not self.run_id:
+            tags = {KEY_TAG: self.key, **record["tags"]}
+            created = client.create_run(experiment, start_time=record["at"], run_name=record["name"], tags=tags)
+            self.run_id = created.info.run_id
+        client.log_batch(self.run_id, params=[Param(k, v) for k, v in record["params"].items()])
+        dataset = Dataset(source_type="local", **record["dataset"])
+        client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        client.log_text(self.run_id, record["manifest"], f"data/{MANIFEST_NAME}")
+
+    def _metrics(self, client: MlflowClient, record: Record) -> None:
+        metrics = [Metric(name, value, record["at"], record["step"]) for name, value in record["metrics"].items()]
+        client.log_batch(self.run_id, metrics)
+
+    def _tags(self, client: MlflowClient, record: Record) -> None:
+        client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in record["tags"].items()])
+
+    def _artifacts(self, client: MlflowClient, record: Record) -> None:
+        client.log_artifacts(self.run_id, record["directory"], record["path"])
+
+    def _status(self, client: MlflowClient, record: Record) -> None:
+        if record["status"] == RUNNING:
+            client.update_run(self.run_id, status=RUNNING)
+        else:
+            client.set_terminated(self.run_id, record["status"], record["at"])
+
+
+_SEND: dict[str, Callable[[Sender, MlflowClient, Record], None]] = {
+    "start": Sender._start,
+    "metrics": Sender._metrics,
+    "tags": Sender._tags,
+    "artifacts": Sender._artifacts,
+    "status": Sender._status,
+}
 
 
 class TrackedRun:
-    """One MLflow run, written through one client.
+    """One MLflow run, written from a thread: no call here waits for MLflow, but for start and close."""
 
-    A log call that fails once the run has begun is said once and training goes on; the workers never wait for it.
-    """
+    def __init__(self, directory: Path, key: str, uri: str, say: Callable[[str], None]) -> None:
+        """directory: the run's; key: see KEY_TAG; say: prints a line."""
+        self.spool, self.uri, self.say = Spool(directory), uri, say
+        self.sender = Sender(self.spool, key, uri)
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._gave_up = False
+        self._trouble: Exception | None = None
+        self._waiting_since: float | None = None
+        """since when the record in turn is being sent, first try included"""
+        self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
 
-    def __init__(self, client: MlflowClient, run_id: str, uri: str) -> None:
-        self.client, self.run_id, self.uri = client, run_id, uri
-        self._warned = False
+    @property
+    def run_id(self) -> str:
+        """MLflow's id, or "" as long as MLflow has not given one."""
+        return self.sender.run_id
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        self._send(lambda: self.client.log_batch(self.run_id, [Metric(k, v, now, step) for k, v in metrics.items()]))
+    def start(self, settings: Settings, manifest: Manifest, data_dir: Location) -> None:
+        """Begins the run, or takes it up again, with params, tags, versions and the data set as input.
 
-    def log_tags(self, tags: dict[str, str]) -> None:
-        self._send(lambda: self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()]))
-
-    def log_directory(self, directory: Path, artifact_path: str) -> None:
-        self._send(lambda: self.client.log_artifacts(self.run_id, str(directory), artifact_path))
-
-    def finish(self, status: str) -> None:
-        self._send(lambda: self.client.set_terminated(self.run_id, status))
-
-    def _send(self, call: Any) -> None:
-        try:
-            call()
-        except (MlflowException, OSError) as error:
-            if not self._warned:
-                print(f"warning: MLflow at {self.uri} took no more records: {str(error).splitlines()[0]}", flush=True)
-            self._warned = True
-
-
-def start_run(
-    settings: Settings, manifest: Manifest, data_dir: Location, run_name: str, resumed_run: str
-) -> TrackedRun:
-    """Begins a run with params, tags, versions and the data set as input; or takes up `resumed_run` again.
-
-    The database is created on first use. Raises InputError when MLflow refuses.
-    """
-    uri = tracking_uri()
-    for name in ("alembic", "mlflow.store.db.utils"):  # they tell of every table they create
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        with _one_at_a_time(uri):
-            client = MlflowClient(tracking_uri=uri)
-            experiment = _experiment(client, settings.experiment, uri)
-        if resumed_run and (run := _existing(client, resumed_run)):
-            client.update_run(run, status="RUNNING")
-            return TrackedRun(client, run, uri)
-        run = client.create_run(experiment, run_name=run_name, tags=_tags(settings, manifest)).info.run_id
+        Raises InputError when MLflow refuses. One that does not answer is left to answer later, if it is a server.
+        """
+        for name in ("alembic", "mlflow.store.db.utils"):  # they tell of every table they create
+            logging.getLogger(name).setLevel(logging.WARNING)
         params = {k: str(v) for k, v in flatten(to_mapping(settings)).items()}
-        client.log_batch(run, params=[Param(k, v) for k, v in params.items()])
-        client.log_inputs(run, [_dataset_input(manifest, data_dir)])
-        client.log_text(run, manifest.to_json(), f"data/{MANIFEST_NAME}")
-    except (MlflowException, OSError) as error:
-        raise InputError(
-            f"MLflow at {uri} refused to start a run: {str(error).splitlines()[0]}; check MLFLOW_TRACKING_URI"
-        ) from error
-    return TrackedRun(client, run, uri)
+        is_new = self.add(
+            "start",
+            "start",
+            experiment=settings.experiment,
+            name=self.spool.directory.name,
+            tags=_tags(settings, manifest),
+            params=params,
+            dataset=_dataset(manifest, data_dir),
+            manifest=manifest.to_json(),
+        )
+        if not is_new:
+            self._status(RUNNING)
+        started = time.monotonic()
+        self._thread.start()
+        is_server = self.uri.startswith(("http", "databricks"))
+        while self.spool.unsent and self._trouble is None:
+            if is_server and time.monotonic() - started > START_PATIENCE:
+                break
+            time.sleep(0.02)
+        trouble = self._trouble
+        refused = isinstance(trouble, RestException) and 400 <= trouble.get_http_status_code() < 500
+        if trouble is None or (is_server and not refused and not isinstance(trouble, InputError)):
+            return
+        self._gave_up = True
+        self._closing.set()
+        if isinstance(trouble, InputError):
+            raise trouble
+        where = f"MLflow at {shown(self.uri)} refused to start a run"
+        raise InputError(f"{where}: {self._reason(trouble)}; check MLFLOW_TRACKING_URI") from trouble
+
+    def add(self, key: str, kind: str, **content: Any) -> bool:
+        """Keeps a record (see Sender) and sends it in its turn; False where one of this key was kept before."""
+        is_new = self.spool.add(key, kind, **content)
+        self._wake.set()
+        return is_new
+
+    def log_metrics(self, key: str, metrics: dict[str, float], step: int) -> None:
+        self.add(key, "metrics", metrics=metrics, step=step)
+
+    def log_tags(self, key: str, tags: dict[str, str]) -> None:
+        self.add(key, "tags", tags=tags)
+
+    def log_directory(self, key: str, directory: Path, path: str) -> None:
+        self.add(key, "artifacts", directory=str(directory), path=path)
+
+    def close(self, status: str) -> None:
+        """Marks how the run ended, and waits until all is sent; not for ever where MLflow does not answer."""
+        self._status(status)
+        self._closing.set()
+        self._wake.set()
+        started = time.monotonic()
+        while self.spool.unsent and self._thread.is_alive():
+            record, now = self.spool.next(), time.monotonic()
+            is_upload = record is not None and record["kind"] == "artifacts" and self._trouble is None
+            patience = UPLOAD_PATIENCE if is_upload else END_PATIENCE
+            if now - max(started, self._waiting_since or now) > patience:
+                break
+            time.sleep(0.02)
+        if self.spool.unsent:
+            self.say(
+                f"warning: {self.spool.unsent} records wait in {self.spool.directory / RECORDS}; once MLflow answers: "
+                f"python -m pnfrec_dist.tracking flush {self.spool.directory}"
+            )
+
+    def _status(self, status: str) -> None:
+        self.add(f"status/{len(self.spool.records)}", "status", status=status)
+
+    def _send_all(self) -> None:
+        with self.spool.locked(wait=True):
+            wait = FIRST_WAIT
+            while not self._gave_up and (self.spool.unsent or not self._closing.is_set()):
+                self._wake.clear()
+                try:
+                    while self.spool.unsent:
+                        self._waiting_since = self._waiting_since or time.monotonic()
+                        self.sender.send_next()
+                        if self._trouble is not None:
+                            self.say(f"MLflow at {shown(self.uri)} answers again")
+                        self._trouble, self._waiting_since, wait = None, None, FIRST_WAIT
+                except Exception as error:  # whatever MLflow raises, training goes on
+                    if self._trouble is None:
+                        records = self.spool.directory / RECORDS
+                        self.say(
+                            f"warning: MLflow at {shown(self.uri)}: {self._reason(error)}; records wait in {records}"
+                        )
+                    self._trouble = error
+                    time.sleep(1.0) if self._closing.is_set() else self._closing.wait(wait)
+                    wait = min(2 * wait, LONGEST_WAIT)
+                else:
+                    if not self._closing.is_set():
+                        self._wake.wait()
+
+    def _reason(self, error: Exception) -> str:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return lines[0].replace(self.uri, shown(self.uri))
 
 
 @contextlib.contextmanager
@@ -141,13 +279,6 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
     with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _existing(client: MlflowClient, run_id: str) -> str:
-    try:
-        return client.get_run(run_id).info.run_id
-    except MlflowException:
-        return ""
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:
@@ -181,12 +312,55 @@ def git_commit() -> str:
         return ""
 
 
-def _dataset_input(manifest: Manifest, data_dir: Location) -> DatasetInput:
-    dataset = Dataset(
-        name=manifest.dataset,
-        digest=manifest.digest[:MAX_DIGEST],
-        source_type="local",
-        source=json.dumps({"uri": data_dir.uri}),
-        profile=json.dumps(manifest.counts),
+def _dataset(manifest: Manifest, data_dir: Location) -> dict[str, str]:
+    return {
+        "name": manifest.dataset,
+        "digest": manifest.digest[:MAX_DIGEST],
+        "source": json.dumps({"uri": data_dir.uri}),
+        "profile": json.dumps(manifest.counts),
+    }
+
+
+def main(args: Sequence[str]) -> int:
+    """Sends the records that runs could not send. Raises InputError where MLflow does not take them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pnfrec_dist.tracking", description="Sends to MLflow what runs could not send while they went."
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+    commands = parser.add_subparsers(dest="command", required=True)
+    flush = commands.add_parser("flush", help="send the records that wait in the directories of runs")
+    flush.add_argument("runs", nargs="*", type=Path, help="directories of runs; default: all in --output-dir")
+    flush.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs")
+    arguments = parser.parse_args(args)
+    directories = arguments.runs or sorted(file.parent for file in arguments.output_dir.glob(f"*/{RECORDS}"))
+    uri = tracking_uri()
+    for directory in directories:
+        _flush(directory, uri)
+    if not directories:
+        print(f"no records in {arguments.output_dir}")
+    return 0
+
+
+def _flush(directory: Path, uri: str) -> None:
+    if not (directory / RECORDS).is_file():
+        raise InputError(f"{directory} has no {RECORDS}; name the directory of a run")
+    spool = Spool(directory)
+    key = json.loads((directory / "run.json").read_text(encoding="utf-8"))["key"]
+    with spool.locked(wait=False) as is_ours:
+        if not is_ours:
+            print(f"{directory}: left to the command that trains it")
+            return
+        before, sender = spool.unsent, Sender(spool, key, uri)
+        try:
+            while spool.unsent:
+                sender.send_next()
+        except (MlflowException, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown(uri))
+            raise InputError(
+                f"{directory}: {spool.unsent} records wait on; MLflow at {shown(uri)}: {reason}; check "
+                "MLFLOW_TRACKING_URI, and try again when it answers"
+            ) from error
+    print(f"{directory}: {before} records sent" if before else f"{directory}: all sent before")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -109,3 +109,21 @@ def spark() -> Iterator[object]:
     session = spark_session("local[2]")
     yield session
     session.stop()
+
+
+SOAK = pytest.StashKey[list[tuple[str, str, str]]]()
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
+    """soak(what, found, wanted): a row of the table at the end."""
+    return lambda *row: request.config.stash.setdefault(SOAK, []).append(row)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash.get(SOAK, [])
+    if rows:
+        terminalreporter.section("interruptions")
+        width = [max(len(row[column]) for row in rows) for column in range(2)]
+        for what, found, wanted in rows:
+            terminalreporter.write_line(f"{what:<{width[0]}}  {found:<{width[1]}}  wanted: {wanted}")

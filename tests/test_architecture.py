@@ -8,13 +8,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
-    {"storage", "mappings"},
+    {"storage", "mappings", "spool"},
     {"schema"},
     {"config", "dataset_config", "distributed"},
     {"data", "model", "losses", "metrics", "retrieval", "cli"},
     {"evaluation"},
     {"training", "tracking"},
-    {"progress", "launch"},
+    {"progress", "launch", "runs"},
     {"driver"},
     {"train"},
 ]

@@ -75,6 +75,10 @@ class PreparedData:
             target_is_positive=table["target_is_positive"].to_numpy(),
         )
 
+    def train_user_ids(self, rows: np.ndarray) -> list[str]:
+        """Raw ids of training users by their place in train()."""
+        return self._read("train", ["user_id"])["user_id"].take(rows).to_pylist()
+
     def item_counts(self) -> np.ndarray:
         """Train interactions of each item, [num_items + 1]; index 0 (padding) is 0."""
         items = _read_parquet(self.directory / ITEMS_NAME)

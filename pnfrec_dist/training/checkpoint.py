@@ -7,7 +7,8 @@ state.json              TrainState, settings, digest of the data, the rows' boun
 checksums.json          sha256 of the files above
 COMMITTED               sha256 of checksums.json, written last
 
-Any number of ranks, with the table sharded or not, opens what any other number wrote.
+Any number of ranks, with the table sharded or not, opens what any other number wrote. Ranks write into a draft beside
+the checkpoints, each its part, and rank 0 makes it a checkpoint by renaming it (saver.py).
 """
 
 import contextlib
@@ -31,48 +32,82 @@ from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.storage import sha256_of, sync_to_disk
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CHECKSUMS, COMMITTED = "checksums.json", "COMMITTED"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+Files = dict[str, dict[str, Tensor]]
+"""File name -> tensors by name."""
 
-def save_checkpoint(directory: Path, model: PNFRec, optimizer: Optimizer, state: dict[str, Any], world: World) -> None:
-    """Writes a checkpoint beside `directory` and renames it into place after fsync; an older one there is replaced.
 
-    Every rank calls it; rank 0 writes, and with a sharded item table every rank its rows.
-    """
-    draft = directory.with_name(f".{directory.name}.writing")
-    if world.is_main:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-    world.barrier()
-    checksums = {}
-    table = model.item_table
+def own_tensors(model: PNFRec, optimizer: Optimizer, world: World) -> Files:
+    """What this rank writes, without a copy: rank 0 all that is not the item table, every rank its rows if sharded."""
+    table, files = model.item_table, {}
     if world.is_main or table.is_sharded:
-        checksums |= _write(draft / _items_file(table.shards.rank, table.shards.size), _table_tensors(table, optimizer))
+        files[_items_file(table.shards.rank, table.shards.size)] = _table_tensors(table, optimizer)
     if world.is_main:
-        content = {"format_version": FORMAT_VERSION, "item_rows": table.bounds, **state}
-        checksums |= _write(draft / MODEL, {name: _plain(p) for name, p in model.encoders.named_parameters()})
-        checksums |= _write(draft / OPTIMIZER, _optimizer_tensors(model, optimizer))
+        files[MODEL] = {name: p.detach() for name, p in model.encoders.named_parameters()}
+        files[OPTIMIZER] = _optimizer_tensors(model, optimizer)
+    return files
+
+
+def copied(files: Files) -> Files:
+    """In memory that training does not write to."""
+    return {
+        name: {key: tensor.to(torch.device("cpu"), copy=True) for key, tensor in tensors.items()}
+        for name, tensors in files.items()
+    }
+
+
+def write_part(draft: Path, rank: int, files: Files, state: dict[str, Any] | None) -> None:
+    """Writes a rank's files, and state.json if given, into `draft`; the last is a note of what they are."""
+    draft.mkdir(parents=True, exist_ok=True)
+    checksums = {}
+    for name, tensors in files.items():
+        save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, draft / name)
+        checksums[name] = _settled(draft / name)
+    if state is not None:
+        content = {"format_version": FORMAT_VERSION, **state}
         (draft / STATE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        checksums |= _settled(draft / STATE)
-    every = [entry for written in world.gather(checksums) for entry in written.items()]
-    if world.is_main:
-        _commit(draft, directory, dict(sorted(every)))
-    world.barrier()
+        checksums[STATE] = _settled(draft / STATE)
+    note = _part_note(draft, rank)
+    note.with_suffix(".tmp").write_text(json.dumps(checksums), encoding="utf-8")
+    note.with_suffix(".tmp").rename(note)
 
 
-def _commit(draft: Path, directory: Path, checksums: dict[str, str]) -> None:
-    (draft / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+def parts_written(draft: Path, ranks: int) -> bool:
+    return all(_part_note(draft, rank).is_file() for rank in range(ranks))
+
+
+def commit(draft: Path, directory: Path, ranks: int) -> None:
+    """Makes `draft`, where all ranks have written their parts, the checkpoint `directory`.
+
+    A whole checkpoint that lies there already stays: it is of the same step of the same run.
+    """
+    notes = [_part_note(draft, rank) for rank in range(ranks)]
+    checksums = {name: sha for note in notes for name, sha in json.loads(note.read_text(encoding="utf-8")).items()}
+    for note in notes:
+        note.unlink()
+    (draft / CHECKSUMS).write_text(json.dumps(checksums, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     sync_to_disk(draft / CHECKSUMS)
     (draft / COMMITTED).write_text(sha256_of(draft / CHECKSUMS) + "\n", encoding="ascii")
     sync_to_disk(draft / COMMITTED)
     sync_to_disk(draft)
     if directory.exists():
-        shutil.rmtree(directory)
+        try:
+            read_state(directory)
+        except InputError:
+            shutil.rmtree(directory)
+        else:
+            shutil.rmtree(draft)
+            return
     draft.rename(directory)
     sync_to_disk(directory.parent)
+
+
+def _part_note(draft: Path, rank: int) -> Path:
+    return draft / f"part-{rank:05d}.json"
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -90,14 +125,24 @@ def read_state(directory: Path) -> dict[str, Any]:
     checksums_bytes = (directory / CHECKSUMS).read_bytes()
     if marker.read_bytes().strip() != hashlib.sha256(checksums_bytes).hexdigest().encode():
         raise InputError(f"{directory / CHECKSUMS} is damaged (sha256 differs); use another checkpoint")
-    for name, checksum in json.loads(checksums_bytes).items():
+    for name, checksum in _mapping(directory / CHECKSUMS).items():
         file = directory / name
         if not file.is_file() or sha256_of(file) != checksum:
             raise InputError(f"{file} is missing or damaged (sha256 differs); use another checkpoint")
-    state = json.loads((directory / STATE).read_text(encoding="utf-8"))
-    if state["format_version"] != FORMAT_VERSION:
-        raise InputError(f"{directory} has format {state['format_version']}, this program reads {FORMAT_VERSION}")
+    state = _mapping(directory / STATE)
+    if state.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{directory} has format {state.get('format_version')}, this program reads {FORMAT_VERSION}")
     return state
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not JSON ({type(error).__name__}); use another checkpoint") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no mapping; use another checkpoint")
+    return content
 
 
 def load_model(directory: Path, model: PNFRec) -> None:
@@ -149,15 +194,10 @@ def _load(file: Path) -> dict[str, Tensor]:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
 
 
-def _write(file: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
-    save_file(tensors, file)
-    return _settled(file)
-
-
-def _settled(file: Path) -> dict[str, str]:
-    """{name: sha256} of a file, once it is on the disk."""
+def _settled(file: Path) -> str:
+    """sha256 of a file, once it is on the disk."""
     sync_to_disk(file)
-    return {file.name: sha256_of(file)}
+    return sha256_of(file)
 
 
 def _items_file(rank: int, size: int) -> str:
@@ -166,17 +206,13 @@ def _items_file(rank: int, size: int) -> str:
 
 def _table_tensors(table: ItemTable, optimizer: Optimizer) -> dict[str, Tensor]:
     moments = optimizer.state.get(table.weight, {})
-    return {"weight": _plain(table.weight), **{key: _plain(moments[key]) for key in MOMENTS if key in moments}}
+    return {"weight": table.weight.detach(), **{key: moments[key] for key in MOMENTS if key in moments}}
 
 
 def _optimizer_tensors(model: PNFRec, optimizer: Optimizer) -> dict[str, Tensor]:
     return {
-        f"{key}.{name}": _plain(value)
+        f"{key}.{name}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
         if key == "step" or parameter is not model.item_table.weight
     }
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.device("cpu")).contiguous()

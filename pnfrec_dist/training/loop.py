@@ -1,10 +1,11 @@
 """The training loop of one rank: epochs, validation, early stopping, checkpoints, test.
 
-Knows neither Ray nor MLflow: what happens is reported as events, and a question tells whether to stop.
+Knows neither Ray nor MLflow: what happens is reported as events, and a question tells whether to stop. It goes on from
+the newest whole checkpoint of its run directory, whoever started it again.
 """
 
-import math
-import shutil
+import json
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,33 +15,40 @@ from typing import Any
 import torch
 
 from pnfrec_dist.config import Settings
-from pnfrec_dist.data.epoch_plan import num_steps
+from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
 from pnfrec_dist.data.feed import epoch_batches
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
 from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World, initial_generator, seed_step
+from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation import evaluate, model_scores, popularity_scores
 from pnfrec_dist.losses.objective import TERMS, term_weights
 from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders
-from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, save_checkpoint
+from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state
 from pnfrec_dist.training.plan import plan_step
+from pnfrec_dist.training.saver import Saver, checkpoint_path, newest_whole
 from pnfrec_dist.training.state import TrainState
-from pnfrec_dist.training.step import train_step
+from pnfrec_dist.training.step import Requests, StepSums, train_step
 
 SELECTION_METRIC = "ndcg_p_at_10"
+MAX_SKIPPED = 100
+"""With so many steps in a row that are not finite, skipping helps no more."""
 
 Event = dict[str, Any]
-"""{"kind": "step" | "epoch" | "stopped" | "diverged" | "test", ...}: plain values, from rank 0 alone."""
+"""{"kind": "started" | "step" | "epoch" | "warning" | "stopped" | "diverged" | "test", ...}: plain values, from rank 0
+alone, but for warnings."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """The loop's two ways to the outside."""
+    """The loop's ways to the outside."""
 
     report: Callable[[Event], None]
     should_stop: Callable[[], bool]
+    progress: Callable[[], None] = lambda: None
+    """called now and then where no step is reported for long"""
 
 
 def build_model(num_items: int, settings: Settings, shards: World | None = None) -> PNFRec:
@@ -62,31 +70,39 @@ class TrainLoop:
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
         self.state = TrainState()
-        if settings.resume:
-            stored = read_state(Path(settings.resume))
-            load_model(Path(settings.resume), self.model)
-            load_optimizer(Path(settings.resume), self.model, self.optimizer)
-            self.state = TrainState(**stored["train_state"])
+        attempt = world.gather(secrets.token_hex(4))[0]
+        self.saver = Saver(run_dir, world, attempt, settings.checkpoint)
+        self._restore()
+        self.saved_steps, self.saved_at = self.state.total_steps, time.monotonic()
         if settings.train.compile:
             compile_encoders(self.model.encoders)
         self.encoders = world.wrap(self.model.encoders)
 
     def run(self) -> None:
+        self._report({"kind": "started", "epoch": self.state.epoch, "step": self.state.step})
         while not self._finished():
-            stop = self._train_epoch()
-            losses = _mean_loss(
-                torch.tensor(self.state.loss_totals), torch.tensor(self.state.loss_counts), self.settings
-            )
-            if not math.isfinite(losses["train/loss"]):
-                self._report({"kind": "diverged", "epoch": self.state.epoch, "loss": losses["train/loss"]})
+            went_on, stop = self._train_epoch()
+            if not went_on:
                 return
             if self.state.step == self._steps():
-                self._end_epoch(losses)
+                self._end_epoch()
             if stop and not self._finished():
-                self._save("stopped")
-                self._report({"kind": "stopped", "checkpoint": str(self._checkpoint("stopped"))})
+                self._stop()
                 return
         self._test()
+
+    def _restore(self) -> None:
+        """Goes on from the newest whole checkpoint of the run, the same on all ranks."""
+        found = newest_whole(self.run_dir) if self.world.is_main else (None, [])
+        path, problems = self.world.gather(found)[0]
+        for problem in problems:
+            self._report({"kind": "warning", "text": f"{problem.partition(';')[0]}; passed over"})
+        if path is not None:
+            state = read_state(path) if self.world.is_main else None
+            state = self.world.gather(state)[0]
+            load_model(path, self.model)
+            load_optimizer(path, self.model, self.optimizer)
+            self.state = TrainState(**state["train_state"])
 
     def _steps(self) -> int:
         return num_steps(len(self.train_data), self.settings.train.batch_size)
@@ -95,69 +111,98 @@ class TrainLoop:
         patience_over = self.state.epochs_without_improvement >= self.settings.train.patience
         return self.state.epoch > self.settings.epochs or patience_over
 
-    def _train_epoch(self) -> bool:
-        """Trains the rest of the epoch in progress, or until a stop is asked for; whether it was."""
+    def _train_epoch(self) -> tuple[bool, bool]:
+        """Trains the rest of the epoch, or until a stop is asked for: (whether training goes on, whether it was)."""
         settings, state, world = self.settings, self.state, self.world
         steps = self._steps()
-        totals = torch.zeros(len(TERMS), dtype=torch.float64)
-        counts = torch.zeros(len(TERMS), dtype=torch.float64)
         self.model.train()
-        started, users_done, stop = time.monotonic(), 0, False
+        before, started, users_done, stop = state.seconds, time.monotonic(), 0, False
         for users, batches in epoch_batches(self.train_data, settings, self.sampler, world, state.epoch, state.step):
             seed_step(settings.seed, state.epoch, state.step, world.rank)
-            asked = world.is_main and self.hooks.should_stop()
-            sums = train_step(self.model, self.encoders, self.optimizer, batches, settings, world, asked)
-            totals += sums.totals.double().cpu()
-            counts += sums.counts.double().cpu()
-            stop = sums.stop
-            state.step += 1
+            requests = Requests(world.is_main and self.hooks.should_stop(), world.is_main and self._save_is_due())
+            sums = train_step(self.model, self.encoders, self.optimizer, batches, settings, world, requests)
             users_done += users
-            speed = users_done / (time.monotonic() - started)
-            # Until the epoch ends, the loss shown is rank 0's share of the sums, scaled to all ranks.
-            loss = _mean_loss(totals * world.size, counts, settings)["train/loss"]
-            self._report(
-                {
-                    "kind": "step",
-                    "epoch": state.epoch,
-                    "step": state.step,
-                    "steps": steps,
-                    "loss": loss,
-                    "users_per_s": speed,
-                }
-            )
+            seconds = time.monotonic() - started
+            state.seconds = before + seconds
+            if sums.is_finite:
+                state.count_step(sums.totals.tolist(), sums.counts.tolist())
+            elif not self._leave_out(sums):
+                return False, False
+            speed = users_done / seconds
+            loss = self._losses()["train/loss"]
+            where = {"epoch": state.epoch, "step": state.step, "steps": steps}
+            self._report({"kind": "step", **where, "loss": loss, "users_per_s": speed})
+            stop = sums.requests.stop
             if stop:
                 break
-        state.seconds += time.monotonic() - started
-        totals = world.sum(totals.to(world.device)).cpu()
-        state.loss_totals = [a + b for a, b in zip(state.loss_totals, totals.tolist(), strict=True)]
-        state.loss_counts = [a + b for a, b in zip(state.loss_counts, counts.tolist(), strict=True)]
-        return stop
+            if sums.requests.save and state.step < steps:
+                self._save()
+            self._report_problems()
+        return True, stop
 
-    def _end_epoch(self, losses: dict[str, float]) -> None:
+    def _leave_out(self, sums: StepSums) -> bool:
+        """Writes down the users of a step that is not finite; whether training goes on without it."""
+        state, world = self.state, self.world
+        order = epoch_order(self.settings.seed, state.epoch, len(self.train_data))
+        users = global_batch(order, state.step, self.settings.train.batch_size)
+        shares = [rank_share(users, rank, world.size) for rank in range(world.size)]
+        file = self.run_dir / "non_finite" / f"epoch-{state.epoch:04d}-step-{state.step + 1:06d}.json"
+        where = {"epoch": state.epoch, "step": state.step + 1}
+        if world.is_main:
+            totals = dict(zip(TERMS, map(str, sums.totals.tolist()), strict=True))
+            ids = [self.data.train_user_ids(share) for share in shares]
+            content = {**where, "seed": self.settings.seed, "totals": totals, "user_ids_of_ranks": ids}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        state.skip_step()
+        if self.settings.train.non_finite == "stop" or state.skipped_in_a_row >= MAX_SKIPPED:
+            self.saver.wait()
+            self._report({"kind": "diverged", **where, "skipped": state.skipped_in_a_row, "batch": str(file)})
+            return False
+        text = f"step {state.step} of epoch {state.epoch} is not finite and was left out; its users are in {file}"
+        self._report({"kind": "warning", "text": text})
+        return True
+
+    def _losses(self) -> dict[str, float]:
+        totals, counts = torch.tensor(self.state.loss_totals), torch.tensor(self.state.loss_counts)
+        return _mean_loss(totals, counts, self.settings)
+
+    def _end_epoch(self) -> None:
         """Validation, the checkpoint of this epoch, and the move to the next."""
         state = self.state
         validation = self._evaluate(self.validation)
         epoch, score, seconds = state.epoch, validation[SELECTION_METRIC], state.seconds
-        metrics = dict(losses)
+        metrics = self._losses()
         metrics["train/users_per_s"] = len(self.train_data) / max(seconds, 1e-9)
+        if self.settings.train.non_finite == "skip":
+            metrics["train/skipped_steps"] = float(state.skipped)
         metrics.update({f"val/{name}": value for name, value in validation.items()})
         is_best = score > state.best_score
-        outdated = [self._epoch_checkpoint(epoch - 1)] if epoch - 1 != state.best_epoch else []
         if is_best:
-            outdated.append(self._epoch_checkpoint(state.best_epoch))
-            state.best_score, state.best_epoch = score, epoch
+            state.best_score, state.best_epoch, state.best_steps = score, epoch, state.total_steps
         state.start_epoch(epoch + 1)
-        self._save(self._epoch_checkpoint(epoch).name)
-        if self.world.is_main:
-            for old in [*outdated, self._checkpoint("stopped")]:
-                if old != self._epoch_checkpoint(epoch):
-                    shutil.rmtree(old, ignore_errors=True)
+        self._save()
         self._report({"kind": "epoch", "epoch": epoch, "metrics": metrics, "seconds": seconds, "is_best": is_best})
+
+    def _stop(self) -> None:
+        """Leaves a checkpoint to go on from."""
+        if self.saved_steps != self.state.total_steps:
+            self._save()
+        self.saver.wait()
+        self._report_problems()
+        self._report({"kind": "stopped", "epoch": self.state.epoch, "step": self.state.step})
 
     def _test(self) -> None:
         """Restores the best epoch and evaluates it, and the popularity baseline, on the test users."""
-        best = self._epoch_checkpoint(self.state.best_epoch)
-        read_state(best)
+        self.saver.wait()
+        self._report_problems()
+        self.world.barrier()
+        best = checkpoint_path(self.run_dir, self.state.best_steps)
+        try:
+            read_state(best)
+        except InputError as error:
+            way_out = "make room or mend it, and start the same command again"
+            raise InputError(f"the best epoch, {self.state.best_epoch}, is lost ({error}); {way_out}") from error
         load_model(best, self.model)
         test = self.data.holdout("test")
         metrics = self._evaluate(test)
@@ -183,9 +228,17 @@ class TrainLoop:
             self.settings.evaluation,
             self.world,
             share_catalog=share_catalog,
+            on_batch=self.hooks.progress,
         )
 
-    def _save(self, name: str) -> None:
+    def _save_is_due(self) -> bool:
+        """By steps or minutes since the last one; a save that still runs is not waited for."""
+        every = self.settings.checkpoint
+        by_steps = every.every_steps and self.state.total_steps + 1 - self.saved_steps >= every.every_steps
+        by_time = every.every_minutes and time.monotonic() - self.saved_at >= 60 * every.every_minutes
+        return bool(by_steps or by_time) and not self.saver.is_busy
+
+    def _save(self) -> None:
         state = {
             "train_state": self.state.to_mapping(),
             "settings": to_mapping(self.settings),
@@ -193,22 +246,17 @@ class TrainLoop:
             "num_items": self.data.num_items,
             "num_workers": self.world.size,
         }
-        save_checkpoint(self._checkpoint(name), self.model, self.optimizer, state, self.world)
+        self.saver.save(self.model, self.optimizer, state, self.state.total_steps, self.state.best_steps)
+        self.saved_steps, self.saved_at = self.state.total_steps, time.monotonic()
 
     def _report(self, event: Event) -> None:
         if self.world.is_main:
             self.hooks.report(event)
 
-    def _checkpoint(self, name: str) -> Path:
-        return self.run_dir / "checkpoints" / name
-
-    def _epoch_checkpoint(self, epoch: int) -> Path:
-        return epoch_checkpoint(self.run_dir, epoch)
-
-
-def epoch_checkpoint(run_dir: Path, epoch: int) -> Path:
-    """Where a run keeps the checkpoint written after an epoch."""
-    return run_dir / "checkpoints" / f"epoch-{epoch:04d}"
+    def _report_problems(self) -> None:
+        """Of saving; each rank's own."""
+        for text in self.saver.problems():
+            self.hooks.report({"kind": "warning", "text": text})
 
 
 def _mean_loss(totals: torch.Tensor, counts: torch.Tensor, settings: Settings) -> dict[str, float]:

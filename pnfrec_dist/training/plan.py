@@ -34,11 +34,14 @@ class StepPlan:
     """what the loss holds at a time: a tile of the exact softmax, or what a loss over some items draws and scores"""
     data: int
     """the training users' lists"""
+    checkpoint: int
+    """copy that is written while training goes on; of a GPU's worker it lies outside its memory and is not counted"""
 
     @property
     def total(self) -> int:
         table = self.table + self.table_training + self.passing
-        return table + self.encoders + self.activations + self.logits + self.data + LIBRARIES
+        rest = self.activations + self.logits + self.data + self.checkpoint
+        return table + self.encoders + rest + LIBRARIES
 
 
 def plan_step(
@@ -67,15 +70,18 @@ def plan_step(
     # Of a further part, the softmax's gradient of all rows is made before it is added to the sum.
     passing = settings.loss.cross_entropy == "exact" and settings.train.accumulation > 1
     per_encoder = encoder.num_blocks * (6 * width * width + 10 * width) + encoder.max_length * width + 2 * width
+    encoders = 4 * FLOAT * len(sides) * per_encoder
+    copies = settings.checkpoint.background and not on_gpu
     return StepPlan(
         is_sharded=is_sharded,
         table=FLOAT * rows * width,
         table_training=3 * FLOAT * rows * width,
-        encoders=4 * FLOAT * len(sides) * per_encoder,
+        encoders=encoders,
         activations=FLOAT * (tokens * per_token + softmax),
         passing=passing * FLOAT * rows * width,
         logits=_logits(settings, tokens, rows, num_items, shards, on_gpu),
         data=sum(side.values.nbytes + side.offsets.nbytes for side in (data.positive, data.negative)),
+        checkpoint=(3 * FLOAT * rows * width + encoders * 3 // 4) if copies else 0,
     )
 
 

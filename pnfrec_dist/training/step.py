@@ -18,15 +18,25 @@ NORM_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
+class Requests:
+    """What a rank asks of all ranks; all hear it in the same step."""
+
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
 class StepSums:
-    """Sums over this rank's users, and what all ranks agreed on."""
+    """What all ranks agree on after a step."""
 
     totals: Tensor
-    """[3] of TERMS, this rank"""
+    """[3] of TERMS, float64"""
     counts: Tensor
-    """[3] of TERMS, all ranks"""
-    stop: bool
-    """whether any rank was asked to stop"""
+    """[3] of TERMS"""
+    is_finite: bool
+    """whether every loss and gradient was; if not, the step changed nothing"""
+    requests: Requests
+    """what any rank asked for"""
 
 
 def train_step(
@@ -36,7 +46,7 @@ def train_step(
     batches: Sequence[TrainBatch],
     settings: Settings,
     world: World,
-    stop: bool,
+    requests: Requests,
 ) -> StepSums:
     """One optimizer step on one global batch, of which `batches` are this rank's share, in parts (some may be empty).
 
@@ -44,7 +54,8 @@ def train_step(
     summed over ranks. encoders is World.wrap(model.encoders). Every rank brings the same number of parts.
     """
     counts = torch.stack([term_counts(batch) for batch in batches]).sum(0)
-    shared = world.sum(torch.cat([counts, torch.tensor([int(stop)])]).to(world.device))
+    asked = torch.tensor([int(requests.stop), int(requests.save)])
+    shared = world.sum(torch.cat([counts, asked]).to(world.device))
     counts = shared[:3]
     weights = term_weights(settings.loss).to(world.device) / counts.clamp(min=1)
 
@@ -63,10 +74,21 @@ def train_step(
     assert table_gradient is not None
     if not model.item_table.is_sharded:
         world.sum(table_gradient)
-    if settings.optimizer.max_gradient_norm:
-        scale_gradients(model, settings.optimizer.max_gradient_norm)
-    optimizer.step()
-    return StepSums(totals, counts, bool(shared[3] > 0))
+    totals = world.sum(torch.cat([totals, _not_finite(model)[None]]))
+    is_finite = bool(totals.isfinite().all()) and totals[3] == 0
+    if is_finite:
+        if settings.optimizer.max_gradient_norm:
+            scale_gradients(model, settings.optimizer.max_gradient_norm)
+        optimizer.step()
+    stop, save = (shared[3:] > 0).tolist()
+    return StepSums(totals[:3], counts, bool(is_finite), Requests(stop, save))
+
+
+@torch.no_grad()
+def _not_finite(model: PNFRec) -> Tensor:
+    """How many parameters' gradients hold a nan or infinity, as their sums show, float64."""
+    sums = torch.stack([p.grad.sum().float() for p in model.parameters() if p.grad is not None])
+    return (~sums.isfinite()).sum().double()
 
 
 @torch.no_grad()

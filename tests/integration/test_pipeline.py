@@ -250,7 +250,7 @@ def test_more_gpus_than_ray_sees_is_one_line(workspace: Path) -> None:
         (["--dataset", "tini"], "did you mean 'tiny'"),
         (["--dataset", "ml1m"], "no prepared data set at .*ml1m; build it: make spark-prep DATASET=ml1m"),
         (["--dataset", "tiny", "--model", "pnfrex"], "did you mean 'pnfrec'"),
-        (["--dataset", "tiny", "--resume", "nowhere"], "no checkpoint at .*nowhere"),
+        (["--dataset", "tiny", "--resume", "nowhere"], "--resume is 'nowhere', and there is no such directory"),
         (["--dataset", "../tiny"], "a name has letters"),
         (
             ["--dataset", "tiny", "--encoder.hidden-size", "200000"],
@@ -273,7 +273,6 @@ def test_wrong_training_input_is_said(
         ("./mlruns", "must start with one of sqlite"),
         ("sqlite://mlflow.db", "it must read sqlite:///<path>"),
         ("sqlite:////nowhere/at/all/mlflow.db", "is not a directory"),
-        ("http://127.0.0.1:9", "no MLflow server answers"),
     ],
 )
 def test_a_malformed_tracking_uri_is_said_before_training(

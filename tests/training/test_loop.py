@@ -1,5 +1,9 @@
-"""The loop with one rank, without Ray: resuming, early stopping, the best epoch, what it reports."""
+"""The loop with one rank, without Ray: going on, early stopping, the best epoch, steps that are not finite, reports."""
 
+import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from pnfrec_dist.config import (
+    CheckpointSettings,
     EncoderSettings,
     EvaluationSettings,
     LossSettings,
@@ -21,6 +27,7 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.training import loop
 from pnfrec_dist.training.checkpoint import read_state
 from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
+from pnfrec_dist.training.saver import checkpoint_path, checkpoints
 
 SETTINGS = Settings(
     epochs=4,
@@ -47,23 +54,114 @@ def untimed(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "train/users_per_s"}
 
 
+def require_equal_checkpoints(one: Path, other: Path) -> None:
+    """All tensors bit by bit, and where the run stands, but for times."""
+    for name in ("model.safetensors", "optimizer.safetensors", "items-00000-of-00001.safetensors"):
+        a, b = load_file(one / name), load_file(other / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    first, second = (read_state(path)["train_state"] for path in (one, other))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 11, 15])
 def test_stopped_and_resumed_equals_uninterrupted_bitwise(prepared: Path, tmp_path: Path, stop_at: int) -> None:
     """4 epochs of 4 steps; the stop is asked for before step `stop_at`, inside and at the ends of epochs."""
     whole = run(SETTINGS, prepared, tmp_path / "whole")
     asked = iter(range(1, 100))
     first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at)
-    stops = of_kind(first, "stopped")
-    assert len(of_kind(first, "epoch")) == stop_at // 4 and len(stops) == 1
-    second = run(replace(SETTINGS, resume=stops[0]["checkpoint"]), prepared, tmp_path / "parts")
+    assert len(of_kind(first, "epoch")) == stop_at // 4 and len(of_kind(first, "stopped")) == 1
+    second = run(SETTINGS, prepared, tmp_path / "parts")
+    (started,) = of_kind(second, "started")
+    assert 4 * (started["epoch"] - 1) + started["step"] == stop_at
     parts = of_kind(first, "epoch") + of_kind(second, "epoch")
     assert [untimed(e["metrics"]) for e in parts] == [untimed(e["metrics"]) for e in of_kind(whole, "epoch")]
     assert of_kind(second, "test")[0]["metrics"] == of_kind(whole, "test")[0]["metrics"]
-    last = "checkpoints/epoch-0004"
-    for name in ("model.safetensors", "optimizer.safetensors", "items-00000-of-00001.safetensors"):
-        a, b = load_file(tmp_path / "whole" / last / name), load_file(tmp_path / "parts" / last / name)
-        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    assert not (tmp_path / "parts/checkpoints/stopped").exists()
+    require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
+
+
+def run_until_killed(prepared: Path, run_dir: Path, settings: Settings, kill_at: int) -> None:
+    """Kills itself with SIGKILL at the report of step `kill_at` of those it does."""
+    steps = 0
+
+    def report(event: Event) -> None:
+        nonlocal steps
+        steps += event["kind"] == "step"
+        if steps == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    TrainLoop(settings, open_prepared(prepared), run_dir, World(), Hooks(report, lambda: False)).run()
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_killed_again_and_again_equals_uninterrupted_bitwise(prepared: Path, tmp_path: Path, background: bool) -> None:
+    """Checkpoints every 3 steps, killed after 6, 2 and 5 steps of each start, then left alone."""
+    settings = replace(SETTINGS, checkpoint=CheckpointSettings(every_steps=3, background=background))
+    run(SETTINGS, prepared, tmp_path / "whole")
+    for kill_at in (6, 2, 5):
+        process = multiprocessing.get_context("spawn").Process(
+            target=run_until_killed, args=(prepared, tmp_path / "parts", settings, kill_at)
+        )
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+    events = run(settings, prepared, tmp_path / "parts")
+    assert of_kind(events, "started")[0]["step"] + of_kind(events, "started")[0]["epoch"] > 1
+    require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
+    assert not list((tmp_path / "parts/checkpoints").glob(".*"))
+
+
+def test_the_newest_and_the_best_stay(prepared: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpoint=CheckpointSettings(every_steps=1, keep=3))
+    events = run(settings, prepared, tmp_path)
+    kept = checkpoints(tmp_path)
+    best = checkpoint_path(tmp_path, 4 * of_kind(events, "test")[0]["best_epoch"])
+    assert kept[0] == checkpoint_path(tmp_path, 16) and best in kept
+    assert len(kept) == (3 if best in kept[:3] else 4)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no marker"])
+def test_a_damaged_checkpoint_is_passed_over_by_name(prepared: Path, tmp_path: Path, damage: str) -> None:
+    settings = replace(SETTINGS, checkpoint=CheckpointSettings(every_steps=1))
+    run(SETTINGS, prepared, tmp_path / "whole")
+    asked = iter(range(1, 100))
+    run(settings, prepared, tmp_path / "parts", lambda: next(asked) >= 7)
+    newest, before = checkpoints(tmp_path / "parts")[:2]
+    file = newest / ("COMMITTED" if damage == "no marker" else "model.safetensors")
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "truncate":
+        file.write_bytes(content[:-1])
+    else:
+        file.unlink()
+    events = run(settings, prepared, tmp_path / "parts")
+    (warning,) = of_kind(events, "warning")
+    assert str(newest) in warning["text"] and warning["text"].endswith("passed over")
+    (started,) = of_kind(events, "started")
+    assert before.name == checkpoint_path(tmp_path, 4 * (started["epoch"] - 1) + started["step"]).name
+    require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
+
+
+def test_a_full_disk_keeps_the_old_checkpoints_and_says_so(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = iter(range(1, 100))
+    run(SETTINGS, prepared, tmp_path, lambda: next(asked) >= 4)
+    real = os.fsync
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    events = run(SETTINGS, prepared, tmp_path, lambda: next(asked) >= 9)
+    assert [e["kind"] for e in events if e["kind"] in ("warning", "stopped")] == ["warning", "warning", "stopped"]
+    assert all("No space left on device" in e["text"] for e in of_kind(events, "warning"))
+    assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, 4)]
+    assert read_state(checkpoint_path(tmp_path, 4))
+    monkeypatch.setattr(os, "fsync", real)
+    assert of_kind(run(SETTINGS, prepared, tmp_path), "test")
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(prepared: Path, tmp_path: Path) -> None:
@@ -92,15 +190,14 @@ def test_early_stopping_restores_the_best_epoch(
     assert [e["is_best"] for e in of_kind(events, "epoch")] == [True, True, False, False, False]
     (test,) = of_kind(events, "test")
     assert test["best_epoch"] == 2
-    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["epoch-0002", "epoch-0005"]
-    state = read_state(tmp_path / "checkpoints/epoch-0002")["train_state"]
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000000020", "step-000000016", "step-000000008"]
+    state = read_state(checkpoint_path(tmp_path, 8))["train_state"]
     assert state["best_epoch"] == 2 and state["epoch"] == 3
 
     monkeypatch.setattr(loop, "evaluate", real)
     two_epochs = run(replace(SETTINGS, epochs=2), prepared, tmp_path / "two")
-    trained = load_file(tmp_path / "checkpoints/epoch-0002/model.safetensors")
-    expected = load_file(tmp_path / "two/checkpoints/epoch-0002/model.safetensors")
+    trained = load_file(checkpoint_path(tmp_path, 8) / "model.safetensors")
+    expected = load_file(checkpoint_path(tmp_path / "two", 8) / "model.safetensors")
     assert all(torch.equal(trained[key], expected[key]) for key in expected)
     assert len(of_kind(two_epochs, "epoch")) == 2
     assert tested[0] == test["metrics"] and tested[1] == test["popularity"]
@@ -124,9 +221,48 @@ def test_reported_loss_is_the_weighted_sum_of_the_reported_terms(
     assert metrics["train/loss"] == pytest.approx(sum(weights[t] * metrics[f"train/{t}"] for t in terms))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_said(prepared: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_its_users_are_kept(prepared: Path, tmp_path: Path) -> None:
     events = run(replace(SETTINGS, optimizer=OptimizerSettings(lr=1e30)), prepared, tmp_path)
-    assert of_kind(events, "diverged") and not of_kind(events, "test")
+    (diverged,) = of_kind(events, "diverged")
+    assert not of_kind(events, "test")
+    batch = json.loads(Path(diverged["batch"]).read_text())
+    assert (batch["epoch"], batch["step"]) == (diverged["epoch"], diverged["step"])
+    (users,) = batch["user_ids_of_ranks"]
+    assert len(users) in (6, 8) and all(user.startswith("u") for user in users)
+    assert len(batch["totals"]) == 3
+
+
+@pytest.mark.parametrize("bad", [(2,), (3, 4, 5), (4,)])
+def test_steps_that_are_not_finite_are_left_out_and_counted(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
+) -> None:
+    """The run ends as one that never had those steps: their losses count for nothing."""
+    real, calls = loop.train_step, iter(range(1, 100))
+
+    def broken(model: object, encoders: torch.nn.Module, *rest: object) -> object:
+        def to_nan(_module: object, _inputs: object, output: Tensor) -> Tensor:
+            return output * torch.nan
+
+        hook = encoders.positive.register_forward_hook(to_nan) if next(calls) in bad else None  # type: ignore[union-attr]
+        sums = real(model, encoders, *rest)  # type: ignore[arg-type]
+        if hook is not None:
+            hook.remove()
+        return sums
+
+    monkeypatch.setattr(loop, "train_step", broken)
+    settings = replace(SETTINGS, epochs=2, train=TrainSettings(batch_size=8, non_finite="skip"))
+    events = run(settings, prepared, tmp_path)
+    assert len(of_kind(events, "warning")) == len(bad) == len(list((tmp_path / "non_finite").iterdir()))
+    skipped = [e["metrics"]["train/skipped_steps"] for e in of_kind(events, "epoch")]
+    assert skipped == [sum(n <= 4 for n in bad), sum(n > 4 for n in bad)]
+    assert all(e["metrics"]["train/loss"] > 0 for e in of_kind(events, "epoch")) and of_kind(events, "test")
+
+
+def test_skipping_for_ever_ends(prepared: Path, tmp_path: Path) -> None:
+    train = TrainSettings(batch_size=1, non_finite="skip")
+    settings = replace(SETTINGS, epochs=9, optimizer=OptimizerSettings(lr=1e30), train=train)
+    (diverged,) = of_kind(run(settings, prepared, tmp_path), "diverged")
+    assert diverged["skipped"] == loop.MAX_SKIPPED
 
 
 def test_a_stop_is_heard_when_an_epoch_has_one_step(prepared: Path, tmp_path: Path) -> None:
@@ -134,4 +270,4 @@ def test_a_stop_is_heard_when_an_epoch_has_one_step(prepared: Path, tmp_path: Pa
     asked = iter(range(1, 100))
     events = run(settings, prepared, tmp_path, lambda: next(asked) >= 3)
     assert len(of_kind(events, "epoch")) == 3 and len(of_kind(events, "stopped")) == 1
-    assert read_state(Path(of_kind(events, "stopped")[0]["checkpoint"]))["train_state"]["epoch"] == 4
+    assert read_state(checkpoints(tmp_path)[0])["train_state"]["epoch"] == 4

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from pnfrec_dist.config import EncoderSettings, EvaluationSettings, LossSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
+from pnfrec_dist.training.saver import checkpoint_path
 
 SETTINGS = Settings(
     epochs=3,
@@ -23,12 +23,12 @@ SETTINGS = Settings(
 )
 
 
-def run(world: World, prepared: str, run_dir: str, resume: str, stop_at: int, events_file: str) -> None:
+def run(world: World, prepared: str, run_dir: str, stop_at: int, events_file: str) -> None:
     """Runs the loop; rank 0 writes its events. Before step `stop_at` it is asked to stop."""
     events: list[Event] = []
     asked = iter(range(1, 10_000))
     hooks = Hooks(events.append, lambda: next(asked) >= stop_at)
-    TrainLoop(replace(SETTINGS, resume=resume), open_prepared(Path(prepared)), Path(run_dir), world, hooks).run()
+    TrainLoop(SETTINGS, open_prepared(Path(prepared)), Path(run_dir), world, hooks).run()
     if world.is_main:
         Path(events_file).write_text(json.dumps(events))
 
@@ -45,18 +45,17 @@ def test_ranks_end_as_one_does_also_when_others_go_on(
 ) -> None:
     """`first` ranks train 6 of 12 steps, `second` ranks the rest; ranking of 200 items over shards included."""
     prepared = str(prepared_writer(tmp_path / "prepared" / "tiny", items=200))
-    run(World(), prepared, str(tmp_path / "alone"), "", 10_000, str(tmp_path / "alone.json"))
+    run(World(), prepared, str(tmp_path / "alone"), 10_000, str(tmp_path / "alone.json"))
     expected = metrics_of(tmp_path / "alone.json")
 
-    def start(size: int, resume: str, stop_at: int, events_file: Path) -> None:
-        args = (prepared, str(tmp_path / "parts"), resume, stop_at, str(events_file))
+    def start(size: int, stop_at: int, events_file: Path) -> None:
+        args = (prepared, str(tmp_path / "parts"), stop_at, str(events_file))
         spawn(size, run, *args) if size > 1 else run(World(), *args)
 
-    start(first, "", 7, tmp_path / "1.json")
-    stopped = json.loads((tmp_path / "1.json").read_text())[-1]
-    assert stopped["kind"] == "stopped"
-    assert len(list(Path(stopped["checkpoint"]).glob("items-*"))) == first
-    start(second, stopped["checkpoint"], 10_000, tmp_path / "2.json")
+    start(first, 7, tmp_path / "1.json")
+    assert json.loads((tmp_path / "1.json").read_text())[-1]["kind"] == "stopped"
+    assert len(list(checkpoint_path(tmp_path / "parts", 7).glob("items-*"))) == first
+    start(second, 10_000, tmp_path / "2.json")
     found = metrics_of(tmp_path / "1.json") + metrics_of(tmp_path / "2.json")
     assert len(found) == len(expected) == 4
     for one, other in zip(found, expected, strict=True):

@@ -17,7 +17,7 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.loop import build_model
-from pnfrec_dist.training.step import train_step
+from pnfrec_dist.training.step import Requests, train_step
 
 ITEMS, USERS = 300, 25
 SETTINGS = Settings(
@@ -53,7 +53,7 @@ def test_a_step_equals_the_plain_one(path: ExactPath) -> None:
     plain = as_plain(ours)
     optimizer, plain_optimizer = (torch.optim.Adam(m.parameters(), lr=1e-3) for m in (ours, plain))
     batch = train_batch(data, rows, settings.encoder, settings.loss, torch.device("cpu"))
-    sums = train_step(ours, ours.encoders, optimizer, [batch], settings, World(), stop=False)
+    sums = train_step(ours, ours.encoders, optimizer, [batch], settings, World(), Requests())
     loss = float((sums.totals / sums.counts) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
 
     sides = []
@@ -77,7 +77,7 @@ def one_step(settings: Settings) -> tuple[float, torch.Tensor]:
     model = build_model(ITEMS, settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     batch = train_batch(data, rows, settings.encoder, settings.loss, torch.device("cpu"))
-    sums = train_step(model, model.encoders, optimizer, [batch], settings, World(), stop=False)
+    sums = train_step(model, model.encoders, optimizer, [batch], settings, World(), Requests())
     weights = torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64)
     return float((sums.totals / sums.counts) @ weights), model.item_table.weight.detach()
 
@@ -104,7 +104,7 @@ def test_compiled_steps_equal_eager_ones_whatever_their_shapes() -> None:
         totals, gradients = [], []
         for model in (compiled, eager):
             optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-            sums = train_step(model, model.encoders, optimizer, [batch], SETTINGS, World(), stop=False)
+            sums = train_step(model, model.encoders, optimizer, [batch], SETTINGS, World(), Requests())
             totals.append(sums.totals)
             gradients.append(model.item_table.weight.grad)
         torch.testing.assert_close(*totals, rtol=1e-5, atol=0)

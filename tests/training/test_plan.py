@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pnfrec_dist.config import (
+    CheckpointSettings,
     CrossEntropyKind,
     EncoderSettings,
     LossSettings,
@@ -80,23 +81,32 @@ from pnfrec_dist.data.batch import train_batch
 from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World
 from pnfrec_dist.training.loop import build_model
-from pnfrec_dist.training.step import train_step
+from pnfrec_dist.training.step import Requests, train_step
+from pnfrec_dist.training.saver import Saver
 settings, device = LARGE[sys.argv[1]], torch.device("cpu")
 torch.set_num_threads(1)
 users, model = data(), build_model(ROWS, settings)
 optimizer = torch.optim.Adam(model.parameters(), fused=True)
 sampler = ItemSampler(settings.sampled, np.ones(ROWS + 1))
+saver = Saver(Path(sys.argv[2]), World(), "peak", settings.checkpoint)
 for step in range(2):
     draw = sampler.draw(1, 1, step) if settings.loss.cross_entropy == "sampled_softmax" else None
     parts = np.array_split(np.arange(8), settings.train.accumulation)
     batches = [train_batch(users, part, settings.encoder, settings.loss, device, draw) for part in parts]
-    train_step(model, model.encoders, optimizer, batches, settings, World(), False)
+    train_step(model, model.encoders, optimizer, batches, settings, World(), Requests())
+    saver.save(model, optimizer, {"train_state": {"total_steps": step}}, step, 0)
+saver.wait()
 print(next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
 """
 ROWS = 1_000_000
-WIDE = replace(SETTINGS, encoder=EncoderSettings(hidden_size=64, max_length=10))
+WIDE = replace(
+    SETTINGS,
+    encoder=EncoderSettings(hidden_size=64, max_length=10),
+    checkpoint=CheckpointSettings(background=False),
+)
 LARGE = {
     "exact": WIDE,
+    "exact, checkpoint in the background": replace(WIDE, checkpoint=CheckpointSettings()),
     "in parts, clipped": replace(
         WIDE, train=TrainSettings(batch_size=8, accumulation=4), optimizer=OptimizerSettings(max_gradient_norm=1.0)
     ),
@@ -110,11 +120,11 @@ LARGE = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("case", LARGE)
-def test_the_total_is_about_a_process_own_peak_with_a_large_table(case: str) -> None:
+def test_the_total_is_about_a_process_own_peak_with_a_large_table(case: str, tmp_path: Path) -> None:
     """A million rows of 256 bytes. Ray's share of the libraries, some 150 MiB, is not in the process."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, case], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PEAK, case, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     planned, peak = plan_step(LARGE[case], data(), ROWS, 1).total, 1024 * int(done.stdout)

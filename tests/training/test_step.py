@@ -27,7 +27,7 @@ from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.training.loop import build_model
-from pnfrec_dist.training.step import train_step
+from pnfrec_dist.training.step import Requests, train_step
 
 SETTINGS = Settings(
     encoder=EncoderSettings(hidden_size=8, num_blocks=1, max_length=5, dropout=0.0),
@@ -87,10 +87,11 @@ def train(world: World, sharded: bool, case: str, prepared: str, out: str) -> No
             parts = np.array_split(mine, settings.train.accumulation)
             draw = sampler.draw(settings.seed, epoch, step) if case == "sampled" else None
             batches = [train_batch(users, part, settings.encoder, settings.loss, world.device, draw) for part in parts]
-            stop = world.rank == 1 and step == 0
-            sums = train_step(model, encoders, optimizer, batches, settings, world, stop)
-            assert sums.stop == (world.size > 1 and step == 0)
-            means.append(world.sum(sums.totals.clone()) / sums.counts)
+            requests = Requests(stop=world.rank == 1 and step == 0, save=world.rank == 1 and step == 1)
+            sums = train_step(model, encoders, optimizer, batches, settings, world, requests)
+            assert sums.requests == Requests(world.size > 1 and step == 0, world.size > 1 and step == 1)
+            assert sums.is_finite
+            means.append(sums.totals / sums.counts)
             if epoch == 1 and step == 0:
                 keep("gradient", {name: p.grad for name, p in model.named_parameters()})
                 keep("first", {name: p.detach() for name, p in model.named_parameters()})
@@ -146,7 +147,7 @@ def test_gradients_are_scaled_to_the_norm_and_no_further(prepared: Path) -> None
         model = build_model(data.num_items, settings)
         batch = train_batch(users, np.arange(30), settings.encoder, settings.loss, torch.device("cpu"))
         optimizer = torch.optim.Adam(model.parameters())
-        train_step(model, model.encoders, optimizer, [batch], settings, World(), stop=False)
+        train_step(model, model.encoders, optimizer, [batch], settings, World(), Requests())
         norms[limit] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item()
     assert norms[0.01] == pytest.approx(0.01, rel=1e-5)
     assert norms[0.0] == norms[1e6] > 0.01
@@ -168,7 +169,7 @@ def test_the_table_gradient_of_a_step_is_one_tensor(prepared: Path, monkeypatch:
         assert not torch.equal(table.weight.grad, softmax), "the lookup's gradient was added"
 
     monkeypatch.setattr(ItemTable, "collect_gradients", collect)
-    train_step(model, model.encoders, torch.optim.Adam(model.parameters()), [batch], SETTINGS, World(), stop=False)
+    train_step(model, model.encoders, torch.optim.Adam(model.parameters()), [batch], SETTINGS, World(), Requests())
     gradient = model.item_table.weight.grad
     assert gradient is not None and [gradient.data_ptr()] == places
 
@@ -181,7 +182,7 @@ def train_on_few_items(world: World, prepared: str) -> None:
     batch = train_batch(two, np.arange(world.rank, 20, world.size), SETTINGS.encoder, loss, world.device)
     for model in (whole, shared):
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        train_step(model, world.wrap(model.encoders), optimizer, [batch], SETTINGS, world, stop=False)
+        train_step(model, world.wrap(model.encoders), optimizer, [batch], SETTINGS, world, Requests())
     rows = [b - a for a, b in pairwise(shared.item_table.bounds)]
     assert rows == [0, 1, 1, 1]
     found = world.gather_rows(shared.item_table.weight.detach(), rows)
@@ -190,3 +191,28 @@ def train_on_few_items(world: World, prepared: str) -> None:
 
 def test_ranks_may_outnumber_rows(prepared: Path) -> None:
     spawn(4, train_on_few_items, str(prepared))
+
+
+def break_one_rank(world: World, prepared: str, where: str) -> None:
+    """A nan in one rank's loss or gradient: no rank changes anything, and all know."""
+    data = open_prepared(Path(prepared))
+    model = build_model(data.num_items, SETTINGS, world)
+    batch = train_batch(data.train(), np.arange(world.rank, 30, 2), SETTINGS.encoder, SETTINGS.loss, world.device)
+
+    def broken(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.index_fill(0, torch.tensor([3]), torch.inf)
+
+    if world.rank == 1 and where == "loss":
+        model.encoders.positive.norm.register_forward_hook(lambda *call: broken(call[2]))  # type: ignore[arg-type]
+    elif world.rank == 1:
+        model.item_table.weight.register_hook(broken)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.Adam(model.parameters())
+    sums = train_step(model, world.wrap(model.encoders), optimizer, [batch], SETTINGS, world, Requests())
+    assert not sums.is_finite and bool(sums.totals.isfinite().all()) == (where == "gradient")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and not optimizer.state
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(prepared: Path, where: str) -> None:
+    spawn(2, break_one_rank, str(prepared), where)

@@ -1,0 +1,128 @@
+"""Checkpoints of a run while it goes: written in the background, found again, thinned out.
+
+runs/<run>/checkpoints/step-<steps done in all epochs>. What is being written is a draft, .step-...<attempt>.writing; an
+attempt is one start of the workers, so that one that was lost leaves nothing that another takes for its own.
+"""
+
+import contextlib
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch.optim import Optimizer
+
+from pnfrec_dist.config import CheckpointSettings
+from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.training.checkpoint import Files, commit, copied, own_tensors, parts_written, read_state, write_part
+
+POLL_SECONDS = 0.02
+PART_SECONDS = 600.0
+"""How long rank 0 waits for the others' parts after it has written its own."""
+
+
+def checkpoint_path(run_dir: Path, total_steps: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{total_steps:09d}"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The run's checkpoints, whole or damaged, newest first."""
+    return sorted((run_dir / "checkpoints").glob("step-*"), reverse=True)
+
+
+def newest_whole(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint without damage, and what is wrong with those passed over for it."""
+    problems = []
+    for path in checkpoints(run_dir):
+        try:
+            read_state(path)
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            return path, problems
+    return None, problems
+
+
+class Saver:
+    """One rank's side of saving. Every rank calls save() after the same steps; only rank 0 waits for the others."""
+
+    def __init__(self, run_dir: Path, world: World, attempt: str, settings: CheckpointSettings) -> None:
+        self.run_dir, self.world, self.attempt, self.settings = run_dir, world, attempt, settings
+        self.copy_seconds = 0.0
+        """what the last save made training wait"""
+        self._thread: threading.Thread | None = None
+        self._problems: list[str] = []
+        if world.is_main:
+            for draft in (run_dir / "checkpoints").glob(".step-*.writing"):
+                shutil.rmtree(draft, ignore_errors=True)
+
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(self, model: PNFRec, optimizer: Optimizer, state: dict[str, Any], total_steps: int, best: int) -> None:
+        """Begins a checkpoint of the moment; waits for the one before to end. best: the best epoch's, which stays."""
+        started = time.monotonic()
+        self.wait()
+        files, state = own_tensors(model, optimizer, self.world), {"item_rows": model.item_table.bounds, **state}
+        target = checkpoint_path(self.run_dir, total_steps)
+        if self.settings.background:
+            arguments = (copied(files), state, target, best)
+            self._thread = threading.Thread(target=self._write, args=arguments, name="saver", daemon=True)
+            self._thread.start()
+        else:
+            self._write(files, state, target, best)
+        self.copy_seconds = time.monotonic() - started
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def problems(self) -> list[str]:
+        """What went wrong since the last call."""
+        found, self._problems = self._problems, []
+        return found
+
+    def _write(self, files: Files, state: dict[str, Any], target: Path, best: int) -> None:
+        draft = target.with_name(f".{target.name}.{self.attempt}.writing")
+        failed = draft / "failed"
+        try:
+            write_part(draft, self.world.rank, files, state if self.world.is_main else None)
+            if self.world.is_main:
+                self._wait_for_parts(draft, failed)
+                commit(draft, target, self.world.size)
+                self._thin_out(best)
+        except (OSError, SafetensorError) as error:
+            if self.world.is_main:
+                shutil.rmtree(draft, ignore_errors=True)
+            else:  # makes room for the note, then says it to rank 0
+                for name in files:
+                    (draft / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    failed.touch()
+            reason = getattr(error, "strerror", None) or error
+            self._problems.append(f"rank {self.world.rank} could not write {target} ({reason}); earlier ones stay")
+
+    def _wait_for_parts(self, draft: Path, failed: Path) -> None:
+        deadline = time.monotonic() + PART_SECONDS
+        while not parts_written(draft, self.world.size):
+            if failed.exists():
+                raise OSError("another rank could not write its part")
+            if time.monotonic() > deadline:
+                raise OSError(f"a rank's part was not written within {PART_SECONDS:g} s")
+            time.sleep(POLL_SECONDS)
+
+    def _thin_out(self, best: int) -> None:
+        stay = {checkpoint_path(self.run_dir, best), *checkpoints(self.run_dir)[: self.settings.keep]}
+        for path in checkpoints(self.run_dir):
+            if path not in stay:  # renamed first, so that one half removed is not taken for a damaged one
+                draft = path.with_name(f".{path.name}.{self.attempt}.writing")
+                with contextlib.suppress(OSError):
+                    path.rename(draft)
+                shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,291 @@
+"""A real MLflow server behind a proxy that makes trouble: nothing is lost, nothing is doubled, nobody waits."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pnfrec_dist import tracking
+from pnfrec_dist.config import Settings
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.runs import Run
+from pnfrec_dist.tracking import FINISHED, KILLED, TrackedRun, shown
+
+pytestmark = pytest.mark.integration
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+EPOCHS = 6
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+class Proxy:
+    """127.0.0.1:port -> the server, in one of these ways: pass, refuse, hang, slow, lose answers."""
+
+    def __init__(self, server: int) -> None:
+        self.server, self.mode, self.troubled = server, "pass", 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self.listener.accept()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            if self.mode == "slow":
+                time.sleep(1.5)
+            if self.mode != "refuse":
+                with socket.create_connection(("127.0.0.1", self.server)) as server:
+                    back = threading.Thread(target=self._pump, args=(server, client, True), daemon=True)
+                    back.start()
+                    self._pump(client, server, False)
+                    back.join()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
+        """Connections stay open between requests, so the way is looked at with each piece."""
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                while self.mode == "hang":
+                    time.sleep(0.1)
+                if self.mode == "refuse" or (self.mode == "lose answers" and is_answer):
+                    self.troubled += 1
+                    break
+                if self.mode == "slow":
+                    time.sleep(1.5)
+                sink.sendall(data)
+            source.shutdown(socket.SHUT_RDWR)
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    directory, port = tmp_path_factory.mktemp("server"), free_port()
+    line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    line += ["--backend-store-uri", f"sqlite:///{directory}/mlflow.db", "--artifacts-destination", str(directory / "a")]
+    with (directory / "log").open("w") as log:
+        process = subprocess.Popen(line, env=ENVIRONMENT, stdout=log, stderr=log, cwd=directory)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def data(prepared: Path) -> PreparedData:
+    return open_prepared(prepared)
+
+
+PATIENCE = {"START_PATIENCE": 1.0, "END_PATIENCE": 1.0, "FIRST_WAIT": 0.1, "LONGEST_WAIT": 0.5}
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command waits for a second only, and a record is tried again at once."""
+    for name, seconds in PATIENCE.items():
+        monkeypatch.setattr(tracking, name, seconds)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+
+
+class Story:
+    """What a training command does with MLflow, here in seconds."""
+
+    def __init__(self, tmp_path: Path, data: PreparedData, uri: str) -> None:
+        self.data, self.uri, self.lines = data, uri, []
+        self.settings = Settings(dataset="tiny", experiment=tmp_path.name)
+        self.run = Run(tmp_path / "runs" / "r", {}, data.manifest.digest)
+        if not self.run.directory.exists():
+            self.run.write()
+        (self.run.directory / "best").mkdir(exist_ok=True)
+        (self.run.directory / "best" / "model").write_text("weights")
+        self.longest = 0.0
+
+    def begin(self) -> TrackedRun:
+        tracked = TrackedRun(self.run.directory, self.run.key, self.uri, self.lines.append)
+        tracked.start(self.settings, self.data.manifest, self.data.directory)
+        return tracked
+
+    def epochs(self, tracked: TrackedRun, first: int, last: int, meanwhile: Callable[[int], None]) -> None:
+        for epoch in range(first, last + 1):
+            meanwhile(epoch)
+            started = time.monotonic()
+            tracked.log_metrics(f"epoch/{epoch}", {"train/loss": 1 / epoch, "val/ndcg_p_at_10": float("nan")}, epoch)
+            self.longest = max(self.longest, time.monotonic() - started)
+            time.sleep(0.1)
+
+    def end(self, tracked: TrackedRun) -> None:
+        tracked.log_metrics("test", {"test/hr_p_at_10": 0.5}, 3)
+        tracked.log_tags("best_epoch", {"best_epoch": "3"})
+        tracked.log_directory("checkpoint", self.run.directory / "best", "checkpoint")
+        tracked.close(FINISHED)
+
+    def require_told_once(self, port: int) -> None:
+        """MLflow has one run with every record, each once."""
+        client = MlflowClient(f"http://127.0.0.1:{port}")
+        experiment = client.get_experiment_by_name(self.settings.experiment)
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.status == FINISHED and run.info.run_name == "r"
+        assert run.data.params["dataset"] == "tiny" and run.data.tags["best_epoch"] == "3"
+        for name, steps in (("train/loss", range(1, EPOCHS + 1)), ("test/hr_p_at_10", [3])):
+            assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == list(steps)
+        assert len(client.get_metric_history(run.info.run_id, "val/ndcg_p_at_10")) == EPOCHS
+        assert run.inputs is not None and len(run.inputs.dataset_inputs) == 1
+        paths = {a.path for folder in ("checkpoint", "data") for a in client.list_artifacts(run.info.run_id, folder)}
+        assert paths == {"checkpoint/model", "data/manifest.json"}
+        assert self.longest < 1.0
+
+
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize("trouble", ["refuse", "hang", "slow", "lose answers"])
+def test_trouble_that_passes_costs_nothing(tmp_path: Path, data: PreparedData, server: int, trouble: str) -> None:
+    """From the second to the fourth epoch."""
+    proxy = Proxy(server)
+    story = Story(tmp_path, data, proxy.uri)
+    tracked = story.begin()
+    assert tracked.run_id
+
+    def meanwhile(epoch: int) -> None:
+        proxy.mode = trouble if 2 <= epoch < 5 else "pass"
+        time.sleep(0.5)
+
+    story.epochs(tracked, 1, EPOCHS, meanwhile)
+    while tracked.spool.unsent:
+        time.sleep(0.1)
+    story.end(tracked)
+    assert tracked.spool.unsent == 0
+    story.require_told_once(server)
+    said = [line for line in story.lines if "warning" in line]
+    assert len(said) == sum("answers again" in line for line in story.lines) and (said or trouble in ("slow", "hang"))
+
+
+def command(tmp_path: Path, prepared: Path, uri: str) -> None:
+    """A training command, in a process that ends. Between epoch 2 and 3 it waits for a file."""
+    for name, seconds in PATIENCE.items():
+        setattr(tracking, name, seconds)
+    story = Story(tmp_path, open_prepared(prepared), uri)
+    tracked = story.begin()
+    story.epochs(tracked, 1, 2, lambda _: None)
+    while tracked.spool.unsent and not (tmp_path / "troubled").exists():
+        time.sleep(0.05)
+    (tmp_path / "half").touch()
+    while not (tmp_path / "go on").exists():
+        time.sleep(0.05)
+    story.epochs(tracked, 3, EPOCHS, lambda _: None)
+    started = time.monotonic()
+    story.end(tracked)
+    assert time.monotonic() - started < 8 and story.longest < 1.0
+    assert tracked.spool.unsent > 3 and "tracking flush" in story.lines[-1]
+
+
+@pytest.mark.parametrize("trouble", ["refuse", "hang"])
+@pytest.mark.parametrize("from_the_start", [True, False])
+def test_what_a_lost_server_did_not_get_is_flushed_later(
+    tmp_path: Path,
+    prepared: Path,
+    server: int,
+    trouble: str,
+    from_the_start: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Never up, and gone for good after two epochs."""
+    proxy = Proxy(server)
+    if from_the_start:
+        proxy.mode = trouble
+        (tmp_path / "troubled").touch()
+    process = multiprocessing.get_context("spawn").Process(target=command, args=(tmp_path, prepared, proxy.uri))
+    process.start()
+    while not (tmp_path / "half").exists() and process.is_alive():
+        time.sleep(0.05)
+    proxy.mode = trouble
+    (tmp_path / "go on").touch()
+    process.join(60)
+    assert process.exitcode == 0
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(InputError, match="records wait on"):
+        tracking.main(["flush"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server}")
+    assert tracking.main(["flush"]) == 0
+    assert tracking.main(["flush"]) == 0
+    assert re.search(r"records sent\n.*: all sent before\n", capsys.readouterr().out)
+    story = Story(tmp_path, open_prepared(prepared), "")
+    story.require_told_once(server)
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_command_that_starts_again_tells_each_epoch_once(tmp_path: Path, data: PreparedData, server: int) -> None:
+    """The second one trains epochs 3 and 4 again, as after a kill."""
+    story = Story(tmp_path, data, f"http://127.0.0.1:{server}")
+    first = story.begin()
+    story.epochs(first, 1, 4, lambda _: None)
+    first.close(KILLED)
+    second = story.begin()
+    assert second.run_id == first.run_id
+    story.epochs(second, 3, EPOCHS, lambda _: None)
+    story.end(second)
+    story.require_told_once(server)
+
+
+@pytest.mark.usefixtures("patience")
+def test_another_server_gets_all_of_it(tmp_path: Path, data: PreparedData, server: int) -> None:
+    local = f"sqlite:///{tmp_path}/mlflow.db"
+    story = Story(tmp_path, data, local)
+    first = story.begin()
+    story.epochs(first, 1, 2, lambda _: None)
+    first.close(KILLED)
+    story.uri = f"http://127.0.0.1:{server}"
+    second = story.begin()
+    story.epochs(second, 3, EPOCHS, lambda _: None)
+    story.end(second)
+    story.require_told_once(server)
+    shutil.rmtree(tmp_path / "mlartifacts", ignore_errors=True)
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_refusal_is_said_at_once(tmp_path: Path, data: PreparedData, server: int) -> None:
+    client = MlflowClient(f"http://127.0.0.1:{server}")
+    client.delete_experiment(client.create_experiment(tmp_path.name))
+    with pytest.raises(InputError, match="was deleted; restore it"):
+        Story(tmp_path, data, f"http://127.0.0.1:{server}").begin()
+    (tmp_path / "no.db").write_bytes(b"this is no database, however long it may be" * 99)
+    with pytest.raises(InputError, match="refused to start a run"):
+        Story(tmp_path, data, f"sqlite:///{tmp_path}/no.db").begin()
+
+
+def test_passwords_are_not_shown() -> None:
+    assert shown("https://me:secret@host:5000/x") == "https://host:5000/x"
+    assert shown("postgresql://me:s@c@host/db") == "postgresql://host/db"
+    assert shown("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"

@@ -1,0 +1,143 @@
+"""One rank interrupted at random moments: nobody is skipped or seen twice, saves are whole or absent."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pnfrec_dist.config import CheckpointSettings, EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data import feed
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.training import loop
+from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
+from pnfrec_dist.training.saver import checkpoints, newest_whole
+
+Soak = Callable[[str, str, str], None]
+USERS, BATCH = 60, 8
+STEPS = 8
+SETTINGS = Settings(
+    epochs=6,
+    encoder=EncoderSettings(hidden_size=8, num_blocks=1, max_length=5),
+    loss=LossSettings(0.45, 0.25),
+    train=TrainSettings(batch_size=BATCH, patience=99),
+    checkpoint=CheckpointSettings(every_steps=3),
+)
+
+
+def trials(few: int, many: int) -> list[Any]:
+    return [few, pytest.param(many, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+
+
+@pytest.fixture(scope="module")
+def forks() -> ForkServerContext:
+    """Processes that have torch from the start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pnfrec_dist.training.loop", "pytest"])
+    return context
+
+
+def keep_ledger(prepared: Path, run_dir: Path, ledger: Path, kill_at: int) -> None:
+    """Trains; writes down which users each finished step has read. Kills itself at the report of step `kill_at`."""
+    torch.set_num_threads(1)
+    rows_of: dict[int, list[int]] = {}
+    real_batch, real_step, read, steps = feed.train_batch, loop.train_step, [], 0
+
+    def train_batch(data: Any, rows: Any, *rest: Any) -> Any:
+        batch = real_batch(data, rows, *rest)
+        rows_of[id(batch)] = rows.tolist()
+        return batch
+
+    def train_step(model: Any, encoders: Any, optimizer: Any, batches: Any, *rest: Any) -> Any:
+        read[:] = [row for batch in batches for row in rows_of[id(batch)]]
+        return real_step(model, encoders, optimizer, batches, *rest)
+
+    feed.train_batch, loop.train_step = train_batch, train_step
+
+    def report(event: Event) -> None:
+        nonlocal steps
+        if event["kind"] == "step":
+            with ledger.open("a") as file:
+                file.write(json.dumps([event["epoch"], event["step"], read]) + "\n")
+            steps += 1
+            if steps == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    TrainLoop(SETTINGS, open_prepared(prepared), run_dir, World(), Hooks(report, lambda: False)).run()
+
+
+@pytest.mark.parametrize("interruptions", trials(4, 50))
+def test_every_user_is_read_once_an_epoch(
+    prepared_writer: Callable[..., Path], tmp_path: Path, forks: ForkServerContext, interruptions: int, soak: Soak
+) -> None:
+    """Runs of 6 epochs, killed after 1 to 20 steps each time until they end; as many of them as it takes."""
+    rng, prepared = random.Random(interruptions), prepared_writer(tmp_path / "prepared" / "tiny", users=USERS)
+    done = missing = repeated = number = 0
+    while done < interruptions:
+        number += 1
+        ledger, killed = tmp_path / f"ledger-{number}", True
+        while killed:
+            arguments = (prepared, tmp_path / f"run-{number}", ledger, rng.randint(1, 20))
+            process = forks.Process(target=keep_ledger, args=arguments)
+            process.start()
+            process.join(60)
+            assert process.exitcode in (0, -signal.SIGKILL)
+            killed = process.exitcode != 0
+            done += killed
+        read: dict[tuple[int, int], list[int]] = {}
+        for line in ledger.read_text().splitlines():
+            epoch, step, rows = json.loads(line)
+            assert read.setdefault((epoch, step), rows) == rows, "a step that is done again reads the same users"
+        assert sorted(read) == [(e, s) for e in range(1, SETTINGS.epochs + 1) for s in range(1, STEPS + 1)]
+        for epoch in range(1, SETTINGS.epochs + 1):
+            rows = [row for (e, _), step_rows in read.items() if e == epoch for row in step_rows]
+            missing += USERS - len(set(rows))
+            repeated += len(rows) - len(set(rows))
+    assert (missing, repeated) == (0, 0)
+    soak(f"users over {done} interruptions", f"{missing} missing, {repeated} repeated", "0, 0")
+
+
+def save_all_the_time(prepared: Path, run_dir: Path) -> None:
+    torch.set_num_threads(1)
+    settings = replace(SETTINGS, epochs=500, checkpoint=CheckpointSettings(every_steps=1, keep=3))
+    TrainLoop(settings, open_prepared(prepared), run_dir, World(), Hooks(lambda _: None, lambda: False)).run()
+
+
+@pytest.mark.parametrize("kills", trials(4, 100))
+def test_a_kill_during_a_save_leaves_the_newest_whole_one(
+    prepared: Path, tmp_path: Path, forks: ForkServerContext, kills: int, soak: Soak
+) -> None:
+    """Killed while a draft lies there; what has a checkpoint's name is whole, and training goes on from the newest."""
+    rng, run_dir, good, before = random.Random(kills), tmp_path / "run", 0, -1
+    for _ in range(kills):
+        process = forks.Process(target=save_all_the_time, args=(prepared, run_dir))
+        process.start()
+        deadline, seen = time.monotonic() + 60, len(checkpoints(run_dir))
+        while time.monotonic() < deadline:
+            names = {path.name for path in checkpoints(run_dir)}
+            if len(names) > seen or max([int(n[5:]) for n in names], default=-1) > before + 2:
+                break
+            time.sleep(0.002)
+        wait_until = time.monotonic() + rng.random() * 0.05
+        while time.monotonic() < deadline:
+            if time.monotonic() > wait_until and list((run_dir / "checkpoints").glob(".step-*.writing")):
+                break
+        process.kill()
+        process.join(60)
+        path, problems = newest_whole(run_dir)
+        found = checkpoints(run_dir)
+        assert path is not None and not problems and path == found[0], problems
+        steps = int(path.name[5:])
+        assert steps > before
+        before, good = steps, good + 1
+    soak(f"kills during a save, {kills}", f"{good}/{kills} go on from the newest whole checkpoint", f"{kills}/{kills}")

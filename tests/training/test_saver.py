@@ -1,0 +1,88 @@
+"""Saving in the background, alone and by several ranks."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import spawn
+
+from pnfrec_dist.config import CheckpointSettings, EncoderSettings, LossSettings
+from pnfrec_dist.distributed import World
+from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.training import saver as saver_module
+from pnfrec_dist.training.checkpoint import load_model, read_state
+from pnfrec_dist.training.saver import Saver, checkpoint_path, checkpoints, newest_whole
+
+
+def fresh(shards: World | None = None) -> tuple[PNFRec, torch.optim.Adam]:
+    encoder = EncoderSettings(hidden_size=4, num_blocks=1, max_length=3)
+    model = PNFRec(10, encoder, LossSettings(alpha=0.5), torch.Generator().manual_seed(0), shards)
+    return model, torch.optim.Adam(model.parameters())
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"train_state": {"total_steps": step}}
+
+
+def test_training_may_go_on_while_the_copy_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writing is held up until the weights have changed; the checkpoint has those of the moment of save()."""
+    model, optimizer = fresh()
+    before = model.item_table.weight.detach().clone()
+    go_on, real = threading.Event(), saver_module.write_part
+
+    def held_up(*args: Any) -> None:
+        assert go_on.wait(30)
+        real(*args)
+
+    monkeypatch.setattr(saver_module, "write_part", held_up)
+    saver = Saver(tmp_path, World(), "a", CheckpointSettings())
+    saver.save(model, optimizer, state(1), 1, 0)
+    assert saver.is_busy and not checkpoints(tmp_path)
+    with torch.no_grad():
+        model.item_table.weight.add_(1)
+    go_on.set()
+    saver.wait()
+    assert not saver.is_busy and not saver.problems()
+    other, _ = fresh()
+    load_model(checkpoint_path(tmp_path, 1), other)
+    assert torch.equal(other.item_table.weight, before)
+
+
+def test_what_another_attempt_left_half_written_goes(tmp_path: Path) -> None:
+    draft = tmp_path / "checkpoints/.step-000000003.dead.writing"
+    draft.mkdir(parents=True)
+    (draft / "model.safetensors").write_bytes(b"half")
+    Saver(tmp_path, World(), "a", CheckpointSettings())
+    assert not draft.exists() and newest_whole(tmp_path) == (None, [])
+
+
+def save_with_a_full_disk(world: World, run_dir: str) -> None:
+    """Step 1 is saved, step 2 fails on rank 1, step 3 is saved again."""
+    saver = Saver(Path(run_dir), world, "a", CheckpointSettings())
+    model, optimizer = fresh(world)
+    real = saver_module.write_part
+
+    def full(draft: Path, rank: int, files: Any, content: Any) -> None:
+        draft.mkdir(parents=True, exist_ok=True)
+        raise OSError(28, "No space left on device")
+
+    problems = {}
+    for step in (1, 2, 3):
+        saver_module.write_part = full if step == 2 and world.rank == 1 else real
+        saver.save(model, optimizer, state(step), step, 0)
+        saver.wait()
+        problems[step] = saver.problems()
+        world.barrier()
+    assert not problems[1] and not problems[3]
+    (problem,) = problems[2]
+    said = "No space left on device" if world.rank == 1 else "another rank could not write its part"
+    assert said in problem and "step-000000002" in problem
+
+
+def test_a_checkpoint_is_of_all_ranks_or_not_there(tmp_path: Path) -> None:
+    spawn(2, save_with_a_full_disk, str(tmp_path))
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000003", "step-000000001"]
+    assert len(read_state(checkpoint_path(tmp_path, 3))["item_rows"]) == 3
+    assert not list((tmp_path / "checkpoints").glob(".*"))
