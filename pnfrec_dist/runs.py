@@ -20,7 +20,7 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.storage import sync_to_disk
-from pnfrec_dist.training.checkpoint import read_state
+from pnfrec_dist.training.checkpoint import read_state, stored_state
 from pnfrec_dist.training.saver import checkpoint_path, checkpoints, newest_whole
 
 RUN_FILE, LOCK_FILE = "run.json", "run.lock"
@@ -131,7 +131,7 @@ def begin(run: Run, settings: Settings) -> tuple[int, int]:
     path, _ = newest_whole(run.directory)
     if path is None:
         return 1, 0
-    state = read_state(path)["train_state"]
+    state = stored_state(path)["train_state"]
     return state["epoch"], state["step"]
 
 

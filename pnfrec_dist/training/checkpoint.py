@@ -135,6 +135,11 @@ def read_state(directory: Path) -> dict[str, Any]:
     return state
 
 
+def stored_state(directory: Path) -> dict[str, Any]:
+    """state.json alone. Call read_state first: it checks the files."""
+    return _mapping(directory / STATE)
+
+
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -26,7 +26,7 @@ from pnfrec_dist.losses.objective import TERMS, term_weights
 from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders
-from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state
+from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.plan import plan_step
 from pnfrec_dist.training.saver import Saver, checkpoint_path, newest_whole
 from pnfrec_dist.training.state import TrainState
@@ -98,11 +98,9 @@ class TrainLoop:
         for problem in problems:
             self._report({"kind": "warning", "text": f"{problem.partition(';')[0]}; passed over"})
         if path is not None:
-            state = read_state(path) if self.world.is_main else None
-            state = self.world.gather(state)[0]
             load_model(path, self.model)
             load_optimizer(path, self.model, self.optimizer)
-            self.state = TrainState(**state["train_state"])
+            self.state = TrainState(**stored_state(path)["train_state"])
 
     def _steps(self) -> int:
         return num_steps(len(self.train_data), self.settings.train.batch_size)
@@ -196,13 +194,10 @@ class TrainLoop:
         """Restores the best epoch and evaluates it, and the popularity baseline, on the test users."""
         self.saver.wait()
         self._report_problems()
-        self.world.barrier()
         best = checkpoint_path(self.run_dir, self.state.best_steps)
-        try:
-            read_state(best)
-        except InputError as error:
+        if problem := self.world.gather(_problem(best) if self.world.is_main else "")[0]:
             way_out = "make room or mend it, and start the same command again"
-            raise InputError(f"the best epoch, {self.state.best_epoch}, is lost ({error}); {way_out}") from error
+            raise InputError(f"the best epoch, {self.state.best_epoch}, is lost ({problem}); {way_out}")
         load_model(best, self.model)
         test = self.data.holdout("test")
         metrics = self._evaluate(test)
@@ -257,6 +252,15 @@ class TrainLoop:
         """Of saving; each rank's own."""
         for text in self.saver.problems():
             self.hooks.report({"kind": "warning", "text": text})
+
+
+def _problem(checkpoint: Path) -> str:
+    """What is wrong with it, or ""."""
+    try:
+        read_state(checkpoint)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _mean_loss(totals: torch.Tensor, counts: torch.Tensor, settings: Settings) -> dict[str, float]:

@@ -1,14 +1,21 @@
 """Training that is killed, for real: workers, the driver, a worker that hangs, an MLflow that never answers."""
 
+import random
 import re
+import secrets
 import shutil
 import signal
 import socket
+import statistics
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from recovery import Command, only_run, require_same_end
+
+Soak = Callable[[str, str, str], None]
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -53,13 +60,27 @@ def test_killed_workers_and_driver_change_nothing(workspaces: Callable[[], Path]
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_a_server_that_is_never_up_costs_nothing(workspaces: Callable[[], Path]) -> None:
-    workspace = workspaces()
+def test_a_server_that_is_never_up_costs_nothing_and_no_secret_is_told(workspaces: Callable[[], Path]) -> None:
+    """Secrets in the environment and in the server's address reach no output, checkpoint, record or log of Ray."""
+    workspace, secret = workspaces(), secrets.token_hex(12)
+    ray_files = Path(tempfile.mkdtemp(prefix="ray"))  # paths of sockets are to be short
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = Command(workspace, "--epochs", "1", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    environment = {
+        "MLFLOW_TRACKING_URI": f"http://someone:{secret}@127.0.0.1:{port}",
+        "MLFLOW_TRACKING_TOKEN": secret,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "MY_PASSWORD": secret,
+        "RAY_TMPDIR": str(ray_files),
+    }
+    command = Command(workspace, "--epochs", "1", **environment)
     assert command.end() == 0, command.output
     assert "records wait in" in command.output and "python -m pnfrec_dist.tracking flush" in command.output
+    assert secret not in command.output
+    written = [path for base in (workspace, ray_files) for path in base.rglob("*") if path.is_file()]
+    assert len(list(ray_files.rglob("*.log"))) > 1 and any(path.name == "tracking.jsonl" for path in written)
+    assert not [path for path in written if secret.encode() in path.read_bytes()]
+    shutil.rmtree(ray_files)
 
 
 @pytest.mark.slow
@@ -84,3 +105,54 @@ def test_too_many_failures_end_the_run_and_it_can_go_on(workspaces: Callable[[],
     again = Command(workspace)
     assert again.end() == 0, again.output
     require_same_end(undisturbed, workspace)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_twenty_kills_of_a_worker(workspaces: Callable[[], Path], undisturbed: Path, soak: Soak) -> None:
+    rng, seconds = random.Random(20), []
+    while len(seconds) < 20:
+        workspace = workspaces()
+        command = Command(workspace)
+        command.wait_for(r"epoch +1/")
+        time.sleep(rng.random() * 6)
+        workers = command.workers()
+        if len(workers) < 2:
+            command.end()
+            continue
+        rng.choice(workers).send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        command.wait_for("workers run again")
+        seconds.append(time.monotonic() - killed)
+        assert command.end() == 0, command.output
+        require_same_end(undisturbed, workspace)
+        shutil.rmtree(workspace)
+    soak("kill -9 of one of 2 workers", f"{len(seconds)}/20 end bit for bit as the undisturbed run", "20/20")
+    soak("seconds until they train again", f"{statistics.median(seconds):.0f}, at most {max(seconds):.0f}", "< 20")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_five_stopped_workers(workspaces: Callable[[], Path], undisturbed: Path, soak: Soak) -> None:
+    rng, seconds = random.Random(5), []
+    while len(seconds) < 5:
+        workspace = workspaces()
+        command = Command(workspace, "--stall-timeout", "10")
+        command.wait_for(r"epoch +2/")
+        time.sleep(rng.random() * 3)
+        workers = command.workers()
+        if len(workers) < 2:
+            command.end()
+            continue
+        rng.choice(workers).send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        command.wait_for("workers run again")
+        seconds.append(time.monotonic() - stopped)
+        assert command.end() == 0, command.output
+        require_same_end(undisturbed, workspace)
+        shutil.rmtree(workspace)
+    within = sum(value <= 70 for value in seconds)
+    soak(
+        "SIGSTOP of a worker, stall timeout 10 s", f"{within}/5 train again within {max(seconds):.0f} s", "5/5 in 70 s"
+    )
+    assert within == 5
