@@ -137,7 +137,7 @@ def _train(settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, u
     """Runs the workers, logs what they report, prints the result; the MLflow run ends in the state that came true."""
     last: dict[str, Event] = {}
     status = FAILED
-    with ProgressReport(settings.epochs, first_epoch) as progress:
+    with ProgressReport(settings.epochs, first_epoch, plan.num_workers) as progress:
         tracked = TrackedRun(run.directory, run.key, uri, progress.line)
         tracked.start(settings, data.manifest, data.directory)
         try:

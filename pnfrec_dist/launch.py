@@ -106,6 +106,8 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
     On this machine a CPU worker counts as one CPU even where cores are fewer than workers.
     """
     own = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(settings.stall_timeout)}
+    if settings.min_workers:  # a lost node may still be counted on at first; this ends the wait for it
+        own["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
     for name, value in (RAY_ENVIRONMENT | own).items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)

@@ -20,11 +20,11 @@ LINE_SECONDS = 30.0
 class ProgressReport:
     """Shows step and epoch events. A long epoch in a log gets a line every 30 seconds."""
 
-    def __init__(self, max_epochs: int, first_epoch: int = 1) -> None:
-        self.max_epochs, self.first_epoch = max_epochs, first_epoch
+    def __init__(self, max_epochs: int, first_epoch: int, num_workers: int) -> None:
+        self.max_epochs, self.first_epoch, self.num_workers = max_epochs, first_epoch, num_workers
         self.console = Console(highlight=False, soft_wrap=True)
         self.first: tuple[float, int] | None = None
-        self.failed = False
+        self.starts = 0
         self.last_line = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -57,11 +57,17 @@ class ProgressReport:
             self.line(f"warning: {event['text']}")
         elif kind == "failure":
             ranks = "; ".join(f"worker {rank}: {reason}" for rank, reason in event["reasons"].items())
-            self.failed = True
             self.line(f"warning: workers failed ({ranks or 'no reason given'})")
-        elif kind == "started" and self.failed:
-            self.failed = False
-            self.line(f"workers run again, from epoch {event['epoch']} after step {event['step']}")
+        elif kind == "started":
+            self.started(event)
+
+    def started(self, event: Event) -> None:
+        """{"epoch", "step", "workers"}; said when it is not the first time, or not the planned number."""
+        if self.starts or event["workers"] != self.num_workers:
+            again = "again " if self.starts else ""
+            where = f"epoch {event['epoch']} after step {event['step']}"
+            self.line(f"workers run {again}({event['workers']} of {self.num_workers}), from {where}")
+        self.starts += 1
 
     def step(self, event: Event) -> None:
         """{"epoch", "step", "steps", "loss", "users_per_s"}."""

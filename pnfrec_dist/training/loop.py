@@ -79,7 +79,8 @@ class TrainLoop:
         self.encoders = world.wrap(self.model.encoders)
 
     def run(self) -> None:
-        self._report({"kind": "started", "epoch": self.state.epoch, "step": self.state.step})
+        where = {"epoch": self.state.epoch, "step": self.state.step}
+        self._report({"kind": "started", **where, "workers": self.world.size})
         while not self._finished():
             went_on, stop = self._train_epoch()
             if not went_on:

@@ -48,7 +48,7 @@ def test_killed_workers_and_driver_change_nothing(workspaces: Callable[[], Path]
     command.wait_for(r"epoch +3/")
     command.workers()[0].send_signal(signal.SIGKILL)
     command.wait_for("workers failed")
-    command.wait_for(r"workers run again, from epoch [234] after step \d+")
+    command.wait_for(r"workers run again \(2 of 2\), from epoch [234] after step \d+")
     command.wait_for(r"epoch +6/")
     command.process.send_signal(signal.SIGKILL)
     command.end()

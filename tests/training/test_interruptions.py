@@ -76,7 +76,7 @@ def keep_ledger(prepared: Path, run_dir: Path, ledger: Path, kill_at: int) -> No
     TrainLoop(SETTINGS, open_prepared(prepared), run_dir, World(), Hooks(report, lambda: False)).run()
 
 
-@pytest.mark.parametrize("interruptions", trials(4, 50))
+@pytest.mark.parametrize("interruptions", trials(2, 50))
 def test_every_user_is_read_once_an_epoch(
     prepared_writer: Callable[..., Path], tmp_path: Path, forks: ForkServerContext, interruptions: int, soak: Soak
 ) -> None:
@@ -113,7 +113,7 @@ def save_all_the_time(prepared: Path, run_dir: Path) -> None:
     TrainLoop(settings, open_prepared(prepared), run_dir, World(), Hooks(lambda _: None, lambda: False)).run()
 
 
-@pytest.mark.parametrize("kills", trials(4, 100))
+@pytest.mark.parametrize("kills", trials(3, 100))
 def test_a_kill_during_a_save_leaves_the_newest_whole_one(
     prepared: Path, tmp_path: Path, forks: ForkServerContext, kills: int, soak: Soak
 ) -> None:

@@ -93,7 +93,7 @@ def run_until_killed(prepared: Path, run_dir: Path, settings: Settings, kill_at:
     TrainLoop(settings, open_prepared(prepared), run_dir, World(), Hooks(report, lambda: False)).run()
 
 
-@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("background", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_killed_again_and_again_equals_uninterrupted_bitwise(prepared: Path, tmp_path: Path, background: bool) -> None:
     """Checkpoints every 3 steps, killed after 6, 2 and 5 steps of each start, then left alone."""
     settings = replace(SETTINGS, checkpoint=CheckpointSettings(every_steps=3, background=background))

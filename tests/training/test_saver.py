@@ -1,19 +1,27 @@
 """Saving in the background, alone and by several ranks."""
 
+import statistics
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import spawn
 
-from pnfrec_dist.config import CheckpointSettings, EncoderSettings, LossSettings
+from benchmarks.shapes import ITEMS, ml1m_like
+from pnfrec_dist.config import CheckpointSettings, EncoderSettings, LossSettings, Settings
+from pnfrec_dist.data.batch import train_batch
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training import saver as saver_module
 from pnfrec_dist.training.checkpoint import load_model, read_state
+from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.saver import Saver, checkpoint_path, checkpoints, newest_whole
+from pnfrec_dist.training.step import Requests, train_step
 
 
 def fresh(shards: World | None = None) -> tuple[PNFRec, torch.optim.Adam]:
@@ -56,6 +64,38 @@ def test_what_another_attempt_left_half_written_goes(tmp_path: Path) -> None:
     (draft / "model.safetensors").write_bytes(b"half")
     Saver(tmp_path, World(), "a", CheckpointSettings())
     assert not draft.exists() and newest_whole(tmp_path) == (None, [])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_what_checkpoints_cost_a_step(tmp_path: Path, soak: Callable[[str, str, str], None]) -> None:
+    """ML-1M's shapes, d = 64, 500 users a step: steps with a checkpoint every 20 beside steps without, in turn."""
+    settings = Settings(loss=LossSettings(0.45, 0.25))
+    data, device = ml1m_like(), torch.device("cpu")
+    model = build_model(ITEMS, settings)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    saver = Saver(tmp_path, World(), "a", CheckpointSettings())
+    batch = train_batch(data, np.arange(500), settings.encoder, settings.loss, device)
+
+    def steps(first: int, saving: bool) -> float:
+        started = time.monotonic()
+        for step in range(first, first + 20):
+            train_step(model, model.encoders, optimizer, [batch], settings, World(), Requests())
+            if saving and step == first:
+                saver.save(model, optimizer, state(step), step, 0)
+        return time.monotonic() - started
+
+    steps(0, False)
+    plain, saved, copies = [], [], []
+    for round_ in range(4):
+        plain.append(steps(40 * round_ + 20, False))
+        saved.append(steps(40 * round_ + 40, True))
+        copies.append(saver.copy_seconds)
+    cost = statistics.median(saved) / statistics.median(plain) - 1
+    copy = statistics.median(copies)
+    found = f"{cost:.1%} of step time ({1e3 * copy:.0f} ms to copy, {statistics.median(plain) / 20:.2f} s a step)"
+    soak("a checkpoint every 20 steps, ML-1M's shapes", found, "< 2 %")
+    assert not saver.problems()
 
 
 def save_with_a_full_disk(world: World, run_dir: str) -> None:

@@ -1,0 +1,136 @@
+"""Two Ray nodes, processes of this machine on loopback, with token authentication; one of them is killed."""
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from recovery import ENVIRONMENT, Command
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+
+RAY = [sys.executable, str(Path(__file__).parents[1] / "ray_node.py"), "start", "--node-ip-address", "127.0.0.1"]
+
+
+class Cluster:
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.address = f"127.0.0.1:{listener.getsockname()[1]}"
+        self.files = Path(tempfile.mkdtemp(prefix="ray"))  # paths of sockets are to be short
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        port = self.address.rpartition(":")[2]
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self._add("--head", "--port", port, "--temp-dir", str(self.files), "--include-dashboard", "false")
+        self.add_node()
+
+    def add_node(self) -> None:
+        self._add("--address", self.address)
+
+    def _add(self, *arguments: str) -> None:
+        """Starts a node and waits until its raylet runs, and some seconds for it to join."""
+        node = self._start(*arguments)
+        self.nodes.append(node)
+        deadline = time.monotonic() + 120
+        while not any(process.name().startswith("raylet") for process in self._below(node)):
+            assert node.poll() is None and time.monotonic() < deadline, "the node did not start"
+            time.sleep(0.5)
+        time.sleep(3)
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        line = [*RAY, *arguments, "--num-cpus", "1", "--block"]
+        quiet = subprocess.DEVNULL
+        env = ENVIRONMENT | self.environment
+        return subprocess.Popen(line, env=env, stdout=quiet, stderr=quiet, start_new_session=True)
+
+    def _below(self, node: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        try:
+            return psutil.Process(node.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self, number: int) -> None:
+        """The node with all its processes, as when a machine is switched off."""
+        node = self.nodes[number]
+        for process in [*self._below(node), psutil.Process(node.pid)]:
+            with_pid = process.pid
+            try:
+                os.kill(with_pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        node.wait()
+
+    def listeners(self) -> set[str]:
+        """Addresses that the cluster's processes listen on."""
+        found = set()
+        for node in self.nodes:
+            for process in self._below(node):
+                try:
+                    connections = process.net_connections("tcp")
+                except psutil.Error:
+                    continue
+                found |= {c.laddr.ip.removeprefix("::ffff:") for c in connections if c.status == psutil.CONN_LISTEN}
+        return found
+
+    def stop(self) -> None:
+        for number, node in enumerate(self.nodes):
+            if node.poll() is None:
+                self.kill(number)
+        shutil.rmtree(self.files, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    started = Cluster()
+    yield started
+    started.stop()
+
+
+def test_a_killed_node_costs_no_run(prepared_writer: Callable[..., Path], tmp_path: Path, cluster: Cluster) -> None:
+    """Training on both nodes goes on with one worker, and with two again; each epoch is told once."""
+    prepared_writer(tmp_path / "data/prepared/tiny", users=300, items=60)
+    flags = ["--ray-address", cluster.address, "--num-workers", "2", "--min-workers", "1"]
+    command = Command(tmp_path, *flags, "--epochs", "5000", "--train.patience", "5000", **cluster.environment)
+    for line in command.lines():  # Ray may count one node at first; a minute later it takes the other in
+        if re.match(r"epoch +[2-9]", line) and "(1 of 2)" not in command.output.rpartition("workers run")[2]:
+            break
+    assert "plan: 1 to 2 workers" in command.output
+    assert cluster.listeners() <= {"127.0.0.1", "::1"}
+    cluster.kill(1)
+    command.wait_for("workers failed")
+    command.wait_for(r"workers run again \(1 of 2\), from epoch \d+ after step \d+")
+    command.wait_for("epoch ")
+    cluster.add_node()
+    command.wait_for(r"workers run again \(2 of 2\), from epoch \d+ after step \d+")
+    command.wait_for("epoch ")
+    command.process.send_signal(signal.SIGINT)
+    assert command.end() == 130, command.output
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert run.info.status == "KILLED" and steps == list(range(1, len(steps) + 1)) and len(steps) > 3
+
+
+def test_a_cluster_does_not_take_who_has_no_token(
+    prepared_writer: Callable[..., Path], tmp_path: Path, cluster: Cluster
+) -> None:
+    prepared_writer(tmp_path / "data/prepared/tiny", users=300, items=60)
+    other = cluster.environment | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    command = Command(tmp_path, "--ray-address", cluster.address, **other)
+    assert command.end() == 2
+    assert re.search(r"error: Ray did not start at --ray-address .*", command.output)
