@@ -145,8 +145,8 @@ def _train(settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, u
             def on_event(event: Event) -> None:
                 last[event["kind"]] = event
                 progress.show(event)
-                if event["kind"] == "epoch":
-                    tracked.log_metrics(f"epoch/{event['epoch']}", event["metrics"], event["epoch"])
+                for epoch in [event] if event["kind"] == "epoch" else event.get("epochs", []):
+                    tracked.log_metrics(f"epoch/{epoch['epoch']}", epoch["metrics"], epoch["epoch"])
 
             run_training(settings, plan, data.directory, run.directory, on_event)
             status = FINISHED if "test" in last else FAILED if "diverged" in last else KILLED

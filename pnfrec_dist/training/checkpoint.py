@@ -3,7 +3,7 @@
 model.safetensors       the encoders' parameters by name
 optimizer.safetensors   Adam's state: "<exp_avg | exp_avg_sq | step>.<parameter name>"; of the item table only the step
 items-R-of-S.safetensors   rank R's rows of the item table: weight, exp_avg, exp_avg_sq
-state.json              TrainState, settings, digest of the data, the rows' bounds, format version
+state.json              TrainState, epochs' metrics, settings, digest of the data, the rows' bounds, format version
 checksums.json          sha256 of the files above
 COMMITTED               sha256 of checksums.json, written last
 

@@ -37,8 +37,8 @@ MAX_SKIPPED = 100
 """With so many steps in a row that are not finite, skipping helps no more."""
 
 Event = dict[str, Any]
-"""{"kind": "started" | "step" | "epoch" | "warning" | "stopped" | "diverged" | "test", ...}: plain values, from rank 0
-alone, but for warnings."""
+"""{"kind": "history" | "started" | "step" | "epoch" | "warning" | "stopped" | "diverged" | "test", ...}: plain values,
+from rank 0 alone, but for warnings. history: epochs before the checkpoint gone on from; some may never have arrived."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class TrainLoop:
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
         self.state = TrainState()
+        self.epochs: list[Event] = []
+        """what was reported of each epoch"""
         attempt = world.gather(secrets.token_hex(4))[0]
         self.saver = Saver(run_dir, world, attempt, settings.checkpoint)
         self._restore()
@@ -80,6 +82,8 @@ class TrainLoop:
 
     def run(self) -> None:
         where = {"epoch": self.state.epoch, "step": self.state.step}
+        if self.epochs:
+            self._report({"kind": "history", "epochs": list(self.epochs)})
         self._report({"kind": "started", **where, "workers": self.world.size})
         while not self._finished():
             went_on, stop = self._train_epoch()
@@ -101,7 +105,8 @@ class TrainLoop:
         if path is not None:
             load_model(path, self.model)
             load_optimizer(path, self.model, self.optimizer)
-            self.state = TrainState(**stored_state(path)["train_state"])
+            stored = stored_state(path)
+            self.state, self.epochs = TrainState(**stored["train_state"]), stored["epochs"]
 
     def _steps(self) -> int:
         return num_steps(len(self.train_data), self.settings.train.batch_size)
@@ -180,8 +185,10 @@ class TrainLoop:
         if is_best:
             state.best_score, state.best_epoch, state.best_steps = score, epoch, state.total_steps
         state.start_epoch(epoch + 1)
+        event = {"kind": "epoch", "epoch": epoch, "metrics": metrics, "seconds": seconds, "is_best": is_best}
+        self.epochs.append(event)
         self._save()
-        self._report({"kind": "epoch", "epoch": epoch, "metrics": metrics, "seconds": seconds, "is_best": is_best})
+        self._report(event)
 
     def _stop(self) -> None:
         """Leaves a checkpoint to go on from."""
@@ -237,6 +244,7 @@ class TrainLoop:
     def _save(self) -> None:
         state = {
             "train_state": self.state.to_mapping(),
+            "epochs": list(self.epochs),
             "settings": to_mapping(self.settings),
             "data_digest": self.data.manifest.digest,
             "num_items": self.data.num_items,

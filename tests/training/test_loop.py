@@ -97,7 +97,7 @@ def run_until_killed(prepared: Path, run_dir: Path, settings: Settings, kill_at:
 def test_killed_again_and_again_equals_uninterrupted_bitwise(prepared: Path, tmp_path: Path, background: bool) -> None:
     """Checkpoints every 3 steps, killed after 6, 2 and 5 steps of each start, then left alone."""
     settings = replace(SETTINGS, checkpoint=CheckpointSettings(every_steps=3, background=background))
-    run(SETTINGS, prepared, tmp_path / "whole")
+    whole = run(SETTINGS, prepared, tmp_path / "whole")
     for kill_at in (6, 2, 5):
         process = multiprocessing.get_context("spawn").Process(
             target=run_until_killed, args=(prepared, tmp_path / "parts", settings, kill_at)
@@ -107,6 +107,8 @@ def test_killed_again_and_again_equals_uninterrupted_bitwise(prepared: Path, tmp
         assert process.exitcode == -signal.SIGKILL
     events = run(settings, prepared, tmp_path / "parts")
     assert of_kind(events, "started")[0]["step"] + of_kind(events, "started")[0]["epoch"] > 1
+    told = of_kind(events, "history")[0]["epochs"] + of_kind(events, "epoch")
+    assert [untimed(e["metrics"]) for e in told] == [untimed(e["metrics"]) for e in of_kind(whole, "epoch")]
     require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
     assert not list((tmp_path / "parts/checkpoints").glob(".*"))
 

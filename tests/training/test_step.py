@@ -59,7 +59,7 @@ def train_all(world: World, prepared: str, out: str) -> None:
 
 
 def train(world: World, sharded: bool, case: str, prepared: str, out: str) -> None:
-    """Two epochs of 30 users in batches of 7 (the last has 2, so one of three ranks is empty), in float64.
+    """60 steps: 12 epochs of 30 users in batches of 7 (the last has 2, so one of three ranks is empty), in float64.
 
     Written: the loss terms of every step, all gradients and weights of the first step, all weights at the end.
     """
@@ -80,7 +80,7 @@ def train(world: World, sharded: bool, case: str, prepared: str, out: str) -> No
                 value = world.gather_rows(value, rows)
             seen[f"{prefix}.{name}"] = value.clone()
 
-    for epoch in (1, 2):
+    for epoch in range(1, 13):
         order = epoch_order(settings.seed, epoch, len(users))
         for step in range(num_steps(len(order), 7)):
             mine = rank_share(global_batch(order, step, 7), world.rank, world.size)
@@ -91,7 +91,7 @@ def train(world: World, sharded: bool, case: str, prepared: str, out: str) -> No
             sums = train_step(model, encoders, optimizer, batches, settings, world, requests)
             assert sums.requests == Requests(world.size > 1 and step == 0, world.size > 1 and step == 1)
             assert sums.is_finite
-            means.append(sums.totals / sums.counts)
+            means.append(sums.totals / sums.counts.clamp(min=1))  # two users may have no negatives
             if epoch == 1 and step == 0:
                 keep("gradient", {name: p.grad for name, p in model.named_parameters()})
                 keep("first", {name: p.detach() for name, p in model.named_parameters()})
@@ -113,12 +113,14 @@ def written(prepared_writer: Callable[..., Path], tmp_path_factory: pytest.TempP
 
 
 def require_equal(written: Path, file: str, expected_case: str) -> dict[str, torch.Tensor]:
-    """Gradients and weights of the first step to 1e-12; Adam may blow up roundings by the last one."""
+    """Gradients and weights of the first step to 1e-12; Adam blows roundings up over the 60, to 1e-9 at most."""
     found = load_file(written / f"{file}.safetensors")
     expected = load_file(written / f"1-False-{expected_case}.safetensors")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9 if "last" in name else 1e-12, msg=name)
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=1e-12 if name.startswith(("gradient", "first")) else 1e-9, msg=name
+        )
     return expected
 
 
@@ -130,7 +132,7 @@ def test_ranks_equal_one_rank(written: Path, size: int, sharded: bool, case: str
     means = require_equal(written, f"{size}-{sharded}-{case}", "sampled" if case == "sampled" else "whole")["means"]
     assert means.isfinite().all()
     lower = means[-1, 0] < means[0, 0]
-    assert lower or case == "sampled", "two epochs on 30 users lower CE_p; an estimate from 9 draws is too noisy to say"
+    assert lower or case == "sampled", "12 epochs on 30 users lower CE_p; an estimate from 9 draws is too noisy"
 
 
 @pytest.mark.parametrize("case", ["in parts", "sce of everything"])
