@@ -131,7 +131,7 @@ def test_ranks_equal_one_rank(written: Path, size: int, sharded: bool, case: str
     """Lookup, losses, gradients, their norm, Adam: whoever holds the table, whoever reads the users."""
     means = require_equal(written, f"{size}-{sharded}-{case}", "sampled" if case == "sampled" else "whole")["means"]
     assert means.isfinite().all()
-    lower = means[-1, 0] < means[0, 0]
+    lower = means[-5:, 0].mean() < means[:5, 0].mean()
     assert lower or case == "sampled", "12 epochs on 30 users lower CE_p; an estimate from 9 draws is too noisy"
 
 
