@@ -107,26 +107,36 @@ def test_too_many_failures_end_the_run_and_it_can_go_on(workspaces: Callable[[],
     require_same_end(undisturbed, workspace)
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(7200)
-def test_twenty_kills_of_a_worker(workspaces: Callable[[], Path], undisturbed: Path, soak: Soak) -> None:
-    rng, seconds = random.Random(20), []
-    while len(seconds) < 20:
-        workspace = workspaces()
-        command = Command(workspace)
+def disturb(
+    make: Callable[[], Path], undisturbed: Path, number: signal.Signals, times: int, *flags: str
+) -> list[float]:
+    """Sends a signal to a random worker of `times` runs, at random moments: seconds until each trains again.
+
+    All of them are to end as the undisturbed run.
+    """
+    rng, seconds = random.Random(times), []
+    while len(seconds) < times:
+        workspace = make()
+        command = Command(workspace, *flags)
         command.wait_for(r"epoch +1/")
         time.sleep(rng.random() * 6)
         workers = command.workers()
-        if len(workers) < 2:
-            command.end()
-            continue
-        rng.choice(workers).send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        command.wait_for("workers run again")
-        seconds.append(time.monotonic() - killed)
-        assert command.end() == 0, command.output
-        require_same_end(undisturbed, workspace)
+        if len(workers) == 2:  # else it ended before
+            rng.choice(workers).send_signal(number)
+            sent = time.monotonic()
+            command.wait_for("workers run again")
+            seconds.append(time.monotonic() - sent)
+            assert command.end() == 0, command.output
+            require_same_end(undisturbed, workspace)
+        command.end()
         shutil.rmtree(workspace)
+    return seconds
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_twenty_kills_of_a_worker(workspaces: Callable[[], Path], undisturbed: Path, soak: Soak) -> None:
+    seconds = disturb(workspaces, undisturbed, signal.SIGKILL, 20)
     soak("kill -9 of one of 2 workers", f"{len(seconds)}/20 end bit for bit as the undisturbed run", "20/20")
     soak("seconds until they train again", f"{statistics.median(seconds):.0f}, at most {max(seconds):.0f}", "< 20")
 
@@ -134,25 +144,8 @@ def test_twenty_kills_of_a_worker(workspaces: Callable[[], Path], undisturbed: P
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_five_stopped_workers(workspaces: Callable[[], Path], undisturbed: Path, soak: Soak) -> None:
-    rng, seconds = random.Random(5), []
-    while len(seconds) < 5:
-        workspace = workspaces()
-        command = Command(workspace, "--stall-timeout", "10")
-        command.wait_for(r"epoch +2/")
-        time.sleep(rng.random() * 3)
-        workers = command.workers()
-        if len(workers) < 2:
-            command.end()
-            continue
-        rng.choice(workers).send_signal(signal.SIGSTOP)
-        stopped = time.monotonic()
-        command.wait_for("workers run again")
-        seconds.append(time.monotonic() - stopped)
-        assert command.end() == 0, command.output
-        require_same_end(undisturbed, workspace)
-        shutil.rmtree(workspace)
+    seconds = disturb(workspaces, undisturbed, signal.SIGSTOP, 5, "--stall-timeout", "10")
     within = sum(value <= 70 for value in seconds)
-    soak(
-        "SIGSTOP of a worker, stall timeout 10 s", f"{within}/5 train again within {max(seconds):.0f} s", "5/5 in 70 s"
-    )
+    found = f"{within}/5 train again within {max(seconds):.0f} s"
+    soak("SIGSTOP of a worker, stall timeout 10 s", found, "5/5 in 70 s")
     assert within == 5
