@@ -25,8 +25,8 @@ import torch.distributed as dist
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pnfrec_dist.board import BoardHooks, FailureReport, Watchdog, remote_board
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
@@ -36,7 +36,6 @@ from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
 
 DEFAULT_CPU_WORKERS = 2
 POLL_SECONDS = 0.25
-PROGRESS_SECONDS = 1.0
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -144,102 +143,6 @@ def _require_ray(address: str) -> None:
         raise InputError(f"nothing answers at --ray-address {address!r} ({error}); {way_out}") from error
 
 
-class Board:
-    """Where workers leave events for the driver, and the driver leaves the request to stop."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.stop = False
-
-    def post(self, events: list[Event]) -> bool:
-        self.events += events
-        return self.stop
-
-    def take(self) -> list[Event]:
-        events, self.events = self.events, []
-        return events
-
-    def request_stop(self) -> None:
-        self.stop = True
-
-
-def _remote_board() -> Any:
-    """On the driver's node, whose loss ends the run anyway."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote_class: Any = ray.remote(num_cpus=0)(Board)
-    return remote_class.options(scheduling_strategy=here).remote()
-
-
-class BoardHooks:
-    """The loop's hooks. Posts without waiting; the answer to the last post tells whether to stop.
-
-    Of step events only the newest is kept while a post is under way, so a slow driver never slows a step.
-    """
-
-    def __init__(self, board: Any) -> None:
-        self.board = board
-        self.pending: list[Event] = []
-        self.answer: Any = None
-        self.stop = False
-        self.last_post = 0.0
-
-    def report(self, event: Event) -> None:
-        if self.pending and self.pending[-1]["kind"] == event["kind"] == "step":
-            self.pending[-1] = event
-        else:
-            self.pending.append(event)
-        if event["kind"] not in ("step", "warning"):
-            self.flush()
-        elif self._answered():
-            self._post()
-
-    def progress(self) -> None:
-        """Tells that the worker is alive and getting on."""
-        if time.monotonic() - self.last_post > PROGRESS_SECONDS and self._answered():
-            self.pending.append({"kind": "progress"})
-            self._post()
-
-    def should_stop(self) -> bool:
-        self._answered()
-        return self.stop
-
-    def flush(self) -> None:
-        """Posts everything and waits until the board has it."""
-        self._post()
-        self.stop = bool(ray.get(self.answer)) or self.stop
-
-    def _post(self) -> None:
-        self.answer = self.board.post.remote(self.pending)
-        self.pending, self.last_post = [], time.monotonic()
-
-    def _answered(self) -> bool:
-        if self.answer is None:
-            return True
-        done, _ = ray.wait([self.answer], timeout=0)
-        if done:
-            self.stop = bool(ray.get(self.answer)) or self.stop
-        return bool(done)
-
-
-class FailureReport(ray.train.UserCallback):
-    """Tells the driver why workers are started again; runs in Ray Train's controller."""
-
-    def __init__(self, board: Any) -> None:
-        self.board = board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        reasons = {rank: _reason(error) for rank, error in sorted(worker_exceptions.items())}
-        ray.get(self.board.post.remote([{"kind": "failure", "reasons": reasons}]))
-
-
-def _reason(error: Exception) -> str:
-    """The line of an error that says most: the last of a worker's traceback, the first of Ray's own."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
-
-
 def _worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     context = ray.train.get_context()
@@ -290,43 +193,6 @@ def _join_process_group(rank: int, size: int, backend: str, timeout: float) -> N
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
 
 
-@ray.remote(num_cpus=0)
-def _kill(pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-class Watchdog:
-    """Kills workers that make no progress for some time, as Ray Train will then start them again.
-
-    It goes by what they post: a worker that hangs, or is stopped, keeps the others from their next step.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.pids: dict[str, list[int]] = {}
-        self.last = time.monotonic()
-
-    def see(self, event: Event) -> None:
-        self.last = time.monotonic()
-        if event["kind"] == "failure":
-            self.pids = {}
-        elif event["kind"] == "worker":
-            self.pids.setdefault(event["node"], []).append(event["pid"])
-
-    def check(self) -> str:
-        """Kills the workers if it is time to; a line about it, or ""."""
-        silence = time.monotonic() - self.last
-        if not self.pids or silence < self.seconds:
-            return ""
-        for node, pids in self.pids.items():
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            _kill.options(scheduling_strategy=there).remote(pids)
-        self.pids = {}
-        return f"no progress for {silence:.0f} s (--stall-timeout {self.seconds:g}); the workers are killed"
-
-
 def run_training(
     settings: Settings, plan: WorkerPlan, data_dir: Location, run_dir: Path, on_event: Callable[[Event], None]
 ) -> bool:
@@ -336,7 +202,7 @@ def run_training(
     second one gives up waiting and raises KeyboardInterrupt. Workers are started again settings.max_failures times,
     then ray.train.TrainingFailedError is raised. data_dir and run_dir are absolute and reachable from every worker.
     """
-    board = _remote_board()
+    board = remote_board()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
