@@ -80,14 +80,16 @@ def require_same_end(one: Path, other: Path) -> None:
     for file in sorted(newest[0].glob("*.safetensors")):
         a, b = load_file(file), load_file(newest[1] / file.name)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), file
-    histories = [metric_histories(workspace) for workspace in (one, other)]
+    histories = [metric_histories(f"sqlite:///{workspace}/mlflow.db") for workspace in (one, other)]
     assert histories[0] == histories[1]
     assert [step for step, _ in histories[0]["train/loss"]] == list(range(1, EPOCHS + 1))
 
 
-def metric_histories(workspace: Path) -> dict[str, list[tuple[int, float]]]:
-    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
-    (run,) = client.search_runs(["1"])
+def metric_histories(uri: str, experiment: str = "pnfrec-dist") -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of every metric of the experiment's only run, which is to have finished; speed left out."""
+    client = MlflowClient(uri)
+    (found,) = [e for e in client.search_experiments() if e.name == experiment]
+    (run,) = client.search_runs([found.experiment_id])
     assert run.info.status == "FINISHED"
     names = [name for name in run.data.metrics if name != "train/users_per_s"]
     return {n: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, n)] for n in names}

@@ -91,15 +91,22 @@ TAMPERING: dict[str, Callable[[Path, Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TAMPERING)
+@pytest.mark.parametrize("builds", [1, pytest.param(5, marks=pytest.mark.soak)])
 def test_tampered_shards_are_refused(
-    prepared: Path, prepared_writer: Callable[..., Path], tmp_path: Path, name: str
+    prepared_writer: Callable[..., Path], tmp_path: Path, builds: int, soak: Soak
 ) -> None:
-    other = prepared_writer(tmp_path / "other" / "tiny", items=13, seed=5)
-    TAMPERING[name](prepared, other)
-    with pytest.raises(InputError) as caught:
-        open_prepared(prepared)
-    assert str(prepared) in str(caught.value) and "\n" not in str(caught.value)
+    refused = 0
+    for build in range(builds):
+        for kind, tamper in TAMPERING.items():
+            directory = tmp_path / f"{build}-{kind}"
+            data = prepared_writer(directory / "tiny", seed=build)
+            tamper(data, prepared_writer(directory / "other" / "tiny", items=13, seed=build + 5))
+            with pytest.raises(InputError) as caught:
+                open_prepared(data)
+            assert str(data) in str(caught.value) and "\n" not in str(caught.value), kind
+            refused += 1
+    kinds = len(TAMPERING)
+    soak(f"{kinds} kinds of tampering, {builds} data sets", f"{refused}/{kinds * builds} refused", f"{kinds * builds}")
 
 
 def test_a_manifest_that_fits_a_tampered_shard_is_told_from_the_marker(prepared: Path) -> None:

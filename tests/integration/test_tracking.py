@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from recovery import Command, metric_histories
 
 from pnfrec_dist import tracking
 from pnfrec_dist.config import Settings
@@ -243,6 +244,59 @@ def test_what_a_lost_server_did_not_get_is_flushed_later(
     assert re.search(r"records sent\n.*: all sent before\n", capsys.readouterr().out)
     story = Story(tmp_path, open_prepared(prepared), "")
     story.require_told_once(server)
+
+
+SCENARIOS = {
+    "never up": ("refuse", None),
+    "drops and returns": ("refuse", 4),
+    "never returns": ("hang", None),
+    "slow": ("slow", 4),
+}
+"""The server's trouble, from the start or after an epoch, and the epoch after which it passes."""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_real_commands_with_mlflow_in_trouble(
+    prepared_writer: Callable[..., Path], tmp_path: Path, server: int, soak: Callable[[str, str, str], None]
+) -> None:
+    """The training command itself; afterwards `tracking flush`: the metrics of a run without trouble, each once."""
+
+    def train(name: str) -> tuple[Path, Command, Proxy]:
+        workspace, proxy = tmp_path / name, Proxy(server)
+        prepared_writer(workspace / "data/prepared/tiny", users=300, items=60)
+        proxy.mode = "refuse" if name == "never up" else "pass"
+        uri = proxy.uri
+        return workspace, Command(workspace, "--experiment", name, MLFLOW_TRACKING_URI=uri), proxy
+
+    def told(name: str) -> dict[str, list[tuple[int, float]]]:
+        return metric_histories(f"http://127.0.0.1:{server}", name)
+
+    def longest_epoch(output: str) -> float:
+        return max(float(seconds) for seconds in re.findall(r"users/s +([\d.]+) s", output)[1:])
+
+    _, command, _ = train("undisturbed")
+    assert command.end() == 0, command.output
+    expected, usual, slowest, good = told("undisturbed"), longest_epoch(command.output), 0.0, 0
+    for name, (trouble, passes) in SCENARIOS.items():
+        workspace, command, proxy = train(name)
+        command.wait_for(r"epoch +2/")
+        proxy.mode = trouble
+        if passes:
+            command.wait_for(rf"epoch +{passes}/")
+            proxy.mode = "pass"
+        assert command.end() == 0, command.output
+        line = [sys.executable, "-m", "pnfrec_dist.tracking", "flush"]
+        environment = ENVIRONMENT | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server}"}
+        flushed = subprocess.run(line, cwd=workspace, env=environment, capture_output=True, text=True, timeout=300)
+        assert flushed.returncode == 0, flushed.stdout + flushed.stderr
+        slowest = max(slowest, longest_epoch(command.output))
+        good += told(name) == expected
+    found = (
+        f"{good}/{len(SCENARIOS)} end, 0 records lost or doubled; longest epoch {slowest:.1f} s (else {usual:.1f} s)"
+    )
+    soak("MLflow never up, drops, is gone, slow", found, f"{len(SCENARIOS)}/{len(SCENARIOS)}")
+    assert good == len(SCENARIOS)
 
 
 @pytest.mark.usefixtures("patience")
