@@ -1,5 +1,6 @@
 """The driver of a training: opens the data, plans, starts workers and the MLflow run, shows and logs what happens."""
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -21,7 +22,7 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.progress import ProgressReport, headline_table
-from pnfrec_dist.runs import Run, begin, choose_run
+from pnfrec_dist.runs import RUN_FILE, Run, begin, choose_run
 from pnfrec_dist.storage import Location
 from pnfrec_dist.tracking import FAILED, FINISHED, KILLED, TrackedRun, shown, tracking_uri
 from pnfrec_dist.training.loop import Event
@@ -44,14 +45,13 @@ def drive(settings: Settings) -> int:
         if settings.dry_run:
             print("dry run: nothing was trained")
             return 0
-        try:
-            run.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot write to {run.directory} ({error.strerror}); choose another --output-dir"
-            ) from error
-        with run.locked():
-            epoch, done = begin(run, settings)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(run.locked())
+                epoch, done = begin(run, settings)
+            except OSError as error:
+                way_out = "make room, or choose another --output-dir"
+                raise InputError(f"cannot write to {run.directory} ({error.strerror}); {way_out}") from error
             if (epoch, done) != (1, 0):
                 way_out = "  (--resume never starts another run)" if settings.resume == "auto" else ""
                 print(f"going on with {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
@@ -156,8 +156,9 @@ def _train(settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, u
         finally:
             if "test" in last:
                 _log_test(tracked, last["test"])
-            run.ended = {FINISHED: "finished"}.get(status, "diverged" if "diverged" in last else "")
-            run.write()
+            if not tracked.spool.pending:  # else the same command is to go on, if only to tell MLflow the end
+                run.ended = {FINISHED: "finished"}.get(status, "diverged" if "diverged" in last else "")
+                _write(run, progress)
             tracked.close(status)
     if "refused" in last:
         raise InputError(last["refused"]["text"])
@@ -169,6 +170,13 @@ def _train(settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, u
         return EXIT_INTERRUPTED
     _print_test(settings, tracked, last["test"])
     return 0
+
+
+def _write(run: Run, progress: ProgressReport) -> None:
+    try:
+        run.write()
+    except OSError as error:
+        progress.line(f"warning: cannot write {run.directory / RUN_FILE} ({error.strerror}); the run stays unended")
 
 
 def _say_diverged(event: Event, settings: Settings) -> str:

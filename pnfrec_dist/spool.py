@@ -34,28 +34,44 @@ class Spool:
         if len(whole) < len(content):
             os.truncate(self._file, len(whole))
         self.records: list[Record] = [json.loads(line) for line in whole.splitlines()]
+        self.pending: list[Record] = []
+        """kept in memory alone, as the disk took no more; never sent before they are on it"""
+        self.problem = ""
+        """why they are"""
         self._keys = {record["key"] for record in self.records}
+        self._size = len(whole)
         with contextlib.suppress(OSError, ValueError):
             self.sent = min(int((directory / SENT).read_text()), len(self.records))
             return
         self.sent = 0
 
     def add(self, key: str, kind: str, **content: Any) -> bool:
-        """Keeps a record, on the disk once this returns; False where one with this key is kept already."""
+        """Keeps a record, on the disk unless `pending` says otherwise; False where one with this key is kept already.
+
+        Records that the disk did not take are written with the next one.
+        """
         with self._guard:
             if key in self._keys:
                 return False
-            record = {"key": key, "kind": kind, "at": int(time.time() * 1000), **content}
-            with self._file.open("ab") as file:
-                file.write(json.dumps(record).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
             self._keys.add(key)
-            self.records.append(record)
+            self.pending.append({"key": key, "kind": kind, "at": int(time.time() * 1000), **content})
+            lines = b"".join(json.dumps(record).encode() + b"\n" for record in self.pending)
+            try:
+                with self._file.open("ab") as file:
+                    file.write(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                self.problem = error.strerror or str(error)
+                with contextlib.suppress(OSError):
+                    os.truncate(self._file, self._size)
+                return True
+            self.records += self.pending
+            self.pending, self.problem, self._size = [], "", self._size + len(lines)
             return True
 
     def next(self) -> Record | None:
-        """The oldest record that was not sent."""
+        """The oldest record on the disk that was not sent."""
         with self._guard:
             return self.records[self.sent] if self.sent < len(self.records) else None
 
@@ -64,11 +80,13 @@ class Spool:
         with self._guard:
             self.sent = count
             draft = self.directory / f".{SENT}.writing"
-            draft.write_text(str(count))
-            draft.rename(self.directory / SENT)
+            with contextlib.suppress(OSError):
+                draft.write_text(str(count))
+                draft.rename(self.directory / SENT)
 
     @property
     def unsent(self) -> int:
+        """Records on the disk that were not sent."""
         return len(self.records) - self.sent
 
     @contextlib.contextmanager

@@ -188,7 +188,7 @@ class TrackedRun:
         started = time.monotonic()
         self._thread.start()
         is_server = self.uri.startswith(("http", "databricks"))
-        while self.spool.unsent and self._trouble is None:
+        while self.spool.unsent and self._trouble is None and self._thread.is_alive():
             if is_server and time.monotonic() - started > START_PATIENCE:
                 break
             time.sleep(0.02)
@@ -205,7 +205,11 @@ class TrackedRun:
 
     def add(self, key: str, kind: str, **content: Any) -> bool:
         """Keeps a record (see Sender) and sends it in its turn; False where one of this key was kept before."""
+        had_room = not self.spool.pending
         is_new = self.spool.add(key, kind, **content)
+        if had_room and self.spool.pending:
+            records = self.spool.directory / RECORDS
+            self.say(f"warning: cannot write {records} ({self.spool.problem}); what it lacks is kept in memory")
         self._wake.set()
         return is_new
 
@@ -236,9 +240,14 @@ class TrackedRun:
                 f"warning: {self.spool.unsent} records wait in {self.spool.directory / RECORDS}; once MLflow answers: "
                 f"python -m pnfrec_dist.tracking flush {self.spool.directory}"
             )
+        if self.spool.pending:
+            self.say(
+                f"warning: {len(self.spool.pending)} records are on no disk ({self.spool.problem}) and lost to MLflow; "
+                "make room, and start the same command again"
+            )
 
     def _status(self, status: str) -> None:
-        self.add(f"status/{len(self.spool.records)}", "status", status=status)
+        self.add(f"status/{len(self.spool.records) + len(self.spool.pending)}", "status", status=status)
 
     def _send_all(self) -> None:
         with self.spool.locked(wait=True):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from pnfrec_dist.spool import RECORDS, SENT, Spool
 
 
@@ -35,6 +37,24 @@ def test_a_lost_or_broken_count_sends_again(tmp_path: Path) -> None:
     for content in ("", "x", "99"):
         (tmp_path / SENT).write_text(content)
         assert Spool(tmp_path).sent == (1 if content == "99" else 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_keeps_records_in_memory_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    spool.add("a", "metrics")
+    before = (tmp_path / RECORDS).read_bytes()
+    file = spool._file
+    monkeypatch.setattr(spool, "_file", Path("/dev/full"))
+    assert spool.add("b", "metrics") and not spool.add("b", "metrics")
+    assert len(spool.pending) == 1 and "No space left" in spool.problem and spool.unsent == 1
+    assert (tmp_path / RECORDS).read_bytes() == before
+    monkeypatch.setattr(spool, "_file", file)
+    spool.add("c", "metrics")
+    assert not spool.pending and not spool.problem
+    assert [r["key"] for r in Spool(tmp_path).records] == [r["key"] for r in spool.records] == ["a", "b", "c"]
 
 
 def test_one_process_sends(tmp_path: Path) -> None:

@@ -156,8 +156,11 @@ class TrainLoop:
             totals = dict(zip(TERMS, map(str, sums.totals.tolist()), strict=True))
             ids = [self.data.train_user_ids(share) for share in shares]
             content = {**where, "seed": self.settings.seed, "totals": totals, "user_ids_of_ranks": ids}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            except OSError as error:
+                self._report({"kind": "warning", "text": f"cannot write {file} ({error.strerror})"})
         state.skip_step()
         if self.settings.train.non_finite == "stop" or state.skipped_in_a_row >= MAX_SKIPPED:
             self.saver.wait()

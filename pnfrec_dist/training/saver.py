@@ -57,8 +57,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._problems: list[str] = []
         if world.is_main:
-            for draft in (run_dir / "checkpoints").glob(".step-*.writing"):
-                shutil.rmtree(draft, ignore_errors=True)
+            self._remove_drafts()
 
     @property
     def is_busy(self) -> bool:
@@ -93,6 +92,8 @@ class Saver:
         draft = target.with_name(f".{target.name}.{self.attempt}.writing")
         failed = draft / "failed"
         try:
+            if self.world.is_main:
+                self._remove_drafts(but=draft)
             write_part(draft, self.world.rank, files, state if self.world.is_main else None)
             if self.world.is_main:
                 self._wait_for_parts(draft, failed)
@@ -101,6 +102,8 @@ class Saver:
         except (OSError, SafetensorError) as error:
             if self.world.is_main:
                 shutil.rmtree(draft, ignore_errors=True)
+            elif not draft.exists():  # rank 0 gave up, and says why
+                return
             else:  # makes room for the note, then says it to rank 0
                 for name in files:
                     (draft / name).unlink(missing_ok=True)
@@ -117,6 +120,12 @@ class Saver:
             if time.monotonic() > deadline:
                 raise OSError(f"a rank's part was not written within {PART_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
+
+    def _remove_drafts(self, but: Path | None = None) -> None:
+        """Of attempts that were lost, and of saves that rank 0 gave up while others still wrote."""
+        for draft in (self.run_dir / "checkpoints").glob(".step-*.writing"):
+            if draft != but:
+                shutil.rmtree(draft, ignore_errors=True)
 
     def _thin_out(self, best: int) -> None:
         stay = {checkpoint_path(self.run_dir, best), *checkpoints(self.run_dir)[: self.settings.keep]}

@@ -105,31 +105,44 @@ def test_what_a_checkpoint_costs(
     assert not saver.problems()
 
 
-def save_with_a_full_disk(world: World, run_dir: str) -> None:
-    """Step 1 is saved, step 2 fails on rank 1, step 3 is saved again."""
+def save_with_a_full_disk(world: World, run_dir: str, full_rank: int) -> None:
+    """Step 1 is saved, step 2 fails on one rank, step 3 is saved again."""
     saver = Saver(Path(run_dir), world, "a", CheckpointSettings())
     model, optimizer = fresh(world)
     real = saver_module.write_part
+    draft_2 = Path(run_dir) / "checkpoints/.step-000000002.a.writing"
 
     def full(draft: Path, rank: int, files: Any, content: Any) -> None:
         draft.mkdir(parents=True, exist_ok=True)
         raise OSError(28, "No space left on device")
 
+    def late(draft: Path, rank: int, files: Any, content: Any) -> None:
+        """Begins when rank 0 has given up and removed the draft."""
+        time.sleep(0.5)
+        real(draft, rank, files, content)
+
+    other = late if full_rank == 0 else real
     problems = {}
     for step in (1, 2, 3):
-        saver_module.write_part = full if step == 2 and world.rank == 1 else real
+        saver_module.write_part = real if step != 2 else full if world.rank == full_rank else other
         saver.save(model, optimizer, state(step), step, 0)
         saver.wait()
         problems[step] = saver.problems()
         world.barrier()
+        assert step != 2 or draft_2.exists() == (full_rank == 0), "what the late rank wrote lies there"
+        world.barrier()
     assert not problems[1] and not problems[3]
+    if world.rank > full_rank:
+        assert not problems[2]
+        return
     (problem,) = problems[2]
-    said = "No space left on device" if world.rank == 1 else "another rank could not write its part"
+    said = "No space left on device" if world.rank == full_rank else "another rank could not write its part"
     assert said in problem and "step-000000002" in problem
 
 
-def test_a_checkpoint_is_of_all_ranks_or_not_there(tmp_path: Path) -> None:
-    spawn(2, save_with_a_full_disk, str(tmp_path))
+@pytest.mark.parametrize("full_rank", [0, 1])
+def test_a_checkpoint_is_of_all_ranks_or_not_there(tmp_path: Path, full_rank: int) -> None:
+    spawn(2, save_with_a_full_disk, str(tmp_path), full_rank)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000000003", "step-000000001"]
     assert len(read_state(checkpoint_path(tmp_path, 3))["item_rows"]) == 3
     assert not list((tmp_path / "checkpoints").glob(".*"))
