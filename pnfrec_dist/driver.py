@@ -205,7 +205,8 @@ def _print_test(settings: Settings, tracked: TrackedRun, test: Event) -> None:
     print(headline_table({settings.model: test["metrics"], "popularity": test["popularity"]}))
     print()
     print(f"best epoch {test['best_epoch']}, checkpoint {test['checkpoint']}")
-    print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it with: make mlflow-ui")
+    where = f"at {shown(tracked.uri)}" if tracked.uri.startswith("http") else "with: make mlflow-ui"
+    print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it {where}")
 
 
 def _same_run(settings: Settings) -> str:
