@@ -14,13 +14,14 @@ import tyro
 import yaml
 
 from pnfrec_dist.config import Settings
-from pnfrec_dist.errors import InputError, nearest
+from pnfrec_dist.errors import InputError, RunError, nearest
 from pnfrec_dist.mappings import override
 
 T = TypeVar("T")
 
 CHOSEN_BY_FLAG = {"dataset", "model", "config", "dry_run", "resume"}
 """Settings that no file in conf/train/ or conf/model/ may hold."""
+EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -114,13 +115,13 @@ def _one_line(text: str) -> str:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs a command's main(args) and exits: 0 done, 2 wrong input (one line, no traceback), 130 interrupted."""
+    """Runs a command's main(args) and exits: 0 done, 1 failed, 2 wrong input (one line each), 130 interrupted."""
     try:
         code = main(sys.argv[1:])
-    except InputError as error:
+    except (InputError, RunError) as error:
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in _one_line(str(error)))
         print(f"error: {text}", file=sys.stderr)
-        code = EXIT_INPUT
+        code = EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED

@@ -10,6 +10,7 @@ from typing import Literal
 from pnfrec_dist.errors import require
 
 ExactPath = Literal["auto", "materialised", "chunked", "tiled", "fused"]
+MAX_SECONDS = 30 * 86400.0
 CrossEntropyKind = Literal["exact", "sampled_softmax", "sce", "gbce"]
 
 
@@ -237,7 +238,12 @@ class Settings:
         require(self.epochs >= 1, "epochs", self.epochs, ">= 1")
         require(self.resume.strip() != "", "resume", self.resume, "auto, never, or a directory")
         require(self.max_failures >= 0, "max_failures", self.max_failures, ">= 0")
-        require(self.stall_timeout > 0, "stall_timeout", self.stall_timeout, "> 0")
+        require(
+            0 < self.stall_timeout <= MAX_SECONDS,
+            "stall_timeout",
+            self.stall_timeout,
+            "> 0 and at most 30 days in seconds",
+        )
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
         by_popularity = self.loss.cross_entropy == "gbce" and self.sampled.distribution == "popularity"
         require(not by_popularity, "sampled.distribution", "popularity", "uniform where loss.cross_entropy is gbce")

@@ -149,7 +149,7 @@ def _train(settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, u
                     tracked.log_metrics(f"epoch/{epoch['epoch']}", epoch["metrics"], epoch["epoch"])
 
             run_training(settings, plan, data.directory, run.directory, on_event)
-            status = FINISHED if "test" in last else FAILED if "diverged" in last else KILLED
+            status = FINISHED if "test" in last else FAILED if last.keys() & {"diverged", "refused"} else KILLED
         except KeyboardInterrupt:
             status = KILLED
             raise
@@ -195,9 +195,10 @@ def _say_diverged(event: Event, settings: Settings) -> str:
 def _log_test(tracked: TrackedRun, test: Event) -> None:
     metrics = {f"test/{name}": value for name, value in test["metrics"].items()}
     metrics.update({f"popularity/{name}": value for name, value in test["popularity"].items()})
-    tracked.log_metrics("test", metrics, test["best_epoch"])
-    tracked.log_tags("best_epoch", {"best_epoch": str(test["best_epoch"])})
-    tracked.log_directory("checkpoint", Path(test["checkpoint"]), "checkpoint")
+    best = test["best_epoch"]  # in the keys: a run that ended and is trained for longer may find a better one
+    tracked.log_metrics(f"test/{best}", metrics, best)
+    tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best)})
+    tracked.log_directory(f"checkpoint/{best}", Path(test["checkpoint"]), "checkpoint")
 
 
 def _print_test(settings: Settings, tracked: TrackedRun, test: Event) -> None:
@@ -215,7 +216,12 @@ def _same_run(settings: Settings) -> str:
     chosen, default = flatten(to_mapping(settings)), flatten(to_mapping(base))
     flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]
     for name, value in chosen.items():
-        if value != default[name] and name not in ("resume", "dry_run"):
+        if value == default[name] or name in ("resume", "dry_run"):
+            continue
+        if isinstance(value, bool):
+            group, dot, switch = name.rpartition(".")
+            flags.append(f"--{group}{dot}{'' if value else 'no-'}{switch}".replace("_", "-"))
+        else:
             text = " ".join(shlex.quote(str(v)) for v in (value if isinstance(value, list) else [value]))
             flags.append(f"--{name.replace('_', '-')} {text}")
     return " ".join(flags)

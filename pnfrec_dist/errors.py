@@ -1,4 +1,4 @@
-"""The one exception that stands for wrong user input."""
+"""The exceptions that commands answer with one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,10 @@ class InputError(ValueError):
 
     Commands print it on stderr and exit with 2; any other exception is a bug and keeps its traceback.
     """
+
+
+class RunError(RuntimeError):
+    """The input was right, and the run failed all the same. Commands print it on stderr and exit with 1."""
 
 
 def require(ok: bool, name: str, value: object, rule: str) -> None:

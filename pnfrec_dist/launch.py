@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,7 +31,7 @@ from pnfrec_dist.board import BoardHooks, FailureReport, Watchdog, remote_board
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.storage import Location
 from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
 
@@ -110,17 +111,21 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
     for name, value in (RAY_ENVIRONMENT | own).items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.ray_address:
         _require_ray(settings.ray_address)
-        options = {"address": settings.ray_address, "log_to_driver": False, "logging_level": logging.ERROR}
-    else:
-        options["num_cpus"] = max(os.cpu_count() or 1, settings.num_workers or DEFAULT_CPU_WORKERS)
+        options["address"] = settings.ray_address
+    else:  # its own, whatever cluster runs or ran on this machine
+        cpus = max(os.cpu_count() or 1, settings.num_workers or DEFAULT_CPU_WORKERS)
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"at --ray-address {settings.ray_address!r}" if settings.ray_address else "on this machine"
-        raise InputError(f"Ray did not start {where}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        if not settings.ray_address:
+            raise InputError(f"Ray did not start on this machine: {reason}") from error
+        way_out = "a cluster that asks for a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (docs/cluster.md)"
+        raise InputError(f"no Ray at --ray-address {settings.ray_address!r}: {reason}; {way_out}") from error
     try:
         seen = ray.cluster_resources()
         cpus, gpus = seen.get("CPU", 0), seen.get("GPU", 0)
@@ -200,7 +205,7 @@ def run_training(
 
     SIGINT or SIGTERM asks the workers to stop after the step in progress and to leave a checkpoint (then: False); a
     second one gives up waiting and raises KeyboardInterrupt. Workers are started again settings.max_failures times,
-    then ray.train.TrainingFailedError is raised. data_dir and run_dir are absolute and reachable from every worker.
+    then RunError is raised. data_dir and run_dir are absolute and reachable from every worker.
     """
     board = remote_board()
     trainer = TorchTrainer(
@@ -247,6 +252,7 @@ def run_training(
     with _stop_requests() as stop:
         thread.start()
         asked = False
+        watchdog.last = time.monotonic()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             if stop.is_set() and not asked:
@@ -256,9 +262,22 @@ def run_training(
             if text := watchdog.check():
                 on_event({"kind": "warning", "text": text})
         deliver()
+    if failure and isinstance(failure[0], ray.train.TrainingFailedError):
+        raise RunError(_say_failed(failure[0], watchdog.reason, settings, run_dir)) from failure[0]
     if failure:
         raise failure[0]
     return not stop.is_set()
+
+
+def _say_failed(error: BaseException, reason: str, settings: Settings, run_dir: Path) -> str:
+    """In a line; all that Ray says goes to a file."""
+    file, where = run_dir / "failure.txt", ""
+    with contextlib.suppress(OSError):
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        where = f" (more in {file})"
+    times = f"more than --max-failures {settings.max_failures} times"
+    way_out = "the same command goes on from the newest checkpoint"
+    return f"workers failed {times}, at last: {reason or error}{where}; {way_out}"
 
 
 @contextlib.contextmanager

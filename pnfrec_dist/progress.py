@@ -90,10 +90,12 @@ class ProgressReport:
         """{"epoch", "metrics", "seconds", "is_best"}."""
         metrics = event["metrics"]
         star = "  *best" if event["is_best"] else ""
+        skipped = int(metrics.get("train/skipped_steps", 0))
+        left_out = f"  {skipped} steps left out" if skipped else ""
         self.line(
             f"epoch {event['epoch']:>3}/{self.max_epochs}  loss {metrics['train/loss']:.4f}  "
             f"val NDCG_p@10 {metrics['val/' + SELECTION_METRIC]:.4f}  "
-            f"{metrics['train/users_per_s']:,.0f} users/s  {event['seconds']:.1f} s{star}"
+            f"{metrics['train/users_per_s']:,.0f} users/s  {event['seconds']:.1f} s{left_out}{star}"
         )
 
     def line(self, text: str) -> None:

@@ -20,8 +20,8 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.storage import sync_to_disk
-from pnfrec_dist.training.checkpoint import read_state, stored_state
-from pnfrec_dist.training.saver import checkpoint_path, checkpoints, newest_whole
+from pnfrec_dist.training.checkpoint import stored_state
+from pnfrec_dist.training.saver import checkpoints, is_checkpoint_name, newest_usable, require_usable
 
 RUN_FILE, LOCK_FILE = "run.json", "run.lock"
 MAY_CHANGE = (
@@ -51,7 +51,8 @@ MAY_CHANGE = (
     "checkpoint.background",
     "evaluation.batch_size",
 )
-"""Settings that may differ when a run goes on: they change speed, rounding or duration, not what is trained."""
+"""Settings that may differ when a run goes on: they change speed, rounding, the draws of dropout (workers,
+accumulation) or duration, not what is trained."""
 AUTO_MAY_CHANGE = tuple(name for name in MAY_CHANGE if name not in ("epochs", "experiment", "train.patience"))
 """Those that may differ for --resume auto to take a run for the same command's."""
 
@@ -128,7 +129,7 @@ def begin(run: Run, settings: Settings) -> tuple[int, int]:
                 newer.rename(newer.with_name(f"set-aside-{newer.name}-{secrets.token_hex(2)}"))
     run.ended = ""
     run.write()
-    path, _ = newest_whole(run.directory)
+    path, _ = newest_usable(run.directory)
     if path is None:
         return 1, 0
     state = stored_state(path)["train_state"]
@@ -166,10 +167,13 @@ def _unfinished(settings: Settings, data_digest: str) -> Run | None:
 
 
 def _is_driven(run: Run) -> bool:
+    """By another command, or one that this user may not write to."""
+    if not (run.directory / LOCK_FILE).exists():
+        return False
     try:
         with run.locked():
             return False
-    except InputError:
+    except (InputError, OSError):
         return True
 
 
@@ -181,14 +185,19 @@ def _named(settings: Settings, data_digest: str) -> Run:
             "checkpoints, or auto or never"
         )
     is_checkpoint = named.parent.name == "checkpoints"
+    if is_checkpoint and not is_checkpoint_name(named.name):
+        raise InputError(
+            f"--resume is {settings.resume!r}, but checkpoints are called step-<steps>; to go on from one that was set "
+            "aside, rename it first"
+        )
     run = read_run(named.parent.parent if is_checkpoint else named)
     if found := differences(settings, data_digest, run):
         raise InputError(f"--resume {settings.resume}: that run differs in {'; '.join(found)}; resume it as it was")
-    path, problems = (named, []) if is_checkpoint else newest_whole(run.directory)
+    if is_checkpoint:
+        require_usable(named)
+        return run
+    path, problems = newest_usable(run.directory)
     if path is None:
         reason = f" ({problems[0]})" if problems else ""
         raise InputError(f"--resume {settings.resume}: that run has no whole checkpoint{reason}; start another one")
-    state = read_state(path)["train_state"]
-    if state["best_epoch"]:
-        read_state(checkpoint_path(run.directory, state["best_steps"]))
     return run

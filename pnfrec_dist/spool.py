@@ -89,13 +89,14 @@ class Spool:
         """Records on the disk that were not sent."""
         return len(self.records) - self.sent
 
-    @contextlib.contextmanager
-    def locked(self, *, wait: bool) -> Iterator[bool]:
-        """Whether this process is the one that sends, as long as the context lasts; wait: until it is."""
-        with (self.directory / LOCK).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-            else:
-                yield True
+
+@contextlib.contextmanager
+def locked(directory: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether this process is the one that sends, as long as the context lasts; wait: until it is."""
+    with (directory / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True

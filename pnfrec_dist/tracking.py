@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import threading
 import time
@@ -33,7 +34,7 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.schema import MANIFEST_NAME, Manifest
-from pnfrec_dist.spool import RECORDS, Record, Spool
+from pnfrec_dist.spool import RECORDS, Record, Spool, locked
 from pnfrec_dist.storage import Location
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
@@ -58,11 +59,12 @@ def tracking_uri() -> str:
     try:
         scheme = urlsplit(uri).scheme.partition("+")[0]
     except ValueError as error:
-        raise InputError(f"MLFLOW_TRACKING_URI is {uri!r} ({error}); {way_out}") from error
+        raise InputError(f"MLFLOW_TRACKING_URI is {shown(uri)!r} ({error}); {way_out}") from error
     if uri == "databricks":
         return uri
     if scheme not in SCHEMES:
-        raise InputError(f"MLFLOW_TRACKING_URI is {uri!r}; it must start with one of {', '.join(SCHEMES)}; {way_out}")
+        must = f"it must start with one of {', '.join(SCHEMES)}"
+        raise InputError(f"MLFLOW_TRACKING_URI is {shown(uri)!r}; {must}; {way_out}")
     if scheme == "sqlite":
         if not uri.startswith("sqlite:///") or uri == "sqlite:///":
             raise InputError(f"MLFLOW_TRACKING_URI is {uri!r}; it must read sqlite:///<path>; {way_out}")
@@ -74,9 +76,10 @@ def tracking_uri() -> str:
 
 
 def shown(uri: str) -> str:
-    """Without the name and password that it may hold."""
-    parts = urlsplit(uri)
-    return uri.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1) if "@" in parts.netloc else uri
+    """Without the name and password that it may hold, well formed or not."""
+    if uri.startswith("sqlite:"):
+        return uri
+    return re.sub(r"(password|token)=[^&]*", r"\1=***", re.sub(r"//.*@", "//", uri))
 
 
 class Sender:
@@ -85,6 +88,8 @@ class Sender:
     def __init__(self, spool: Spool, key: str, uri: str) -> None:
         self.spool, self.key, self.uri = spool, key, uri
         self.run_id = ""
+        self.missing: list[str] = []
+        """directories that were to be sent and are gone"""
         self._client: MlflowClient | None = None
 
     def send_next(self) -> None:
@@ -128,7 +133,11 @@ class Sender:
         client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in record["tags"].items()])
 
     def _artifacts(self, client: MlflowClient, record: Record) -> None:
-        client.log_artifacts(self.run_id, record["directory"], record["path"])
+        directory = self.spool.directory / record["directory"]
+        if directory.is_dir():
+            client.log_artifacts(self.run_id, str(directory), record["path"])
+        else:
+            self.missing.append(str(directory))
 
     def _status(self, client: MlflowClient, record: Record) -> None:
         if record["status"] == RUNNING:
@@ -220,7 +229,8 @@ class TrackedRun:
         self.add(key, "tags", tags=tags)
 
     def log_directory(self, key: str, directory: Path, path: str) -> None:
-        self.add(key, "artifacts", directory=str(directory), path=path)
+        """directory: below the run's, so that it is found where the run was moved to."""
+        self.add(key, "artifacts", directory=str(directory.relative_to(self.spool.directory)), path=path)
 
     def close(self, status: str) -> None:
         """Marks how the run ended, and waits until all is sent; not for ever where MLflow does not answer."""
@@ -250,7 +260,7 @@ class TrackedRun:
         self.add(f"status/{len(self.spool.records) + len(self.spool.pending)}", "status", status=status)
 
     def _send_all(self) -> None:
-        with self.spool.locked(wait=True):
+        with locked(self.spool.directory, wait=True):
             wait = FIRST_WAIT
             while not self._gave_up and (self.spool.unsent or not self._closing.is_set()):
                 self._wake.clear()
@@ -342,26 +352,36 @@ def main(args: Sequence[str]) -> int:
     arguments = parser.parse_args(args)
     directories = arguments.runs or sorted(file.parent for file in arguments.output_dir.glob(f"*/{RECORDS}"))
     uri = tracking_uri()
+    refused = []
     for directory in directories:
-        _flush(directory, uri)
+        if problem := _flush(directory, uri):
+            refused.append(problem)
+    if refused:
+        raise InputError("; ".join(refused))
     if not directories:
         print(f"no records in {arguments.output_dir}")
     return 0
 
 
-def _flush(directory: Path, uri: str) -> None:
+def _flush(directory: Path, uri: str) -> str:
+    """What is wrong with this run, or "". Raises InputError where MLflow takes nothing, of whatever run."""
     if not (directory / RECORDS).is_file():
-        raise InputError(f"{directory} has no {RECORDS}; name the directory of a run")
-    spool = Spool(directory)
-    key = json.loads((directory / "run.json").read_text(encoding="utf-8"))["key"]
-    with spool.locked(wait=False) as is_ours:
+        return f"{directory} has no {RECORDS}; name the directory of a run"
+    try:
+        key = json.loads((directory / "run.json").read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError):
+        return f"{directory} has no run.json that can be read; remove the directory, or mend it"
+    with locked(directory, wait=False) as is_ours:
         if not is_ours:
             print(f"{directory}: left to the command that trains it")
-            return
+            return ""
+        spool = Spool(directory)
         before, sender = spool.unsent, Sender(spool, key, uri)
         try:
             while spool.unsent:
                 sender.send_next()
+        except InputError as error:
+            return f"{directory}: {error}"
         except (MlflowException, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown(uri))
             raise InputError(
@@ -369,6 +389,9 @@ def _flush(directory: Path, uri: str) -> None:
                 "MLFLOW_TRACKING_URI, and try again when it answers"
             ) from error
     print(f"{directory}: {before} records sent" if before else f"{directory}: all sent before")
+    for missing in sender.missing:
+        print(f"warning: {missing} is gone and was not sent")
+    return ""
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.config import CheckpointSettings, EncoderSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.runs import Run, begin, choose_run, read_run
 from pnfrec_dist.training.loop import Hooks, TrainLoop
-from pnfrec_dist.training.saver import checkpoint_path, checkpoints
+from pnfrec_dist.training.saver import checkpoint_path, checkpoints, newest_usable
 
 SETTINGS = Settings(
     epochs=3,
@@ -102,6 +103,41 @@ def test_a_named_checkpoint_sets_newer_ones_aside(settings: Settings, prepared: 
     assert kept == ["set-aside-step-000000007", "step-000000004", "step-000000005"]
     whole = replace(settings, resume=str(run.directory))
     assert begin(choose_run(whole, "d"), whole) == (2, 1)
+    (aside,) = (run.directory / "checkpoints").glob("set-aside-*")
+    with pytest.raises(InputError, match="set aside, rename it first"):
+        choose_run(replace(settings, resume=str(aside)), "d")
+    aside.rename(checkpoint_path(run.directory, 7))
+    assert begin(choose_run(whole, "d"), whole) == (2, 3)
+
+
+def test_a_checkpoint_whose_best_epoch_is_gone_is_passed_over(settings: Settings, prepared: Path) -> None:
+    """As after a disk that was full when the best epoch ended: the run goes on before it, and can end."""
+    settings = replace(settings, checkpoint=CheckpointSettings(keep=3))
+    run = start(settings)
+    train(run, settings, prepared, 2)
+    train(run, settings, prepared, 4)
+    newest, best, oldest = checkpoints(run.directory)
+    assert (newest.name[-1], best.name[-1], oldest.name[-1]) == ("6", "4", "2")
+    shutil.rmtree(best)
+    (best.parent / "step-000000009.bak").mkdir()
+    path, (problem,) = newest_usable(run.directory)
+    assert path == oldest and str(newest) in problem and str(best) in problem
+    assert begin(choose_run(settings, "d"), settings) == (1, 2)
+    events = []
+    hooks = Hooks(events.append, lambda: False)
+    TrainLoop(settings, open_prepared(prepared), run.directory, World(), hooks).run()
+    assert events[-1]["kind"] == "test"
+
+
+def test_a_read_only_run_of_somebody_else_is_not_taken(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(settings)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (run.directory / "run.lock").touch()
+    monkeypatch.setattr(Run, "locked", refuse)
+    assert choose_run(settings, "d").directory != run.directory
 
 
 def test_what_cannot_be_gone_on_with_is_said(settings: Settings, prepared: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pnfrec_dist.spool import RECORDS, SENT, Spool
+from pnfrec_dist.spool import RECORDS, SENT, Spool, locked
 
 
 def test_records_come_in_order_once_and_stay(tmp_path: Path) -> None:
@@ -58,8 +58,7 @@ def test_a_full_disk_keeps_records_in_memory_until_there_is_room(
 
 
 def test_one_process_sends(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    with spool.locked(wait=False) as first, Spool(tmp_path).locked(wait=False) as second:
+    with locked(tmp_path, wait=False) as first, locked(tmp_path, wait=False) as second:
         assert first and not second
-    with spool.locked(wait=False) as again:
+    with locked(tmp_path, wait=False) as again:
         assert again

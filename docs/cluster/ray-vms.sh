@@ -1,5 +1,5 @@
 #!/bin/sh
-# A Ray cluster of machines with this project in the same place: HEAD=<its address> sh ray-vms.sh head | worker
+# A Ray cluster of machines with this project in the same place: HEAD=<its address, not 127.0.0.1> sh ray-vms.sh head | worker
 # The same token file on all: openssl rand -hex 32 > ~/.ray/auth_token
 set -eu
 : "${HEAD:?the address of the head, as the workers reach it}"

@@ -5,6 +5,7 @@ the newest whole checkpoint of its run directory, whoever started it again.
 """
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.plan import plan_step
-from pnfrec_dist.training.saver import Saver, checkpoint_path, newest_whole
+from pnfrec_dist.training.saver import Saver, checkpoint_path, newest_usable
 from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import Requests, StepSums, train_step
 
@@ -97,8 +98,8 @@ class TrainLoop:
         self._test()
 
     def _restore(self) -> None:
-        """Goes on from the newest whole checkpoint of the run, the same on all ranks."""
-        found = newest_whole(self.run_dir) if self.world.is_main else (None, [])
+        """Goes on from the newest checkpoint of the run that can be used, the same on all ranks."""
+        found = newest_usable(self.run_dir) if self.world.is_main else (None, [])
         path, problems = self.world.gather(found)[0]
         for problem in problems:
             self._report({"kind": "warning", "text": f"{problem.partition(';')[0]}; passed over"})
@@ -166,13 +167,17 @@ class TrainLoop:
             self.saver.wait()
             self._report({"kind": "diverged", **where, "skipped": state.skipped_in_a_row, "batch": str(file)})
             return False
-        text = f"step {state.step} of epoch {state.epoch} is not finite and was left out; its users are in {file}"
-        self._report({"kind": "warning", "text": text})
+        if state.skipped_in_a_row % 10 == 1:
+            in_a_row = f" ({state.skipped_in_a_row} in a row)" if state.skipped_in_a_row > 1 else ""
+            what = f"step {state.step} of epoch {state.epoch} is not finite and was left out{in_a_row}"
+            self._report({"kind": "warning", "text": f"{what}; its users are in {file}"})
         return True
 
     def _losses(self) -> dict[str, float]:
+        """Means over the epoch's finite steps; nan where there are none."""
         totals, counts = torch.tensor(self.state.loss_totals), torch.tensor(self.state.loss_counts)
-        return _mean_loss(totals, counts, self.settings)
+        losses = _mean_loss(totals, counts, self.settings)
+        return losses if self.state.skipped < self.state.step else dict.fromkeys(losses, math.nan)
 
     def _end_epoch(self) -> None:
         """Validation, the checkpoint of this epoch, and the move to the next."""

@@ -5,6 +5,7 @@ attempt is one start of the workers, so that one that was lost leaves nothing th
 """
 
 import contextlib
+import re
 import shutil
 import threading
 import time
@@ -18,7 +19,16 @@ from pnfrec_dist.config import CheckpointSettings
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.model.dual_encoder import PNFRec
-from pnfrec_dist.training.checkpoint import Files, commit, copied, own_tensors, parts_written, read_state, write_part
+from pnfrec_dist.training.checkpoint import (
+    Files,
+    commit,
+    copied,
+    own_tensors,
+    parts_written,
+    read_state,
+    stored_state,
+    write_part,
+)
 
 POLL_SECONDS = 0.02
 PART_SECONDS = 600.0
@@ -29,19 +39,32 @@ def checkpoint_path(run_dir: Path, total_steps: int) -> Path:
     return run_dir / "checkpoints" / f"step-{total_steps:09d}"
 
 
+def is_checkpoint_name(name: str) -> bool:
+    return re.fullmatch(r"step-\d{9,}", name) is not None
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The run's checkpoints, whole or damaged, newest first."""
-    return sorted((run_dir / "checkpoints").glob("step-*"), reverse=True)
+    """The run's checkpoints, whole or damaged, newest first. Other names, such as step-000000008.bak, are none."""
+    found = [path for path in (run_dir / "checkpoints").glob("step-*") if is_checkpoint_name(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
-def newest_whole(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint without damage, and what is wrong with those passed over for it."""
+def require_usable(path: Path) -> None:
+    """Raises InputError when a checkpoint is not whole, or that of its best epoch, which the end of the run needs."""
+    best = read_state(path)["train_state"]["best_steps"]
+    if best:
+        read_state(checkpoint_path(path.parents[1], best))
+
+
+def newest_usable(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that can be gone on from, and what is wrong with those passed over for it."""
     problems = []
     for path in checkpoints(run_dir):
         try:
-            read_state(path)
+            require_usable(path)
         except InputError as error:
-            problems.append(str(error))
+            problem = str(error)
+            problems.append(problem if path.name in problem else f"{path} needs that of its best epoch: {problem}")
         else:
             return path, problems
     return None, problems
@@ -56,6 +79,8 @@ class Saver:
         """what the last save made training wait"""
         self._thread: threading.Thread | None = None
         self._problems: list[str] = []
+        self._writers = 1
+        """ranks that have something to write"""
         if world.is_main:
             self._remove_drafts()
 
@@ -68,7 +93,10 @@ class Saver:
         started = time.monotonic()
         self.wait()
         files, state = own_tensors(model, optimizer, self.world), {"item_rows": model.item_table.bounds, **state}
+        self._writers = self.world.size if model.item_table.is_sharded else 1
         target = checkpoint_path(self.run_dir, total_steps)
+        if not files and not self.world.is_main:
+            return
         if self.settings.background:
             arguments = (copied(files), state, target, best)
             self._thread = threading.Thread(target=self._write, args=arguments, name="saver", daemon=True)
@@ -97,7 +125,7 @@ class Saver:
             write_part(draft, self.world.rank, files, state if self.world.is_main else None)
             if self.world.is_main:
                 self._wait_for_parts(draft, failed)
-                commit(draft, target, self.world.size)
+                commit(draft, target, self._writers)
                 self._thin_out(best)
         except (OSError, SafetensorError) as error:
             if self.world.is_main:
@@ -114,7 +142,7 @@ class Saver:
 
     def _wait_for_parts(self, draft: Path, failed: Path) -> None:
         deadline = time.monotonic() + PART_SECONDS
-        while not parts_written(draft, self.world.size):
+        while not parts_written(draft, self._writers):
             if failed.exists():
                 raise OSError("another rank could not write its part")
             if time.monotonic() > deadline:
@@ -128,7 +156,14 @@ class Saver:
                 shutil.rmtree(draft, ignore_errors=True)
 
     def _thin_out(self, best: int) -> None:
-        stay = {checkpoint_path(self.run_dir, best), *checkpoints(self.run_dir)[: self.settings.keep]}
+        """The newest few stay, counted without those whose best epoch was not saved, and the best epochs they know."""
+        stay, usable = {checkpoint_path(self.run_dir, best)}, 0
+        for path in checkpoints(self.run_dir):
+            if usable < self.settings.keep:
+                with contextlib.suppress(InputError, KeyError, TypeError):
+                    of_path = checkpoint_path(self.run_dir, stored_state(path)["train_state"]["best_steps"])
+                    usable += of_path.exists() or of_path == checkpoint_path(self.run_dir, 0)
+                    stay |= {path, of_path}
         for path in checkpoints(self.run_dir):
             if path not in stay:  # renamed first, so that one half removed is not taken for a damaged one
                 draft = path.with_name(f".{path.name}.{self.attempt}.writing")

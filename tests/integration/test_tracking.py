@@ -21,6 +21,7 @@ from recovery import Command, metric_histories
 from pnfrec_dist import tracking
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
+from pnfrec_dist.driver import _log_test
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.runs import Run
 from pnfrec_dist.tracking import FINISHED, KILLED, TrackedRun, shown
@@ -339,7 +340,56 @@ def test_a_refusal_is_said_at_once(tmp_path: Path, data: PreparedData, server: i
         Story(tmp_path, data, f"sqlite:///{tmp_path}/no.db").begin()
 
 
-def test_passwords_are_not_shown() -> None:
+@pytest.mark.usefixtures("patience")
+def test_a_run_that_is_trained_for_longer_tells_its_new_best_epoch(
+    tmp_path: Path, data: PreparedData, server: int
+) -> None:
+    story = Story(tmp_path, data, f"http://127.0.0.1:{server}")
+    scores = {3: 0.25, 5: 0.5}
+    for best in (3, 3, 5):
+        tracked = story.begin()
+        event = {"metrics": {"a": scores[best]}, "popularity": {}, "best_epoch": best}
+        _log_test(tracked, event | {"checkpoint": str(story.run.directory / "best")})
+        tracked.close(FINISHED)
+    client = MlflowClient(story.uri)
+    run = client.get_run(tracked.run_id)
+    assert [(m.step, m.value) for m in client.get_metric_history(tracked.run_id, "test/a")] == list(scores.items())
+    assert run.data.tags["best_epoch"] == "5" and run.data.metrics["test/a"] == 0.5
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_flush_goes_on_after_a_run_that_it_cannot_send(
+    tmp_path: Path,
+    data: PreparedData,
+    server: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    story = Story(tmp_path, data, f"sqlite:///{tmp_path}/mlflow.db")
+    tracked = story.begin()
+    story.epochs(tracked, 1, EPOCHS, lambda _: None)
+    story.end(tracked)
+    (tmp_path / "runs/a").mkdir()
+    (tmp_path / "runs/a/tracking.jsonl").touch()
+    shutil.rmtree(story.run.directory / "best")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server}")
+    with pytest.raises(InputError, match=r"runs/a has no run\.json"):
+        tracking.main(["flush"])
+    (tmp_path / "runs/r/tracking.sent").unlink()
+    assert tracking.main(["flush", "runs/r"]) == 0
+    assert re.search(r"runs/r: \d+ records sent\nwarning: runs/r/best is gone", capsys.readouterr().out)
+    client = MlflowClient(f"http://127.0.0.1:{server}")
+    experiment = client.get_experiment_by_name(story.settings.experiment)
+    assert experiment is not None and len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ("postgres://me:s3cr3t@host/db", "htp://me:s3cr3t@host", "http://[me:s3cr3t@host", "s3cr3t://"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", wrong.replace("s3cr3t://", "ftp://x?password=s3cr3t"))
+        with pytest.raises(InputError) as caught:
+            tracking.tracking_uri()
+        assert "s3cr3t" not in str(caught.value)
     assert shown("https://me:secret@host:5000/x") == "https://host:5000/x"
     assert shown("postgresql://me:s@c@host/db") == "postgresql://host/db"
     assert shown("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"

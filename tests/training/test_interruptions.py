@@ -21,7 +21,7 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.training import loop
 from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
-from pnfrec_dist.training.saver import checkpoints, newest_whole
+from pnfrec_dist.training.saver import checkpoints, newest_usable
 
 Soak = Callable[[str, str, str], None]
 USERS, BATCH = 60, 8
@@ -134,7 +134,7 @@ def test_a_kill_during_a_save_leaves_the_newest_whole_one(
                 break
         process.kill()
         process.join(60)
-        path, problems = newest_whole(run_dir)
+        path, problems = newest_usable(run_dir)
         found = checkpoints(run_dir)
         assert path is not None and not problems and path == found[0], problems
         steps = int(path.name[5:])

@@ -254,7 +254,8 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(
     monkeypatch.setattr(loop, "train_step", broken)
     settings = replace(SETTINGS, epochs=2, train=TrainSettings(batch_size=8, non_finite="skip"))
     events = run(settings, prepared, tmp_path)
-    assert len(of_kind(events, "warning")) == len(bad) == len(list((tmp_path / "non_finite").iterdir()))
+    assert len(of_kind(events, "warning")) == 1, "said once of steps in a row"
+    assert len(list((tmp_path / "non_finite").iterdir())) == len(bad)
     skipped = [e["metrics"]["train/skipped_steps"] for e in of_kind(events, "epoch")]
     assert skipped == [sum(n <= 4 for n in bad), sum(n > 4 for n in bad)]
     assert all(e["metrics"]["train/loss"] > 0 for e in of_kind(events, "epoch")) and of_kind(events, "test")

@@ -1,5 +1,6 @@
 """Saving in the background, alone and by several ranks."""
 
+import shutil
 import statistics
 import threading
 import time
@@ -20,7 +21,7 @@ from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training import saver as saver_module
 from pnfrec_dist.training.checkpoint import load_model, read_state
 from pnfrec_dist.training.loop import build_model
-from pnfrec_dist.training.saver import Saver, checkpoint_path, checkpoints, newest_whole
+from pnfrec_dist.training.saver import Saver, checkpoint_path, checkpoints, newest_usable
 from pnfrec_dist.training.step import Requests, train_step
 
 
@@ -30,8 +31,8 @@ def fresh(shards: World | None = None) -> tuple[PNFRec, torch.optim.Adam]:
     return model, torch.optim.Adam(model.parameters())
 
 
-def state(step: int) -> dict[str, Any]:
-    return {"train_state": {"total_steps": step}}
+def state(step: int, best: int = 0) -> dict[str, Any]:
+    return {"train_state": {"total_steps": step, "best_steps": best}}
 
 
 def test_training_may_go_on_while_the_copy_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +64,23 @@ def test_what_another_attempt_left_half_written_goes(tmp_path: Path) -> None:
     draft.mkdir(parents=True)
     (draft / "model.safetensors").write_bytes(b"half")
     Saver(tmp_path, World(), "a", CheckpointSettings())
-    assert not draft.exists() and newest_whole(tmp_path) == (None, [])
+    assert not draft.exists() and newest_usable(tmp_path) == (None, [])
+
+
+def test_the_newest_stay_and_the_best_epochs_they_know(tmp_path: Path) -> None:
+    """Best epochs end at 2 and at 5; what was saved at 5 is lost, so 6 and 7 count for nothing until 8 is best."""
+    model, optimizer = fresh()
+    saver = Saver(tmp_path, World(), "a", CheckpointSettings(keep=2))
+    left = {}
+    for step, best in ((1, 0), (2, 2), (3, 2), (4, 2), (5, 5), (6, 5), (7, 5), (8, 8), (9, 8)):
+        saver.save(model, optimizer, state(step, best), step, best)
+        saver.wait()
+        if step == 5:
+            shutil.rmtree(checkpoint_path(tmp_path, 5))
+        left[step] = [int(path.name[5:]) for path in checkpoints(tmp_path)]
+    assert left[4] == [4, 3, 2]
+    assert left[7] == [7, 6, 4, 2]
+    assert left[9] == [9, 8]
 
 
 @pytest.mark.soak
