@@ -238,13 +238,11 @@ class Settings:
         require(self.epochs >= 1, "epochs", self.epochs, ">= 1")
         require(self.resume.strip() != "", "resume", self.resume, "auto, never, or a directory")
         require(self.max_failures >= 0, "max_failures", self.max_failures, ">= 0")
-        require(
-            0 < self.stall_timeout <= MAX_SECONDS,
-            "stall_timeout",
-            self.stall_timeout,
-            "> 0 and at most 30 days in seconds",
-        )
+        in_range = 0 < self.stall_timeout <= MAX_SECONDS
+        require(in_range, "stall_timeout", self.stall_timeout, "> 0 and at most 30 days in seconds")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
         by_popularity = self.loss.cross_entropy == "gbce" and self.sampled.distribution == "popularity"
         require(not by_popularity, "sampled.distribution", "popularity", "uniform where loss.cross_entropy is gbce")
+        a_path = "a path that all machines reach (checkpoints are renamed into place, which object stores cannot)"
+        require("://" not in self.output_dir, "output_dir", self.output_dir, a_path)
         require(self.experiment.strip() != "", "experiment", self.experiment, "a name")

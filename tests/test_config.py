@@ -42,6 +42,8 @@ def test_train_yaml_follows_the_data_set_unless_chosen() -> None:
         (["--optimizer.lr", "nan"], "optimizer.lr is nan"),
         (["--model", "../../etc/passwd"], "unknown model"),
         (["--train.compile", "True"], "--no-NAME"),
+        (["--output-dir", "s3://bucket/runs"], "output_dir is 's3://bucket/runs'"),
+        (["--stall-timeout", "inf"], "at most 30 days"),
         (
             ["--config", "default", "--train.accumulation", "501"],
             "from 1 to train.batch_size (500)",
