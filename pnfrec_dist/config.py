@@ -10,8 +10,8 @@ from typing import Literal
 from pnfrec_dist.errors import require
 
 ExactPath = Literal["auto", "materialised", "chunked", "tiled", "fused"]
-MAX_SECONDS = 30 * 86400.0
 CrossEntropyKind = Literal["exact", "sampled_softmax", "sce", "gbce"]
+MAX_SECONDS = 30 * 86400.0
 
 
 @dataclass(frozen=True)

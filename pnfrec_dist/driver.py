@@ -156,10 +156,12 @@ def _train(settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, u
         finally:
             if "test" in last:
                 _log_test(tracked, last["test"])
-            if not tracked.spool.pending:  # else the same command is to go on, if only to tell MLflow the end
-                run.ended = {FINISHED: "finished"}.get(status, "diverged" if "diverged" in last else "")
-                _write(run, progress)
-            tracked.close(status)
+            try:
+                tracked.close(status)
+            finally:
+                if not tracked.spool.pending:  # else the same command is to go on, if only to tell MLflow the end
+                    run.ended = {FINISHED: "finished"}.get(status, "diverged" if "diverged" in last else "")
+                    _write(run, progress)
     if "refused" in last:
         raise InputError(last["refused"]["text"])
     if "diverged" in last:

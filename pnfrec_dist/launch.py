@@ -252,7 +252,6 @@ def run_training(
     with _stop_requests() as stop:
         thread.start()
         asked = False
-        watchdog.last = time.monotonic()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             if stop.is_set() and not asked:

@@ -251,10 +251,8 @@ class TrackedRun:
                 f"python -m pnfrec_dist.tracking flush {self.spool.directory}"
             )
         if self.spool.pending:
-            self.say(
-                f"warning: {len(self.spool.pending)} records are on no disk ({self.spool.problem}) and lost to MLflow; "
-                "make room, and start the same command again"
-            )
+            what = f"{len(self.spool.pending)} records are not on disk ({self.spool.problem}), so MLflow lacks them"
+            self.say(f"warning: {what}; make room, and start the same command again")
 
     def _status(self, status: str) -> None:
         self.add(f"status/{len(self.spool.records) + len(self.spool.pending)}", "status", status=status)

@@ -1,8 +1,7 @@
 """Records that survive whatever happens to the process and to MLflow."""
 
+import resource
 from pathlib import Path
-
-import pytest
 
 from pnfrec_dist.spool import RECORDS, SENT, Spool, locked
 
@@ -39,19 +38,20 @@ def test_a_lost_or_broken_count_sends_again(tmp_path: Path) -> None:
         assert Spool(tmp_path).sent == (1 if content == "99" else 0)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_full_disk_keeps_records_in_memory_until_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_keeps_records_in_memory_until_there_is_room(tmp_path: Path) -> None:
+    """The system takes ten bytes more of any file, then no more."""
     spool = Spool(tmp_path)
     spool.add("a", "metrics")
     before = (tmp_path / RECORDS).read_bytes()
-    file = spool._file
-    monkeypatch.setattr(spool, "_file", Path("/dev/full"))
-    assert spool.add("b", "metrics") and not spool.add("b", "metrics")
-    assert len(spool.pending) == 1 and "No space left" in spool.problem and spool.unsent == 1
-    assert (tmp_path / RECORDS).read_bytes() == before
-    monkeypatch.setattr(spool, "_file", file)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        told = spool.add("b", "metrics"), spool.add("b", "metrics")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert told == (True, False)
+    assert len(spool.pending) == 1 and "too large" in spool.problem and spool.unsent == 1
+    assert (tmp_path / RECORDS).read_bytes() == before, "what was written of it is taken back"
     spool.add("c", "metrics")
     assert not spool.pending and not spool.problem
     assert [r["key"] for r in Spool(tmp_path).records] == [r["key"] for r in spool.records] == ["a", "b", "c"]

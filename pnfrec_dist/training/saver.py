@@ -97,6 +97,8 @@ class Saver:
         target = checkpoint_path(self.run_dir, total_steps)
         if not files and not self.world.is_main:
             return
+        if self.world.is_main:  # here, where no rank can be at a later save yet
+            self._remove_drafts(but=self._draft(target))
         if self.settings.background:
             arguments = (copied(files), state, target, best)
             self._thread = threading.Thread(target=self._write, args=arguments, name="saver", daemon=True)
@@ -117,11 +119,9 @@ class Saver:
         return found
 
     def _write(self, files: Files, state: dict[str, Any], target: Path, best: int) -> None:
-        draft = target.with_name(f".{target.name}.{self.attempt}.writing")
+        draft = self._draft(target)
         failed = draft / "failed"
         try:
-            if self.world.is_main:
-                self._remove_drafts(but=draft)
             write_part(draft, self.world.rank, files, state if self.world.is_main else None)
             if self.world.is_main:
                 self._wait_for_parts(draft, failed)
@@ -139,6 +139,9 @@ class Saver:
                     failed.touch()
             reason = getattr(error, "strerror", None) or error
             self._problems.append(f"rank {self.world.rank} could not write {target} ({reason}); earlier ones stay")
+
+    def _draft(self, path: Path) -> Path:
+        return path.with_name(f".{path.name}.{self.attempt}.writing")
 
     def _wait_for_parts(self, draft: Path, failed: Path) -> None:
         deadline = time.monotonic() + PART_SECONDS
@@ -161,12 +164,13 @@ class Saver:
         for path in checkpoints(self.run_dir):
             if usable < self.settings.keep:
                 with contextlib.suppress(InputError, KeyError, TypeError):
-                    of_path = checkpoint_path(self.run_dir, stored_state(path)["train_state"]["best_steps"])
-                    usable += of_path.exists() or of_path == checkpoint_path(self.run_dir, 0)
-                    stay |= {path, of_path}
+                    best_steps = stored_state(path)["train_state"]["best_steps"]
+                    needed = {checkpoint_path(self.run_dir, best_steps)} if best_steps else set()
+                    usable += all(checkpoint.exists() for checkpoint in needed)
+                    stay |= {path, *needed}
         for path in checkpoints(self.run_dir):
             if path not in stay:  # renamed first, so that one half removed is not taken for a damaged one
-                draft = path.with_name(f".{path.name}.{self.attempt}.writing")
+                draft = self._draft(path)
                 with contextlib.suppress(OSError):
                     path.rename(draft)
                 shutil.rmtree(draft, ignore_errors=True)
