@@ -228,7 +228,9 @@ def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspac
     assert newest.info.status == "KILLED"
 
 
-def test_dry_run_prints_the_plan_and_trains_nothing(workspace: Path) -> None:
+def test_dry_run_prints_the_plan_and_trains_nothing(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Ray of its own, whatever cluster the environment names."""
+    monkeypatch.setitem(ENVIRONMENT, "RAY_ADDRESS", "127.0.0.1:1")
     before = sorted((workspace / "runs").iterdir()) if (workspace / "runs").exists() else []
     done = command(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--dry-run")
     assert done.returncode == 0, done.stderr

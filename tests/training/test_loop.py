@@ -1,6 +1,7 @@
 """The loop with one rank, without Ray: going on, early stopping, the best epoch, steps that are not finite, reports."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -232,9 +233,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_its_users_are_kept(prepared:
     (users,) = batch["user_ids_of_ranks"]
     assert len(users) in (6, 8) and all(user.startswith("u") for user in users)
     assert len(batch["totals"]) == 3
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/non_finite").touch()
+    events = run(replace(SETTINGS, optimizer=OptimizerSettings(lr=1e30)), prepared, tmp_path / "full")
+    assert "cannot write" in of_kind(events, "warning")[0]["text"] and of_kind(events, "diverged")
 
 
-@pytest.mark.parametrize("bad", [(2,), (3, 4, 5), (4,)])
+@pytest.mark.parametrize("bad", [(2,), (3, 4, 5), (4,), (1, 2, 3, 4)])
 def test_steps_that_are_not_finite_are_left_out_and_counted(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
 ) -> None:
@@ -258,7 +263,9 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(
     assert len(list((tmp_path / "non_finite").iterdir())) == len(bad)
     skipped = [e["metrics"]["train/skipped_steps"] for e in of_kind(events, "epoch")]
     assert skipped == [sum(n <= 4 for n in bad), sum(n > 4 for n in bad)]
-    assert all(e["metrics"]["train/loss"] > 0 for e in of_kind(events, "epoch")) and of_kind(events, "test")
+    losses = [e["metrics"]["train/loss"] for e in of_kind(events, "epoch")]
+    assert [math.isnan(loss) for loss in losses] == [count == 4 for count in skipped], "an epoch without a finite step"
+    assert all(math.isnan(loss) or loss > 0 for loss in losses) and of_kind(events, "test")
 
 
 def test_skipping_for_ever_ends(prepared: Path, tmp_path: Path) -> None:
