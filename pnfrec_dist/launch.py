@@ -125,7 +125,9 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
         if not settings.ray_address:
             raise InputError(f"Ray did not start on this machine: {reason}") from error
         way_out = "a cluster that asks for a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (docs/cluster.md)"
-        raise InputError(f"no Ray at --ray-address {settings.ray_address!r}: {reason}; {way_out}") from error
+        raise InputError(
+            f"could not join Ray at --ray-address {settings.ray_address!r}: {reason}; {way_out}"
+        ) from error
     try:
         seen = ray.cluster_resources()
         cpus, gpus = seen.get("CPU", 0), seen.get("GPU", 0)

@@ -133,4 +133,4 @@ def test_a_cluster_does_not_take_who_has_no_token(
     other = cluster.environment | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     command = Command(tmp_path, "--ray-address", cluster.address, **other)
     assert command.end() == 2
-    assert re.search(r"error: Ray did not start at --ray-address .*", command.output)
+    assert re.search(r"error: could not join Ray at --ray-address .*RAY_AUTH_TOKEN", command.output)
