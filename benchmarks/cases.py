@@ -150,7 +150,8 @@ def step(kind: str, width: int, precision: str = "float32", batch_size: int = 50
         def call() -> float:
             rows = order[(next(number) * batch_size) % 5_000 :][:batch_size]
             sides = []
-            for side in (data.positive, data.negative):
+            assert data.negative is not None
+            for side in (data.history, data.negative):
                 ids = np.zeros((batch_size, 51), dtype=np.int64)
                 window, _ = side.newest(rows, 51)
                 ids[:, : window.shape[1]] = window
@@ -165,7 +166,7 @@ def step(kind: str, width: int, precision: str = "float32", batch_size: int = 50
         def call() -> float:
             rows = order[(next(number) * batch_size) % 5_000 :][:batch_size]
             batch = train_batch(data, rows, encoder, loss, world.device)
-            flops.append(useful_flops(batch.positive.targets_T, batch.negative.targets_T, width))  # type: ignore[union-attr]
+            flops.append(useful_flops(batch.main.targets_T, batch.negative.targets_T, width))  # type: ignore[union-attr]
             sums = train_step(ours, ours.encoders, optimizer, [batch], settings, world, Requests())
             return float((sums.totals / sums.counts) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
 

@@ -99,7 +99,7 @@ def step(items: int, width: int, batch_size: int = 500) -> Result:
     batch = train_batch(data, rows, encoder, loss, DEVICE)
     result = measure(lambda: train_step(model, model.encoders, optimizer, [batch], settings, world, Requests()))
     assert batch.negative is not None
-    tokens = len(batch.positive.targets_T) + len(batch.negative.targets_T)
+    tokens = len(batch.main.targets_T) + len(batch.negative.targets_T)
     flops = 3 * tokens * (encoder.num_blocks * 12 * width**2 + 2 * items * width)
     return {**result, "users_per_s": batch_size / result["seconds"], "flops": flops / result["seconds"]}
 

@@ -10,6 +10,7 @@ from typing import Literal
 from pnfrec_dist.errors import require
 
 ExactPath = Literal["auto", "materialised", "chunked", "tiled", "fused"]
+History = Literal["positive", "all"]
 CrossEntropyKind = Literal["exact", "sampled_softmax", "sce", "gbce"]
 MAX_SECONDS = 30 * 86400.0
 
@@ -24,8 +25,10 @@ class EncoderSettings:
     """transformer blocks"""
     num_heads: int = 1
     """attention heads; divides hidden_size"""
+    history: History = "positive"
+    """what the main encoder, the one that recommends, reads: the positives S^p, or all interactions S"""
     max_length: int = 50
-    """l, positions per side: the newest l inputs of each list are read"""
+    """l, positions per side: the newest l of each list are read; of all interactions, which are both, the newest 2 l"""
     dropout: float = 0.1
     """on the embedding sum, the attention weights and twice in the feed-forward part"""
 
@@ -40,6 +43,11 @@ class EncoderSettings:
         )
         require(self.max_length >= 1, "encoder.max_length", self.max_length, ">= 1")
         require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "in [0, 1)")
+
+    @property
+    def positions(self) -> int:
+        """The longest input: l, or 2 l where all interactions are read."""
+        return 2 * self.max_length if self.history == "all" else self.max_length
 
 
 @dataclass(frozen=True)
@@ -241,6 +249,8 @@ class Settings:
         in_range = 0 < self.stall_timeout <= MAX_SECONDS
         require(in_range, "stall_timeout", self.stall_timeout, "> 0 and at most 30 days in seconds")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
+        reads_once = self.encoder.history == "positive" or self.loss.alpha == 0
+        require(reads_once, "loss.alpha", self.loss.alpha, "0 where encoder.history is all: it holds the negatives")
         by_popularity = self.loss.cross_entropy == "gbce" and self.sampled.distribution == "popularity"
         require(not by_popularity, "sampled.distribution", "popularity", "uniform where loss.cross_entropy is gbce")
         a_path = "a path that all machines reach (checkpoints are renamed into place, which object stores cannot)"

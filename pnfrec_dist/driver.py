@@ -32,7 +32,7 @@ from pnfrec_dist.training.plan import StepPlan, plan_step
 def drive(settings: Settings) -> int:
     """Trains and returns the exit code. Raises InputError for wrong input."""
     data = open_data(settings)
-    train_data = data.train()
+    train_data = data.train(settings.encoder.history)
     uri = tracking_uri()
     run = choose_run(settings, data.manifest.digest)
     print(f"{settings.model} on {settings.dataset}")
@@ -196,7 +196,8 @@ def _say_diverged(event: Event, settings: Settings) -> str:
 
 def _log_test(tracked: TrackedRun, test: Event) -> None:
     metrics = {f"test/{name}": value for name, value in test["metrics"].items()}
-    metrics.update({f"popularity/{name}": value for name, value in test["popularity"].items()})
+    for floor, found in test["floors"].items():
+        metrics.update({f"{floor}/{name}": value for name, value in found.items()})
     best = test["best_epoch"]  # in the keys: a run that ended and is trained for longer may find a better one
     tracked.log_metrics(f"test/{best}", metrics, best)
     tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best)})
@@ -205,7 +206,7 @@ def _log_test(tracked: TrackedRun, test: Event) -> None:
 
 def _print_test(settings: Settings, tracked: TrackedRun, test: Event) -> None:
     print()
-    print(headline_table({settings.model: test["metrics"], "popularity": test["popularity"]}))
+    print(headline_table({settings.model: test["metrics"], **test["floors"]}))
     print()
     print(f"best epoch {test['best_epoch']}, checkpoint {test['checkpoint']}")
     where = f"at {shown(tracked.uri)}" if tracked.uri.startswith("http") else "with: make mlflow-ui"

@@ -1,6 +1,7 @@
 """Model + holdout shard -> metrics (DESIGN: all items minus seen ones, p / n / delta, coverage)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,18 +19,27 @@ ScoreRows = Callable[[np.ndarray], Scores]
 """Rows of a holdout shard -> how those users score the catalog."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Of all users of a holdout shard."""
+
+    metrics: dict[str, float]
+    target_rank: np.ndarray
+    """1-based place of each user's target, int64 [U]"""
+
+
 def model_scores(model: PNFRec, holdout: HoldoutData, world: World) -> ScoreRows:
-    """Scores of the positive encoder after each user's newest positives."""
+    """Scores of the main encoder after each user's newest history."""
 
     def score(rows: np.ndarray) -> Scores:
-        hidden_BD = model.last_hidden(history_batch(holdout.positive, rows, model.max_length, world.device))
+        hidden_BD = model.last_hidden(history_batch(holdout.history, rows, model.max_length, world.device))
         return table_scores(hidden_BD, model.item_table)
 
     return score
 
 
 def popularity_scores(item_counts: np.ndarray, world: World) -> ScoreRows:
-    """The same for everybody: train interactions of each item. item_counts: [num_items + 1]."""
+    """The same for everybody: how often each item occurs in train. item_counts: [num_items + 1]."""
     counts_V = torch.from_numpy(item_counts).double().to(world.device)
 
     def score(rows: np.ndarray) -> Scores:
@@ -53,8 +63,8 @@ def evaluate(
     *,
     share_catalog: bool = False,
     on_batch: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Metrics over all users of a holdout shard, the same result on each rank.
+) -> Evaluation:
+    """Ranks the catalog for all users of a holdout shard; the same result on each rank.
 
     Ranks share the users, or the catalog where the item table is sharded. A target that the user has met before stays a
     candidate. on_batch is called after each batch of users.
@@ -75,6 +85,6 @@ def evaluate(
     if not share_catalog:
         ranks_U, listed_KV = world.sum(ranks_U), world.max(listed_KV)
     ranks, listed = ranks_U.cpu().numpy(), listed_KV.cpu().numpy()[:, 1:] > 0
-    result = summarize(ranks, holdout.target_is_positive.astype(bool), settings.cutoffs)
-    result.update({f"coverage_at_{k}": coverage(listed[place]) for place, k in enumerate(settings.cutoffs)})
-    return result
+    metrics = summarize(ranks, holdout.target_is_positive.astype(bool), settings.cutoffs)
+    metrics.update({f"coverage_at_{k}": coverage(listed[place]) for place, k in enumerate(settings.cutoffs)})
+    return Evaluation(metrics, ranks)

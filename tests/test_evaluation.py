@@ -29,10 +29,10 @@ def test_evaluate_equals_one_user_at_a_time(prepared: Path) -> None:
     model = PNFRec(12, EncoderSettings(hidden_size=8, max_length=3), LossSettings(), torch.Generator())
     model.eval()
     settings = EvaluationSettings(cutoffs=(3, 10), batch_size=4)
-    result = evaluate(model_scores(model, test, World()), test, 12, settings, World())
+    result = evaluate(model_scores(model, test, World()), test, 12, settings, World()).metrics
     ranks, listed = [], set()
     for u in range(len(test)):
-        history = test.positive.values[test.positive.offsets[u] : test.positive.offsets[u + 1]][-3:]
+        history = test.history.values[test.history.offsets[u] : test.history.offsets[u + 1]][-3:]
         seen = set(test.seen.values[test.seen.offsets[u] : test.seen.offsets[u + 1]].tolist())
         with torch.no_grad():
             alone = Ragged(np.array([0, len(history)]), history)

@@ -26,7 +26,7 @@ MAX_GROUPS = 8
 
 @dataclass(frozen=True)
 class Sequences:
-    """One side's windows, oldest item first."""
+    """One encoder's windows, oldest item first."""
 
     inputs_P: Tensor
     """place of each token's item in the batch's items_U"""
@@ -41,12 +41,14 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What L_c compares: users as in the positive side's groups."""
+    """What L_c compares: users as in the main side's groups."""
 
     next_P: Tensor
-    """place in items_U of the positive item after each token; 0 (padding) where there is none"""
+    """place in items_U of the next positive item after each positive token; 0 (padding) where there is none"""
     negatives_BN: Tensor
     """places in items_U of each user's negative items; 0 (padding) where there is none"""
+    num_tokens: int
+    """tokens that have a next positive item"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class TrainBatch:
 
     items_U: Tensor
     """ids of the items whose vectors are read, ascending; the first is PAD_ID"""
-    positive: Sequences
+    main: Sequences
     negative: Sequences | None
     contrast: Contrast | None
     sampled: Sampled | None
@@ -107,23 +109,26 @@ def train_batch(
     device: torch.device,
     draw: Draw | None = None,
 ) -> TrainBatch:
-    """The batch of users `rows`: for each side the newest max_length + 1 items, as inputs and targets.
+    """The batch of users `rows`: for each side the newest encoder.positions + 1 items, as inputs and targets.
 
     draw: the items sampled for this step, where the loss samples.
     """
-    sides = [_next_items(data.positive, rows, encoder.max_length)]
+    sides = [_next_items(data.history, rows, encoder.positions)]
     if loss.alpha > 0:
-        sides.append(_next_items(data.negative, rows, encoder.max_length))
+        assert data.negative is not None
+        sides.append(_next_items(data.negative, rows, encoder.positions))
     parts = [side.inputs for side in sides]
     if loss.beta > 0:
-        negatives, _ = data.negative.newest(rows[sides[0].users], encoder.max_length + 1)
-        parts += [sides[0].targets, negatives]
+        parts += _contrasted(data, rows, sides[0], encoder.positions)
     if draw is not None:
         parts += [side.targets[side.targets != PAD_ID] for side in sides] + [draw.items]
     items, places = _distinct(parts)
     tensors = iter([torch.from_numpy(p).to(device) for p in places])
     inputs = [next(tensors) for _ in sides]
-    contrast = Contrast(next(tensors), next(tensors)) if loss.beta > 0 else None
+    contrast = None
+    if loss.beta > 0:
+        num_tokens = int(np.count_nonzero(parts[len(sides)]))
+        contrast = Contrast(next(tensors), next(tensors), num_tokens)
     target_places = [next(tensors) if draw is not None else None for _ in sides]
     sequences = [
         _sequences(side, own_inputs, own_targets, device)
@@ -131,7 +136,7 @@ def train_batch(
     ]
     return TrainBatch(
         items_U=torch.from_numpy(items).to(device),
-        positive=sequences[0],
+        main=sequences[0],
         negative=sequences[1] if loss.alpha > 0 else None,
         contrast=contrast,
         sampled=_sampled(draw, next(tensors), device) if draw is not None else None,
@@ -151,6 +156,34 @@ def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: 
     last[order] = first_token + np.maximum(lengths[order] - 1, 0)
     as_tensor = [torch.from_numpy(v).to(device) for v in (items, places, last)]
     return HistoryBatch(as_tensor[0], as_tensor[1], groups, as_tensor[2])
+
+
+def _contrasted(data: TrainData, rows: np.ndarray, main: _Packed, positions: int) -> list[np.ndarray]:
+    """[next positive item after each positive token [P], negative items of each user [B, N]] as item ids.
+
+    The negatives are the newest positions + 1 of S^n, or those of the window where the history holds both kinds.
+    """
+    users = rows[main.users]
+    if data.is_positive is None:
+        assert data.negative is not None
+        return [main.targets, data.negative.newest(users, positions + 1)[0]]
+    next_is_positive = _next_items(data.is_positive, rows, positions)
+    following, token = [], 0
+    for members, length in main.groups:
+        own = slice(token, token := token + members * length)
+        targets, is_next, is_own = (
+            values[own].reshape(members, length)
+            for values in (main.targets, next_is_positive.targets, next_is_positive.inputs)
+        )
+        place = np.where(is_next, np.arange(length), length)
+        place = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1]
+        padded = np.pad(targets, ((0, 0), (0, 1)), constant_values=PAD_ID)
+        following.append(np.where(is_own, np.take_along_axis(padded, place, axis=1), PAD_ID).ravel())
+    window, _ = data.history.newest(users, positions + 1)
+    is_negative = (window != PAD_ID) & (data.is_positive.newest(users, positions + 1)[0] == 0)
+    order = np.argsort(~is_negative, axis=1, kind="stable")[:, : max(int(is_negative.sum(1).max(initial=0)), 1)]
+    negatives = np.take_along_axis(np.where(is_negative, window, PAD_ID), order, axis=1)
+    return [np.concatenate([*following, np.empty(0, dtype=np.int64)]), negatives]
 
 
 def _next_items(histories: Ragged, rows: np.ndarray, max_length: int) -> _Packed:

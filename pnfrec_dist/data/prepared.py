@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pnfrec_dist.config import History
 from pnfrec_dist.data.mapped import cache_directory, mapped
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
@@ -16,23 +17,35 @@ from pnfrec_dist.mappings import flatten
 from pnfrec_dist.schema import ITEMS_NAME, ITEMS_SCHEMA, SCHEMAS, Manifest, read_manifest, verify_files
 from pnfrec_dist.storage import Location
 
+_COLUMNS: dict[History, str] = {"positive": "positive_items", "all": "items"}
+
 
 @dataclass(frozen=True)
 class TrainData:
-    """Training users: positives and negatives, oldest first."""
+    """Training users, oldest interaction first."""
 
-    positive: Ragged
-    negative: Ragged
+    history: Ragged
+    """what the main encoder reads: positives, or all items"""
+    negative: Ragged | None
+    """None where history holds them, too"""
+    is_positive: Ragged | None = None
+    """of each item of a history of both kinds"""
 
     def __len__(self) -> int:
-        return len(self.positive)
+        return len(self.history)
+
+    @property
+    def nbytes(self) -> int:
+        sides = [side for side in (self.history, self.negative, self.is_positive) if side is not None]
+        return sum(side.values.nbytes + side.offsets.nbytes for side in sides)
 
 
 @dataclass(frozen=True)
 class HoldoutData:
-    """Holdout users: positive history before the target, what they have seen, the target."""
+    """Holdout users: what the main encoder reads (positives, or all items) before the target, what they have seen, the
+    target."""
 
-    positive: Ragged
+    history: Ragged
     seen: Ragged
     target_item: np.ndarray
     target_is_positive: np.ndarray
@@ -52,39 +65,42 @@ class PreparedData:
     def num_items(self) -> int:
         return self.manifest.num_items
 
-    def train(self) -> TrainData:
+    def train(self, history: History = "positive") -> TrainData:
         """The training users' lists, memory-mapped from this machine's cache, which the first to come fills."""
-        names = ("positive_items", "negative_items")
+        names = [_COLUMNS[history], "negative_items" if history == "positive" else "is_positive"]
 
         def read() -> dict[str, Ragged]:
-            table = self._read("train", list(names))
+            table = self._read("train", names)
             return {name: self._ragged(table, name) for name in names}
 
-        arrays = mapped(cache_directory() / f"{self.manifest.dataset}-{self.manifest.digest[:32]}", read)
-        return TrainData(*(arrays[name] for name in names))
+        content = f"{self.manifest.dataset}-{self.manifest.digest[:32]}-{history}"
+        arrays = mapped(cache_directory() / content, read)
+        return TrainData(arrays[names[0]], arrays.get("negative_items"), arrays.get("is_positive"))
 
-    def holdout(self, split: str) -> HoldoutData:
+    def holdout(self, split: str, history: History = "positive") -> HoldoutData:
         """split: "validation" or "test"."""
-        table = self._read(split, ["positive_items", "seen_items", "target_item", "target_is_positive"])
+        table = self._read(split, [_COLUMNS[history], "seen_items", "target_item", "target_is_positive"])
         target_item = table["target_item"].to_numpy()
         self._require_item_ids(target_item, split, "target_item")
         return HoldoutData(
-            positive=self._ragged(table, "positive_items"),
+            history=self._ragged(table, _COLUMNS[history]),
             seen=self._ragged(table, "seen_items"),
             target_item=target_item,
             target_is_positive=table["target_is_positive"].to_numpy(),
         )
 
-    def train_user_ids(self, rows: np.ndarray) -> list[str]:
-        """Raw ids of training users by their place in train()."""
-        return self._read("train", ["user_id"])["user_id"].take(rows).to_pylist()
+    def user_ids(self, split: str) -> pa.Array:
+        """Raw ids of a split's users in the order of train() and holdout()."""
+        return self._read(split, ["user_id"])["user_id"].combine_chunks()
 
-    def item_counts(self) -> np.ndarray:
-        """Train interactions of each item, [num_items + 1]; index 0 (padding) is 0."""
+    def item_counts(self, *, positive_only: bool = False) -> np.ndarray:
+        """Train interactions of each item, or its positive ones, [num_items + 1]; index 0 (padding) is 0."""
         items = _read_parquet(self.directory / ITEMS_NAME)
         if not np.array_equal(items["item_id"].to_numpy(), np.arange(1, self.num_items + 1)):
             raise InputError(f"{self.directory / ITEMS_NAME}: item_id is not 1..{self.num_items} in order; rebuild it")
-        counts = items["num_positive"].to_numpy() + items["num_negative"].to_numpy()
+        counts = items["num_positive"].to_numpy()
+        if not positive_only:
+            counts = counts + items["num_negative"].to_numpy()
         return np.concatenate([[0], counts])
 
     def _read(self, part: str, columns: list[str]) -> pa.Table:
@@ -95,8 +111,9 @@ class PreparedData:
         lists = table[column].combine_chunks()
         if isinstance(lists, pa.ChunkedArray):
             lists = lists.chunk(0) if lists.num_chunks else pa.array([], type=lists.type)
-        values = lists.flatten().to_numpy()
-        self._require_item_ids(values, column, column)
+        values = lists.flatten().to_numpy(zero_copy_only=False)
+        if values.dtype != bool:
+            self._require_item_ids(values, column, column)
         lengths = lists.value_lengths().to_numpy()
         return Ragged(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), values)
 

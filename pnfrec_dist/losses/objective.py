@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from pnfrec_dist.config import LossSettings, Settings
+from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.batch import Sequences, TrainBatch
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.contrastive import contrastive
@@ -16,12 +16,17 @@ from pnfrec_dist.schema import PAD_ID
 
 MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 CPU_TILE_MIB, GPU_TILE_MIB = 8, 256
-TERMS = ("ce_positive", "ce_negative", "contrastive")
+TERMS = ("ce_main", "ce_negative", "contrastive")
 
 
 def term_weights(settings: LossSettings) -> Tensor:
     """Weight of each of TERMS in the loss, [3]."""
     return torch.tensor([1.0, settings.alpha, settings.beta], dtype=torch.float64)
+
+
+def term_names(settings: EncoderSettings) -> tuple[str, str, str]:
+    """What each of TERMS is called: ce_positive, or ce_all where the main encoder reads all interactions."""
+    return f"ce_{settings.history}", *TERMS[1:]
 
 
 def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> Tiling:
@@ -41,10 +46,10 @@ def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> 
 
 
 def term_counts(batch: TrainBatch) -> Tensor:
-    """Real targets behind each of TERMS in this batch, [3]; a term that the model lacks has 0."""
-    positive = len(batch.positive.targets_T)
+    """Tokens behind each of TERMS in this batch, [3]: with a target, or compared; a term that the model lacks has 0."""
+    main = len(batch.main.targets_T)
     negative = len(batch.negative.targets_T) if batch.negative is not None else 0
-    return torch.tensor([positive, negative, positive if batch.contrast is not None else 0])
+    return torch.tensor([main, negative, batch.contrast.num_tokens if batch.contrast is not None else 0])
 
 
 def weighted_loss(
@@ -61,8 +66,8 @@ def weighted_loss(
     weights: [3], what one target of each term adds to the loss: the term's weight over its count of all ranks. Positive
     and negative targets go through one sweep over the catalog.
     """
-    positive_PD, negative_PD = hidden
-    sides = [(positive_PD, batch.positive)]
+    main_PD, negative_PD = hidden
+    sides = [(main_PD, batch.main)]
     if negative_PD is not None and batch.negative is not None:
         sides.append((negative_PD, batch.negative))
     hidden_TD = torch.cat([side_PD.index_select(0, side.places_T) for side_PD, side in sides])
@@ -78,12 +83,12 @@ def weighted_loss(
     if batch.contrast is not None:
         next_P, negatives_BN = batch.contrast.next_P, batch.contrast.negatives_BN
         total = contrastive(
-            positive_PD,
+            main_PD,
             take(vectors_UD, next_P),
             next_P == PAD_ID,
             take(vectors_UD, negatives_BN),
             negatives_BN == PAD_ID,
-            batch.positive.groups,
+            batch.main.groups,
             settings.contrastive,
         )
         totals[2] = total.detach()

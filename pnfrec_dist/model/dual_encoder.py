@@ -1,4 +1,4 @@
-"""The model: one item table, a positive encoder, and a negative one where the loss uses it (paper, section 3).
+"""The model: one item table, a main encoder, and a negative one where the loss uses it (paper, section 3).
 
 B users, P tokens, U distinct items of a batch, D width, N items.
 """
@@ -14,11 +14,12 @@ from pnfrec_dist.model.item_table import ItemTable, take
 
 
 class DualEncoder(nn.Module):
-    """Two encoders with own positions over S^p and S^n: what data-parallel training replicates on every rank."""
+    """The main encoder, over S^p (or S), and one over S^n, with own positions: what data-parallel training replicates
+    on every rank."""
 
     def __init__(self, encoder: EncoderSettings, *, with_negative: bool) -> None:
         super().__init__()
-        self.positive = Encoder(encoder)
+        self.main = Encoder(encoder)
         self.negative = Encoder(encoder) if with_negative else None
 
     def forward(self, vectors_UD: Tensor, batch: TrainBatch) -> tuple[Tensor, Tensor | None]:
@@ -26,14 +27,14 @@ class DualEncoder(nn.Module):
 
         vectors_UD: vectors of batch.items_U.
         """
-        positive_PD = self.positive(take(vectors_UD, batch.positive.inputs_P), batch.positive.groups)
+        main_PD = self.main(take(vectors_UD, batch.main.inputs_P), batch.main.groups)
         if self.negative is None or batch.negative is None:
-            return positive_PD, None
-        return positive_PD, self.negative(take(vectors_UD, batch.negative.inputs_P), batch.negative.groups)
+            return main_PD, None
+        return main_PD, self.negative(take(vectors_UD, batch.negative.inputs_P), batch.negative.groups)
 
 
 class PNFRec(nn.Module):
-    """The item table that both encoders share, and the encoders. Inference uses the positive encoder.
+    """The item table that both encoders share, and the encoders. Inference uses the main encoder.
 
     Weights are drawn from `generator` alone.
     """
@@ -48,13 +49,13 @@ class PNFRec(nn.Module):
     ) -> None:
         """shards: the ranks that hold the item table's rows between them; None: each holds all."""
         super().__init__()
-        self.max_length = encoder.max_length
+        self.max_length = encoder.positions
         self.item_table = ItemTable(num_items, encoder.hidden_size, shards)
         self.encoders = DualEncoder(encoder, with_negative=loss.alpha > 0)
         self.item_table.initialize(INIT_STD, generator)
         initialize(self.encoders, generator)
 
     def last_hidden(self, batch: HistoryBatch) -> Tensor:
-        """The positive encoder's output at each user's newest item, [B, D]: what scores the catalog."""
+        """The main encoder's output at each user's newest item, [B, D]: what scores the catalog."""
         vectors_UD = self.item_table.lookup(batch.items_U)
-        return self.encoders.positive(take(vectors_UD, batch.inputs_P), batch.groups)[batch.last_B]
+        return self.encoders.main(take(vectors_UD, batch.inputs_P), batch.groups)[batch.last_B]

@@ -94,13 +94,13 @@ class Encoder(nn.Module):
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
         self.scale = math.sqrt(settings.hidden_size)
-        self.positions = nn.Embedding(settings.max_length, settings.hidden_size)
+        self.positions = nn.Embedding(settings.positions, settings.hidden_size)
         self.dropout = Dropout(settings.dropout)
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.num_blocks))
         self.norm = nn.LayerNorm(settings.hidden_size, eps=LAYER_NORM_EPS)
 
     def forward(self, item_vectors_PD: Tensor, groups: Groups) -> Tensor:
-        """groups: no length above max_length -> hidden_PD."""
+        """groups: no length above settings.positions -> hidden_PD."""
         weight = self.positions.weight
         positions = [weight[:length].expand(users, -1, -1).flatten(0, 1) for users, length in groups]
         x_PD = item_vectors_PD * self.scale + torch.cat([*positions, weight[:0]])

@@ -32,7 +32,7 @@ from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.storage import sha256_of, sync_to_disk
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CHECKSUMS, COMMITTED = "checksums.json", "COMMITTED"
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -22,18 +22,21 @@ from pnfrec_dist.data.prepared import HoldoutData, PreparedData
 from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World, initial_generator, seed_step
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.evaluation import evaluate, model_scores, popularity_scores
-from pnfrec_dist.losses.objective import TERMS, term_weights
+from pnfrec_dist.evaluation import Evaluation, evaluate, model_scores, popularity_scores
+from pnfrec_dist.losses.objective import term_names, term_weights
 from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.plan import plan_step
+from pnfrec_dist.training.result import Result, write_result
 from pnfrec_dist.training.saver import Saver, checkpoint_path, newest_usable
 from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import Requests, StepSums, train_step
 
 SELECTION_METRIC = "ndcg_p_at_10"
+FLOORS = {"popularity": False, "popularity_positive": True}
+"""Rankings without a model, by train interactions -> whether positive ones alone."""
 MAX_SKIPPED = 100
 """With so many steps in a row that are not finite, skipping helps no more."""
 
@@ -62,8 +65,8 @@ class TrainLoop:
 
     def __init__(self, settings: Settings, data: PreparedData, run_dir: Path, world: World, hooks: Hooks) -> None:
         self.settings, self.data, self.run_dir, self.world, self.hooks = settings, data, run_dir, world, hooks
-        self.train_data = data.train()
-        self.validation = data.holdout("validation")
+        self.train_data = data.train(settings.encoder.history)
+        self.validation = data.holdout("validation", settings.encoder.history)
         samples = settings.loss.cross_entropy in ("sampled_softmax", "gbce")
         self.sampler = ItemSampler(settings.sampled, data.item_counts()) if samples else None
         on_gpu = world.device.type == "cuda"
@@ -154,8 +157,9 @@ class TrainLoop:
         file = self.run_dir / "non_finite" / f"epoch-{state.epoch:04d}-step-{state.step + 1:06d}.json"
         where = {"epoch": state.epoch, "step": state.step + 1}
         if world.is_main:
-            totals = dict(zip(TERMS, map(str, sums.totals.tolist()), strict=True))
-            ids = [self.data.train_user_ids(share) for share in shares]
+            totals = dict(zip(term_names(self.settings.encoder), map(str, sums.totals.tolist()), strict=True))
+            user_ids = self.data.user_ids("train")
+            ids = [user_ids.take(share).to_pylist() for share in shares]
             content = {**where, "seed": self.settings.seed, "totals": totals, "user_ids_of_ranks": ids}
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +186,7 @@ class TrainLoop:
     def _end_epoch(self) -> None:
         """Validation, the checkpoint of this epoch, and the move to the next."""
         state = self.state
-        validation = self._evaluate(self.validation)
+        validation = self._evaluate(self.validation).metrics
         epoch, score, seconds = state.epoch, validation[SELECTION_METRIC], state.seconds
         metrics = self._losses()
         metrics["train/users_per_s"] = len(self.train_data) / max(seconds, 1e-9)
@@ -207,7 +211,7 @@ class TrainLoop:
         self._report({"kind": "stopped", "epoch": self.state.epoch, "step": self.state.step})
 
     def _test(self) -> None:
-        """Restores the best epoch and evaluates it, and the popularity baseline, on the test users."""
+        """Restores the best epoch and evaluates it, and what asks for no model, on the test users."""
         self.saver.wait()
         self._report_problems()
         best = checkpoint_path(self.run_dir, self.state.best_steps)
@@ -215,21 +219,40 @@ class TrainLoop:
             way_out = "make room or mend it, and start the same command again"
             raise InputError(f"the best epoch, {self.state.best_epoch}, is lost ({problem}); {way_out}")
         load_model(best, self.model)
-        test = self.data.holdout("test")
-        metrics = self._evaluate(test)
-        popularity = popularity_scores(self.data.item_counts(), self.world)
-        baseline = evaluate(popularity, test, self.data.num_items, self.settings.evaluation, self.world)
+        test = self.data.holdout("test", self.settings.encoder.history)
+        ranked = {"model": self._evaluate(test)}
+        for name, positive_only in FLOORS.items():
+            counts = self.data.item_counts(positive_only=positive_only)
+            scores = popularity_scores(counts, self.world)
+            ranked[name] = evaluate(scores, test, self.data.num_items, self.settings.evaluation, self.world)
+        result = Result(
+            settings=to_mapping(self.settings),
+            data_digest=self.data.manifest.digest,
+            num_items=self.data.num_items,
+            num_workers=self.world.size,
+            epochs=list(self.epochs),
+            best_epoch=self.state.best_epoch,
+            checkpoint=best.relative_to(self.run_dir).as_posix(),
+            test=ranked["model"].metrics,
+            floors={name: ranked[name].metrics for name in FLOORS},
+        )
+        if self.world.is_main:
+            try:
+                write_result(self.run_dir, result, self.data.user_ids("test"), test.target_is_positive, ranked)
+            except OSError as error:
+                text = f"cannot write the result to {self.run_dir} ({error.strerror})"
+                self._report({"kind": "warning", "text": text})
         self._report(
             {
                 "kind": "test",
-                "metrics": metrics,
-                "popularity": baseline,
+                "metrics": result.test,
+                "floors": result.floors,
                 "best_epoch": self.state.best_epoch,
                 "checkpoint": str(best),
             }
         )
 
-    def _evaluate(self, holdout: HoldoutData) -> dict[str, float]:
+    def _evaluate(self, holdout: HoldoutData) -> Evaluation:
         self.model.eval()
         scores, share_catalog = model_scores(self.model, holdout, self.world), self.model.item_table.is_sharded
         return evaluate(
@@ -284,5 +307,6 @@ def _mean_loss(totals: torch.Tensor, counts: torch.Tensor, settings: Settings) -
     """train/loss and its terms, as means over real targets; terms that the model lacks are left out."""
     means = totals / counts.clamp(min=1)
     weights = term_weights(settings.loss)
-    used = {f"train/{term}": float(mean) for term, mean, w in zip(TERMS, means, weights, strict=True) if w > 0}
+    names = term_names(settings.encoder)
+    used = {f"train/{name}": float(mean) for name, mean, w in zip(names, means, weights, strict=True) if w > 0}
     return {"train/loss": float((weights * means).sum()), **used}

@@ -54,22 +54,27 @@ def plan_step(
     and U looked-up items of a rank).
     """
     encoder, width = settings.encoder, settings.encoder.hidden_size
-    sides = [data.positive, data.negative] if settings.loss.alpha > 0 else [data.positive]
+    sides = [data.history]
+    if settings.loss.alpha > 0:
+        assert data.negative is not None
+        sides.append(data.negative)
     users = -(-min(settings.train.batch_size, len(data)) // num_workers)
-    targets = sum(_largest_targets(side, encoder.max_length, users) for side in sides)
-    looked_up = targets + (_largest_targets(data.negative, encoder.max_length, users) if settings.loss.beta > 0 else 0)
+    targets = sum(_largest_targets(side, encoder.positions, users) for side in sides)
+    looked_up = targets
+    if settings.loss.beta > 0 and data.negative is not None:
+        looked_up += _largest_targets(data.negative, encoder.positions, users)
     wins = num_items > num_workers * targets + min(looked_up, num_items)
     is_sharded = num_workers > 1 and (settings.item_table == "sharded" or (settings.item_table == "auto" and wins))
 
     rows = -(-(num_items + 1) // num_workers) if is_sharded else num_items + 1
     shards = num_workers if is_sharded else 1
     tokens = -(-targets // settings.train.accumulation)
-    length = min(encoder.max_length, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
+    length = min(encoder.positions, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
     per_token = encoder.num_blocks * (16 * width + 3 * encoder.num_heads * length) + 6 * width
     softmax = (1 + 3 * shards) * tokens * width
     # Of a further part, the softmax's gradient of all rows is made before it is added to the sum.
     passing = settings.loss.cross_entropy == "exact" and settings.train.accumulation > 1
-    per_encoder = encoder.num_blocks * (6 * width * width + 10 * width) + encoder.max_length * width + 2 * width
+    per_encoder = encoder.num_blocks * (6 * width * width + 10 * width) + encoder.positions * width + 2 * width
     encoders = 4 * FLOAT * len(sides) * per_encoder
     copies = settings.checkpoint.background and not on_gpu
     return StepPlan(
@@ -80,7 +85,7 @@ def plan_step(
         activations=FLOAT * (tokens * per_token + softmax),
         passing=passing * FLOAT * rows * width,
         logits=_logits(settings, tokens, rows, num_items, shards, on_gpu),
-        data=sum(side.values.nbytes + side.offsets.nbytes for side in (data.positive, data.negative)),
+        data=data.nbytes,
         checkpoint=(3 * FLOAT * rows * width + encoders * 3 // 4) if copies else 0,
     )
 
@@ -99,7 +104,7 @@ def _logits(settings: Settings, tokens: int, rows: int, num_items: int, shards: 
     return FLOAT * (6 * sampled.num_items + 3 * width * distinct + 4 * max(CHUNK_LOGITS, distinct))
 
 
-def _largest_targets(side: Ragged, max_length: int, users: int) -> int:
+def _largest_targets(side: Ragged, positions: int, users: int) -> int:
     """Targets of the `users` users with the most of them."""
-    targets = np.clip(side.lengths - 1, 0, max_length)
+    targets = np.clip(side.lengths - 1, 0, positions)
     return int(np.sort(targets)[-users:].sum())

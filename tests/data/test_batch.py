@@ -44,9 +44,9 @@ def test_train_batch_by_hand() -> None:
     batch = train_batch(data, np.array([0, 1]), EncoderSettings(max_length=2), LossSettings(alpha=1.0, beta=1.0), CPU)
     items = batch.items_U
     assert items.tolist() == [0, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert batch.positive.groups == ((1, 1), (1, 2)), "the shorter user first"
-    assert items[batch.positive.inputs_P].tolist() == [5, 2, 3]
-    assert batch.positive.places_T.tolist() == [0, 1, 2] and batch.positive.targets_T.tolist() == [6, 3, 4]
+    assert batch.main.groups == ((1, 1), (1, 2)), "the shorter user first"
+    assert items[batch.main.inputs_P].tolist() == [5, 2, 3]
+    assert batch.main.places_T.tolist() == [0, 1, 2] and batch.main.targets_T.tolist() == [6, 3, 4]
     assert batch.negative is not None and batch.contrast is not None
     assert batch.negative.groups == ((1, 1),), "one item predicts nothing"
     assert items[batch.negative.inputs_P].tolist() == [8] and batch.negative.targets_T.tolist() == [9]
@@ -60,7 +60,7 @@ def test_train_batch_holds_every_users_newest_items(rows: list[list[int]], max_l
     settings, picked = EncoderSettings(max_length=max_length), np.arange(len(rows))[::-1]
     batch = train_batch(TrainData(ragged(rows), ragged(rows[::-1])), picked, settings, LossSettings(beta=1.0), CPU)
     assert batch.contrast is not None and batch.num_users == len(rows)
-    side, contrast = batch.positive, batch.contrast
+    side, contrast = batch.main, batch.contrast
     assert len(side.groups) <= MAX_GROUPS
     targets = torch.zeros_like(side.inputs_P)
     targets[side.places_T] = side.targets_T
@@ -83,6 +83,58 @@ def test_train_batch_holds_every_users_newest_items(rows: list[list[int]], max_l
     assert len(side.inputs_P) - real <= len(expected) * (-(-max_length // MAX_GROUPS) - 1)
 
 
+def test_contrast_of_a_history_of_both_kinds_by_hand() -> None:
+    """Likes 1, 3, 4, 6 and dislikes 2, 5: 1 is followed by the like 3, 3 by 4, 4 by 6; the last like by none. Of the
+    second user's window the first item is a dislike, and no like follows the only one."""
+    data = TrainData(
+        ragged([[1, 2, 3, 4, 5, 6], [7, 8, 9]]),
+        None,
+        ragged([[True, False, True, True, False, True], [False, True, False]]),
+    )
+    encoder = EncoderSettings(history="all", max_length=3)
+    batch = train_batch(data, np.array([0, 1]), encoder, LossSettings(beta=1.0), CPU)
+    contrast = batch.contrast
+    assert contrast is not None and batch.negative is None
+    assert by_user(batch.items_U[batch.main.inputs_P].tolist(), batch.main.groups) == [[7, 8], [1, 2, 3, 4, 5]]
+    assert by_user(batch.items_U[contrast.next_P].tolist(), batch.main.groups) == [[0, 0], [3, 0, 4, 6, 0]]
+    assert batch.items_U[contrast.negatives_BN].tolist() == [[7, 9], [2, 5]]
+    assert contrast.num_tokens == 3
+
+
+@given(
+    rows=st.lists(st.lists(st.tuples(st.integers(1, 99), st.booleans()), max_size=30), min_size=1, max_size=8),
+    max_length=st.integers(1, 12),
+)
+def test_contrast_of_histories_of_both_kinds(rows: list[list[tuple[int, bool]]], max_length: int) -> None:
+    """Every window beside a plain search for the next like and the dislikes."""
+    data = TrainData(
+        ragged([[item for item, _ in row] for row in rows]), None, ragged([[flag for _, flag in row] for row in rows])
+    )
+    encoder, picked = EncoderSettings(history="all", max_length=max_length), np.arange(len(rows))[::-1]
+    batch = train_batch(data, picked, encoder, LossSettings(beta=1.0), CPU)
+    assert batch.contrast is not None
+    found = [
+        ([i for i in inputs if i], following[: sum(i > 0 for i in inputs)], [i for i in negatives if i])
+        for inputs, following, negatives in zip(
+            by_user(batch.items_U[batch.main.inputs_P].tolist(), batch.main.groups),
+            by_user(batch.items_U[batch.contrast.next_P].tolist(), batch.main.groups),
+            batch.items_U[batch.contrast.negatives_BN].tolist(),
+            strict=True,
+        )
+    ]
+    expected = []
+    for user in picked:
+        window = rows[user][-(2 * max_length + 1) :]
+        if len(window) > 1:
+            following = [
+                next((item for item, liked in window[place + 1 :] if liked), 0) if window[place][1] else 0
+                for place in range(len(window) - 1)
+            ]
+            expected.append(([i for i, _ in window[:-1]], following, [i for i, liked in window if not liked]))
+    assert sorted(found) == sorted(expected)
+    assert batch.contrast.num_tokens == sum(i > 0 for _, following, _ in expected for i in following)
+
+
 def test_a_batch_carries_only_what_the_loss_uses() -> None:
     data = TrainData(ragged([[1, 2]]), ragged([[3, 4]]))
     rows, encoder = np.array([0]), EncoderSettings()
@@ -99,7 +151,7 @@ def test_users_with_nothing_to_predict_and_empty_shares_make_whole_batches() -> 
     for rows in (np.array([0, 1]), np.array([], dtype=np.int64)):
         batch = train_batch(data, rows, EncoderSettings(), loss, CPU)
         assert batch.items_U.tolist() == [0] and batch.num_users == len(rows)
-        assert batch.positive.groups == () and len(batch.positive.inputs_P) == len(batch.positive.targets_T) == 0
+        assert batch.main.groups == () and len(batch.main.inputs_P) == len(batch.main.targets_T) == 0
 
 
 @given(rows=st.lists(st.lists(st.integers(1, 99), max_size=9), min_size=1, max_size=8), max_length=st.integers(1, 12))

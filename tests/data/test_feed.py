@@ -26,7 +26,7 @@ def data() -> TrainData:
 def users_of(settings: Settings, world: World, epoch: int = 1, first_step: int = 0) -> list[list[int]]:
     """Of each step, the users of this rank."""
     return [
-        sorted((int(t) - 2) // 2 for batch in batches for t in batch.positive.targets_T)
+        sorted((int(t) - 2) // 2 for batch in batches for t in batch.main.targets_T)
         for _, batches in epoch_batches(data(), settings, None, world, epoch, first_step)
     ]
 
@@ -65,6 +65,6 @@ def test_all_parts_of_all_ranks_share_a_steps_sample() -> None:
 
 
 def test_an_error_in_the_thread_is_raised_in_the_loop() -> None:
-    broken = TrainData(data().positive, Ragged(np.array([0]), np.array([1])))
+    broken = TrainData(data().history, Ragged(np.array([0]), np.array([1])))
     with pytest.raises(IndexError):
         next(epoch_batches(broken, replace(SETTINGS, loss=LossSettings(alpha=1.0)), None, World(), 1, 0))

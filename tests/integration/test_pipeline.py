@@ -86,7 +86,7 @@ def test_prepared_data_set_is_whole_and_adds_up(workspace: Path) -> None:
     assert counts["interactions"]["rows"] + counts["quarantined"]["rows"] + counts["deduplicated"]["rows"] == raw_rows
     users, holdout = data.train(), data.holdout("test")
     assert len(users) == counts["train_users"]["users"]
-    assert (users.positive.lengths >= 2).all()
+    assert (users.history.lengths >= 2).all()
     assert len(holdout) == counts["test"]["users"]
     assert holdout.target_is_positive.sum() == counts["test"]["positive_targets"]
     assert data.holdout("validation").target_is_positive.all()

@@ -1,10 +1,13 @@
 """Batch, model and losses together against the paper's formulas, one user at a time."""
 
+from itertools import pairwise
+
 import numpy as np
+import pytest
 import torch
 from slow_losses import random, slow_contrastive, slow_cross_entropy
 
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.config import ContrastiveSettings, EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.batch import train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
@@ -37,7 +40,7 @@ def test_the_whole_objective_equals_the_formulas_per_user() -> None:
     expected = [0.0, 0.0, 0.0]
     for liked, disliked in zip(positives, negatives, strict=True):
         sides = []
-        for items, side in ((liked[-4:], model.encoders.positive), (disliked[-4:], model.encoders.negative)):
+        for items, side in ((liked[-4:], model.encoders.main), (disliked[-4:], model.encoders.negative)):
             assert side is not None
             vectors = torch.tensor([[table[i] for i in items[:-1]]], dtype=torch.float64).reshape(1, -1, 4)
             length = len(items) - 1
@@ -50,3 +53,50 @@ def test_the_whole_objective_equals_the_formulas_per_user() -> None:
     assert (totals - torch.tensor(expected, dtype=torch.float64)).abs().max() <= 1e-12
     assert abs(weighted.item() - (weights * totals).sum().item()) <= 1e-12
     assert term_counts(batch).tolist() == [3 + 1 + 2, 2, 6]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_models_of_all_interactions_equal_the_formulas_per_user(beta: float) -> None:
+    """sasrec and sasrec_c: cross-entropy at every position, and InfoNCE from each like to the next one among the
+    window's dislikes. A user with likes alone, one with dislikes alone, one longer than the window of 6 + 1."""
+    users = [
+        [(1, True), (2, False), (3, False), (4, True), (5, True), (8, False), (6, True), (7, False), (9, True)],
+        [(6, True), (7, True)],
+        [(2, False), (9, False), (4, False)],
+    ]
+
+    def ragged(place: int) -> Ragged:
+        offsets = np.cumsum([0] + [len(user) for user in users])
+        return Ragged(offsets, np.array([entry[place] for user in users for entry in user]))
+
+    encoder = EncoderSettings(hidden_size=4, num_blocks=1, history="all", max_length=3, dropout=0.0)
+    loss, contrast = LossSettings(beta=beta), ContrastiveSettings("cosine", 0.1)
+    model = PNFRec(9, encoder, loss, torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        model.item_table.weight[1:] += random(9, 4)
+    data = TrainData(ragged(0), None, ragged(1))
+    batch = train_batch(data, np.arange(3), encoder, loss, torch.device("cpu"))
+    vectors_UD = model.item_table.lookup(batch.items_U)
+    weights = torch.tensor([0.7, 0.0, 0.1], dtype=torch.float64)
+    settings = Settings(encoder=encoder, loss=loss, contrastive=contrast)
+    hidden = model.encoders(vectors_UD, batch)
+    weighted, totals = weighted_loss(hidden, vectors_UD, batch, model.item_table, weights, settings)
+
+    table = model.item_table.weight.tolist()
+    expected, compared = [0.0, 0.0, 0.0], 0
+    for user in users:
+        window = user[-7:]
+        items = [item for item, _ in window]
+        vectors = torch.tensor([table[i] for i in items[:-1]], dtype=torch.float64)
+        states = model.encoders.main(vectors, ((1, len(items) - 1),)).tolist()
+        expected[0] += slow_cross_entropy(states, table[1:], items[1:])
+        likes = [place for place, (_, liked) in enumerate(window) if liked]
+        dislikes = [table[item] for item, liked in window if not liked]
+        for place, following in pairwise(likes):
+            compared += 1
+            if beta:
+                expected[2] += slow_contrastive([states[place]], [table[items[following]]], dislikes, "cosine", 0.1)
+    assert compared == 3 + 1
+    assert (totals - torch.tensor(expected, dtype=torch.float64)).abs().max() <= 1e-12
+    assert abs(weighted.item() - (weights * totals).sum().item()) <= 1e-12
+    assert term_counts(batch).tolist() == [6 + 1 + 2, 0, compared if beta else 0]

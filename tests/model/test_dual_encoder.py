@@ -68,7 +68,7 @@ def test_the_padding_row_is_zero_and_never_learns() -> None:
 def test_encoders_have_own_positions_and_start_apart() -> None:
     encoders = build(VARIANTS["pnfrec"]).encoders
     assert encoders.negative is not None
-    assert not torch.equal(encoders.positive.positions.weight, encoders.negative.positions.weight)
+    assert not torch.equal(encoders.main.positions.weight, encoders.negative.positions.weight)
 
 
 def test_last_hidden_is_of_the_newest_item_of_each_user() -> None:

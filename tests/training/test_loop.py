@@ -25,9 +25,10 @@ from pnfrec_dist.config import (
 )
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
+from pnfrec_dist.evaluation import Evaluation
 from pnfrec_dist.training import loop
 from pnfrec_dist.training.checkpoint import read_state
-from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
+from pnfrec_dist.training.loop import FLOORS, Event, Hooks, TrainLoop
 from pnfrec_dist.training.saver import checkpoint_path, checkpoints
 
 SETTINGS = Settings(
@@ -180,11 +181,11 @@ def test_early_stopping_restores_the_best_epoch(
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.1, 0.9, 0.9])
     real, tested = loop.evaluate, []
 
-    def scripted(score_rows: object, holdout: object, *rest: object, **named: bool) -> dict[str, float]:
+    def scripted(score_rows: object, holdout: object, *rest: object, **named: bool) -> Evaluation:
         result = real(score_rows, holdout, *rest, **named)  # type: ignore[arg-type]
         if len(holdout) == 8:  # type: ignore[arg-type]
-            return {**result, "ndcg_p_at_10": next(scores)}
-        tested.append(result)
+            return replace(result, metrics={**result.metrics, "ndcg_p_at_10": next(scores)})
+        tested.append(result.metrics)
         return result
 
     monkeypatch.setattr(loop, "evaluate", scripted)
@@ -203,7 +204,7 @@ def test_early_stopping_restores_the_best_epoch(
     expected = load_file(checkpoint_path(tmp_path / "two", 8) / "model.safetensors")
     assert all(torch.equal(trained[key], expected[key]) for key in expected)
     assert len(of_kind(two_epochs, "epoch")) == 2
-    assert tested[0] == test["metrics"] and tested[1] == test["popularity"]
+    assert tested[0] == test["metrics"] and tested[1:] == [test["floors"][name] for name in FLOORS]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(
         def to_nan(_module: object, _inputs: object, output: Tensor) -> Tensor:
             return output * torch.nan
 
-        hook = encoders.positive.register_forward_hook(to_nan) if next(calls) in bad else None  # type: ignore[union-attr]
+        hook = encoders.main.register_forward_hook(to_nan) if next(calls) in bad else None  # type: ignore[union-attr]
         sums = real(model, encoders, *rest)  # type: ignore[arg-type]
         if hook is not None:
             hook.remove()

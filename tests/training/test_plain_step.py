@@ -29,7 +29,7 @@ def as_plain(ours: PNFRec) -> PlainModel:
     """The plain model with these weights."""
     plain = PlainModel(ITEMS, SETTINGS.encoder).double()
     plain.items.weight = nn.Parameter(ours.item_table.weight.detach().clone())
-    for side, encoder in enumerate((ours.encoders.positive, ours.encoders.negative)):
+    for side, encoder in enumerate((ours.encoders.main, ours.encoders.negative)):
         assert encoder is not None
         plain.positions[side].load_state_dict(encoder.positions.state_dict())
         plain.norms[side].load_state_dict(encoder.norm.state_dict())
@@ -57,7 +57,8 @@ def test_a_step_equals_the_plain_one(path: ExactPath) -> None:
     loss = float((sums.totals / sums.counts) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
 
     sides = []
-    for side in (data.positive, data.negative):
+    assert data.negative is not None
+    for side in (data.history, data.negative):
         window = torch.from_numpy(side.newest(rows, 21)[0])
         sides.append((window[:, :-1], window[:, 1:].masked_fill(window[:, 1:] == 0, IGNORE_INDEX)))
     contrast = torch.from_numpy(data.negative.newest(rows, 21)[0])

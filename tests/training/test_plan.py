@@ -163,7 +163,7 @@ def test_activations_are_about_what_the_backward_pass_keeps() -> None:
 
     vectors = torch.randn(32 * 50, 64).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.encoders.positive(vectors, ((32, 50),))
+        hidden = model.encoders.main(vectors, ((32, 50),))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = sum(size for place, size in saved.items() if place not in weights)
     only_positive = replace(settings, loss=LossSettings())

@@ -39,6 +39,9 @@ CASES = {
     "whole": SETTINGS,
     "in parts": replace(SETTINGS, train=TrainSettings(batch_size=7, accumulation=3)),
     "sampled": replace(SETTINGS, loss=LossSettings(0.45, 0.25, cross_entropy="sampled_softmax")),
+    "all interactions": replace(
+        SETTINGS, encoder=replace(SETTINGS.encoder, history="all"), loss=LossSettings(beta=0.25)
+    ),
     "sce of everything": replace(
         SETTINGS,
         loss=LossSettings(0.45, 0.25, cross_entropy="sce"),
@@ -47,7 +50,14 @@ CASES = {
 }
 """Of the paths of the exact cross-entropy, auto takes another one with a sharded table."""
 JOBS = {
-    2: [(False, "whole"), (True, "whole"), (True, "in parts"), (False, "sampled"), (True, "sampled")],
+    2: [
+        (False, "whole"),
+        (True, "whole"),
+        (True, "in parts"),
+        (False, "sampled"),
+        (True, "sampled"),
+        (True, "all interactions"),
+    ],
     3: [(False, "whole"), (True, "whole"), (True, "sce of everything")],
 }
 """Ranks -> (item table sharded, case)."""
@@ -65,7 +75,7 @@ def train(world: World, sharded: bool, case: str, prepared: str, out: str) -> No
     """
     settings = CASES[case]
     data = open_prepared(Path(prepared))
-    users = data.train()
+    users = data.train(settings.encoder.history)
     model = build_model(data.num_items, settings, world if sharded else World()).double()
     encoders = world.wrap(model.encoders)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -129,7 +139,9 @@ def require_equal(written: Path, file: str, expected_case: str) -> dict[str, tor
 )
 def test_ranks_equal_one_rank(written: Path, size: int, sharded: bool, case: str) -> None:
     """Lookup, losses, gradients, their norm, Adam: whoever holds the table, whoever reads the users."""
-    means = require_equal(written, f"{size}-{sharded}-{case}", "sampled" if case == "sampled" else "whole")["means"]
+    means = require_equal(
+        written, f"{size}-{sharded}-{case}", case if case in ("sampled", "all interactions") else "whole"
+    )["means"]
     assert means.isfinite().all()
     lower = means[-5:, 0].mean() < means[:5, 0].mean()
     assert lower or case == "sampled", "12 epochs on 30 users lower CE_p; an estimate from 9 draws is too noisy"
@@ -179,7 +191,8 @@ def test_the_table_gradient_of_a_step_is_one_tensor(prepared: Path, monkeypatch:
 def train_on_few_items(world: World, prepared: str) -> None:
     """Of 2 items, 4 ranks hold 3 rows: rank 0 has none."""
     users, loss = open_prepared(Path(prepared)).train(), SETTINGS.loss
-    two = TrainData(*(Ragged(side.offsets, 1 + side.values % 2) for side in (users.positive, users.negative)))
+    assert users.negative is not None
+    two = TrainData(*(Ragged(side.offsets, 1 + side.values % 2) for side in (users.history, users.negative)))
     whole, shared = build_model(2, SETTINGS).double(), build_model(2, SETTINGS, world).double()
     batch = train_batch(two, np.arange(world.rank, 20, world.size), SETTINGS.encoder, loss, world.device)
     for model in (whole, shared):
@@ -205,7 +218,7 @@ def break_one_rank(world: World, prepared: str, where: str) -> None:
         return tensor.index_fill(0, torch.tensor([3]), torch.inf)
 
     if world.rank == 1 and where == "loss":
-        model.encoders.positive.norm.register_forward_hook(lambda *call: broken(call[2]))  # type: ignore[arg-type]
+        model.encoders.main.norm.register_forward_hook(lambda *call: broken(call[2]))  # type: ignore[arg-type]
     elif world.rank == 1:
         model.item_table.weight.register_hook(broken)
     before = [p.detach().clone() for p in model.parameters()]

@@ -1,0 +1,94 @@
+"""What a finished run leaves beside its checkpoints, for reports and for a reader's own statistics.
+
+result.json          settings, data, epochs with their metrics and seconds, the best one, test metrics, floors
+test_users.parquet   each test user's target rank, under the model and under each floor
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluation import Evaluation
+
+RESULT, TEST_USERS = "result.json", "test_users.parquet"
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What result.json holds."""
+
+    settings: dict[str, Any]
+    data_digest: str
+    num_items: int
+    num_workers: int
+    epochs: list[dict[str, Any]]
+    """{"epoch", "metrics", "seconds", "is_best"} of each"""
+    best_epoch: int
+    checkpoint: str
+    """of the best epoch, relative to the run's directory"""
+    test: dict[str, float]
+    floors: dict[str, dict[str, float]]
+    """popularity, popularity_positive -> their test metrics"""
+    version: int = RESULT_VERSION
+
+    @property
+    def seconds(self) -> float:
+        """Of training, without validation and the start of workers."""
+        return sum(epoch["seconds"] for epoch in self.epochs)
+
+
+@dataclass(frozen=True)
+class TestUsers:
+    """What test_users.parquet holds, [U] each."""
+
+    target_is_positive: np.ndarray
+    target_rank: dict[str, np.ndarray]
+    """"model", "popularity", "popularity_positive" -> 1-based place of each user's target"""
+
+
+def write_result(
+    run_dir: Path, result: Result, user_ids: pa.Array, is_positive: np.ndarray, ranked: dict[str, Evaluation]
+) -> None:
+    """Writes both files; result.json last, in one move. ranked: the model's and the floors' evaluations."""
+    columns = {"user_id": user_ids, "target_is_positive": pa.array(is_positive)}
+    columns.update({f"target_rank_{name}": pa.array(found.target_rank) for name, found in ranked.items()})
+    for name, write in (
+        (TEST_USERS, lambda draft: pq.write_table(pa.table(columns), draft)),
+        (RESULT, lambda draft: draft.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")),
+    ):
+        draft = run_dir / f".{name}.writing"
+        write(draft)
+        draft.replace(run_dir / name)
+
+
+def read_result(run_dir: Path) -> Result | None:
+    """The result of a run's directory, or None while there is none. Raises InputError for one that cannot be read."""
+    file = run_dir / RESULT
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["version"] != RESULT_VERSION:
+            raise InputError(f"{file} has version {content['version']}, this program reads {RESULT_VERSION}; remove it")
+        return Result(**content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({type(error).__name__}: {error}); remove it") from error
+
+
+def read_test_users(run_dir: Path) -> TestUsers:
+    """Raises InputError when the file is missing or damaged."""
+    file = run_dir / TEST_USERS
+    try:
+        table = pq.read_table(file)
+        prefix = "target_rank_"
+        ranks = {n.removeprefix(prefix): table[n].to_numpy() for n in table.column_names if n.startswith(prefix)}
+        return TestUsers(table["target_is_positive"].to_numpy(), ranks)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"{file} cannot be read ({type(error).__name__}); remove {run_dir / RESULT}") from error
