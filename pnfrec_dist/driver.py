@@ -23,8 +23,9 @@ from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.progress import ProgressReport, headline_table
 from pnfrec_dist.runs import RUN_FILE, Run, begin, choose_run
+from pnfrec_dist.sender import FAILED, FINISHED, KILLED, shown
 from pnfrec_dist.storage import Location
-from pnfrec_dist.tracking import FAILED, FINISHED, KILLED, TrackedRun, shown, tracking_uri
+from pnfrec_dist.tracking import Opening, TrackedRun, opening_of_training, tracking_uri
 from pnfrec_dist.training.loop import Event
 from pnfrec_dist.training.plan import StepPlan, plan_step
 
@@ -32,30 +33,36 @@ from pnfrec_dist.training.plan import StepPlan, plan_step
 def drive(settings: Settings) -> int:
     """Trains and returns the exit code. Raises InputError for wrong input."""
     data = open_data(settings)
-    train_data = data.train(settings.encoder.history)
     uri = tracking_uri()
     run = choose_run(settings, data.manifest.digest)
     print(f"{settings.model} on {settings.dataset}")
     print_settings(flatten(to_mapping(settings)))
     with ray_session(settings) as plan:
-        require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
-        step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)
-        print(_describe(settings, data, train_data, plan, step, uri), flush=True)
-        _require_memory(settings, plan, step)
+        print(f"{checked_plan(settings, data, plan)}\ntracking: {shown(uri)}", flush=True)
         if settings.dry_run:
             print("dry run: nothing was trained")
             return 0
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(run.locked())
-                epoch, done = begin(run, settings)
-            except OSError as error:
-                way_out = "make room, or choose another --output-dir"
-                raise InputError(f"cannot write to {run.directory} ({error.strerror}); {way_out}") from error
-            if (epoch, done) != (1, 0):
-                way_out = "  (--resume never starts another run)" if settings.resume == "auto" else ""
-                print(f"going on with {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
-            return _train(settings, plan, data, run, uri, epoch)
+        test = train(settings, plan, data, run, uri)
+    if test is None:
+        print("go on with:")
+        print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {shlex.quote(str(run.directory))}")
+        return EXIT_INTERRUPTED
+    print()
+    print(headline_table({settings.model: test["metrics"], **test["floors"]}))
+    print()
+    print(f"best epoch {test['best_epoch']}, checkpoint {test['checkpoint']}")
+    where = f"at {shown(uri)}" if uri.startswith("http") else "with: make mlflow-ui"
+    print(f"MLflow run {test['run_id'] or '(not known yet)'}; see it {where}")
+    return 0
+
+
+def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan) -> str:
+    """What will run, for a reader. Raises InputError when the users are too few or the memory is too small."""
+    train_data = data.train(settings.encoder.history)
+    require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
+    step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)
+    _require_memory(settings, plan, step)
+    return _describe(settings, data, train_data, plan, step)
 
 
 def open_data(settings: Settings) -> PreparedData:
@@ -71,9 +78,7 @@ def open_data(settings: Settings) -> PreparedData:
     return open_prepared(directory, expected.prepared())
 
 
-def _describe(
-    settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, step: StepPlan, uri: str
-) -> str:
+def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, step: StepPlan) -> str:
     counts = data.manifest.counts
     steps = num_steps(len(train), settings.train.batch_size)
     return "\n".join(
@@ -87,7 +92,6 @@ def _describe(
             f"its gradients and Adam, {_size(step.encoders)} encoders, {_size(step.activations)} activations, "
             f"{_size(step.logits)} logits, {_size(step.data)} data, "
             f"{_size(step.checkpoint)} the checkpoint being written; {_size(step.total)} in all",
-            f"tracking: {shown(uri)}",
         ]
     )
 
@@ -133,13 +137,37 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def _train(settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, uri: str, first_epoch: int) -> int:
-    """Runs the workers, logs what they report, prints the result; the MLflow run ends in the state that came true."""
+def train(
+    settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, uri: str, name: str = "", parent: str = ""
+) -> Event | None:
+    """Runs the workers, logs what they report; the MLflow run ends in the state that came true.
+
+    name, parent: see opening_of_training. Returns the test event with the MLflow run's id, or None when it was asked to
+    stop. Raises InputError when the run refused, diverged or cannot be written, RunError when its workers failed for
+    good.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(run.locked())
+            epoch, done = begin(run, settings)
+        except OSError as error:
+            way_out = "make room, or choose another --output-dir"
+            raise InputError(f"cannot write to {run.directory} ({error.strerror}); {way_out}") from error
+        if (epoch, done) != (1, 0):
+            way_out = "  (--resume never starts another run)" if settings.resume == "auto" and not parent else ""
+            print(f"going on with {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
+        opening = opening_of_training(settings, data.manifest, data.directory, name, parent)
+        return _train(settings, plan, data, run, uri, opening, epoch)
+
+
+def _train(
+    settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, uri: str, opening: Opening, first_epoch: int
+) -> Event | None:
     last: dict[str, Event] = {}
     status = FAILED
     with ProgressReport(settings.epochs, first_epoch, plan.num_workers) as progress:
         tracked = TrackedRun(run.directory, run.key, uri, progress.line)
-        tracked.start(settings, data.manifest, data.directory)
+        tracked.start(opening)
         try:
 
             def on_event(event: Event) -> None:
@@ -167,11 +195,9 @@ def _train(settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, u
     if "diverged" in last:
         raise InputError(_say_diverged(last["diverged"], settings))
     if "test" not in last:
-        print(f"stopped; run {tracked.run_id} is marked {status}; go on with:")
-        print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {shlex.quote(str(run.directory))}")
-        return EXIT_INTERRUPTED
-    _print_test(settings, tracked, last["test"])
-    return 0
+        print(f"stopped; run {tracked.run_id} is marked {status}")
+        return None
+    return {**last["test"], "run_id": tracked.run_id}
 
 
 def _write(run: Run, progress: ProgressReport) -> None:
@@ -202,15 +228,6 @@ def _log_test(tracked: TrackedRun, test: Event) -> None:
     tracked.log_metrics(f"test/{best}", metrics, best)
     tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best)})
     tracked.log_directory(f"checkpoint/{best}", Path(test["checkpoint"]), "checkpoint")
-
-
-def _print_test(settings: Settings, tracked: TrackedRun, test: Event) -> None:
-    print()
-    print(headline_table({settings.model: test["metrics"], **test["floors"]}))
-    print()
-    print(f"best epoch {test['best_epoch']}, checkpoint {test['checkpoint']}")
-    where = f"at {shown(tracked.uri)}" if tracked.uri.startswith("http") else "with: make mlflow-ui"
-    print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it {where}")
 
 
 def _same_run(settings: Settings) -> str:

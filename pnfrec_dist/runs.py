@@ -6,6 +6,7 @@ runs/<run>/checkpoints/    training/saver.py
 runs/<run>/tracking.jsonl  spool.py
 """
 
+import contextlib
 import fcntl
 import json
 import secrets
@@ -117,6 +118,12 @@ def choose_run(settings: Settings, data_digest: str) -> Run:
     return _named(settings, data_digest)
 
 
+def finished_run(settings: Settings, data_digest: str) -> Run | None:
+    """The newest finished run in settings.output_dir of what these settings train, whatever the model is called."""
+    same = _same_runs(settings, data_digest, (*AUTO_MAY_CHANGE, "model"))
+    return next((run for run in same if run.ended == "finished"), None)
+
+
 def begin(run: Run, settings: Settings) -> tuple[int, int]:
     """Takes the run up, once it is locked: (epoch, step) it goes on from, (1, 0) at the start.
 
@@ -149,21 +156,25 @@ def differences(settings: Settings, data_digest: str, run: Run, may_change: tupl
 
 def _new_run(settings: Settings, data_digest: str) -> Run:
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    name = f"{settings.model}-{settings.dataset}-{stamp}-{secrets.token_hex(2)}"
+    name = f"{settings.model}-{settings.dataset}-{settings.seed}-{stamp}-{secrets.token_hex(2)}"
     return Run(Path(settings.output_dir).resolve() / name, to_mapping(settings), data_digest)
 
 
 def _unfinished(settings: Settings, data_digest: str) -> Run | None:
     """The newest run of the same settings and data that did not end and that no command drives."""
+    same = _same_runs(settings, data_digest, AUTO_MAY_CHANGE)
+    return next((run for run in same if not run.ended and not _is_driven(run)), None)
+
+
+def _same_runs(settings: Settings, data_digest: str, may_change: tuple[str, ...]) -> list[Run]:
+    """The runs in settings.output_dir of the same settings and data, newest first."""
     found = []
     for file in Path(settings.output_dir).resolve().glob(f"*/{RUN_FILE}"):
-        try:
+        with contextlib.suppress(InputError):
             run = read_run(file.parent)
-        except InputError:
-            continue
-        if not run.ended and not differences(settings, data_digest, run, AUTO_MAY_CHANGE) and not _is_driven(run):
-            found.append((file.stat().st_mtime, run))
-    return max(found, key=lambda entry: entry[0])[1] if found else None
+            if not differences(settings, data_digest, run, may_change):
+                found.append((file.stat().st_mtime, run))
+    return [run for _, run in sorted(found, key=lambda entry: entry[0], reverse=True)]
 
 
 def _is_driven(run: Run) -> bool:

@@ -4,45 +4,34 @@
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import logging
 import os
 import platform
-import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the sending thread tries again by itself
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException, RestException
 
 from pnfrec_dist.cli import run_command
 from pnfrec_dist.config import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import flatten, to_mapping
-from pnfrec_dist.schema import MANIFEST_NAME, Manifest
-from pnfrec_dist.spool import RECORDS, Record, Spool, locked
+from pnfrec_dist.schema import Manifest
+from pnfrec_dist.sender import RUNNING, ParentUnknownError, Sender, shown
+from pnfrec_dist.spool import RECORDS, Spool, locked
 from pnfrec_dist.storage import Location
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 PACKAGES = ("torch", "ray", "pyspark", "mlflow", "pyarrow", "numpy", "pnfrec-dist")
 MAX_DIGEST = 36
-RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
-KEY_TAG = "pnfrec.run"
-"""Tag by which a run is found again, whatever became of the answer to its creation."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a failed record is tried again: doubled each time."""
 START_PATIENCE, END_PATIENCE = 10.0, 15.0
@@ -75,84 +64,29 @@ def tracking_uri() -> str:
     return uri
 
 
-def shown(uri: str) -> str:
-    """Without the name and password that it may hold, well formed or not."""
-    if uri.startswith("sqlite:"):
-        return uri
-    return re.sub(r"(password|token)=[^&]*", r"\1=***", re.sub(r"//.*@", "//", uri))
+@dataclass(frozen=True)
+class Opening:
+    """What MLflow is told of a run at its start."""
+
+    experiment: str
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    manifest: Manifest
+    data_dir: Location
+    parent: str = ""
+    """key of the run that this one is part of"""
 
 
-class Sender:
-    """Sends the records of a spool in order. Whatever was sent before, in part or unanswered, may be sent again."""
-
-    def __init__(self, spool: Spool, key: str, uri: str) -> None:
-        self.spool, self.key, self.uri = spool, key, uri
-        self.run_id = ""
-        self.missing: list[str] = []
-        """directories that were to be sent and are gone"""
-        self._client: MlflowClient | None = None
-
-    def send_next(self) -> None:
-        """Sends one record, if there is one. Raises InputError where MLflow refuses, others where it is in trouble."""
-        record = self.spool.next()
-        if record is None:
-            return
-        client = self._client = self._client or MlflowClient(tracking_uri=self.uri)
-        if not self.run_id:
-            self.run_id = self._find(client)
-            if not self.run_id and self.spool.sent:  # another server than last time: it gets all of it
-                self.spool.mark_sent(0)
-                return
-        _SEND[record["kind"]](self, client, record)
-        self.spool.mark_sent(self.spool.sent + 1)
-
-    def _find(self, client: MlflowClient) -> str:
-        experiment = client.get_experiment_by_name(self.spool.records[0]["experiment"])
-        if experiment is None or experiment.lifecycle_stage == "deleted":
-            return ""
-        runs = client.search_runs([experiment.experiment_id], f"tags.`{KEY_TAG}` = '{self.key}'", max_results=1)
-        return runs[0].info.run_id if runs else ""
-
-    def _start(self, client: MlflowClient, record: Record) -> None:
-        with _one_at_a_time(self.uri):
-            experiment = _experiment(client, record["experiment"], self.uri)
-        if not self.run_id:
-            tags = {KEY_TAG: self.key, **record["tags"]}
-            created = client.create_run(experiment, start_time=record["at"], run_name=record["name"], tags=tags)
-            self.run_id = created.info.run_id
-        client.log_batch(self.run_id, params=[Param(k, v) for k, v in record["params"].items()])
-        dataset = Dataset(source_type="local", **record["dataset"])
-        client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-        client.log_text(self.run_id, record["manifest"], f"data/{MANIFEST_NAME}")
-
-    def _metrics(self, client: MlflowClient, record: Record) -> None:
-        metrics = [Metric(name, value, record["at"], record["step"]) for name, value in record["metrics"].items()]
-        client.log_batch(self.run_id, metrics)
-
-    def _tags(self, client: MlflowClient, record: Record) -> None:
-        client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in record["tags"].items()])
-
-    def _artifacts(self, client: MlflowClient, record: Record) -> None:
-        directory = self.spool.directory / record["directory"]
-        if directory.is_dir():
-            client.log_artifacts(self.run_id, str(directory), record["path"])
-        else:
-            self.missing.append(str(directory))
-
-    def _status(self, client: MlflowClient, record: Record) -> None:
-        if record["status"] == RUNNING:
-            client.update_run(self.run_id, status=RUNNING)
-        else:
-            client.set_terminated(self.run_id, record["status"], record["at"])
-
-
-_SEND: dict[str, Callable[[Sender, MlflowClient, Record], None]] = {
-    "start": Sender._start,
-    "metrics": Sender._metrics,
-    "tags": Sender._tags,
-    "artifacts": Sender._artifacts,
-    "status": Sender._status,
-}
+def opening_of_training(
+    settings: Settings, manifest: Manifest, data_dir: Location, name: str = "", parent: str = ""
+) -> Opening:
+    """name: default "<model> <dataset> seed <seed>"."""
+    name = name or f"{settings.model} {settings.dataset} seed {settings.seed}"
+    tags = {"kind": "training", "model": settings.model, "seed": str(settings.seed)}
+    tags["mlflow.source.name"] = "python -m pnfrec_dist.train"
+    params = {k: str(v) for k, v in flatten(to_mapping(settings)).items()}
+    return Opening(settings.experiment, name, tags, params, manifest, data_dir, parent)
 
 
 class TrackedRun:
@@ -174,23 +108,23 @@ class TrackedRun:
         """MLflow's id, or "" as long as MLflow has not given one."""
         return self.sender.run_id
 
-    def start(self, settings: Settings, manifest: Manifest, data_dir: Location) -> None:
+    def start(self, opening: Opening) -> None:
         """Begins the run, or takes it up again, with params, tags, versions and the data set as input.
 
         Raises InputError when MLflow refuses. One that does not answer is left to answer later, if it is a server.
         """
         for name in ("alembic", "mlflow.store.db.utils"):  # they tell of every table they create
             logging.getLogger(name).setLevel(logging.WARNING)
-        params = {k: str(v) for k, v in flatten(to_mapping(settings)).items()}
         is_new = self.add(
             "start",
             "start",
-            experiment=settings.experiment,
-            name=self.spool.directory.name,
-            tags=_tags(settings, manifest),
-            params=params,
-            dataset=_dataset(manifest, data_dir),
-            manifest=manifest.to_json(),
+            experiment=opening.experiment,
+            name=opening.name,
+            tags={**opening.tags, "directory": str(self.spool.directory), **_origin(opening.manifest)},
+            params=opening.params,
+            dataset=_dataset(opening.manifest, opening.data_dir),
+            manifest=opening.manifest.to_json(),
+            parent=opening.parent,
         )
         if not is_new:
             self._status(RUNNING)
@@ -287,32 +221,11 @@ class TrackedRun:
         return lines[0].replace(self.uri, shown(self.uri))
 
 
-@contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Programs that meet a new SQLite database together would all create its tables and fail: they queue here."""
-    if not uri.startswith("sqlite:"):
-        yield
-        return
-    with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _experiment(client: MlflowClient, name: str, uri: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        if found.lifecycle_stage == "deleted":
-            raise InputError(f"the MLflow experiment {name!r} was deleted; restore it or choose another --experiment")
-        return found.experiment_id
-    artifacts = Path("mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
-    return client.create_experiment(name, artifact_location=artifacts)
-
-
-def _tags(settings: Settings, manifest: Manifest) -> dict[str, str]:
-    tags = {"model": settings.model, "dataset": settings.dataset, "data_digest": manifest.digest}
+def _origin(manifest: Manifest) -> dict[str, str]:
+    """Tags that say of what data and code a run is."""
+    tags = {"dataset": manifest.dataset, "data_digest": manifest.digest}
     tags.update({f"version.{name}": metadata.version(name) for name in PACKAGES})
     tags["version.python"] = platform.python_version()
-    tags["mlflow.source.name"] = "python -m pnfrec_dist.train"
     tags["mlflow.source.type"] = "LOCAL"
     commit = git_commit()
     if commit:
@@ -348,7 +261,8 @@ def main(args: Sequence[str]) -> int:
     flush.add_argument("runs", nargs="*", type=Path, help="directories of runs; default: all in --output-dir")
     flush.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs")
     arguments = parser.parse_args(args)
-    directories = arguments.runs or sorted(file.parent for file in arguments.output_dir.glob(f"*/{RECORDS}"))
+    found = [file.parent for file in arguments.output_dir.rglob(RECORDS)]
+    directories = arguments.runs or sorted(found, key=lambda path: (len(path.parts), path))  # parents come first
     uri = tracking_uri()
     refused = []
     for directory in directories:
@@ -378,7 +292,7 @@ def _flush(directory: Path, uri: str) -> str:
         try:
             while spool.unsent:
                 sender.send_next()
-        except InputError as error:
+        except (InputError, ParentUnknownError) as error:
             return f"{directory}: {error}"
         except (MlflowException, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown(uri))

@@ -24,7 +24,8 @@ from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.driver import _log_test
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.runs import Run
-from pnfrec_dist.tracking import FINISHED, KILLED, TrackedRun, shown
+from pnfrec_dist.sender import FINISHED, KILLED, shown
+from pnfrec_dist.tracking import TrackedRun, opening_of_training
 
 pytestmark = pytest.mark.integration
 
@@ -135,7 +136,7 @@ class Story:
 
     def begin(self) -> TrackedRun:
         tracked = TrackedRun(self.run.directory, self.run.key, self.uri, self.lines.append)
-        tracked.start(self.settings, self.data.manifest, self.data.directory)
+        tracked.start(opening_of_training(self.settings, self.data.manifest, self.data.directory))
         return tracked
 
     def epochs(self, tracked: TrackedRun, first: int, last: int, meanwhile: Callable[[int], None]) -> None:
