@@ -1,9 +1,13 @@
-# make help lists every target. DATASET, RAW, MODEL, EPOCHS, ARGS and PREP_ARGS are the variables to set.
+# make help lists every target. DATASET, RAW, MODEL, EPOCHS, SEEDS, MODELS, ARGS and PREP_ARGS are the variables to set.
 
 DATASET ?= synthetic
 MODEL   ?= pnfrec
 RAW     ?=
 EPOCHS  ?=
+SEEDS   ?=
+MODELS  ?=
+ALPHAS  ?=
+BETAS   ?=
 ARGS    ?=
 PREP_ARGS ?=
 PORT    ?= 5000
@@ -17,7 +21,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train mlflow-ui test test-slow soak bench bench-prep check format lock clean
+.PHONY: help setup spark-prep py-files train reproduce mlflow-ui test test-slow soak bench bench-prep check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -44,6 +48,10 @@ py-files: $(STAMP)  ## dist/: what spark-submit takes, prepare.py and --py-files
 
 train: spark-prep  ## prepare DATASET, train MODEL, evaluate, log to MLflow (EPOCHS=..., ARGS="...")
 	@$(BIN)/python -m pnfrec_dist.train --dataset "$(DATASET)" --model "$(MODEL)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+
+reproduce: spark-prep  ## all models, all seeds, a report beside the paper's figures (SEEDS=5 MODELS="..." EPOCHS=... ALPHAS=grid BETAS=grid)
+	@$(BIN)/python -m pnfrec_dist.reproduce --dataset "$(DATASET)" $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models $(MODELS)) \
+	$(if $(ALPHAS),--alphas $(ALPHAS)) $(if $(BETAS),--betas $(BETAS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 	@echo "http://127.0.0.1:$(PORT)/?workflowType=machine_learning  (Ctrl-C ends it)"

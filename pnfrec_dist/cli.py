@@ -33,21 +33,35 @@ def load_conf(kind: str, name: str, base: T) -> T:
 
     kind: "dataset", "model" or "train". Raises InputError for an unknown name, with the nearest one.
     """
-    for directory in (Path("conf"), _PACKAGED_CONF):
-        path = directory / kind / f"{name}.yaml"
-        if re.fullmatch(r"[\w.-]+", name) and path.is_file():
-            try:
-                content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise InputError(f"{path} is not YAML: {_one_line(str(error))}") from error
-            if isinstance(content, dict) and kind != "dataset":
-                for key in CHOSEN_BY_FLAG & content.keys():
-                    raise InputError(
-                        f"{path}: {key!r} is chosen by its flag (--{key.replace('_', '-')}), not in a file"
-                    )
-            return override(base, {} if content is None else content, str(path))
+    path = _conf_file(kind, name)
+    if path is not None:
+        content = _yaml(path)
+        if isinstance(content, dict) and kind != "dataset":
+            for key in CHOSEN_BY_FLAG & content.keys():
+                raise InputError(f"{path}: {key!r} is chosen by its flag (--{key.replace('_', '-')}), not in a file")
+        return override(base, {} if content is None else content, str(path))
     what = "config" if kind == "train" else kind
     raise InputError(f"unknown {what} {name!r} (no conf/{kind}/{name}.yaml); {nearest(name, conf_names(kind))}")
+
+
+def conf_content(kind: str, name: str) -> dict[str, Any]:
+    """conf/<kind>/<name>.yaml as it is; empty when there is no such file."""
+    path = _conf_file(kind, name)
+    return {} if path is None else _yaml(path) or {}
+
+
+def _conf_file(kind: str, name: str) -> Path | None:
+    if not re.fullmatch(r"[\w.-]+", name):
+        return None
+    paths = (directory / kind / f"{name}.yaml" for directory in (Path("conf"), _PACKAGED_CONF))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {_one_line(str(error))}") from error
 
 
 def conf_names(kind: str) -> list[str]:

@@ -3,7 +3,6 @@
 import contextlib
 import re
 import shlex
-from pathlib import Path
 
 import psutil
 
@@ -20,7 +19,9 @@ from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
 from pnfrec_dist.dataset_config import DatasetSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
+from pnfrec_dist.machine_metrics import MachineMetrics
 from pnfrec_dist.mappings import flatten, to_mapping
+from pnfrec_dist.outcome import log_outcome
 from pnfrec_dist.progress import ProgressReport, headline_table
 from pnfrec_dist.runs import RUN_FILE, Run, begin, choose_run
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED, shown
@@ -164,6 +165,7 @@ def _train(
     settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, uri: str, opening: Opening, first_epoch: int
 ) -> Event | None:
     last: dict[str, Event] = {}
+    epochs: dict[int, Event] = {}
     status = FAILED
     with ProgressReport(settings.epochs, first_epoch, plan.num_workers) as progress:
         tracked = TrackedRun(run.directory, run.key, uri, progress.line)
@@ -174,16 +176,18 @@ def _train(
                 last[event["kind"]] = event
                 progress.show(event)
                 for epoch in [event] if event["kind"] == "epoch" else event.get("epochs", []):
+                    epochs[epoch["epoch"]] = epoch
                     tracked.log_metrics(f"epoch/{epoch['epoch']}", epoch["metrics"], epoch["epoch"])
 
-            run_training(settings, plan, data.directory, run.directory, on_event)
+            with MachineMetrics(tracked):
+                run_training(settings, plan, data.directory, run.directory, on_event)
             status = FINISHED if "test" in last else FAILED if last.keys() & {"diverged", "refused"} else KILLED
         except KeyboardInterrupt:
             status = KILLED
             raise
         finally:
             if "test" in last:
-                _log_test(tracked, last["test"])
+                log_outcome(tracked, settings, data, [epochs[epoch] for epoch in sorted(epochs)], last["test"])
             try:
                 tracked.close(status)
             finally:
@@ -218,16 +222,6 @@ def _say_diverged(event: Event, settings: Settings) -> str:
             f"lower --optimizer.lr {settings.optimizer.lr:g}, or leave such steps out with --train.non-finite skip"
         )
     return f"{what}; its users are in {event['batch']}; {way_out}"
-
-
-def _log_test(tracked: TrackedRun, test: Event) -> None:
-    metrics = {f"test/{name}": value for name, value in test["metrics"].items()}
-    for floor, found in test["floors"].items():
-        metrics.update({f"{floor}/{name}": value for name, value in found.items()})
-    best = test["best_epoch"]  # in the keys: a run that ended and is trained for longer may find a better one
-    tracked.log_metrics(f"test/{best}", metrics, best)
-    tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best)})
-    tracked.log_directory(f"checkpoint/{best}", Path(test["checkpoint"]), "checkpoint")
 
 
 def _same_run(settings: Settings) -> str:

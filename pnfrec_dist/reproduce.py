@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.reproduce: every model with every seed, then a report beside the published figures."""
+"""The command python -m pnfrec_dist.reproduce: all models, all seeds, and a report beside the published figures."""
 
 import argparse
 import os
@@ -35,11 +35,12 @@ def parse(args: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m pnfrec_dist.reproduce",
         allow_abbrev=False,
-        description="Trains every model with every seed, as python -m pnfrec_dist.train does, and writes a report: the "
-        "paper's Table 2 and Figure 2 with spread over seeds and intervals over test users. What has a result already is not "
-        "trained again, so the same command goes on after an interruption, and more seeds, models or values add to it.",
-        epilog="Any further flag is one of python -m pnfrec_dist.train (--epochs 20, --encoder.hidden-size 128, ...) and holds "
-        "for all trainings.",
+        description="Trains every model with every seed, as python -m pnfrec_dist.train does, and writes a report: "
+        "the paper's Table 2 and Figure 2 with spread over seeds and intervals over test users. What has a result "
+        "already is not trained again, so the same command goes on after an interruption, and more seeds, models or "
+        "values add to it.",
+        epilog="Any further flag is one of python -m pnfrec_dist.train (--epochs 20, --encoder.hidden-size 128, ...) "
+        "and holds for all trainings.",
     )
     parser.add_argument("--dataset", default="synthetic", help="name of a prepared data set (default: synthetic)")
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="files of conf/model/ (default: all six)")

@@ -6,24 +6,27 @@ runs/reproduce-<dataset>/report/     what report.py makes of them
 """
 
 import dataclasses
+import math
+import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pnfrec_dist.cli import conf_names, parse_train_settings
+from pnfrec_dist.cli import EXIT_INTERRUPTED, conf_names, parse_train_settings
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.driver import checked_plan, open_data, train
 from pnfrec_dist.errors import InputError, RunError, nearest
 from pnfrec_dist.launch import ray_session
 from pnfrec_dist.progress import duration
+from pnfrec_dist.report import About, Comparison, Recorded, headline_markdown, published_figures, write_report
 from pnfrec_dist.reproduce import Options
 from pnfrec_dist.runs import RUN_FILE, Run, choose_run, finished_run, read_run
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED
-from pnfrec_dist.tracking import Opening, TrackedRun, tracking_uri
+from pnfrec_dist.tracking import Opening, TrackedRun, code_versions, tracking_uri
 from pnfrec_dist.training.loop import FLOORS
-from pnfrec_dist.training.result import Result, TestUsers, read_result, read_test_users
+from pnfrec_dist.training.result import read_result, read_test_users
 
 CURVES = {"alpha": "pnfrec_pn", "beta": "pnfrec"}
 """Loss weights that are varied -> the model whose other settings stay (Figure 2, and the same for beta)."""
@@ -40,25 +43,15 @@ class Training:
 
     @property
     def value(self) -> float:
-        """Of the varied weight."""
-        return getattr(self.settings.loss, self.weight)
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A training that has its result."""
-
-    training: Training
-    run: Run
-    result: Result
-    users: TestUsers
+        """Of the varied weight; nan without one."""
+        return getattr(self.settings.loss, self.weight) if self.weight else math.nan
 
 
 def planned(
     dataset: str,
     models: Sequence[str],
     seeds: Sequence[int],
-    curves: dict[str, Sequence[float]],
+    curves: Mapping[str, Sequence[float]],
     directory: Path,
     flags: Sequence[str],
 ) -> list[Training]:
@@ -94,15 +87,14 @@ def _settings(dataset: str, model: str, seed: int, directory: Path, flags: Seque
     return dataclasses.replace(settings, resume="auto")
 
 
-def recorded(trainings: Sequence[Training], data_digest: str) -> Iterator[tuple[Training, Recorded | None]]:
-    """Each training with its result, or None where it has none yet."""
-    for training in trainings:
-        run = finished_run(training.settings, data_digest)
-        result = read_result(run.directory) if run is not None else None
-        if run is None or result is None:
-            yield training, None
-        else:
-            yield training, Recorded(training, run, result, read_test_users(run.directory))
+def recorded(training: Training, data_digest: str) -> Recorded | None:
+    """What a training left, or None while it has no result. Raises InputError when that cannot be read."""
+    run = finished_run(training.settings, data_digest)
+    result = read_result(run.directory) if run is not None else None
+    if run is None or result is None:
+        return None
+    settings, users = training.settings, read_test_users(run.directory)
+    return Recorded(settings.model, settings.seed, result, users, run.key, training.weight, training.value)
 
 
 def run_missing(trainings: Sequence[Training], data: PreparedData, uri: str, parent: str) -> tuple[bool, list[str]]:
@@ -111,7 +103,7 @@ def run_missing(trainings: Sequence[Training], data: PreparedData, uri: str, par
     parent: key of the run that MLflow shows them under. One that fails is left out, the others go on.
     """
     digest, problems, started, done = data.manifest.digest, [], time.monotonic(), 0
-    missing = [training for training, found in recorded(trainings, digest) if found is None]
+    missing = [training for training in trainings if recorded(training, digest) is None]
     if not missing:
         return True, []
     with ray_session(missing[0].settings) as plan:
@@ -148,18 +140,37 @@ def reproduce(options: Options) -> int:
         options.dataset, options.models, options.seeds, options.curves, options.directory, options.flags
     )
     data, uri = open_data(trainings[0].settings), tracking_uri()
-    parent = _parent(options, data.manifest.digest)
-    with parent.locked():
-        parent.write()
-        tracked = TrackedRun(parent.directory, parent.key, uri, print)
-        tracked.start(_opening(options, trainings[0].settings, data))
-        status = KILLED
-        try:
-            went_on, problems = run_missing(trainings, data, uri, parent.key)
-            status = FINISHED if went_on and not problems else FAILED if went_on else KILLED
-        finally:
-            tracked.close(status)
-    return 0 if status == FINISHED else 1
+    digest = data.manifest.digest
+    parent = _parent(options, digest)
+    try:
+        parent.directory.mkdir(parents=True, exist_ok=True)
+        with parent.locked():
+            parent.write()
+            tracked = TrackedRun(parent.directory, parent.key, uri, print)
+            tracked.start(_opening(options, trainings[0].settings, data))
+            status, went_on, problems = FAILED, True, []
+            try:
+                if not options.report_only:
+                    went_on, problems = run_missing(trainings, data, uri, parent.key)
+                found = [entry for training in trainings if (entry := recorded(training, digest)) is not None]
+                page = _report(options, data, found, len(trainings), problems, tracked) if found else None
+                status = KILLED if not went_on else FAILED if problems else FINISHED
+            except KeyboardInterrupt:
+                status = KILLED
+                raise
+            finally:
+                tracked.close(status)
+    except OSError as error:
+        way_out = "make room, or choose another --output-dir"
+        raise InputError(f"cannot write to {parent.directory} ({error.strerror}); {way_out}") from error
+    if page is None:
+        raise InputError(f"there is no result in {options.directory} to report yet; run it without --report-only")
+    print(f"\n{len(found)} of {len(trainings)} trainings have a result; report: {page}")
+    print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it with: make mlflow-ui")
+    if not went_on:
+        print("stopped; the same command goes on")
+        return EXIT_INTERRUPTED
+    return 1 if problems else 0
 
 
 def _parent(options: Options, data_digest: str) -> Run:
@@ -175,3 +186,58 @@ def _opening(options: Options, settings: Settings, data: PreparedData) -> Openin
     tags = {"kind": "reproduction", "mlflow.source.name": "python -m pnfrec_dist.reproduce"}
     name = options.directory.name.replace("-", " ")
     return Opening(settings.experiment, name, tags, params, data.manifest, data.directory)
+
+
+def _report(
+    options: Options,
+    data: PreparedData,
+    found: list[Recorded],
+    planned: int,
+    problems: Sequence[str],
+    tracked: TrackedRun,
+) -> Path:
+    """Writes the report, and tells MLflow: files, the table as description, means as metrics, the best model's name."""
+    comparison = Comparison(_by_model(found, options), published_figures(options.dataset))
+    curves = {weight: [r for r in found if r.weight == weight] for weight in options.curves}
+    about = About(
+        title=f"{options.dataset}: the paper's experiments",
+        command=_command(options),
+        manifest=data.manifest,
+        code=code_versions(),
+        planned=planned,
+        problems=problems,
+    )
+    directory = options.directory / "report"
+    page = write_report(directory, about, comparison, {weight: runs for weight, runs in curves.items() if runs})
+    number = str(time.time_ns())
+    table = headline_markdown(comparison)
+    tracked.log_directory(f"report/{number}", directory, "report")
+    tracked.log_tags(f"description/{number}", {"mlflow.note.content": _description(comparison, table)})
+    means = {
+        f"{model}/{metric}": spread.mean
+        for model, metrics in comparison.spreads().items()
+        for metric, spread in metrics.items()
+    }
+    tracked.log_metrics(f"means/{number}", means, comparison.seeds)
+    best = max(found, key=lambda run: run.best_validation)
+    name = f"pnfrec-dist-{options.dataset}"
+    what = f"The models of `{options.dataset}` that validated best; the alias `best` is the one of all so far."
+    tags = {"model": best.model, "seed": str(best.seed), "validation_ndcg_p_at_10": f"{best.best_validation:.4f}"}
+    tracked.register(f"best/{best.key}", best.key, name, what, tags)
+    return page
+
+
+def _by_model(found: Sequence[Recorded], options: Options) -> dict[str, list[Recorded]]:
+    """Rows of the table in the order asked for."""
+    rows = {model: [r for r in found if r.model == model and not r.weight] for model in options.models}
+    return {model: runs for model, runs in rows.items() if runs}
+
+
+def _description(comparison: Comparison, table: str) -> str:
+    return f"{table}\n\nMean ± SD over {comparison.seeds} seeds. All of it: `report/report.html` among the artifacts."
+
+
+def _command(options: Options) -> str:
+    curves = [f"--{weight}s {' '.join(f'{value:g}' for value in values)}" for weight, values in options.curves.items()]
+    parts = [f"--dataset {options.dataset}", f"--seeds {len(options.seeds)}", f"--models {' '.join(options.models)}"]
+    return " ".join(["python -m pnfrec_dist.reproduce", *parts, *curves, *map(shlex.quote, options.flags)])

@@ -13,7 +13,18 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the sending thr
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.schema import MANIFEST_NAME
@@ -22,6 +33,8 @@ from pnfrec_dist.spool import Record, Spool
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 KEY_TAG = "pnfrec.run"
 """Tag by which a run is found again, whatever became of the answer to its creation."""
+MODEL_KEY_TAG = "pnfrec.model"
+"""The same of a logged model."""
 
 
 def shown(uri: str) -> str:
@@ -98,6 +111,46 @@ class Sender:
         else:
             self.missing.append(str(directory))
 
+    def _model(self, client: MlflowClient, record: Record) -> None:
+        """A logged model of this run, with its metrics, in place of a folder of artifacts."""
+        directory = self.spool.directory / record["directory"]
+        if not directory.is_dir():
+            self.missing.append(str(directory))
+            return
+        experiment = client.get_run(self.run_id).info.experiment_id
+        tags = {MODEL_KEY_TAG: record["key"], **record["tags"]}
+        found = [m for m in _models_of(client, experiment, self.run_id) if m.tags.get(MODEL_KEY_TAG) == record["key"]]
+        model = found[0] if found else client.create_logged_model(experiment, record["name"], self.run_id, tags)
+        described = Model.load(str(directory))
+        described.run_id, described.model_id = self.run_id, model.model_id
+        described.save(str(directory / "MLmodel"))
+        client.log_model_artifacts(model.model_id, str(directory))
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, record["step"])])
+        metrics = record["metrics"].items()
+        of_model = [Metric(n, v, record["at"], record["step"], model_id=model.model_id) for n, v in metrics]
+        client.log_batch(self.run_id, of_model)
+
+    def _register(self, client: MlflowClient, record: Record) -> None:
+        """The newest model of a run as a version of a registered one, which gets the alias "best"."""
+        experiment = client.get_run(self.run_id).info.experiment_id
+        run_id = _run_of_key(client, experiment, record["run"])
+        models = _models_of(client, experiment, run_id) if run_id else []
+        if not models:
+            self.missing.append(f"the model of run {record['run']}")
+            return
+        name = record["name"]
+        try:
+            client.create_registered_model(name, description=record["description"])
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        if not versions:
+            source = f"models:/{models[0].model_id}"
+            versions = [client.create_model_version(name, source, run_id, record["tags"], model_id=models[0].model_id)]
+        client.set_registered_model_alias(name, "best", versions[0].version)
+
     def _status(self, client: MlflowClient, record: Record) -> None:
         if record["status"] == RUNNING:
             client.update_run(self.run_id, status=RUNNING)
@@ -110,8 +163,16 @@ _SEND: dict[str, Callable[[Sender, MlflowClient, Record], None]] = {
     "metrics": Sender._metrics,
     "tags": Sender._tags,
     "artifacts": Sender._artifacts,
+    "model": Sender._model,
+    "register": Sender._register,
     "status": Sender._status,
 }
+
+
+def _models_of(client: MlflowClient, experiment: str, run_id: str) -> list[LoggedModel]:
+    """Newest first."""
+    order = [{"field_name": "creation_timestamp", "ascending": False}]
+    return client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order).to_list()
 
 
 def _run_of_key(client: MlflowClient, experiment: str, key: str) -> str:

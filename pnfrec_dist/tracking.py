@@ -166,6 +166,16 @@ class TrackedRun:
         """directory: below the run's, so that it is found where the run was moved to."""
         self.add(key, "artifacts", directory=str(directory.relative_to(self.spool.directory)), path=path)
 
+    def log_model(self, key: str, directory: Path, name: str, step: int, metrics: dict[str, float]) -> None:
+        """directory: below the run's, in MLflow's form; metrics: what the model reached, shown with it."""
+        where = str(directory.relative_to(self.spool.directory))
+        tags = {"model": name.rpartition("-")[0], "dataset": name.rpartition("-")[2]}
+        self.add(key, "model", directory=where, name=name, step=step, metrics=metrics, tags=tags)
+
+    def register(self, key: str, run_key: str, name: str, description: str, tags: dict[str, str]) -> None:
+        """The model of the run with this key as the best version of a registered model."""
+        self.add(key, "register", run=run_key, name=name, description=description, tags=tags)
+
     def close(self, status: str) -> None:
         """Marks how the run ended, and waits until all is sent; not for ever where MLflow does not answer."""
         self._status(status)
@@ -240,6 +250,12 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def code_versions() -> str:
+    """The commit and the packages that a reader may want to know."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "mlflow", "pyspark"))
+    return f"{(git_commit() or 'no repository')[:12]}, {versions}, Python {platform.python_version()}"
 
 
 def _dataset(manifest: Manifest, data_dir: Location) -> dict[str, str]:

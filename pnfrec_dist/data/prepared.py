@@ -93,15 +93,23 @@ class PreparedData:
         """Raw ids of a split's users in the order of train() and holdout()."""
         return self._read(split, ["user_id"])["user_id"].combine_chunks()
 
+    def raw_item_ids(self) -> pa.Array:
+        """The catalog's ids in the source, in order of item_id from 1."""
+        return self._catalog()["raw_item_id"].combine_chunks()
+
     def item_counts(self, *, positive_only: bool = False) -> np.ndarray:
         """Train interactions of each item, or its positive ones, [num_items + 1]; index 0 (padding) is 0."""
-        items = _read_parquet(self.directory / ITEMS_NAME)
-        if not np.array_equal(items["item_id"].to_numpy(), np.arange(1, self.num_items + 1)):
-            raise InputError(f"{self.directory / ITEMS_NAME}: item_id is not 1..{self.num_items} in order; rebuild it")
+        items = self._catalog()
         counts = items["num_positive"].to_numpy()
         if not positive_only:
             counts = counts + items["num_negative"].to_numpy()
         return np.concatenate([[0], counts])
+
+    def _catalog(self) -> pa.Table:
+        items = _read_parquet(self.directory / ITEMS_NAME)
+        if not np.array_equal(items["item_id"].to_numpy(), np.arange(1, self.num_items + 1)):
+            raise InputError(f"{self.directory / ITEMS_NAME}: item_id is not 1..{self.num_items} in order; rebuild it")
+        return items
 
     def _read(self, part: str, columns: list[str]) -> pa.Table:
         files = [self.directory / entry.path for entry in self.manifest.files_of(part)]

@@ -1,7 +1,7 @@
 """What a finished run leaves beside its checkpoints, for reports and for a reader's own statistics.
 
-result.json          settings, data, epochs with their metrics and seconds, the best one, test metrics, floors
-test_users.parquet   each test user's target rank, under the model and under each floor
+result/result.json          settings, data, epochs with their metrics and seconds, the best one, test metrics, floors
+result/test_users.parquet   each test user's target rank, under the model and under each floor
 """
 
 import json
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation import Evaluation
 
-RESULT, TEST_USERS = "result.json", "test_users.parquet"
+DIRECTORY, RESULT, TEST_USERS = "result", "result.json", "test_users.parquet"
 RESULT_VERSION = 1
 
 
@@ -59,18 +59,20 @@ def write_result(
     """Writes both files; result.json last, in one move. ranked: the model's and the floors' evaluations."""
     columns = {"user_id": user_ids, "target_is_positive": pa.array(is_positive)}
     columns.update({f"target_rank_{name}": pa.array(found.target_rank) for name, found in ranked.items()})
+    directory = run_dir / DIRECTORY
+    directory.mkdir(exist_ok=True)
     for name, write in (
         (TEST_USERS, lambda draft: pq.write_table(pa.table(columns), draft)),
         (RESULT, lambda draft: draft.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")),
     ):
-        draft = run_dir / f".{name}.writing"
+        draft = directory / f".{name}.writing"
         write(draft)
-        draft.replace(run_dir / name)
+        draft.replace(directory / name)
 
 
 def read_result(run_dir: Path) -> Result | None:
     """The result of a run's directory, or None while there is none. Raises InputError for one that cannot be read."""
-    file = run_dir / RESULT
+    file = run_dir / DIRECTORY / RESULT
     if not file.is_file():
         return None
     try:
@@ -84,11 +86,11 @@ def read_result(run_dir: Path) -> Result | None:
 
 def read_test_users(run_dir: Path) -> TestUsers:
     """Raises InputError when the file is missing or damaged."""
-    file = run_dir / TEST_USERS
+    file = run_dir / DIRECTORY / TEST_USERS
     try:
         table = pq.read_table(file)
         prefix = "target_rank_"
         ranks = {n.removeprefix(prefix): table[n].to_numpy() for n in table.column_names if n.startswith(prefix)}
         return TestUsers(table["target_is_positive"].to_numpy(), ranks)
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise InputError(f"{file} cannot be read ({type(error).__name__}); remove {run_dir / RESULT}") from error
+        raise InputError(f"{file} cannot be read ({type(error).__name__}); remove {file.parent}") from error

@@ -1,0 +1,70 @@
+"""What MLflow gets of a tested training: metrics, description, curves, each user's rank, the model, the checkpoint."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pnfrec_dist import plots
+from pnfrec_dist.config import Settings
+from pnfrec_dist.data.prepared import PreparedData
+from pnfrec_dist.progress import HEADLINE
+from pnfrec_dist.serving import save_model
+from pnfrec_dist.tracking import TrackedRun
+from pnfrec_dist.training.loop import Event
+from pnfrec_dist.training.result import DIRECTORY as RESULT_DIRECTORY
+
+MODEL_DIRECTORY = "model"
+
+
+def log_outcome(
+    tracked: TrackedRun, settings: Settings, data: PreparedData, epochs: Sequence[Event], test: Event
+) -> None:
+    """Logs the test of the best epoch. Keys hold that epoch: a run that is trained for longer may find a better one."""
+    best, run_dir = test["best_epoch"], tracked.spool.directory
+    metrics = {f"test/{name}": value for name, value in test["metrics"].items()}
+    for floor, found in test["floors"].items():
+        metrics.update({f"{floor}/{name}": value for name, value in found.items()})
+    tracked.log_metrics(f"test/{best}", metrics, best)
+    note = _description({settings.model: test["metrics"], **test["floors"]}, settings, best)
+    tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best), "mlflow.note.content": note})
+    checkpoint = Path(test["checkpoint"])
+    with_warning(tracked.say, "curves", lambda: _write_curves(run_dir / RESULT_DIRECTORY, settings.model, epochs))
+    if (run_dir / RESULT_DIRECTORY).is_dir():
+        tracked.log_directory(f"result/{best}", run_dir / RESULT_DIRECTORY, RESULT_DIRECTORY)
+    model = run_dir / MODEL_DIRECTORY
+    if with_warning(tracked.say, "model", lambda: save_model(model, checkpoint, settings, data)):
+        of_test = {name: value for name, value in metrics.items() if name.startswith("test/")}
+        tracked.log_model(f"model/{best}", model, f"{settings.model}-{settings.dataset}", best, of_test)
+    tracked.log_directory(f"checkpoint/{best}", checkpoint, "checkpoint")
+
+
+def with_warning(say: Callable[[str], None], what: str, write: Callable[[], object]) -> bool:
+    """Whether it could be written; a full disk takes nothing else from a run."""
+    try:
+        write()
+    except OSError as error:
+        say(f"warning: cannot write the {what} ({error.strerror or error}); the rest is kept")
+        return False
+    return True
+
+
+def _description(rows: dict[str, dict[str, float]], settings: Settings, best: int) -> str:
+    """Markdown for the top of the run's page."""
+    head = ["", *(title for title, _ in HEADLINE)]
+    lines = [head, ["---"] + ["---:"] * len(HEADLINE)]
+    for name, metrics in rows.items():
+        lines.append([f"`{name}`", *(f"{metrics[key]:.4f}" if key in metrics else "-" for _, key in HEADLINE)])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    what = f"`{settings.model}` on `{settings.dataset}`, seed {settings.seed}: test users after epoch {best}"
+    more = f"curves and each user's rank: `{RESULT_DIRECTORY}/` among the artifacts"
+    return f"{what}, the best on validation NDCG_p@10; {more}.\n\n{table}\n"
+
+
+def _write_curves(directory: Path, model: str, epochs: Sequence[Event]) -> None:
+    plots.save_png(plots.learning_curves({model: [epochs]}), directory / "learning_curves.png")
+    names = list(dict.fromkeys(name for entry in epochs for name in entry["metrics"]))
+    with (directory / "learning_curves.csv").open("w", newline="", encoding="utf-8") as file:
+        rows: list[list[Any]] = [["epoch", *names]]
+        rows += [[entry["epoch"], *(entry["metrics"].get(name, "") for name in names)] for entry in epochs]
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,0 +1,410 @@
+"""Recorded trainings -> report.md, report.html, figures (PNG) and their numbers (CSV)."""
+
+import base64
+import csv
+import datetime
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from markdown_it import MarkdownIt
+
+from pnfrec_dist import plots
+from pnfrec_dist.cli import conf_content
+from pnfrec_dist.comparison import Interval, Spread, paired_intervals, spread
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.mappings import flatten
+from pnfrec_dist.progress import duration
+from pnfrec_dist.schema import Manifest
+from pnfrec_dist.training.result import Result, TestUsers
+
+REPORT = "report.md"
+HEADLINE = ("hr_p_at_10", "ndcg_p_at_10", "hr_delta_at_10", "ndcg_delta_at_10")
+SELECTION = "val/ndcg_p_at_10"
+REFERENCE = "sasrec_p"
+BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
+CURVE_METRICS = ("ndcg_p_at_10", "ndcg_delta_at_10", SELECTION)
+UNINTERESTING = ("model", "seed", "output_dir", "data_dir", "resume", "dry_run", "experiment", "ray_address")
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.55 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-size: 14px }}
+th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; font-variant-numeric: tabular-nums }}
+th:first-child, td:first-child {{ text-align: left }}
+img {{ max-width: 100% }} code {{ background: #f3f4f5; padding: .1rem .25rem }}
+pre {{ background: #f3f4f5; padding: .6rem 1rem; overflow-x: auto }} pre code {{ padding: 0 }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A training that has its result."""
+
+    model: str
+    seed: int
+    result: Result
+    users: TestUsers
+    key: str
+    """names its run in MLflow"""
+    weight: str = ""
+    """the loss weight that a curve varies, or "" for a row of the table"""
+    value: float = math.nan
+    """of that weight"""
+
+    @property
+    def best_validation(self) -> float:
+        """NDCG_p@10 of the best epoch."""
+        return max(epoch["metrics"][SELECTION] for epoch in self.result.epochs)
+
+
+@dataclass
+class Comparison:
+    """The models of one data set with all their seeds; models in the order given."""
+
+    runs: dict[str, list[Recorded]]
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    """model -> metric -> the paper's figure"""
+
+    @property
+    def seeds(self) -> int:
+        return max(map(len, self.runs.values()), default=0)
+
+    def any_run(self) -> Recorded:
+        return next(iter(self.runs.values()))[0]
+
+    def spreads(self) -> dict[str, dict[str, Spread]]:
+        """Model or floor -> metric -> spread over seeds. A floor has one value and no spread."""
+        found = {}
+        for model, runs in self.runs.items():
+            names = runs[0].result.test
+            found[model] = {m: spread([run.result.test[m] for run in runs if m in run.result.test]) for m in names}
+        for floor, metrics in self.any_run().result.floors.items():
+            found[floor] = {name: Spread(value, math.nan) for name, value in metrics.items()}
+        return found
+
+    def intervals(self, metrics: Sequence[str]) -> dict[str, dict[str, Interval]]:
+        """Model or floor -> metric -> difference from REFERENCE, over the seeds that both have."""
+        reference = {run.seed: run.users for run in self.runs.get(REFERENCE, [])}
+        if not reference:
+            return {}
+        found = {}
+        for model, runs in self.runs.items():
+            shared = [run for run in runs if run.seed in reference]
+            if model != REFERENCE and shared:
+                own = np.stack([run.users.target_rank["model"] for run in shared])
+                others = np.stack([reference[run.seed].target_rank["model"] for run in shared])
+                found[model] = paired_intervals(list(metrics), own, others, shared[0].users.target_is_positive)
+        users = next(iter(reference.values()))
+        every = np.stack([found.target_rank["model"] for found in reference.values()])
+        for floor in self.any_run().result.floors:
+            own = users.target_rank[floor][None]
+            found[floor] = paired_intervals(list(metrics), own, every, users.target_is_positive)
+        return found
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report says of itself."""
+
+    title: str
+    command: str
+    manifest: Manifest
+    code: str
+    """commit and versions"""
+    planned: int
+    """trainings"""
+    problems: Sequence[str] = ()
+    """of trainings that failed"""
+
+
+def published_figures(dataset: str) -> dict[str, dict[str, float]]:
+    """Model -> metric -> the paper's figure, from conf/published/<dataset>.yaml; empty where it has none."""
+    content = conf_content("published", dataset)
+    try:
+        return {model: dict(zip(HEADLINE, map(float, values), strict=True)) for model, values in content.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        wanted = f"<model>: [{', '.join(HEADLINE)}]"
+        raise InputError(f"conf/published/{dataset}.yaml must hold lines of {wanted} ({error})") from error
+
+
+def headline_markdown(comparison: Comparison) -> str:
+    """Table 2: mean +- SD over seeds, the published figure, and ours minus it."""
+    spreads, published = comparison.spreads(), comparison.published
+    rows = []
+    for model, metrics in spreads.items():
+        cells = []
+        for metric in HEADLINE:
+            cell = _spread(metrics.get(metric))
+            if metric in published.get(model, {}) and metric in metrics:
+                paper = published[model][metric]
+                cell += f" ({four(paper)}, {signed(metrics[metric].mean - paper)})"
+            cells.append(cell)
+        rows.append([f"`{model}`", *cells])
+    return _table(["model", *map(plots.metric_title, HEADLINE)], rows)
+
+
+def write_report(directory: Path, about: About, comparison: Comparison, curves: dict[str, list[Recorded]]) -> Path:
+    """Writes all files into `directory` and returns the path of report.html; report.md and report.html come last.
+
+    curves: loss weight -> the trainings along it.
+    """
+    spreads = comparison.spreads()
+    bars = plots.comparison_bars(spreads, BARS)
+    plots.save_png(bars, directory / "figures" / "bars.png")
+    lines = {model: [run.result.epochs for run in runs] for model, runs in comparison.runs.items()}
+    plots.save_png(plots.learning_curves(lines), directory / "figures" / "learning_curves.png")
+    _write_tables(directory / "tables", comparison, curves)
+    parts = [_opening(about, comparison), "## Table 2", _table2_text(comparison), headline_markdown(comparison)]
+    parts += ["![p, n and delta of every model](figures/bars.png)"]
+    if REFERENCE in comparison.runs:
+        parts += [f"## Against `{REFERENCE}`", _interval_text(about.manifest), _interval_table(comparison)]
+    parts += ["## At other k, and coverage", _cutoff_table(comparison)]
+    parts += ["## Training", _training_table(comparison), "![learning curves](figures/learning_curves.png)"]
+    parts.append("The mean over a model's seeds, up to the epoch that all of them reached, and the range of the seeds.")
+    for weight, runs in curves.items():
+        parts += _curve(directory, weight, runs)
+    parts += ["## Settings", *_settings(comparison)]
+    if about.problems:
+        parts += ["## Trainings that failed", "\n".join(f"- {problem}" for problem in about.problems)]
+    text = "\n\n".join(parts) + "\n"
+    _write(directory / REPORT, text)
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    html = re.sub(r'src="(figures/[\w.]+)"', lambda found: f'src="{_embedded(directory / found[1])}"', html)
+    page = directory / "report.html"
+    _write(page, _PAGE.format(title=about.title, body=html))
+    return page
+
+
+def _opening(about: About, comparison: Comparison) -> str:
+    counts = about.manifest.counts
+    test = counts["test"]
+    done = sum(map(len, comparison.runs.values()))
+    users = f"{test['positive_targets']:,} with a liked target and {test['negative_targets']:,} with a disliked one"
+    models, seeds = len(comparison.runs), comparison.seeds
+    lines = [
+        f"# {about.title}",
+        f"{models} model{'s' if models != 1 else ''}, {seeds} seed{'s' if seeds != 1 else ''} each at most; written "
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by",
+        f"```\n{about.command}\n```",
+        f"Data: `{about.manifest.dataset}`, {counts['train_users']['users']:,} training users, "
+        f"{about.manifest.num_items:,} items, {counts['validation']['users']:,} validation users, test users: {users}; "
+        f"digest `{about.manifest.digest[:12]}`. Code: {about.code}.",
+    ]
+    if done < about.planned:
+        lines.append(f"**{done} of the {about.planned} planned trainings have a result; the rest is missing here.**")
+    return "\n\n".join(lines)
+
+
+def _table2_text(comparison: Comparison) -> str:
+    text = (
+        "Mean ± SD over seeds. `_p`: users whose next item is one they like; d: that minus the same for users whose "
+        "next item is one they dislike. The whole catalog minus seen items is ranked; the epoch of the best validation "
+        "NDCG_p@10 is tested."
+    )
+    if comparison.published:
+        text += " In brackets: the published figure (mean of 5 seeds), and ours minus it."
+    return text
+
+
+def _interval_text(manifest: Manifest) -> str:
+    test = manifest.counts["test"]
+    return (
+        f"Difference of the means, and the 95 % interval of a paired bootstrap over the test users (10,000 resamples "
+        f"of {test['positive_targets']:,} users with a liked and {test['negative_targets']:,} with a disliked target; "
+        "each user's value is the mean over seeds). It says what another draw of test users would change, not another "
+        "seed. **Bold**: the interval leaves out 0."
+    )
+
+
+def _interval_table(comparison: Comparison) -> str:
+    rows = []
+    for model, intervals in comparison.intervals(HEADLINE).items():
+        rows.append([f"`{model}`", *(_interval(intervals.get(metric)) for metric in HEADLINE)])
+    return _table(["model", *map(plots.metric_title, HEADLINE)], rows)
+
+
+def _cutoff_table(comparison: Comparison) -> str:
+    spreads = comparison.spreads()
+    cutoffs = sorted({int(m.rpartition("_")[2]) for m in comparison.any_run().result.test if m.startswith("coverage")})
+    names = ("hr_p", "hr_n", "hr_delta", "ndcg_p", "ndcg_n", "ndcg_delta", "mrr_p", "coverage")
+    head = ["model", "k", *(plots.metric_title(f"{name}_at_0").removesuffix("@0") for name in names)]
+    rows = []
+    for model, metrics in spreads.items():
+        for k in cutoffs:
+            cells = [_spread(metrics.get(f"{name}_at_{k}")) for name in names]
+            rows.append([f"`{model}`" if k == cutoffs[0] else "", str(k), *cells])
+    return _table(head, rows)
+
+
+def _training_table(comparison: Comparison) -> str:
+    head = ["model", "seeds", "best validation NDCG_p@10", "best epoch", "epochs", "training", "an epoch", "workers"]
+    rows = []
+    for model, runs in comparison.runs.items():
+        results = [run.result for run in runs]
+        best = spread([run.best_validation for run in runs])
+        epoch_seconds = [statistics.median(e["seconds"] for e in r.epochs) for r in results]
+        rows.append(
+            [
+                f"`{model}`",
+                " ".join(str(run.seed) for run in runs),
+                _spread(best),
+                _range([r.best_epoch for r in results]),
+                _range([len(r.epochs) for r in results]),
+                duration(statistics.mean(r.seconds for r in results)),
+                f"{statistics.mean(epoch_seconds):.1f} s",
+                _range([r.num_workers for r in results]),
+            ]
+        )
+    return _table(head, rows)
+
+
+def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
+    points = curve_points(runs)
+    model = runs[0].model
+    figure = plots.weight_curve(weight, model, points, CURVE_METRICS)
+    plots.save_png(figure, directory / "figures" / f"{weight}.png")
+    seeds = len({run.seed for run in runs})
+    titles = [plots.metric_title(m.removeprefix("val/")) + (", validation" if "/" in m else "") for m in CURVE_METRICS]
+    rows = [[f"{value:g}", *(_spread(points[value].get(m)) for m in CURVE_METRICS)] for value in sorted(points)]
+    chosen = max(points, key=lambda value: points[value][SELECTION].mean)
+    return [
+        f"## Over {weight}",
+        f"`{model}` with {seeds} seed{'s' if seeds != 1 else ''} for each value; whiskers: SD over seeds. A value is "
+        f"chosen on validation alone: here {chosen:g}.",
+        f"![over {weight}](figures/{weight}.png)",
+        _table([weight, *titles], rows),
+    ]
+
+
+def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:
+    """Value of the varied weight -> metric -> spread over seeds; the validation score is that of the best epoch."""
+    values: dict[float, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        for metric, value in run.result.test.items():
+            values[run.value][metric].append(value)
+        values[run.value][SELECTION].append(run.best_validation)
+    return {value: {m: spread(found) for m, found in metrics.items()} for value, metrics in values.items()}
+
+
+def _settings(comparison: Comparison) -> list[str]:
+    """What all share, and what each model has of its own."""
+    flat = {model: flatten(runs[0].result.settings) for model, runs in comparison.runs.items()}
+    names = [name for name in next(iter(flat.values())) if name not in UNINTERESTING]
+    shared = [name for name in names if len({repr(settings.get(name)) for settings in flat.values()}) == 1]
+    own = [name for name in names if name not in shared]
+    parts = []
+    if own:
+        rows = [[f"`{model}`", *(str(settings[name]) for name in own)] for model, settings in flat.items()]
+        parts.append(_table(["model", *own], rows))
+    values = next(iter(flat.values()))
+    parts.append("All: " + ", ".join(f"{name} {values[name]}" for name in shared) + ".")
+    return parts
+
+
+def _write_tables(directory: Path, comparison: Comparison, curves: dict[str, list[Recorded]]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    runs = [run for of_model in comparison.runs.values() for run in of_model]
+    names = list(dict.fromkeys(name for run in runs for name in run.result.test))
+    _write_csv(
+        directory / "runs.csv",
+        ["model", "seed", "best_epoch", "epochs", "seconds", *names],
+        (
+            [run.model, run.seed, run.result.best_epoch, len(run.result.epochs), round(run.result.seconds, 1)]
+            + [run.result.test.get(name, "") for name in names]
+            for run in runs
+        ),
+    )
+    logged = list(dict.fromkeys(name for run in runs for e in run.result.epochs for name in e["metrics"]))
+    _write_csv(
+        directory / "learning_curves.csv",
+        ["model", "seed", "epoch", *logged],
+        (
+            [run.model, run.seed, e["epoch"], *(e["metrics"].get(name, "") for name in logged)]
+            for run in runs
+            for e in run.result.epochs
+        ),
+    )
+    spreads, intervals = comparison.spreads(), comparison.intervals([name for name in names if "coverage" not in name])
+    _write_csv(
+        directory / "comparison.csv",
+        ["model", "metric", "mean", "sd", "published", f"minus_{REFERENCE}", "low", "high"],
+        (
+            [model, metric, found.mean, _plain(found.sd), comparison.published.get(model, {}).get(metric, "")]
+            + ([of.difference, of.low, of.high] if (of := intervals.get(model, {}).get(metric)) else ["", "", ""])
+            for model, metrics in spreads.items()
+            for metric, found in metrics.items()
+        ),
+    )
+    for weight, along in curves.items():
+        points = curve_points(along)
+        _write_csv(
+            directory / f"{weight}.csv",
+            [weight, "metric", "mean", "sd"],
+            (
+                [value, metric, found.mean, _plain(found.sd)]
+                for value in sorted(points)
+                for metric, found in points[value].items()
+            ),
+        )
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.writing")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _embedded(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def four(value: float) -> str:
+    """0.0982 -> .0982, -0.0174 -> -.0174."""
+    return f"{value:.4f}".replace("0.", ".", 1)
+
+
+def signed(value: float) -> str:
+    return ("+" if value >= 0 else "") + four(value)
+
+
+def _spread(found: Spread | None) -> str:
+    if found is None:
+        return "-"
+    return four(found.mean) + ("" if math.isnan(found.sd) else f" ± {four(found.sd)}")
+
+
+def _interval(found: Interval | None) -> str:
+    if found is None:
+        return "-"
+    text = f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
+    return f"**{text}**" if found.excludes_zero else text
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _plain(value: float) -> float | str:
+    return "" if math.isnan(value) else value
