@@ -18,6 +18,7 @@ from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
 from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
 from pnfrec_dist.dataset_config import DatasetSettings
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.events import Event
 from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
 from pnfrec_dist.machine_metrics import MachineMetrics
 from pnfrec_dist.mappings import flatten, to_mapping
@@ -27,7 +28,6 @@ from pnfrec_dist.runs import RUN_FILE, Run, begin, choose_run
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED, shown
 from pnfrec_dist.storage import Location
 from pnfrec_dist.tracking import Opening, TrackedRun, opening_of_training, tracking_uri
-from pnfrec_dist.training.loop import Event
 from pnfrec_dist.training.plan import StepPlan, plan_step
 
 

@@ -27,13 +27,15 @@ from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from pnfrec_dist.board import BoardHooks, FailureReport, Watchdog, remote_board
+from pnfrec_dist.board import BoardHooks, remote_board
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.events import Event
 from pnfrec_dist.storage import Location
-from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
+from pnfrec_dist.training.loop import Hooks, TrainLoop
+from pnfrec_dist.watchdog import FailureReport, Watchdog
 
 DEFAULT_CPU_WORKERS = 2
 POLL_SECONDS = 0.25

@@ -8,10 +8,10 @@ from typing import Any
 from pnfrec_dist import plots
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
+from pnfrec_dist.events import Event
 from pnfrec_dist.progress import HEADLINE
 from pnfrec_dist.serving import save_model
 from pnfrec_dist.tracking import TrackedRun
-from pnfrec_dist.training.loop import Event
 from pnfrec_dist.training.result import DIRECTORY as RESULT_DIRECTORY
 
 MODEL_DIRECTORY = "model"

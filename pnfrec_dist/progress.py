@@ -6,7 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from pnfrec_dist.training.loop import SELECTION_METRIC, Event
+from pnfrec_dist.events import Event
+from pnfrec_dist.training.loop import SELECTION_METRIC
 
 HEADLINE = (
     ("HR_p@10", "hr_p_at_10"),

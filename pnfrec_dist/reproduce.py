@@ -3,31 +3,14 @@
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pnfrec_dist.cli import run_command
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.experiment import MODELS, Options
 from pnfrec_dist.train import RAY_CLUSTER
 
-MODELS = ("pnfrec", "pnfrec_pn", "pnfrec_pc", "sasrec_p", "sasrec_c", "sasrec")
-"""The rows of the paper's Table 2."""
 MAX_SEEDS = 100
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is to be reproduced."""
-
-    dataset: str
-    models: tuple[str, ...]
-    seeds: tuple[int, ...]
-    curves: dict[str, tuple[float, ...]]
-    """loss weight -> its values"""
-    directory: Path
-    report_only: bool
-    flags: tuple[str, ...]
-    """further flags of the training command"""
 
 
 def parse(args: Sequence[str]) -> Options:

@@ -18,10 +18,10 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.driver import checked_plan, open_data, train
 from pnfrec_dist.errors import InputError, RunError, nearest
+from pnfrec_dist.experiment import Options
 from pnfrec_dist.launch import ray_session
 from pnfrec_dist.progress import duration
 from pnfrec_dist.report import About, Comparison, Recorded, headline_markdown, published_figures, write_report
-from pnfrec_dist.reproduce import Options
 from pnfrec_dist.runs import RUN_FILE, Run, choose_run, finished_run, read_run
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking import Opening, TrackedRun, code_versions, tracking_uri

@@ -7,25 +7,36 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors"},
+    {"errors", "events", "experiment"},
     {"storage", "mappings", "spool"},
     {"schema"},
     {"config", "dataset_config", "distributed"},
     {"data", "model", "losses", "metrics", "retrieval", "cli"},
-    {"evaluation"},
-    {"training", "tracking"},
-    {"progress", "board", "launch", "runs"},
+    {"evaluation", "comparison"},
+    {"training", "sender", "plots"},
+    {"tracking", "serving"},
+    {"progress", "board", "watchdog", "launch", "runs", "machine_metrics", "serving_model"},
+    {"outcome", "report"},
     {"driver"},
     {"train"},
+    {"reproduction"},
+    {"reproduce"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOME = {
     "pyspark": {"spark_jobs"},
     "py4j": {"spark_jobs"},
-    "ray": {"pnfrec_dist/launch.py", "pnfrec_dist/board.py"},
-    "mlflow": {"pnfrec_dist/tracking.py"},
+    "ray": {"pnfrec_dist/launch.py", "pnfrec_dist/board.py", "pnfrec_dist/watchdog.py"},
+    "mlflow": {
+        "pnfrec_dist/tracking.py",
+        "pnfrec_dist/sender.py",
+        "pnfrec_dist/machine_metrics.py",
+        "pnfrec_dist/serving.py",
+        "pnfrec_dist/serving_model.py",
+    },
     "tyro": {"pnfrec_dist/cli.py"},
     "rich": {"pnfrec_dist/progress.py"},
+    "matplotlib": {"pnfrec_dist/plots.py", "spark_jobs/report.py"},
     "triton": {"pnfrec_dist/losses/fused.py"},
 }
 BARE = {
@@ -42,6 +53,8 @@ BARE = {
     "schema",
     "storage",
     "mappings",
+    "events",
+    "errors",
 }
 BARE_PACKAGES = {"torch", "triton", "numpy", "pyarrow", "safetensors", "pnfrec_dist"}
 """torch brings triton where there is a GPU."""

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World, initial_generator, seed_step
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation import Evaluation, evaluate, model_scores, popularity_scores
+from pnfrec_dist.events import Event
 from pnfrec_dist.losses.objective import term_names, term_weights
 from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.model.dual_encoder import PNFRec
@@ -39,10 +39,6 @@ FLOORS = {"popularity": False, "popularity_positive": True}
 """Rankings without a model, by train interactions -> whether positive ones alone."""
 MAX_SKIPPED = 100
 """With so many steps in a row that are not finite, skipping helps no more."""
-
-Event = dict[str, Any]
-"""{"kind": "history" | "started" | "step" | "epoch" | "warning" | "stopped" | "diverged" | "test", ...}: plain values,
-from rank 0 alone, but for warnings. history: epochs before the checkpoint gone on from; some may never have arrived."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from pnfrec_dist.config import CheckpointSettings, EncoderSettings, LossSettings
 from pnfrec_dist.data import feed
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
+from pnfrec_dist.events import Event
 from pnfrec_dist.training import loop
-from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
+from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.saver import checkpoints, newest_usable
 
 Soak = Callable[[str, str, str], None]

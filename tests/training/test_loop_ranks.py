@@ -10,7 +10,8 @@ from ranks import spawn
 from pnfrec_dist.config import EncoderSettings, EvaluationSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
-from pnfrec_dist.training.loop import Event, Hooks, TrainLoop
+from pnfrec_dist.events import Event
+from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.saver import checkpoint_path
 
 SETTINGS = Settings(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pnfrec_dist import board
-from pnfrec_dist.board import START_SECONDS, WAITING_SECONDS, Watchdog
+from pnfrec_dist import watchdog
 from pnfrec_dist.errors import RunError
+from pnfrec_dist.watchdog import START_SECONDS, WAITING_SECONDS, Watchdog
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(board, "time", clock)
+    monkeypatch.setattr(watchdog, "time", clock)
     return clock
 
 
