@@ -9,7 +9,7 @@ import numpy as np
 
 from pnfrec_dist.metrics import measure
 
-RESAMPLES = 10_000
+MOST_RESAMPLES, LEAST_RESAMPLES, RESAMPLE_CELLS = 10_000, 1_000, 1 << 26
 CHUNK_CELLS = 1 << 22
 
 
@@ -39,6 +39,11 @@ def spread(values: list[float]) -> Spread:
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"))
 
 
+def resample_count(users: int) -> int:
+    """10,000, fewer for more than some 6,700 users, but 1,000 at least."""
+    return max(LEAST_RESAMPLES, min(MOST_RESAMPLES, RESAMPLE_CELLS // max(users, 1)))
+
+
 def metric_parts(metric: str) -> tuple[str, str, int]:
     """ "ndcg_delta_at_10" -> ("ndcg", "delta", 10)."""
     name, group, _, k = metric.split("_")
@@ -51,7 +56,7 @@ def paired_intervals(
     reference_SU: np.ndarray,
     is_positive_U: np.ndarray,
     *,
-    resamples: int = RESAMPLES,
+    resamples: int = 0,
     seed: int = 0,
 ) -> dict[str, Interval]:
     """Model minus reference in each metric, with 95 % percentile intervals by a paired bootstrap over test users (Efron
@@ -59,8 +64,9 @@ def paired_intervals(
 
     model_SU, reference_SU: target ranks under each seed. A user's value is the mean over seeds; users are drawn with
     repetition, those with a positive target and those with a negative one apart, the same for both models. A metric of
-    a group without users is left out.
+    a group without users is left out. resamples: 0 for resample_count().
     """
+    resamples = resamples or resample_count(len(is_positive_U))
     names = list(dict.fromkeys((name, k) for name, _, k in map(metric_parts, metrics)))
     values_UC = np.stack(
         [(measure(name, model_SU, k).mean(0) - measure(name, reference_SU, k).mean(0)) for name, k in names], axis=1

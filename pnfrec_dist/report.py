@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 
 from pnfrec_dist import plots
 from pnfrec_dist.cli import conf_content
-from pnfrec_dist.comparison import Interval, Spread, paired_intervals, spread
+from pnfrec_dist.comparison import Interval, Spread, paired_intervals, resample_count, spread
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import flatten
 from pnfrec_dist.progress import duration
@@ -29,6 +29,7 @@ SELECTION = "val/ndcg_p_at_10"
 REFERENCE = "sasrec_p"
 BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
 CURVE_METRICS = ("ndcg_p_at_10", "ndcg_delta_at_10", SELECTION)
+FEW_USERS = 100
 UNINTERESTING = ("model", "seed", "output_dir", "data_dir", "resume", "dry_run", "experiment", "ray_address")
 
 _PAGE = """<!doctype html>
@@ -122,6 +123,8 @@ class About:
     """commit and versions"""
     planned: int
     """trainings"""
+    recorded: int
+    """of them"""
     problems: Sequence[str] = ()
     """of trainings that failed"""
 
@@ -187,7 +190,6 @@ def write_report(directory: Path, about: About, comparison: Comparison, curves: 
 def _opening(about: About, comparison: Comparison) -> str:
     counts = about.manifest.counts
     test = counts["test"]
-    done = sum(map(len, comparison.runs.values()))
     users = f"{test['positive_targets']:,} with a liked target and {test['negative_targets']:,} with a disliked one"
     models, seeds = len(comparison.runs), comparison.seeds
     lines = [
@@ -199,8 +201,15 @@ def _opening(about: About, comparison: Comparison) -> str:
         f"{about.manifest.num_items:,} items, {counts['validation']['users']:,} validation users, test users: {users}; "
         f"digest `{about.manifest.digest[:12]}`. Code: {about.code}.",
     ]
-    if done < about.planned:
-        lines.append(f"**{done} of the {about.planned} planned trainings have a result; the rest is missing here.**")
+    if about.recorded < about.planned:
+        missing = f"{about.recorded} of the {about.planned} planned trainings have a result; the rest is missing here"
+        lines.append(f"**{missing}.**")
+    if test["positive_targets"] < FEW_USERS:
+        lines.append(
+            f"**{test['positive_targets']} test users with a liked target are few: one of them is worth "
+            f"{1 / max(test['positive_targets'], 1):.3f} of HR_p. Such data show that things work, not which model is "
+            "better.**"
+        )
     return "\n\n".join(lines)
 
 
@@ -217,11 +226,12 @@ def _table2_text(comparison: Comparison) -> str:
 
 def _interval_text(manifest: Manifest) -> str:
     test = manifest.counts["test"]
+    resamples = resample_count(test["positive_targets"] + test["negative_targets"])
+    users = f"{test['positive_targets']:,} users with a liked and {test['negative_targets']:,} with a disliked target"
     return (
-        f"Difference of the means, and the 95 % interval of a paired bootstrap over the test users (10,000 resamples "
-        f"of {test['positive_targets']:,} users with a liked and {test['negative_targets']:,} with a disliked target; "
-        "each user's value is the mean over seeds). It says what another draw of test users would change, not another "
-        "seed. **Bold**: the interval leaves out 0."
+        f"Difference of the means, and the 95 % interval of a paired bootstrap over the test users ({resamples:,} "
+        f"resamples of {users}; each user's value is the mean over seeds). It says what another draw of test users would "
+        "change, not another seed. **Bold**: the interval leaves out 0."
     )
 
 

@@ -18,6 +18,7 @@ def parse(args: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m pnfrec_dist.reproduce",
         allow_abbrev=False,
+        exit_on_error=False,
         description="Trains every model with every seed, as python -m pnfrec_dist.train does, and writes a report: "
         "the paper's Table 2 and Figure 2 with spread over seeds and intervals over test users. What has a result "
         "already is not trained again, so the same command goes on after an interruption, and more seeds, models or "

@@ -205,6 +205,7 @@ def _report(
         manifest=data.manifest,
         code=code_versions(),
         planned=planned,
+        recorded=len(found),
         problems=problems,
     )
     directory = options.directory / "report"

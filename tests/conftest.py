@@ -81,8 +81,8 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
         "train": {"items": items, "rows": sum(row["num_positive"] + row["num_negative"] for row in catalog)},
         "quarantined": {"rows": 0},
         "train_users": {"users": users},
-        "validation": {"users": 8},
-        "test": {"users": 10},
+        "validation": {"users": 8, "positive_targets": 8, "negative_targets": 0},
+        "test": {"users": 10, "positive_targets": 6, "negative_targets": 4},
     }
     manifest = Manifest(SCHEMA_VERSION, "tiny", settings, settings_hash(settings), [], counts, 4.0, 5, "s", entries)
     write_manifest(directory, manifest)

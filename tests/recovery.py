@@ -86,10 +86,11 @@ def require_same_end(one: Path, other: Path) -> None:
 
 
 def metric_histories(uri: str, experiment: str = "pnfrec-dist") -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of every metric of the experiment's only run, which is to have finished; speed left out."""
+    """Steps and values of every metric of the experiment's only run, which is to have finished; without speed and the
+    machine's use."""
     client = MlflowClient(uri)
     (found,) = [e for e in client.search_experiments() if e.name == experiment]
     (run,) = client.search_runs([found.experiment_id])
     assert run.info.status == "FINISHED"
-    names = [name for name in run.data.metrics if name != "train/users_per_s"]
+    names = [name for name in run.data.metrics if name != "train/users_per_s" and not name.startswith("system/")]
     return {n: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, n)] for n in names}

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,16 @@ from mlflow import MlflowClient
 from recovery import Command, metric_histories
 
 from pnfrec_dist import tracking
-from pnfrec_dist.config import Settings
+from pnfrec_dist.config import EncoderSettings, Settings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
-from pnfrec_dist.driver import _log_test
+from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.events import Event
+from pnfrec_dist.outcome import log_outcome
 from pnfrec_dist.runs import Run
 from pnfrec_dist.sender import FINISHED, KILLED, shown
 from pnfrec_dist.tracking import TrackedRun, opening_of_training
+from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 pytestmark = pytest.mark.integration
 
@@ -159,7 +163,7 @@ class Story:
         experiment = client.get_experiment_by_name(self.settings.experiment)
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id])
-        assert run.info.status == FINISHED and run.info.run_name == "r"
+        assert run.info.status == FINISHED and run.info.run_name == "pnfrec tiny seed 42"
         assert run.data.params["dataset"] == "tiny" and run.data.tags["best_epoch"] == "3"
         for name, steps in (("train/loss", range(1, EPOCHS + 1)), ("test/hr_p_at_10", [3])):
             assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == list(steps)
@@ -347,16 +351,23 @@ def test_a_run_that_is_trained_for_longer_tells_its_new_best_epoch(
     tmp_path: Path, data: PreparedData, server: int
 ) -> None:
     story = Story(tmp_path, data, f"http://127.0.0.1:{server}")
+    settings = replace(story.settings, epochs=1, encoder=EncoderSettings(hidden_size=8, num_blocks=1, max_length=5))
+    events: list[Event] = []
+    TrainLoop(settings, data, story.run.directory, World(), Hooks(events.append, lambda: False)).run()
+    (epoch,), (test,) = ([e for e in events if e["kind"] == kind] for kind in ("epoch", "test"))
     scores = {3: 0.25, 5: 0.5}
     for best in (3, 3, 5):
         tracked = story.begin()
-        event = {"metrics": {"a": scores[best]}, "popularity": {}, "best_epoch": best}
-        _log_test(tracked, event | {"checkpoint": str(story.run.directory / "best")})
+        metrics = {**test["metrics"], "a": scores[best]}
+        log_outcome(tracked, settings, data, [epoch], {**test, "metrics": metrics, "best_epoch": best})
         tracked.close(FINISHED)
     client = MlflowClient(story.uri)
     run = client.get_run(tracked.run_id)
     assert [(m.step, m.value) for m in client.get_metric_history(tracked.run_id, "test/a")] == list(scores.items())
     assert run.data.tags["best_epoch"] == "5" and run.data.metrics["test/a"] == 0.5
+    assert run.data.tags["mlflow.note.content"].startswith("`pnfrec` on `tiny`, seed 42: test users after epoch 5")
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{tracked.run_id}'")
+    assert sorted(m.metrics[0].step for m in models if m.metrics) == [3, 5], "one of each best epoch"
 
 
 @pytest.mark.usefixtures("patience")

@@ -1,0 +1,162 @@
+"""The reproduction through the real command: killed, gone on with, reported, in MLflow as parent and children, and its
+registered model in a process that has nothing but the model's own files."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from recovery import ENVIRONMENT
+
+pytestmark = pytest.mark.integration
+
+FLAGS = "--epochs 2 --encoder.hidden-size 8 --encoder.max-length 5 --train.batch-size 8 --num-workers 1".split()
+COMMAND = [
+    "-m",
+    "pnfrec_dist.reproduce",
+    "--dataset",
+    "tiny",
+    "--models",
+    "sasrec_p",
+    "sasrec_c",
+    "--seeds",
+    "1",
+    *FLAGS,
+]
+LOAD = """
+import json, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.path = [path for path in sys.path if "site-packages" in path or "python3" in path]
+import mlflow
+model = mlflow.pyfunc.load_model("models:/pnfrec-dist-tiny@best")
+import pnfrec_dist
+answers = model.predict([{"liked": ["3", "nothing", "7"], "top_k": 4}, {"liked": []}])
+signature = model.metadata.signature.to_dict()
+example = model.input_example
+print(json.dumps([pnfrec_dist.__file__, [a.model_dump() for a in answers], signature, example]))
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> Path:
+    directory = tmp_path_factory.mktemp("reproduce")
+    prepared_writer(directory / "data" / "prepared" / "tiny")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def outputs(workspace: Path) -> list[str]:
+    """Of the command that is killed in its second training, of the one that goes on, and of a third."""
+    line = [sys.executable, *COMMAND]
+    first = subprocess.Popen(line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    output = ""
+    for text in first.stdout:
+        output += text
+        if text.startswith("[2/2]"):
+            time.sleep(1)
+            first.send_signal(signal.SIGKILL)
+    first.wait(60)
+    found = [output]
+    for _ in range(2):
+        done = subprocess.run(line, cwd=workspace, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout)
+    return found
+
+
+def runs(workspace: Path) -> tuple[MlflowClient, Run, list[Run]]:
+    """Client, parent, children."""
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("pnfrec-dist")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in found if run.data.tags["kind"] == "reproduction"]
+    return client, parent, [run for run in found if run is not parent]
+
+
+def test_finished_trainings_are_not_run_again(workspace: Path, outputs: list[str]) -> None:
+    killed, gone_on, again = outputs
+    assert "[1/2] sasrec_p tiny seed 1" in killed and "[2/2] sasrec_c tiny seed 1" in killed
+    assert "[1/1] sasrec_c tiny seed 1" in gone_on and "sasrec_p tiny seed 1" not in gone_on
+    assert "[1/" not in again, "nothing is left to train"
+    for output in (gone_on, again):
+        assert "2 of 2 trainings have a result" in output
+    children = list((workspace / "runs" / "reproduce-tiny").glob("sasrec*"))
+    assert len(children) == 2
+    text = (workspace / "runs" / "reproduce-tiny" / "report" / "report.md").read_text()
+    assert re.search(r"\| `sasrec_c` \| \d?\.\d{4}", text) and "python -m pnfrec_dist.reproduce --dataset tiny" in text
+
+
+def test_mlflow_shows_parent_and_children(workspace: Path, outputs: list[str]) -> None:
+    client, parent, children = runs(workspace)
+    assert parent.info.status == "FINISHED" and parent.info.run_name == "reproduce tiny"
+    assert sorted(run.info.run_name for run in children) == ["sasrec_c tiny seed 1", "sasrec_p tiny seed 1"]
+    for run in children:
+        assert run.info.status == "FINISHED"
+        tags = run.data.tags
+        assert tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (tags["dataset"], tags["seed"], tags["kind"]) == ("tiny", "1", "training")
+        assert "| `popularity_positive` |" in tags["mlflow.note.content"]
+        assert "system/cpu_utilization_percentage" in run.data.metrics
+        assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2]
+        names = {a.path for a in client.list_artifacts(run.info.run_id, "result")}
+        assert {"result/learning_curves.png", "result/result.json", "result/test_users.parquet"} <= names
+        assert run.outputs is not None and len(run.outputs.model_outputs) == 1
+    term = {run.data.tags["model"]: {"train/ce_positive", "train/ce_all"} & run.data.metrics.keys() for run in children}
+    assert term == {"sasrec_p": {"train/ce_positive"}, "sasrec_c": {"train/ce_all"}}
+    means = {run.data.tags["model"]: run.data.metrics["test/ndcg_p_at_10"] for run in children}
+    for model, mean in means.items():
+        assert parent.data.metrics[f"{model}/ndcg_p_at_10"] == mean
+    assert "popularity_positive/hr_delta_at_20" in parent.data.metrics
+    assert "| `sasrec_c` |" in parent.data.tags["mlflow.note.content"]
+    artifacts = {a.path for a in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/report.html", "report/report.md", "report/figures", "report/tables"} <= artifacts
+
+
+def test_the_best_is_registered_and_loads_in_a_process_without_this_package(
+    workspace: Path, outputs: list[str], tmp_path: Path
+) -> None:
+    client, _, children = runs(workspace)
+    best = max(
+        children, key=lambda run: max(m.value for m in client.get_metric_history(run.info.run_id, "val/ndcg_p_at_10"))
+    )
+    version = client.get_model_version_by_alias("pnfrec-dist-tiny", "best")
+    assert version.run_id == best.info.run_id and version.tags["model"] == best.data.tags["model"]
+    assert len(client.search_model_versions("name = 'pnfrec-dist-tiny'")) == 1, "once, however often it is reported"
+    environment = ENVIRONMENT | {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace / 'mlflow.db'}"}
+    environment = {k: v for k, v in environment.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    package, answers, signature, example = json.loads(done.stdout.splitlines()[-1])
+    assert "mlartifacts" in package, "the package that was logged with the model"
+    assert "liked" in signature["inputs"] and "scores" in signature["outputs"] and example[0]["top_k"] == 5
+    assert len(answers[0]["items"]) == 4 and not {"3", "7"} & set(answers[0]["items"])
+    assert answers[0]["unknown"] == ["nothing"] and len(answers[1]["items"]) == 10
+    assert answers[0]["scores"] == sorted(answers[0]["scores"], reverse=True)
+    model = version.source.removeprefix("models:/")
+    directory = Path(client.get_logged_model(model).artifact_location.removeprefix("file://"))
+    assert not [p for p in directory.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+
+
+def test_nothing_to_report_and_no_such_data_are_said_in_a_line(workspace: Path) -> None:
+    for flags, message in (
+        (["--dataset", "tiny", "--name", "other", "--report-only"], "there is no result"),
+        (["--dataset", "nothing"], "unknown dataset 'nothing'"),
+        (["--dataset", "tiny", "--seeds", "1.5"], "invalid int value: '1.5'"),
+    ):
+        line = [sys.executable, "-m", "pnfrec_dist.reproduce", *flags]
+        done = subprocess.run(
+            line, cwd=workspace, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

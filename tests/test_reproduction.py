@@ -1,0 +1,242 @@
+"""What is planned and taken up again, and the report of recorded trainings: those of the real loop, without Ray."""
+
+import csv
+import dataclasses
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.events import Event
+from pnfrec_dist.report import About, Comparison, Recorded, curve_points, published_figures, write_report
+from pnfrec_dist.reproduce import parse
+from pnfrec_dist.reproduction import Training, planned, recorded
+from pnfrec_dist.runs import choose_run, finished_run
+from pnfrec_dist.training.loop import Hooks, TrainLoop
+from pnfrec_dist.training.result import DIRECTORY, RESULT, read_result, read_test_users
+
+FLAGS = ("--epochs", "2", "--encoder.hidden-size", "8", "--encoder.max-length", "5", "--train.batch-size", "8")
+MODELS = ("pnfrec", "sasrec_p", "sasrec_c")
+PUBLISHED = "pnfrec: [0.2, 0.1, 0.05, -0.02]\nsasrec_p: [0.1, 0.1, 0.1, 0.1]\n"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> Path:
+    directory = tmp_path_factory.mktemp("reproduction")
+    prepared_writer(directory / "data" / "prepared" / "tiny")
+    (directory / "conf" / "published").mkdir(parents=True)
+    (directory / "conf" / "published" / "tiny.yaml").write_text(PUBLISHED)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+
+
+def plan(workspace: Path, seeds: int = 2) -> list[Training]:
+    curves = {"alpha": (0.0, 0.45), "beta": (0.25,)}
+    return planned("tiny", MODELS, range(1, seeds + 1), curves, workspace / "runs", FLAGS)
+
+
+def data(workspace: Path) -> PreparedData:
+    return open_prepared(workspace / "data" / "prepared" / "tiny")
+
+
+def train(training: Training, prepared: PreparedData) -> None:
+    """As the command does, without Ray and MLflow."""
+    run = choose_run(training.settings, prepared.manifest.digest)
+    run.write()
+    events: list[Event] = []
+    TrainLoop(training.settings, prepared, run.directory, World(), Hooks(events.append, lambda: False)).run()
+    run.ended = "finished"
+    run.write()
+
+
+@pytest.fixture(scope="module")
+def found(workspace: Path) -> list[Recorded]:
+    """All trainings of the plan, each that has no result yet trained in its turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        prepared = data(workspace)
+        for training in plan(workspace):
+            if recorded(training, prepared.manifest.digest) is None:
+                train(training, prepared)
+        return [r for t in plan(workspace) if (r := recorded(t, prepared.manifest.digest)) is not None]
+
+
+def test_the_table_is_planned_seed_by_seed_and_then_the_curves(workspace: Path) -> None:
+    names = [training.name for training in plan(workspace)]
+    assert names[:6] == [f"{model} tiny seed {seed}" for seed in (1, 2) for model in MODELS]
+    assert names[6:10] == [f"pnfrec_pn tiny alpha {value} seed {seed}" for seed in (1, 2) for value in ("0", "0.45")]
+    assert names[10:] == [f"pnfrec tiny beta 0.25 seed {seed}" for seed in (1, 2)]
+    settings = plan(workspace)[8].settings
+    assert (settings.model, settings.loss.alpha, settings.loss.beta, settings.seed) == ("pnfrec_pn", 0.0, 0.0, 2)
+    assert settings.epochs == 2 and settings.encoder.hidden_size == 8
+
+
+def test_equal_trainings_are_run_once(workspace: Path, found: list[Recorded]) -> None:
+    """pnfrec_pn at alpha 0 is sasrec_p, pnfrec at beta 0.25 is pnfrec: 12 planned, 8 trained."""
+    assert len(found) == 12
+    assert len(list((workspace / "runs").glob("*/run.json"))) == 8
+    keys = {run.key for run in found}
+    assert len(keys) == 8
+    assert {r.key for r in found if r.weight == "alpha" and r.value == 0} == {
+        r.key for r in found if r.model == "sasrec_p"
+    }
+
+
+def test_other_settings_other_data_and_unfinished_runs_are_no_result(workspace: Path, found: list[Recorded]) -> None:
+    training, digest = plan(workspace)[0], data(workspace).manifest.digest
+    assert recorded(training, digest) is not None
+    assert recorded(training, "another") is None
+    longer = dataclasses.replace(training, settings=dataclasses.replace(training.settings, epochs=3))
+    assert recorded(longer, digest) is None
+    run = finished_run(training.settings, digest)
+    assert run is not None
+    run.ended = ""
+    run.write()
+    assert recorded(training, digest) is None
+    run.ended = "finished"
+    run.write()
+    result = run.directory / DIRECTORY / RESULT
+    content = result.read_text()
+    result.write_text(content[:-20])
+    with pytest.raises(InputError, match=r"result\.json cannot be read"):
+        recorded(training, digest)
+    result.write_text(content)
+    assert recorded(training, digest) is not None
+
+
+def test_a_result_is_what_was_measured(workspace: Path, found: list[Recorded]) -> None:
+    """Metrics, from the ranks of users written beside them."""
+    for run in found:
+        users, result = run.users, run.result
+        liked = users.target_rank["model"][users.target_is_positive]
+        assert result.test["hr_p_at_5"] == pytest.approx(sum(rank <= 5 for rank in liked) / len(liked))
+        for floor, metrics in result.floors.items():
+            liked = users.target_rank[floor][users.target_is_positive]
+            assert metrics["hr_p_at_10"] == pytest.approx(sum(rank <= 10 for rank in liked) / len(liked))
+        scores = [epoch["metrics"]["val/ndcg_p_at_10"] for epoch in result.epochs]
+        assert len(scores) == 2 and result.best_epoch == scores.index(max(scores)) + 1
+    run = finished_run(plan(workspace)[0].settings, data(workspace).manifest.digest)
+    assert run is not None
+    result = read_result(run.directory)
+    assert result is not None and (run.directory / result.checkpoint / "COMMITTED").is_file()
+    assert read_test_users(run.directory).target_rank.keys() == {"model", "popularity", "popularity_positive"}
+
+
+def report(workspace: Path, found: list[Recorded], directory: Path, planned: int = 12) -> str:
+    table = {model: [r for r in found if r.model == model and not r.weight] for model in MODELS}
+    curves = {weight: [r for r in found if r.weight == weight] for weight in ("alpha", "beta")}
+    comparison = Comparison({model: runs for model, runs in table.items() if runs}, published_figures("tiny"))
+    manifest = data(workspace).manifest
+    about = About("tiny: a test", "the command", manifest, "the code", planned, len(found), ["a: failed"])
+    page = write_report(directory, about, comparison, {weight: runs for weight, runs in curves.items() if runs})
+    html = page.read_text()
+    assert html.count("data:image/png;base64") == len(re.findall(r"<img", html)) >= 2 and "<script" not in html
+    return (directory / "report.md").read_text()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def four(value: float) -> str:
+    return f"{value:.4f}".replace("0.", ".")
+
+
+def test_the_report_says_what_the_runs_measured(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    text = report(workspace, found, tmp_path)
+    for model in MODELS:
+        values = [r.result.test["ndcg_p_at_10"] for r in found if r.model == model and not r.weight]
+        assert len(values) == 2
+        mean, sd = statistics.mean(values), statistics.stdev(values)
+        (line,) = [row for row in text.split("## Table 2")[1].splitlines() if row.startswith(f"| `{model}`")][:1]
+        assert f"{four(mean)} ± {four(sd)}" in line
+        if model == "pnfrec":
+            assert f"{four(mean)} ± {four(sd)} (.1000, {'+' if mean >= 0.1 else ''}{four(mean - 0.1)})" in line
+    assert "| `popularity_positive` |" in text and "a: failed" in text and "the command" in text
+    assert "planned trainings" not in text, "all have a result"
+    written = rows_of(tmp_path / "tables" / "runs.csv")
+    assert [(row["model"], row["seed"]) for row in written] == [(m, s) for m in MODELS for s in ("1", "2")]
+    assert float(written[0]["hr_n_at_20"]) == found[0].result.test["hr_n_at_20"]
+    curves = rows_of(tmp_path / "tables" / "learning_curves.csv")
+    assert len(curves) == 3 * 2 * 2 and curves[0]["train/ce_positive"] and not curves[0]["train/ce_all"]
+    compared = {(row["model"], row["metric"]): row for row in rows_of(tmp_path / "tables" / "comparison.csv")}
+    row = compared["pnfrec", "ndcg_delta_at_10"]
+    assert float(row["low"]) <= float(row["minus_sasrec_p"]) <= float(row["high"]) and row["published"] == "-0.02"
+    means = {m: float(compared[m, "ndcg_delta_at_10"]["mean"]) for m in MODELS}
+    assert float(row["minus_sasrec_p"]) == pytest.approx(means["pnfrec"] - means["sasrec_p"])
+
+
+def test_the_curve_is_that_of_the_points(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    text = report(workspace, found, tmp_path)
+    points = curve_points(r for r in found if r.weight == "alpha")
+    assert points.keys() == {0.0, 0.45}
+    of_zero = [r.result.test["ndcg_p_at_10"] for r in found if r.model == "sasrec_p"]
+    assert points[0.0]["ndcg_p_at_10"].mean == pytest.approx(statistics.mean(of_zero))
+    assert f"| 0 | {four(statistics.mean(of_zero))} ± {four(statistics.stdev(of_zero))} |" in text
+    assert {"alpha.png", "beta.png", "bars.png", "learning_curves.png"} == {
+        p.name for p in (tmp_path / "figures").iterdir()
+    }
+    written = {(row["alpha"], row["metric"]): float(row["mean"]) for row in rows_of(tmp_path / "tables" / "alpha.csv")}
+    assert written["0.0", "ndcg_p_at_10"] == pytest.approx(statistics.mean(of_zero))
+
+
+def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    """pnfrec has seed 1 alone, sasrec_p both: one seed has no spread, and the pair is compared on that seed."""
+    some = [r for r in found if not r.weight and (r.model, r.seed) != ("pnfrec", 2) and r.model != "sasrec_c"]
+    text = report(workspace, some, tmp_path, planned=6)
+    assert "**3 of the 6 planned trainings have a result; the rest is missing here.**" in text
+    (line,) = [row for row in text.split("## Table 2")[1].splitlines() if row.startswith("| `pnfrec`")][:1]
+    assert "±" not in line
+    compared = {(row["model"], row["metric"]): row for row in rows_of(tmp_path / "tables" / "comparison.csv")}
+    ours, theirs = (next(r for r in some if r.model == m and r.seed == 1) for m in ("pnfrec", "sasrec_p"))
+    expected = ours.result.test["hr_p_at_10"] - theirs.result.test["hr_p_at_10"]
+    assert float(compared["pnfrec", "hr_p_at_10"]["minus_sasrec_p"]) == pytest.approx(expected)
+    without = [r for r in some if r.model == "pnfrec"]
+    assert "## Against" not in report(workspace, without, tmp_path / "without", planned=1)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seeds", "0"], "--seeds is 0; it is a number of seeds, from 1 to 100"),
+        (["--seeds", "few"], "invalid int value: 'few'"),
+        (["--alphas", "0.1", "much"], "--alphas is '0.1 much'; it must be numbers, or grid"),
+        (["--betas", "-1"], r"loss.beta is -1.0; it must be a finite number >= 0"),
+        (["--models", "pnfrek"], "--models has 'pnfrek'; did you mean 'pnfrec'"),
+        (["--models", "popularity"], "'popularity', which is not trained"),
+        (["--seed", "3"], "cannot be given twice"),
+        (["--model", "pnfrec"], "cannot be given twice"),
+        (["--epoch", "3"], "--epochs"),
+        (["--train.batch-size", "0"], "train.batch_size"),
+    ],
+)
+def test_wrong_input_is_named(args: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        options = parse(["--dataset", "tiny", *args])
+        planned(options.dataset, options.models, options.seeds, options.curves, options.directory, options.flags)
+
+
+def test_a_grid_is_the_papers() -> None:
+    options = parse(["--alphas", "grid", "--betas", "0.5", "0", "--models", "pnfrec", "pnfrec", "sasrec"])
+    assert options.curves["alpha"] == tuple(i / 20 for i in range(21)) and options.curves["beta"] == (0.0, 0.5)
+    assert options.models == ("pnfrec", "sasrec") and options.seeds == (1, 2, 3, 4, 5)
+    assert options.directory.name == "reproduce-synthetic"
+
+
+def test_published_figures_are_read_and_checked(workspace: Path) -> None:
+    assert published_figures("ml1m")["pnfrec"]["ndcg_p_at_10"] == 0.1041
+    assert published_figures("kion")["sasrec"]["ndcg_delta_at_10"] == 0.0521
+    assert published_figures("nothing") == {}
+    (workspace / "conf" / "published" / "odd.yaml").write_text("pnfrec: [1, 2]\n")
+    with pytest.raises(InputError, match=r"odd\.yaml must hold lines of"):
+        published_figures("odd")
