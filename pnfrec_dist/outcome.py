@@ -24,7 +24,7 @@ def log_outcome(
     best, run_dir = test["best_epoch"], tracked.spool.directory
     metrics = {f"test/{name}": value for name, value in test["metrics"].items()}
     for floor, found in test["floors"].items():
-        metrics.update({f"{floor}/{name}": value for name, value in found.items()})
+        metrics.update({f"test_{floor}/{name}": value for name, value in found.items()})
     tracked.log_metrics(f"test/{best}", metrics, best)
     note = _description({settings.model: test["metrics"], **test["floors"]}, settings, best)
     tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best), "mlflow.note.content": note})
@@ -58,7 +58,7 @@ def _description(rows: dict[str, dict[str, float]], settings: Settings, best: in
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     what = f"`{settings.model}` on `{settings.dataset}`, seed {settings.seed}: test users after epoch {best}"
     more = f"curves and each user's rank: `{RESULT_DIRECTORY}/` among the artifacts"
-    return f"{what}, the best on validation NDCG_p@10; {more}.\n\n{table}\n"
+    return f"{table}\n\n{what}, the best on validation NDCG_p@10; {more}."
 
 
 def _write_curves(directory: Path, model: str, epochs: Sequence[Event]) -> None:

@@ -81,7 +81,8 @@ def comparison_bars(models: dict[str, dict[str, Spread]], metrics: Sequence[tupl
         for place, (model, found) in enumerate(models.items()):
             at = np.arange(3) + (place - (len(models) - 1) / 2) * width
             heights = [found[m].mean if m in found else 0.0 for m in triple]
-            whiskers = np.nan_to_num([found[m].sd if m in found else 0.0 for m in triple])
+            sds = [found[m].sd if m in found else math.nan for m in triple]
+            whiskers = None if np.isnan(sds).all() else np.nan_to_num(sds)
             color = _color(model, list(models))
             axes.bar(at, heights, width * 0.92, yerr=whiskers, color=color, label=model, ecolor=INK, capsize=2)
         axes.axhline(0, color=INK, linewidth=0.8)
@@ -102,7 +103,8 @@ def weight_curve(weight: str, model: str, points: dict[float, dict[str, Spread]]
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         known = [v for v in values if metric in points[v]]
         means = [points[v][metric].mean for v in known]
-        whiskers = np.nan_to_num([points[v][metric].sd for v in known])
+        sds = [points[v][metric].sd for v in known]
+        whiskers = None if np.isnan(sds).all() else np.nan_to_num(sds)
         color = _color(model, [model])
         axes.errorbar(known, means, yerr=whiskers, color=color, marker="o", markersize=4, capsize=3)
         is_validation = metric.startswith("val/")

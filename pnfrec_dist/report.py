@@ -230,8 +230,8 @@ def _interval_text(manifest: Manifest) -> str:
     users = f"{test['positive_targets']:,} users with a liked and {test['negative_targets']:,} with a disliked target"
     return (
         f"Difference of the means, and the 95 % interval of a paired bootstrap over the test users ({resamples:,} "
-        f"resamples of {users}; each user's value is the mean over seeds). It says what another draw of test users would "
-        "change, not another seed. **Bold**: the interval leaves out 0."
+        f"resamples of {users}; each user's value is the mean over seeds). It says what another draw of test users "
+        "would change, not another seed. **Bold**: the interval leaves out 0."
     )
 
 

@@ -20,7 +20,7 @@ from pnfrec_dist.driver import checked_plan, open_data, train
 from pnfrec_dist.errors import InputError, RunError, nearest
 from pnfrec_dist.experiment import Options
 from pnfrec_dist.launch import ray_session
-from pnfrec_dist.progress import duration
+from pnfrec_dist.progress import HEADLINE, duration
 from pnfrec_dist.report import About, Comparison, Recorded, headline_markdown, published_figures, write_report
 from pnfrec_dist.runs import RUN_FILE, Run, choose_run, finished_run, read_run
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED
@@ -123,6 +123,8 @@ def run_missing(trainings: Sequence[Training], data: PreparedData, uri: str, par
                 continue
             if test is None:
                 return False, problems
+            found = "  ".join(f"{title} {test['metrics'].get(key, math.nan):.4f}" for title, key in HEADLINE)
+            print(f"test, epoch {test['best_epoch']}: {found}", flush=True)
             done += 1
     return True, problems
 
@@ -235,7 +237,8 @@ def _by_model(found: Sequence[Recorded], options: Options) -> dict[str, list[Rec
 
 
 def _description(comparison: Comparison, table: str) -> str:
-    return f"{table}\n\nMean ± SD over {comparison.seeds} seeds. All of it: `report/report.html` among the artifacts."
+    seeds = f"{comparison.seeds} seed{'s' if comparison.seeds != 1 else ''}"
+    return f"{table}\n\nMean ± SD over {seeds}. All of it: `report/report.html` among the artifacts."
 
 
 def _command(options: Options) -> str:

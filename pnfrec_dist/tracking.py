@@ -234,8 +234,8 @@ class TrackedRun:
 def _origin(manifest: Manifest) -> dict[str, str]:
     """Tags that say of what data and code a run is."""
     tags = {"dataset": manifest.dataset, "data_digest": manifest.digest}
-    tags.update({f"version.{name}": metadata.version(name) for name in PACKAGES})
-    tags["version.python"] = platform.python_version()
+    tags["versions"] = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    tags["versions"] += f", python {platform.python_version()}"
     tags["mlflow.source.type"] = "LOCAL"
     commit = git_commit()
     if commit:

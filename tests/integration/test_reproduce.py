@@ -18,7 +18,7 @@ from recovery import ENVIRONMENT
 
 pytestmark = pytest.mark.integration
 
-FLAGS = "--epochs 2 --encoder.hidden-size 8 --encoder.max-length 5 --train.batch-size 8 --num-workers 1".split()
+FLAGS = ["--epochs", "2", "--encoder.hidden-size", "8", "--encoder.max-length", "5", "--train.batch-size", "8"]
 COMMAND = [
     "-m",
     "pnfrec_dist.reproduce",
@@ -29,6 +29,7 @@ COMMAND = [
     "sasrec_c",
     "--seeds",
     "1",
+    *("--num-workers", "1"),
     *FLAGS,
 ]
 LOAD = """
