@@ -54,7 +54,7 @@ reproduce: spark-prep  ## all models, all seeds, a report beside the paper's fig
 	$(if $(ALPHAS),--alphas $(ALPHAS)) $(if $(BETAS),--betas $(BETAS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
-	@echo "http://127.0.0.1:$(PORT)/?workflowType=machine_learning  (Ctrl-C ends it)"
+	@echo "http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) \
 	--workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 

@@ -21,7 +21,8 @@ from pnfrec_dist.errors import InputError, RunError, nearest
 from pnfrec_dist.experiment import Options
 from pnfrec_dist.launch import ray_session
 from pnfrec_dist.progress import HEADLINE, duration
-from pnfrec_dist.report import About, Comparison, Recorded, headline_markdown, published_figures, write_report
+from pnfrec_dist.recorded import Comparison, Recorded, published_figures
+from pnfrec_dist.report import About, headline_markdown, write_report
 from pnfrec_dist.runs import RUN_FILE, Run, choose_run, finished_run, read_run
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking import Opening, TrackedRun, code_versions, tracking_uri
@@ -60,31 +61,32 @@ def planned(
     curves: loss weight -> its values; flags: further flags of the training command. Raises InputError.
     """
     trainings = []
+    rows = {model: _settings(dataset, model, directory, flags) for model in models}
     for seed in seeds:
-        for model in models:
-            settings = _settings(dataset, model, seed, directory, flags)
-            trainings.append(Training(settings, f"{model} {dataset} seed {seed}"))
+        for model, settings in rows.items():
+            name = f"{model} {dataset} seed {seed}"
+            trainings.append(Training(dataclasses.replace(settings, seed=seed), name))
     for weight, values in curves.items():
-        model = CURVES[weight]
+        settings = _settings(dataset, CURVES[weight], directory, flags)
         for seed in seeds:
             for value in values:
-                flag = [f"--loss.{weight}", repr(float(value))]
-                settings = _settings(dataset, model, seed, directory, [*flags, *flag])
-                name = f"{model} {dataset} {weight} {value:g} seed {seed}"
-                trainings.append(Training(settings, name, weight))
+                loss = dataclasses.replace(settings.loss, **{weight: value})
+                name = f"{settings.model} {dataset} {weight} {value:g} seed {seed}"
+                trainings.append(Training(dataclasses.replace(settings, seed=seed, loss=loss), name, weight))
     return trainings
 
 
-def _settings(dataset: str, model: str, seed: int, directory: Path, flags: Sequence[str]) -> Settings:
+def _settings(dataset: str, model: str, directory: Path, flags: Sequence[str]) -> Settings:
     if model in FLOORS:
         raise InputError(f"--models has {model!r}, which is not trained: the report has it in any case; leave it out")
     if model not in conf_names("model"):
         raise InputError(f"--models has {model!r}; {nearest(model, conf_names('model'))}")
-    own = ["--dataset", dataset, "--model", model, "--seed", str(seed), "--output-dir", str(directory)]
-    settings = parse_train_settings([*own, *flags])
-    if (settings.model, settings.seed, settings.dataset) != (model, seed, dataset):
-        raise InputError("--model, --seed and --dataset cannot be given twice; say --models and --seeds")
-    return dataclasses.replace(settings, resume="auto")
+    if {"--model", "--seed"} & {flag.partition("=")[0] for flag in flags}:
+        raise InputError("--model and --seed are not flags of this command; say --models and --seeds")
+    settings = parse_train_settings(["--dataset", dataset, "--model", model, "--output-dir", str(directory), *flags])
+    if settings.resume != Settings.resume:
+        raise InputError(f"--resume is {settings.resume!r}; this command always goes on, or say another --name")
+    return settings
 
 
 def recorded(training: Training, data_digest: str) -> Recorded | None:
@@ -143,10 +145,15 @@ def reproduce(options: Options) -> int:
     )
     data, uri = open_data(trainings[0].settings), tracking_uri()
     digest = data.manifest.digest
+    if trainings[0].settings.dry_run:
+        for training in trainings:
+            print(f"{training.name:<50}{'to be trained' if recorded(training, digest) is None else 'has its result'}")
+        print("dry run: nothing was trained")
+        return 0
     parent = _parent(options, digest)
     try:
         parent.directory.mkdir(parents=True, exist_ok=True)
-        with parent.locked():
+        with parent.locked(way_out="say another --name"):
             parent.write()
             tracked = TrackedRun(parent.directory, parent.key, uri, print)
             tracked.start(_opening(options, trainings[0].settings, data))
@@ -178,7 +185,10 @@ def reproduce(options: Options) -> int:
 def _parent(options: Options, data_digest: str) -> Run:
     """The reproduction's own directory, found again or new."""
     if (options.directory / RUN_FILE).exists():
-        return read_run(options.directory)
+        parent = read_run(options.directory)
+        if parent.data_digest != data_digest:
+            raise InputError(f"{options.directory} is about other data than is prepared now; say another --name")
+        return parent
     return Run(options.directory, {"reproduces": options.dataset}, data_digest)
 
 

@@ -80,15 +80,16 @@ class Run:
         draft.rename(self.directory / RUN_FILE)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, way_out: str = "start another run with --resume never") -> Iterator[None]:
         """Raises InputError when another command drives the run."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / LOCK_FILE).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                way_out = "wait for it, or start another run with --resume never"
-                raise InputError(f"{self.directory} is being trained by another command; {way_out}") from error
+                raise InputError(
+                    f"{self.directory} is being trained by another command; wait for it, or {way_out}"
+                ) from error
             yield
 
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"training", "sender", "plots"},
     {"tracking", "serving"},
     {"progress", "board", "watchdog", "launch", "runs", "machine_metrics", "serving_model"},
-    {"outcome", "report"},
+    {"outcome", "recorded", "report"},
     {"driver"},
     {"train"},
     {"reproduction"},

@@ -13,7 +13,8 @@ from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.events import Event
-from pnfrec_dist.report import About, Comparison, Recorded, curve_points, published_figures, write_report
+from pnfrec_dist.recorded import Comparison, Recorded, curve_points, published_figures
+from pnfrec_dist.report import About, write_report
 from pnfrec_dist.reproduce import parse
 from pnfrec_dist.reproduction import Training, planned, recorded
 from pnfrec_dist.runs import choose_run, finished_run
@@ -214,8 +215,9 @@ def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Reco
         (["--betas", "-1"], r"loss.beta is -1.0; it must be a finite number >= 0"),
         (["--models", "pnfrek"], "--models has 'pnfrek'; did you mean 'pnfrec'"),
         (["--models", "popularity"], "'popularity', which is not trained"),
-        (["--seed", "3"], "cannot be given twice"),
-        (["--model", "pnfrec"], "cannot be given twice"),
+        (["--seed", "3"], "--model and --seed are not flags of this command"),
+        (["--model", "pnfrec"], "--model and --seed are not flags of this command"),
+        (["--resume", "never"], "--resume is 'never'; this command always goes on"),
         (["--epoch", "3"], "--epochs"),
         (["--train.batch-size", "0"], "train.batch_size"),
     ],
