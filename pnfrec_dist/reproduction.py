@@ -113,7 +113,7 @@ def run_missing(trainings: Sequence[Training], data: PreparedData, uri: str, par
             checked_plan(training.settings, data, plan)
         print(checked_plan(missing[0].settings, data, plan), flush=True)
         for number, training in enumerate(missing, 1):
-            if finished_run(training.settings, digest) is not None:  # a curve may pass through a model of the table
+            if recorded(training, digest) is not None:  # a curve may pass through a model of the table
                 continue
             print(f"[{number}/{len(missing)}] {training.name}{_time_left(started, done, len(missing) - number + 1)}")
             try:

@@ -93,7 +93,7 @@ def ids(workspace: Path) -> dict[str, str]:
     experiment = client.get_experiment_by_name("pnfrec-dist")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    return {run.info.run_name: run.info.run_id for run in runs} | {"experiment": experiment.experiment_id}
+    return {str(run.info.run_name): run.info.run_id for run in runs} | {"experiment": experiment.experiment_id}
 
 
 def visit(page: Page, address: str, path: str) -> None:

@@ -100,7 +100,7 @@ def test_finished_trainings_are_not_run_again(workspace: Path, outputs: list[str
 def test_mlflow_shows_parent_and_children(workspace: Path, outputs: list[str]) -> None:
     client, parent, children = runs(workspace)
     assert parent.info.status == "FINISHED" and parent.info.run_name == "reproduce tiny"
-    assert sorted(run.info.run_name for run in children) == ["sasrec_c tiny seed 1", "sasrec_p tiny seed 1"]
+    assert sorted(str(run.info.run_name) for run in children) == ["sasrec_c tiny seed 1", "sasrec_p tiny seed 1"]
     for run in children:
         assert run.info.status == "FINISHED"
         tags = run.data.tags
@@ -145,6 +145,7 @@ def test_the_best_is_registered_and_loads_in_a_process_without_this_package(
     assert len(answers[0]["items"]) == 4 and not {"3", "7"} & set(answers[0]["items"])
     assert answers[0]["unknown"] == ["nothing"] and len(answers[1]["items"]) == 10
     assert answers[0]["scores"] == sorted(answers[0]["scores"], reverse=True)
+    assert version.source is not None
     model = version.source.removeprefix("models:/")
     directory = Path(client.get_logged_model(model).artifact_location.removeprefix("file://"))
     assert not [p for p in directory.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
