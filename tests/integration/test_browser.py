@@ -149,7 +149,7 @@ def test_the_parent_shows_the_report(page: Page, address: str, ids: dict[str, st
     keep(page, "parent")
     visit(page, address, f"{parent}/artifacts/report/report.html")
     report = page.frame_locator("iframe").first
-    expect(report.get_by_role("heading", name="Table 2")).to_be_visible()
+    expect(report.get_by_role("heading", name="Test users")).to_be_visible()
     assert report.locator("img").first.evaluate("image => image.naturalWidth") > 400
     keep(page, "report")
 
