@@ -29,22 +29,21 @@ def log_outcome(
     note = _description({settings.model: test["metrics"], **test["floors"]}, settings, best)
     tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best), "mlflow.note.content": note})
     checkpoint = Path(test["checkpoint"])
-    with_warning(tracked.say, "curves", lambda: _write_curves(run_dir / RESULT_DIRECTORY, settings.model, epochs))
+    _try(tracked.say, "curves", lambda: _write_curves(run_dir / RESULT_DIRECTORY, settings.model, epochs))
     if (run_dir / RESULT_DIRECTORY).is_dir():
         tracked.log_directory(f"result/{best}", run_dir / RESULT_DIRECTORY, RESULT_DIRECTORY)
     model = run_dir / MODEL_DIRECTORY
-    if with_warning(tracked.say, "model", lambda: save_model(model, checkpoint, settings, data)):
-        of_test = {name: value for name, value in metrics.items() if name.startswith("test/")}
-        tracked.log_model(f"model/{best}", model, f"{settings.model}-{settings.dataset}", best, of_test)
+    if _try(tracked.say, "model", lambda: save_model(model, checkpoint, settings, data)):
+        tracked.log_model(f"model/{best}", model, f"{settings.model}-{settings.dataset}", best, f"test/{best}")
     tracked.log_directory(f"checkpoint/{best}", checkpoint, "checkpoint")
 
 
-def with_warning(say: Callable[[str], None], what: str, write: Callable[[], object]) -> bool:
-    """Whether it could be written; a full disk takes nothing else from a run."""
+def _try(say: Callable[[str], None], what: str, write: Callable[[], object]) -> bool:
+    """Whether it could be written. Whatever goes wrong here, a full disk or a library, costs a run nothing else."""
     try:
         write()
-    except OSError as error:
-        say(f"warning: cannot write the {what} ({error.strerror or error}); the rest is kept")
+    except Exception as error:
+        say(f"warning: cannot write the {what} ({str(error).strip() or type(error).__name__}); the rest is kept")
         return False
     return True
 

@@ -90,7 +90,12 @@ def write_report(directory: Path, about: About, comparison: Comparison, curves: 
     lines = {model: [run.result.epochs for run in runs] for model, runs in comparison.runs.items()}
     plots.save_png(plots.learning_curves(lines), directory / "figures" / "learning_curves.png")
     write_tables(directory / "tables", comparison, curves)
-    parts = [_opening(about, comparison), "## Table 2" if comparison.published else "## Test users", _table2_text(comparison), headline_markdown(comparison)]
+    parts = [
+        _opening(about, comparison),
+        "## Table 2" if comparison.published else "## Test users",
+        _table2_text(comparison),
+        headline_markdown(comparison),
+    ]
     parts += ["![p, n and delta of every model](figures/bars.png)"]
     if REFERENCE in comparison.runs:
         parts += [f"## Against `{REFERENCE}`", _interval_text(about.manifest), _interval_table(comparison)]

@@ -88,8 +88,8 @@ class Sender:
             experiment = _experiment(client, record["experiment"], self.uri)
         if not self.run_id:
             tags = {KEY_TAG: self.key, **record["tags"]}
-            if record["parent"]:
-                tags["mlflow.parentRunId"] = self._parent(client, experiment, record["parent"])
+            if parent := record.get("parent"):  # records of earlier versions have none
+                tags["mlflow.parentRunId"] = self._parent(client, experiment, parent)
             created = client.create_run(experiment, start_time=record["at"], run_name=record["name"], tags=tags)
             self.run_id = created.info.run_id
         client.log_batch(self.run_id, params=[Param(k, v) for k, v in record["params"].items()])
@@ -127,9 +127,11 @@ class Sender:
         client.log_model_artifacts(model.model_id, str(directory))
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, record["step"])])
-        metrics = record["metrics"].items()
-        of_model = [Metric(n, v, record["at"], record["step"], model_id=model.model_id) for n, v in metrics]
-        client.log_batch(self.run_id, of_model)
+        for told in self.spool.records:
+            if told["key"] == record["metrics"]:  # the same points of the same time, which the run has once
+                at, step = told["at"], told["step"]
+                of_model = [Metric(n, v, at, step, model_id=model.model_id) for n, v in told["metrics"].items()]
+                client.log_batch(self.run_id, of_model)
 
     def _register(self, client: MlflowClient, record: Record) -> None:
         """The newest model of a run as a version of a registered one, which gets the alias "best"."""

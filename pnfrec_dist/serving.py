@@ -1,15 +1,15 @@
 """The exported model as an MLflow pyfunc from code: safetensors, JSON and Parquet, no pickle.
 
 model/                       what mlflow.pyfunc.load_model and models:/... read
-  artifacts/exported/        encoders.safetensors, item_table.safetensors, model.json, items.parquet
-  code/pnfrec_dist/          this package, so that a process without it can load the model
+  artifacts/exported/        encoders.safetensors, item_table.safetensors, model.json, items.parquet, and
+                             pnfrec_dist.zip: this package, so that a process without it can load the model
 """
 
-import importlib.util
 import json
 import logging
 import shutil
 import warnings
+import zipfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +35,7 @@ from pnfrec_dist.training.checkpoint import load_model
 from pnfrec_dist.training.loop import build_model
 
 ENCODERS, ITEM_TABLE, SETTINGS = "encoders.safetensors", "item_table.safetensors", "model.json"
+CODE, PACKAGE = "pnfrec_dist.zip", Path(__file__).parent
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pyarrow", "safetensors", "pydantic")
 EXAMPLES = 3
 
@@ -106,23 +107,17 @@ def save_model(directory: Path, checkpoint: Path, settings: Settings, data: Prep
     shutil.rmtree(workspace, ignore_errors=True)
     try:
         raw_ids = _export(exported, checkpoint, settings, data)
-        code = importlib.util.find_spec("pnfrec_dist")
-        assert code is not None and code.submodule_search_locations is not None
-        package = Path(code.submodule_search_locations[0])
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             mlflow.pyfunc.save_model(
                 path=draft,
-                python_model=str(package / "serving_model.py"),
+                python_model=str(PACKAGE / "serving_model.py"),
                 artifacts={"exported": str(exported)},
-                code_paths=[str(package)],
                 input_example=[Query(liked=raw_ids[:EXAMPLES], top_k=5).model_dump()],
                 pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
                 metadata={"model": settings.model, "dataset": settings.dataset, "data_digest": data.manifest.digest},
             )
-        for cached in draft.rglob("__pycache__"):
-            shutil.rmtree(cached)
         shutil.rmtree(directory, ignore_errors=True)
         draft.rename(directory)
     finally:
@@ -138,6 +133,9 @@ def _export(directory: Path, checkpoint: Path, settings: Settings, data: Prepare
     save_file({"weight": model.item_table.weight.detach()}, directory / ITEM_TABLE)
     content = {"settings": to_mapping(settings), "data_digest": data.manifest.digest}
     (directory / SETTINGS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with zipfile.ZipFile(directory / CODE, "w", zipfile.ZIP_DEFLATED) as archive:  # a file each would be sent apart
+        for file in sorted(PACKAGE.rglob("*.py")):
+            archive.write(file, Path(PACKAGE.name) / file.relative_to(PACKAGE))
     raw_ids = data.raw_item_ids()
     pq.write_table(pa.table({"raw_item_id": raw_ids}), directory / ITEMS_NAME)
     return raw_ids.slice(0, EXAMPLES).to_pylist()

@@ -166,8 +166,8 @@ class TrackedRun:
         """directory: below the run's, so that it is found where the run was moved to."""
         self.add(key, "artifacts", directory=str(directory.relative_to(self.spool.directory)), path=path)
 
-    def log_model(self, key: str, directory: Path, name: str, step: int, metrics: dict[str, float]) -> None:
-        """directory: below the run's, in MLflow's form; metrics: what the model reached, shown with it."""
+    def log_model(self, key: str, directory: Path, name: str, step: int, metrics: str) -> None:
+        """directory: below the run's, in MLflow's form; metrics: key of those that the model reached, shown with it."""
         where = str(directory.relative_to(self.spool.directory))
         tags = {"model": name.rpartition("-")[0], "dataset": name.rpartition("-")[2]}
         self.add(key, "model", directory=where, name=name, step=step, metrics=metrics, tags=tags)

@@ -140,7 +140,7 @@ def test_the_best_is_registered_and_loads_in_a_process_without_this_package(
     )
     assert done.returncode == 0, done.stderr
     package, answers, signature, example = json.loads(done.stdout.splitlines()[-1])
-    assert "mlartifacts" in package, "the package that was logged with the model"
+    assert "mlartifacts" in package and "pnfrec_dist.zip" in package, "the package that was logged with the model"
     assert "liked" in signature["inputs"] and "scores" in signature["outputs"] and example[0]["top_k"] == 5
     assert len(answers[0]["items"]) == 4 and not {"3", "7"} & set(answers[0]["items"])
     assert answers[0]["unknown"] == ["nothing"] and len(answers[1]["items"]) == 10
