@@ -143,9 +143,9 @@ def train(
 ) -> Event | None:
     """Runs the workers, logs what they report; the MLflow run ends in the state that came true.
 
-    name, parent: see opening_of_training. Returns the test event with the MLflow run's id, or None when it was asked to
-    stop. Raises InputError when the run refused, diverged or cannot be written, RunError when its workers failed for
-    good.
+    name, parent: see opening_of_training. Returns the test event with the MLflow run's id and whether it was
+    "asked_to_stop" all the same, or None when it stopped before the test. Raises InputError when the run refused,
+    diverged or cannot be written, RunError when its workers failed for good.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -166,7 +166,7 @@ def _train(
 ) -> Event | None:
     last: dict[str, Event] = {}
     epochs: dict[int, Event] = {}
-    status = FAILED
+    status, by_itself = FAILED, True
     with ProgressReport(settings.epochs, first_epoch, plan.num_workers) as progress:
         tracked = TrackedRun(run.directory, run.key, uri, progress.line)
         tracked.start(opening)
@@ -180,7 +180,7 @@ def _train(
                     tracked.log_metrics(f"epoch/{epoch['epoch']}", epoch["metrics"], epoch["epoch"])
 
             with MachineMetrics(tracked):
-                run_training(settings, plan, data.directory, run.directory, on_event)
+                by_itself = run_training(settings, plan, data.directory, run.directory, on_event)
             status = FINISHED if "test" in last else FAILED if last.keys() & {"diverged", "refused"} else KILLED
         except KeyboardInterrupt:
             status = KILLED
@@ -201,7 +201,7 @@ def _train(
     if "test" not in last:
         print(f"stopped; run {tracked.run_id} is marked {status}")
         return None
-    return {**last["test"], "run_id": tracked.run_id}
+    return {**last["test"], "run_id": tracked.run_id, "asked_to_stop": not by_itself}
 
 
 def _write(run: Run, progress: ProgressReport) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 MEASURES = ("hr", "ndcg", "mrr")
+FLOORS = {"popularity": False, "popularity_positive": True}
+"""Rankings without a model, by train interactions -> whether positive ones alone."""
 
 
 def measure(name: str, target_rank: np.ndarray, k: int) -> np.ndarray:

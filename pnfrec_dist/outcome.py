@@ -34,7 +34,8 @@ def log_outcome(
         tracked.log_directory(f"result/{best}", run_dir / RESULT_DIRECTORY, RESULT_DIRECTORY)
     model = run_dir / MODEL_DIRECTORY
     if _try(tracked.say, "model", lambda: save_model(model, checkpoint, settings, data)):
-        tracked.log_model(f"model/{best}", model, f"{settings.model}-{settings.dataset}", best, f"test/{best}")
+        tags = {"model": settings.model, "dataset": settings.dataset, "seed": str(settings.seed)}
+        tracked.log_model(f"model/{best}", model, tags, best, f"test/{best}")
     tracked.log_directory(f"checkpoint/{best}", checkpoint, "checkpoint")
 
 

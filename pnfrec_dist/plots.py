@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pnfrec_dist.comparison import Spread
 
@@ -65,6 +66,7 @@ def learning_curves(runs: Mapping[str, Sequence[Epochs]]) -> Figure:
             lines = [[entry["metrics"][name] for entry in epochs if name in entry["metrics"]] for epochs in seeds]
             _band(axes[place], [line for line in lines if line], _color(model, list(runs)), model)
         _finish(axes[place], title, "epoch")
+        axes[place].xaxis.set_major_locator(MaxNLocator(integer=True))
     for unused in axes[len(panels) :]:
         unused.axis("off")
     if len(runs) > 1:

@@ -29,6 +29,8 @@ class Recorded:
     users: TestUsers
     key: str
     """names its run in MLflow"""
+    has_model: bool
+    """whether its model was exported"""
     weight: str = ""
     """the loss weight that a curve varies, or "" for a row of the table"""
     value: float = math.nan
@@ -57,6 +59,8 @@ class Comparison:
 
     def spreads(self) -> dict[str, dict[str, Spread]]:
         """Model or floor -> metric -> spread over seeds. A floor has one value and no spread."""
+        if not self.runs:
+            return {}
         found = {}
         for model, runs in self.runs.items():
             names = runs[0].result.test
@@ -89,7 +93,12 @@ def published_figures(dataset: str) -> dict[str, dict[str, float]]:
     """Model -> metric -> the paper's figure, from conf/published/<dataset>.yaml; empty where it has none."""
     content = conf_content("published", dataset)
     try:
-        return {model: dict(zip(HEADLINE, map(float, values), strict=True)) for model, values in content.items()}
+        found: dict[str, dict[str, float]] = {}
+        for model, values in content.items():
+            found[model] = dict(zip(HEADLINE, map(float, values), strict=True))
+        if not all(math.isfinite(value) for metrics in found.values() for value in metrics.values()):
+            raise ValueError("a figure is not finite")
+        return found
     except (TypeError, ValueError, AttributeError) as error:
         wanted = f"<model>: [{', '.join(HEADLINE)}]"
         raise InputError(f"conf/published/{dataset}.yaml must hold lines of {wanted} ({error})") from error

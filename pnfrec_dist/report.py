@@ -30,7 +30,8 @@ REPORT = "report.md"
 BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
 CURVE_METRICS = ("ndcg_p_at_10", "ndcg_delta_at_10", SELECTION)
 FEW_USERS = 100
-UNINTERESTING = ("model", "seed", "output_dir", "data_dir", "resume", "dry_run", "experiment", "ray_address")
+SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
+"""Sections of the settings that a reader of results asks for; those of sampling where items are sampled."""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -84,27 +85,14 @@ def write_report(directory: Path, about: About, comparison: Comparison, curves: 
 
     curves: loss weight -> the trainings along it.
     """
-    spreads = comparison.spreads()
-    bars = plots.comparison_bars(spreads, BARS)
-    plots.save_png(bars, directory / "figures" / "bars.png")
-    lines = {model: [run.result.epochs for run in runs] for model, runs in comparison.runs.items()}
-    plots.save_png(plots.learning_curves(lines), directory / "figures" / "learning_curves.png")
     write_tables(directory / "tables", comparison, curves)
-    parts = [
-        _opening(about, comparison),
-        "## Table 2" if comparison.published else "## Test users",
-        _table2_text(comparison),
-        headline_markdown(comparison),
-    ]
-    parts += ["![p, n and delta of every model](figures/bars.png)"]
-    if REFERENCE in comparison.runs:
-        parts += [f"## Against `{REFERENCE}`", _interval_text(about.manifest), _interval_table(comparison)]
-    parts += ["## At other k, and coverage", _cutoff_table(comparison)]
-    parts += ["## Training", _training_table(comparison), "![learning curves](figures/learning_curves.png)"]
-    parts.append("The mean over a model's seeds, up to the epoch that all of them reached, and the range of the seeds.")
+    parts = [_opening(about, comparison)]
+    if comparison.runs:
+        parts += _table_parts(directory, about, comparison)
     for weight, runs in curves.items():
         parts += _curve(directory, weight, runs)
-    parts += ["## Settings", *_settings(comparison)]
+    if comparison.runs:
+        parts += ["## Settings", *_settings(comparison)]
     if about.problems:
         parts += ["## Trainings that failed", "\n".join(f"- {problem}" for problem in about.problems)]
     text = "\n\n".join(parts) + "\n"
@@ -114,6 +102,21 @@ def write_report(directory: Path, about: About, comparison: Comparison, curves: 
     page = directory / "report.html"
     _write(page, _PAGE.format(title=about.title, body=html))
     return page
+
+
+def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[str]:
+    """All that the models of the table, side by side, have to show."""
+    plots.save_png(plots.comparison_bars(comparison.spreads(), BARS), directory / "figures" / "bars.png")
+    lines = {model: [run.result.epochs for run in runs] for model, runs in comparison.runs.items()}
+    plots.save_png(plots.learning_curves(lines), directory / "figures" / "learning_curves.png")
+    parts = ["## Table 2" if comparison.published else "## Test users", _table2_text(comparison)]
+    parts += [headline_markdown(comparison), "![p, n and delta of every model](figures/bars.png)"]
+    if REFERENCE in comparison.runs:
+        parts += [f"## Against `{REFERENCE}`", _interval_text(about.manifest), _interval_table(comparison)]
+    parts += ["## At other k, and coverage", _cutoff_table(comparison)]
+    parts += ["## Training", _training_table(comparison), "![learning curves](figures/learning_curves.png)"]
+    parts.append("Means over a model's seeds, up to the epoch that all of them reached, and the range of the seeds.")
+    return parts
 
 
 def _opening(about: About, comparison: Comparison) -> str:
@@ -160,7 +163,8 @@ def _interval_text(manifest: Manifest) -> str:
     users = f"{test['positive_targets']:,} users with a liked and {test['negative_targets']:,} with a disliked target"
     return (
         f"Difference of the means, and the 95 % interval of a paired bootstrap over the test users ({resamples:,} "
-        f"resamples of {users}; each user's value is the mean over seeds). It says what another draw of test users "
+        f"resamples of {users}; each user's value is the mean over the seeds that both models have). It says what "
+        "another draw of test users "
         "would change, not another seed. **Bold**: the interval leaves out 0."
     )
 
@@ -228,7 +232,9 @@ def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
 def _settings(comparison: Comparison) -> list[str]:
     """What all share, and what each model has of its own."""
     flat = {model: flatten(runs[0].result.settings) for model, runs in comparison.runs.items()}
-    names = [name for name in next(iter(flat.values())) if name not in UNINTERESTING]
+    samples = any(settings["loss.cross_entropy"] != "exact" for settings in flat.values())
+    sections = {*SHOWN, "sampled"} if samples else SHOWN
+    names = [name for name in next(iter(flat.values())) if name.partition(".")[0] in sections]
     shared = [name for name in names if len({repr(settings.get(name)) for settings in flat.values()}) == 1]
     own = [name for name in names if name not in shared]
     parts = []
@@ -257,7 +263,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def four(value: float) -> str:
     """0.0982 -> .0982, -0.0174 -> -.0174."""
-    return f"{value:.4f}".replace("0.", ".", 1)
+    return f"{round(value, 4) + 0.0:.4f}".replace("0.", ".", 1)  # + 0.0: no minus before zero
 
 
 def signed(value: float) -> str:

@@ -2,12 +2,13 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import run_command
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.experiment import MODELS, Options
+from pnfrec_dist.experiment import MODELS, Options, planned
 from pnfrec_dist.train import RAY_CLUSTER
 
 MAX_SEEDS = 100
@@ -24,10 +25,12 @@ def parse(args: Sequence[str]) -> Options:
         "already is not trained again, so the same command goes on after an interruption, and more seeds, models or "
         "values add to it.",
         epilog="Any further flag is one of python -m pnfrec_dist.train (--epochs 20, --encoder.hidden-size 128, ...) "
-        "and holds for all trainings.",
+        "and holds for all trainings; --dry-run lists them.",
     )
     parser.add_argument("--dataset", default="synthetic", help="name of a prepared data set (default: synthetic)")
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="files of conf/model/ (default: all six)")
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), help=f"of conf/model/ (default: {' '.join(MODELS)})"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="how many: 1, 2, ... (default: 5, as the paper)")
     for weight, model in (("alpha", "pnfrec_pn"), ("beta", "pnfrec")):
         parser.add_argument(
@@ -46,13 +49,16 @@ def parse(args: Sequence[str]) -> Options:
         raise InputError(str(error)) from error
     if not 1 <= found.seeds <= MAX_SEEDS:
         raise InputError(f"--seeds is {found.seeds}; it is a number of seeds, from 1 to {MAX_SEEDS}")
+    name = found.name or f"reproduce-{found.dataset}"
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"--name is {name!r}; a name has letters, digits, '.', '_' and '-' alone")
     curves = {weight: _values(weight, getattr(found, f"{weight}s")) for weight in ("alpha", "beta")}
     return Options(
         found.dataset,
         tuple(dict.fromkeys(found.models)),
         tuple(range(1, found.seeds + 1)),
         {weight: values for weight, values in curves.items() if values},
-        (found.output_dir / (found.name or f"reproduce-{found.dataset}")).resolve(),
+        (found.output_dir / name).resolve(),
         found.report_only,
         tuple(flags),
     )
@@ -71,9 +77,10 @@ def main(args: Sequence[str]) -> int:
     """Reproduces and returns the exit code. Raises InputError for wrong input."""
     options = parse(args)
     os.environ.setdefault(RAY_CLUSTER, "0")
+    trainings = planned(options)
     from pnfrec_dist.reproduction import reproduce  # imports Ray, torch and MLflow, too long for --help or a typo
 
-    return reproduce(options)
+    return reproduce(options, trainings)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ KEY_TAG = "pnfrec.run"
 """Tag by which a run is found again, whatever became of the answer to its creation."""
 MODEL_KEY_TAG = "pnfrec.model"
 """The same of a logged model."""
+SCORE_TAG = "validation_ndcg_p_at_10"
+"""Of a registered model's version: what the alias "best" is decided by."""
 
 
 def shown(uri: str) -> str:
@@ -44,8 +46,8 @@ def shown(uri: str) -> str:
     return re.sub(r"(password|token)=[^&]*", r"\1=***", re.sub(r"//.*@", "//", uri))
 
 
-class ParentUnknownError(Exception):
-    """MLflow does not have the run yet that another is part of."""
+class NotYetError(Exception):
+    """MLflow does not have another run or its model yet, which this record is about."""
 
 
 class Sender:
@@ -81,7 +83,7 @@ class Sender:
     def _parent(self, client: MlflowClient, experiment: str, key: str) -> str:
         if run_id := _run_of_key(client, experiment, key):
             return run_id
-        raise ParentUnknownError("the run that this one is part of was not sent yet; send that one first")
+        raise NotYetError("the run that this one is part of was not sent yet; send that one first")
 
     def _start(self, client: MlflowClient, record: Record) -> None:
         with _one_at_a_time(self.uri):
@@ -123,6 +125,7 @@ class Sender:
         model = found[0] if found else client.create_logged_model(experiment, record["name"], self.run_id, tags)
         described = Model.load(str(directory))
         described.run_id, described.model_id = self.run_id, model.model_id
+        described.artifact_path = model.artifact_location
         described.save(str(directory / "MLmodel"))
         client.log_model_artifacts(model.model_id, str(directory))
         client.finalize_logged_model(model.model_id, "READY")
@@ -134,14 +137,14 @@ class Sender:
                 client.log_batch(self.run_id, of_model)
 
     def _register(self, client: MlflowClient, record: Record) -> None:
-        """The newest model of a run as a version of a registered one, which gets the alias "best"."""
+        """A run's model as a version of a registered one; the alias "best" goes to it if it validated better than the
+        one that has it, on the same data."""
         experiment = client.get_run(self.run_id).info.experiment_id
         run_id = _run_of_key(client, experiment, record["run"])
         models = _models_of(client, experiment, run_id) if run_id else []
         if not models:
-            self.missing.append(f"the model of run {record['run']}")
-            return
-        name = record["name"]
+            raise NotYetError("the model to be registered was not sent yet; send its run first")
+        name, tags = record["name"], record["tags"]
         try:
             client.create_registered_model(name, description=record["description"])
         except MlflowException as error:
@@ -150,8 +153,11 @@ class Sender:
         versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         if not versions:
             source = f"models:/{models[0].model_id}"
-            versions = [client.create_model_version(name, source, run_id, record["tags"], model_id=models[0].model_id)]
-        client.set_registered_model_alias(name, "best", versions[0].version)
+            versions = [client.create_model_version(name, source, run_id, tags, model_id=models[0].model_id)]
+        aliases = client.get_registered_model(name).aliases
+        holder = client.get_model_version(name, aliases["best"]).tags if "best" in aliases else {}
+        if holder.get("data_digest") != tags["data_digest"] or float(holder[SCORE_TAG]) < float(tags[SCORE_TAG]):
+            client.set_registered_model_alias(name, "best", versions[0].version)
 
     def _status(self, client: MlflowClient, record: Record) -> None:
         if record["status"] == RUNNING:

@@ -73,6 +73,8 @@ class Recommender(mlflow.pyfunc.PythonModel):
     def predict(  # type: ignore[override]  # MLflow reads the hints
         self, model_input: list[Query], params: dict[str, Any] | None = None
     ) -> list[Answer]:
+        if not model_input:
+            return []
         known = [[self.item_ids[raw] for raw in query.liked if raw in self.item_ids] for query in model_input]
         rows = np.arange(len(known))
         histories = _ragged(known)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import threading
 import time
@@ -25,7 +26,7 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.schema import Manifest
-from pnfrec_dist.sender import RUNNING, ParentUnknownError, Sender, shown
+from pnfrec_dist.sender import RUNNING, NotYetError, Sender, shown
 from pnfrec_dist.spool import RECORDS, Spool, locked
 from pnfrec_dist.storage import Location
 
@@ -89,6 +90,11 @@ def opening_of_training(
     return Opening(settings.experiment, name, tags, params, manifest, data_dir, parent)
 
 
+def model_name(*parts: str) -> str:
+    """A name that MLflow takes for a model."""
+    return re.sub(r"[/:.%\"']", "-", "-".join(parts))
+
+
 class TrackedRun:
     """One MLflow run, written from a thread: no call here waits for MLflow, but for start and close."""
 
@@ -115,17 +121,7 @@ class TrackedRun:
         """
         for name in ("alembic", "mlflow.store.db.utils"):  # they tell of every table they create
             logging.getLogger(name).setLevel(logging.WARNING)
-        is_new = self.add(
-            "start",
-            "start",
-            experiment=opening.experiment,
-            name=opening.name,
-            tags={**opening.tags, "directory": str(self.spool.directory), **_origin(opening.manifest)},
-            params=opening.params,
-            dataset=_dataset(opening.manifest, opening.data_dir),
-            manifest=opening.manifest.to_json(),
-            parent=opening.parent,
-        )
+        is_new = self.keep(opening)
         if not is_new:
             self._status(RUNNING)
         started = time.monotonic()
@@ -145,6 +141,20 @@ class TrackedRun:
             raise trouble
         where = f"MLflow at {shown(self.uri)} refused to start a run"
         raise InputError(f"{where}: {self._reason(trouble)}; check MLFLOW_TRACKING_URI") from trouble
+
+    def keep(self, opening: Opening) -> bool:
+        """Keeps what the run begins with; False where it was kept before."""
+        return self.add(
+            "start",
+            "start",
+            experiment=opening.experiment,
+            name=opening.name,
+            tags={**opening.tags, "directory": str(self.spool.directory), **_origin(opening.manifest)},
+            params=opening.params,
+            dataset=_dataset(opening.manifest, opening.data_dir),
+            manifest=opening.manifest.to_json(),
+            parent=opening.parent,
+        )
 
     def add(self, key: str, kind: str, **content: Any) -> bool:
         """Keeps a record (see Sender) and sends it in its turn; False where one of this key was kept before."""
@@ -166,14 +176,16 @@ class TrackedRun:
         """directory: below the run's, so that it is found where the run was moved to."""
         self.add(key, "artifacts", directory=str(directory.relative_to(self.spool.directory)), path=path)
 
-    def log_model(self, key: str, directory: Path, name: str, step: int, metrics: str) -> None:
-        """directory: below the run's, in MLflow's form; metrics: key of those that the model reached, shown with it."""
+    def log_model(self, key: str, directory: Path, tags: dict[str, str], step: int, metrics: str) -> None:
+        """directory: below the run's, in MLflow's form; tags: with model and dataset, which name it; metrics: key of
+        those that it reached, shown with it."""
         where = str(directory.relative_to(self.spool.directory))
-        tags = {"model": name.rpartition("-")[0], "dataset": name.rpartition("-")[2]}
+        name = model_name(tags["model"], tags["dataset"])
         self.add(key, "model", directory=where, name=name, step=step, metrics=metrics, tags=tags)
 
     def register(self, key: str, run_key: str, name: str, description: str, tags: dict[str, str]) -> None:
-        """The model of the run with this key as the best version of a registered model."""
+        """The model of the run with this key as a version of a registered model. tags: data_digest and SCORE_TAG decide
+        whether it is the best; see Sender."""
         self.add(key, "register", run=run_key, name=name, description=description, tags=tags)
 
     def close(self, status: str) -> None:
@@ -280,13 +292,15 @@ def main(args: Sequence[str]) -> int:
     found = [file.parent for file in arguments.output_dir.rglob(RECORDS)]
     directories = arguments.runs or sorted(found, key=lambda path: (len(path.parts), path))  # parents come first
     uri = tracking_uri()
-    refused = []
-    for directory in directories:
-        if problem := _flush(directory, uri):
-            refused.append(problem)
-    if refused:
-        raise InputError("; ".join(refused))
-    if not directories:
+    problems: dict[Path, str] = {}
+    found_any = bool(directories)
+    for _ in range(2):  # a reproduction's own records come before and after those of its trainings
+        for directory in directories:
+            problems[directory] = _flush(directory, uri)
+        directories = [directory for directory, problem in problems.items() if problem]
+    if directories:
+        raise InputError("; ".join(problems[directory] for directory in directories))
+    if not found_any:
         print(f"no records in {arguments.output_dir}")
     return 0
 
@@ -308,7 +322,7 @@ def _flush(directory: Path, uri: str) -> str:
         try:
             while spool.unsent:
                 sender.send_next()
-        except (InputError, ParentUnknownError) as error:
+        except (InputError, NotYetError) as error:
             return f"{directory}: {error}"
         except (MlflowException, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown(uri))

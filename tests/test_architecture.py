@@ -7,12 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"errors", "events", "experiment"},
+    {"errors", "events"},
     {"storage", "mappings", "spool"},
     {"schema"},
     {"config", "dataset_config", "distributed"},
     {"data", "model", "losses", "metrics", "retrieval", "cli"},
-    {"evaluation", "comparison"},
+    {"evaluation", "comparison", "experiment"},
     {"training", "sender", "plots"},
     {"tracking", "serving"},
     {"progress", "board", "watchdog", "launch", "runs", "machine_metrics", "serving_model"},

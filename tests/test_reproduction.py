@@ -13,10 +13,11 @@ from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.events import Event
+from pnfrec_dist.experiment import Options, Training, planned
 from pnfrec_dist.recorded import Comparison, Recorded, curve_points, published_figures
 from pnfrec_dist.report import About, write_report
 from pnfrec_dist.reproduce import parse
-from pnfrec_dist.reproduction import Training, planned, recorded
+from pnfrec_dist.reproduction import recorded
 from pnfrec_dist.runs import choose_run, finished_run
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.result import DIRECTORY, RESULT, read_result, read_test_users
@@ -42,7 +43,8 @@ def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan(workspace: Path, seeds: int = 2) -> list[Training]:
     curves = {"alpha": (0.0, 0.45), "beta": (0.25,)}
-    return planned("tiny", MODELS, range(1, seeds + 1), curves, workspace / "runs", FLAGS)
+    directory = workspace / "runs"
+    return planned(Options("tiny", MODELS, tuple(range(1, seeds + 1)), curves, directory, False, FLAGS))
 
 
 def data(workspace: Path) -> PreparedData:
@@ -210,6 +212,7 @@ def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Reco
     ("args", "message"),
     [
         (["--seeds", "0"], "--seeds is 0; it is a number of seeds, from 1 to 100"),
+        (["--name", "../elsewhere"], "--name is '../elsewhere'; a name has"),
         (["--seeds", "few"], "invalid int value: 'few'"),
         (["--alphas", "0.1", "much"], "--alphas is '0.1 much'; it must be numbers, or grid"),
         (["--betas", "-1"], r"loss.beta is -1.0; it must be a finite number >= 0"),
@@ -224,8 +227,7 @@ def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Reco
 )
 def test_wrong_input_is_named(args: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        options = parse(["--dataset", "tiny", *args])
-        planned(options.dataset, options.models, options.seeds, options.curves, options.directory, options.flags)
+        planned(parse(["--dataset", "tiny", *args]))
 
 
 def test_a_grid_is_the_papers() -> None:
@@ -235,10 +237,18 @@ def test_a_grid_is_the_papers() -> None:
     assert options.directory.name == "reproduce-synthetic"
 
 
+def test_a_report_of_curves_alone_has_no_table(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    text = report(workspace, [r for r in found if r.weight], tmp_path)
+    assert "## Over alpha" in text and "## Table 2" not in text and not (tmp_path / "figures" / "bars.png").exists()
+
+
 def test_published_figures_are_read_and_checked(workspace: Path) -> None:
     assert published_figures("ml1m")["pnfrec"]["ndcg_p_at_10"] == 0.1041
     assert published_figures("kion")["sasrec"]["ndcg_delta_at_10"] == 0.0521
     assert published_figures("nothing") == {}
     (workspace / "conf" / "published" / "odd.yaml").write_text("pnfrec: [1, 2]\n")
     with pytest.raises(InputError, match=r"odd\.yaml must hold lines of"):
+        published_figures("odd")
+    (workspace / "conf" / "published" / "odd.yaml").write_text("pnfrec: [1, 2, .nan, 3]\n")
+    with pytest.raises(InputError, match="not finite"):
         published_figures("odd")

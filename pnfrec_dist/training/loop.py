@@ -25,6 +25,7 @@ from pnfrec_dist.evaluation import Evaluation, evaluate, model_scores, popularit
 from pnfrec_dist.events import Event
 from pnfrec_dist.losses.objective import term_names, term_weights
 from pnfrec_dist.mappings import to_mapping
+from pnfrec_dist.metrics import FLOORS
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
@@ -35,8 +36,6 @@ from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import Requests, StepSums, train_step
 
 SELECTION_METRIC = "ndcg_p_at_10"
-FLOORS = {"popularity": False, "popularity_positive": True}
-"""Rankings without a model, by train interactions -> whether positive ones alone."""
 MAX_SKIPPED = 100
 """With so many steps in a row that are not finite, skipping helps no more."""
 

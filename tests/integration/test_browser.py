@@ -165,6 +165,6 @@ def test_two_runs_are_compared(page: Page, address: str, ids: dict[str, str]) ->
 
 def test_the_registered_model_has_its_best_version(page: Page, address: str) -> None:
     visit(page, address, "models/pnfrec-dist-tiny")
-    expect(page.get_by_text("that validated best").first).to_be_visible()
+    expect(page.get_by_text("Models of").first).to_be_visible()
     expect(page.get_by_text("best", exact=True).first).to_be_visible()
     keep(page, "model")

@@ -90,7 +90,7 @@ def test_finished_trainings_are_not_run_again(workspace: Path, outputs: list[str
     assert "[1/1] sasrec_c tiny seed 1" in gone_on and "sasrec_p tiny seed 1" not in gone_on
     assert "[1/" not in again, "nothing is left to train"
     for output in (gone_on, again):
-        assert "2 of 2 trainings have a result" in output
+        assert "trainings with a result: 2 of 2" in output
     children = list((workspace / "runs" / "reproduce-tiny").glob("sasrec*"))
     assert len(children) == 2
     text = (workspace / "runs" / "reproduce-tiny" / "report" / "report.md").read_text()
@@ -149,6 +149,25 @@ def test_the_best_is_registered_and_loads_in_a_process_without_this_package(
     model = version.source.removeprefix("models:/")
     directory = Path(client.get_logged_model(model).artifact_location.removeprefix("file://"))
     assert not [p for p in directory.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+
+
+def test_an_interrupt_at_the_end_of_a_training_starts_no_other(workspace: Path) -> None:
+    """SIGINT after the last epoch: the test may still be done, but nothing else is begun; exit 130."""
+    line = [sys.executable, *COMMAND, "--name", "interrupted"]
+    process = subprocess.Popen(line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    output = ""
+    for text in process.stdout:
+        output += text
+        if text.startswith("epoch   2/2"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, output
+    assert "[2/2]" not in output and "stopped; the same command goes on" in output
+    line = [sys.executable, "-m", "pnfrec_dist.reproduce", "--dataset", "tiny", "--seeds", "1", "--dry-run", *FLAGS]
+    listed = subprocess.run(line, cwd=workspace, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (
+        listed.returncode == 0 and listed.stdout.count("to be trained") == 6 and "nothing was trained" in listed.stdout
+    )
 
 
 def test_nothing_to_report_and_no_such_data_are_said_in_a_line(workspace: Path) -> None:

@@ -27,9 +27,10 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.evaluation import Evaluation
 from pnfrec_dist.events import Event
+from pnfrec_dist.metrics import FLOORS
 from pnfrec_dist.training import loop
 from pnfrec_dist.training.checkpoint import read_state
-from pnfrec_dist.training.loop import FLOORS, Hooks, TrainLoop
+from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.saver import checkpoint_path, checkpoints
 
 SETTINGS = Settings(
