@@ -21,8 +21,20 @@ def test_yaml_lies_over_defaults_and_flags_over_yaml() -> None:
 
 def test_train_yaml_follows_the_data_set_unless_chosen() -> None:
     assert parse_train_settings([]).config == "synthetic"
-    assert parse_train_settings(["--dataset", "ml1m"]).config == "default"
+    assert parse_train_settings(["--dataset", "ml1m"]).config == "ml1m"
+    assert parse_train_settings(["--dataset", "ml25m"]).config == "default"
     assert parse_train_settings(["--config", "default"]).train.batch_size == 500
+
+
+@pytest.mark.parametrize(("dataset", "length"), [("ml1m", 50), ("ml20m", 50), ("toys", 25), ("kion", 25)])
+def test_the_papers_data_sets_have_their_lengths(dataset: str, length: int) -> None:
+    """l per side for models that read likes, 2 l for those that read all."""
+    for model in ("pnfrec", "pnfrec_pn", "pnfrec_pc", "sasrec_p"):
+        assert parse_train_settings(["--dataset", dataset, "--model", model]).encoder.positions == length
+    for model in ("sasrec", "sasrec_c"):
+        settings = parse_train_settings(["--dataset", dataset, "--model", model])
+        assert settings.encoder.positions == 2 * length and settings.loss.alpha == 0
+    assert settings.loss.beta > 0 and settings.contrastive.temperature == 0.1
 
 
 @pytest.mark.parametrize(
@@ -49,6 +61,7 @@ def test_train_yaml_follows_the_data_set_unless_chosen() -> None:
             "from 1 to train.batch_size (500)",
         ),
         (["--loss.cross-entropy", "gbce", "--sampled.distribution", "popularity"], "uniform where loss.cross_entropy"),
+        (["--encoder.history", "all"], "0 where encoder.history is all"),
     ],
 )
 def test_wrong_flags_are_one_line_that_names_value_or_way_out(args: list[str], said: str) -> None:
