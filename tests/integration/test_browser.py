@@ -7,17 +7,15 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from playwright.sync_api import Page, expect, sync_playwright
+from mlflow_server import mlflow_server
+from playwright.sync_api import Error, Page, expect, sync_playwright
 from recovery import ENVIRONMENT
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -67,23 +65,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callabl
 @pytest.fixture(scope="module")
 def address(workspace: Path) -> Iterator[str]:
     """MLflow's page, served as `make mlflow-ui` does."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    line += ["--backend-store-uri", f"sqlite:///{workspace / 'mlflow.db'}"]
-    environment = ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (workspace / "server.log").open("w") as log:
-        process = subprocess.Popen(line, cwd=workspace, env=environment, stdout=log, stderr=log)
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            time.sleep(0.1)
+    with mlflow_server(workspace) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +83,7 @@ def visit(page: Page, address: str, path: str) -> None:
     page.goto("about:blank")
     mark = "&" if "?" in path else "?"
     page.goto(f"{address}/#/{path}{mark}workflowType=machine_learning")
-    with contextlib.suppress(Exception):  # a panel that takes a quarter of the page, on the first visit
+    with contextlib.suppress(Error):  # a panel that takes a quarter of the page, on the first visit
         page.get_by_label("close assistant").or_(page.get_by_label("Close")).first.click(timeout=3000)
 
 

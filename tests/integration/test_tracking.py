@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 import re
 import shutil
 import socket
@@ -10,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.models import Model
+from mlflow_server import ENVIRONMENT, free_port, mlflow_server
 from recovery import Command, metric_histories
 
 from pnfrec_dist import tracking
@@ -28,22 +26,13 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.events import Event
 from pnfrec_dist.outcome import log_outcome
 from pnfrec_dist.runs import Run
-from pnfrec_dist.sender import FINISHED, KILLED, SCORE_TAG, shown
+from pnfrec_dist.sender import FINISHED, KILLED, shown
 from pnfrec_dist.tracking import TrackedRun, opening_of_training
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 pytestmark = pytest.mark.integration
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 EPOCHS = 6
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 class Proxy:
@@ -93,21 +82,9 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    directory, port = tmp_path_factory.mktemp("server"), free_port()
-    line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    line += ["--backend-store-uri", f"sqlite:///{directory}/mlflow.db", "--artifacts-destination", str(directory / "a")]
-    with (directory / "log").open("w") as log:
-        process = subprocess.Popen(line, env=ENVIRONMENT, stdout=log, stderr=log, cwd=directory)
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            time.sleep(0.1)
+    directory = tmp_path_factory.mktemp("server")
+    with mlflow_server(directory, "--artifacts-destination", str(directory / "a")) as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture
@@ -408,79 +385,3 @@ def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown("https://me:secret@host:5000/x") == "https://host:5000/x"
     assert shown("postgresql://me:s@c@host/db") == "postgresql://host/db"
     assert shown("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
-
-
-def trained_with_model(directory: Path, data: PreparedData, uri: str) -> Run:
-    """A run that has told MLflow of its model, of a name that MLflow takes for none."""
-    run = Run(directory, {}, data.manifest.digest)
-    run.write()
-    tracked = TrackedRun(run.directory, run.key, uri, print)
-    tracked.start(opening_of_training(Settings(dataset="tiny"), data.manifest, data.directory))
-    (directory / "model").mkdir()
-    Model().save(str(directory / "model" / "MLmodel"))
-    tracked.log_metrics("test/1", {"test/ndcg_p_at_10": 0.5}, 1)
-    tracked.log_model("model/1", directory / "model", {"model": "my.model", "dataset": "my-data"}, 1, "test/1")
-    tracked.close(FINISHED)
-    assert not tracked.spool.unsent
-    return run
-
-
-@pytest.mark.usefixtures("patience")
-def test_the_alias_best_goes_to_what_validated_best_on_the_same_data(
-    tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    parent = Run(tmp_path / "runs", {"reproduces": "tiny"}, data.manifest.digest)
-    parent.write()
-    tracked = TrackedRun(parent.directory, parent.key, uri, print)
-    tracked.start(opening_of_training(Settings(dataset="tiny"), data.manifest, data.directory))
-    client, holders = MlflowClient(uri), []
-    trained = [trained_with_model(tmp_path / "runs" / str(number), data, uri) for number in range(4)]
-    for number, (score, digest) in enumerate([(0.5, "a"), (0.3, "a"), (0.7, "a"), (0.1, "b")]):
-        tags = {"data_digest": digest, SCORE_TAG: repr(score)}
-        tracked.register(f"best/{number}", trained[number].key, "registered", "text", tags)
-        while tracked.spool.unsent:
-            time.sleep(0.02)
-        holders.append(client.get_model_version_by_alias("registered", "best").run_id)
-    tracked.close(FINISHED)
-    experiment = client.get_experiment_by_name("pnfrec-dist")
-    assert experiment is not None
-    ids = {run.data.tags["pnfrec.run"]: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
-    assert holders == [ids[trained[number].key] for number in (0, 0, 2, 3)]
-    models = client.search_logged_models([experiment.experiment_id])
-    assert {model.name for model in models} == {"my-model-my-data"}
-    assert all(model.tags["model"] == "my.model" and model.metrics for model in models)
-
-
-@pytest.mark.usefixtures("patience")
-def test_a_flush_registers_a_model_that_it_sends_later(
-    tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing of a parent and its training was sent yet: the parent's end waits for the training's model."""
-    parent = Run(tmp_path / "runs" / "parent", {"reproduces": "tiny"}, data.manifest.digest)
-    child = Run(parent.directory / "child", {}, data.manifest.digest)
-    for run in (parent, child):
-        run.write()
-    outer, inner = (TrackedRun(run.directory, run.key, "http://127.0.0.1:9", print) for run in (parent, child))
-    outer.keep(opening_of_training(Settings(dataset="tiny"), data.manifest, data.directory))
-    inner.keep(opening_of_training(Settings(dataset="tiny"), data.manifest, data.directory, parent=parent.key))
-    (child.directory / "model").mkdir()
-    Model().save(str(child.directory / "model" / "MLmodel"))
-    inner.log_metrics("test/1", {"test/ndcg_p_at_10": 0.5}, 1)
-    inner.log_model("model/1", child.directory / "model", {"model": "m", "dataset": "tiny"}, 1, "test/1")
-    outer.register("best/0", child.key, "registered", "text", {"data_digest": "a", SCORE_TAG: "0.5"})
-    for tracked in (outer, inner):
-        tracked.add("status/9", "status", status=FINISHED)
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert tracking.main(["flush", "--output-dir", str(tmp_path / "runs")]) == 0
-    assert "is gone" not in capsys.readouterr().out
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("pnfrec-dist")
-    assert experiment is not None
-    runs = {run.data.tags["pnfrec.run"]: run for run in client.search_runs([experiment.experiment_id])}
-    assert all(run.info.status == FINISHED for run in runs.values())
-    assert runs[child.key].data.tags["mlflow.parentRunId"] == runs[parent.key].info.run_id
-    assert client.get_model_version_by_alias("registered", "best").run_id == runs[child.key].info.run_id
