@@ -14,6 +14,7 @@ from pnfrec_dist.comparison import Spread
 
 COLORS = {
     "pnfrec": "#1b4965",
+    "pnfrec_dot": "#457b9d",
     "pnfrec_pn": "#2a9d8f",
     "pnfrec_pc": "#8a9a5b",
     "sasrec_p": "#e09f3e",

@@ -119,10 +119,19 @@ def compile_encoders(module: nn.Module) -> None:
 
 @torch.no_grad()
 def initialize(module: nn.Module, generator: torch.Generator) -> None:
-    """normal(0, 0.02) for embeddings and linear layers, zero biases, layer norms at identity."""
+    """normal(0, 0.02) for embeddings and linear layers, zero biases, layer norms at identity.
+
+    The weights of query, key and value are uniform over +-sqrt(6 / 4D), Xavier's range for the [3D, D] matrix that
+    torch.nn.MultiheadAttention keeps them in: there, the 0.02 of the authors' code does not reach them.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear):
             part.weight.normal_(0.0, INIT_STD, generator=generator)
             part.bias.zero_()
         elif isinstance(part, nn.Embedding):
             part.weight.normal_(0.0, INIT_STD, generator=generator)
+    for part in module.modules():
+        if isinstance(part, Block):
+            bound = math.sqrt(6 / (4 * part.query.in_features))
+            for projection in (part.query, part.key_value):
+                projection.weight.uniform_(-bound, bound, generator=generator)

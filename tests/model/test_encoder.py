@@ -99,19 +99,23 @@ def test_dropout_acts_in_training_alone() -> None:
     assert not torch.equal(encode(model, x_BLD), encode(model, x_BLD))
 
 
-def test_initial_weights_follow_the_paper_and_the_generator_alone() -> None:
+def test_initial_weights_follow_the_authors_and_the_generator_alone() -> None:
     def fresh(seed: int) -> Encoder:
         model = Encoder(EncoderSettings(hidden_size=64, max_length=50))
         initialize(model, torch.Generator().manual_seed(seed))
         return model
 
     first, again, other = fresh(1), fresh(1), fresh(2)
+    attention = torch.nn.MultiheadAttention(64, 1).in_proj_weight  # what the authors' code leaves as torch draws it
     for (name, a), b in zip(first.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
         if name.endswith("bias"):
             assert (a == 0).all()
         elif "norm" in name:
             assert (a == 1).all()
+        elif "query" in name or "key_value" in name:
+            assert abs(a.std().item() - attention.std().item()) < 0.05 * attention.std().item()
+            assert a.abs().max() <= math.sqrt(1.5 / 64)
         else:
             assert abs(a.std().item() - 0.02) < 0.002
     assert not torch.equal(first.positions.weight, other.positions.weight)
