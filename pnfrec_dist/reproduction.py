@@ -56,6 +56,8 @@ def run_missing(
             checked_plan(training.settings, data, plan)
         print(checked_plan(missing[0].settings, data, plan), flush=True)
         for number, training in enumerate(missing, 1):
+            if number > 1 and missing[number - 2].settings.seed != training.settings.seed:
+                after_seed(problems)
             if recorded(training, digest) is not None:  # a curve may pass through a model of the table
                 continue
             print(f"[{number}/{len(missing)}] {training.name}{_time_left(started, done, len(missing) - number + 1)}")
@@ -73,8 +75,6 @@ def run_missing(
             if test["asked_to_stop"]:
                 return False, problems
             done += 1
-            if number < len(missing) and missing[number].settings.seed != training.settings.seed:
-                after_seed(problems)
     return True, problems
 
 
