@@ -3,6 +3,9 @@
 import contextlib
 import re
 import shlex
+import threading
+from collections.abc import Iterator
+from typing import Protocol
 
 import psutil
 
@@ -19,7 +22,7 @@ from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
 from pnfrec_dist.dataset_config import DatasetSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.events import Event
-from pnfrec_dist.launch import WorkerPlan, ray_session, run_training
+from pnfrec_dist.launch import Phase, WorkerPlan, ray_session, run_training, stop_requests
 from pnfrec_dist.machine_metrics import MachineMetrics
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.outcome import log_outcome
@@ -138,77 +141,117 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
+class Display(Protocol):
+    """Who sees what a training tells."""
+
+    def show(self, event: Event) -> None: ...
+
+    def line(self, text: str) -> None: ...
+
+
 def train(
-    settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, uri: str, name: str = "", parent: str = ""
+    settings: Settings,
+    plan: WorkerPlan,
+    data: PreparedData,
+    run: Run,
+    uri: str,
+    name: str = "",
+    parent: str = "",
+    phase: Phase = "both",
 ) -> Event | None:
-    """Runs the workers, logs what they report; the MLflow run ends in the state that came true.
+    """Trains in the foreground, shown on the terminal, until SIGINT or SIGTERM.
 
     name, parent: see opening_of_training. Returns the test event with the MLflow run's id and whether it was
     "asked_to_stop" all the same, or None when it stopped before the test. Raises InputError when the run refused,
     diverged or cannot be written, RunError when its workers failed for good.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(run.locked())
-            epoch, done = begin(run, settings)
-        except OSError as error:
-            way_out = "make room, or choose another --output-dir"
-            raise InputError(f"cannot write to {run.directory} ({error.strerror}); {way_out}") from error
+    opening = opening_of_training(settings, data.manifest, data.directory, name, parent)
+    with taken_up(run, settings) as (epoch, done):
         if (epoch, done) != (1, 0):
             way_out = "  (--resume never starts another run)" if settings.resume == "auto" and not parent else ""
             print(f"going on with {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
-        opening = opening_of_training(settings, data.manifest, data.directory, name, parent)
-        return _train(settings, plan, data, run, uri, opening, epoch)
+        with ProgressReport(settings.epochs, epoch, plan.num_workers) as progress, stop_requests() as stop:
+            last = run_tracked(settings, plan, data, run, uri, opening, progress, stop, phase)
+    if "test" not in last:
+        print(f"stopped; run {last['tracked']['run_id']} is marked {last['tracked']['status']}")
+        return None
+    return {**last["test"], "run_id": last["tracked"]["run_id"], "asked_to_stop": stop.is_set()}
 
 
-def _train(
-    settings: Settings, plan: WorkerPlan, data: PreparedData, run: Run, uri: str, opening: Opening, first_epoch: int
-) -> Event | None:
+@contextlib.contextmanager
+def taken_up(run: Run, settings: Settings) -> Iterator[tuple[int, int]]:
+    """The run, driven by this process alone as long as the context lasts: (epoch, step) it goes on from.
+
+    Raises InputError where another drives it, or its directory cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(run.locked())
+            begun = begin(run, settings)
+        except OSError as error:
+            way_out = "make room, or choose another --output-dir"
+            raise InputError(f"cannot write to {run.directory} ({error.strerror}); {way_out}") from error
+        yield begun
+
+
+def run_tracked(
+    settings: Settings,
+    plan: WorkerPlan,
+    data: PreparedData,
+    run: Run,
+    uri: str,
+    opening: Opening,
+    display: Display,
+    stop: threading.Event,
+    phase: Phase = "both",
+) -> dict[str, Event]:
+    """Runs the workers of a run that was taken up, and logs what they report; MLflow's run ends in the state that came
+    true.
+
+    Returns the last event of each kind, and "tracked": MLflow's {"run_id", "status"}. Raises as train() does.
+    """
     last: dict[str, Event] = {}
     epochs: dict[int, Event] = {}
-    status, by_itself = FAILED, True
-    with ProgressReport(settings.epochs, first_epoch, plan.num_workers) as progress:
-        tracked = TrackedRun(run.directory, run.key, uri, progress.line)
-        tracked.start(opening)
-        try:
+    status, ending = FAILED, "trained" if phase == "train" else "test"
+    tracked = TrackedRun(run.directory, run.key, uri, display.line)
+    tracked.start(opening)
+    try:
 
-            def on_event(event: Event) -> None:
-                last[event["kind"]] = event
-                progress.show(event)
-                for epoch in [event] if event["kind"] == "epoch" else event.get("epochs", []):
-                    epochs[epoch["epoch"]] = epoch
-                    tracked.log_metrics(f"epoch/{epoch['epoch']}", epoch["metrics"], epoch["epoch"])
+        def on_event(event: Event) -> None:
+            last[event["kind"]] = event
+            for epoch in [event] if event["kind"] == "epoch" else event.get("epochs", []):
+                epochs[epoch["epoch"]] = epoch
+                tracked.log_metrics(f"epoch/{epoch['epoch']}", epoch["metrics"], epoch["epoch"])
+            display.show(event)
 
+        if not stop.is_set():
             with MachineMetrics(tracked):
-                by_itself = run_training(settings, plan, data.directory, run.directory, on_event)
-            status = FINISHED if "test" in last else FAILED if last.keys() & {"diverged", "refused"} else KILLED
-        except KeyboardInterrupt:
-            status = KILLED
-            raise
+                run_training(settings, plan, data.directory, run.directory, on_event, stop, phase)
+        status = FINISHED if ending in last else FAILED if last.keys() & {"diverged", "refused"} else KILLED
+    except KeyboardInterrupt:
+        status = KILLED
+        raise
+    finally:
+        if "test" in last:
+            log_outcome(tracked, settings, data, [epochs[epoch] for epoch in sorted(epochs)], last["test"])
+        try:
+            tracked.close(status)
         finally:
-            if "test" in last:
-                log_outcome(tracked, settings, data, [epochs[epoch] for epoch in sorted(epochs)], last["test"])
-            try:
-                tracked.close(status)
-            finally:
-                if not tracked.spool.pending:  # else the same command is to go on, if only to tell MLflow the end
-                    run.ended = {FINISHED: "finished"}.get(status, "diverged" if "diverged" in last else "")
-                    _write(run, progress)
+            if not tracked.spool.pending:  # else the same command is to go on, if only to tell MLflow the end
+                run.ended = {FINISHED: "finished"}.get(status, "diverged" if "diverged" in last else "")
+                _write(run, display)
     if "refused" in last:
         raise InputError(last["refused"]["text"])
     if "diverged" in last:
         raise InputError(_say_diverged(last["diverged"], settings))
-    if "test" not in last:
-        print(f"stopped; run {tracked.run_id} is marked {status}")
-        return None
-    return {**last["test"], "run_id": tracked.run_id, "asked_to_stop": not by_itself}
+    return {**last, "tracked": {"run_id": tracked.run_id, "status": status}}
 
 
-def _write(run: Run, progress: ProgressReport) -> None:
+def _write(run: Run, display: Display) -> None:
     try:
         run.write()
     except OSError as error:
-        progress.line(f"warning: cannot write {run.directory / RUN_FILE} ({error.strerror}); the run stays unended")
+        display.line(f"warning: cannot write {run.directory / RUN_FILE} ({error.strerror}); the run stays unended")
 
 
 def _say_diverged(event: Event, settings: Settings) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -37,6 +37,8 @@ from pnfrec_dist.storage import Location
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.watchdog import FailureReport, Watchdog
 
+Phase = Literal["train", "test", "both"]
+"""train: no test users are met; test: of a run that was trained."""
 DEFAULT_CPU_WORKERS = 2
 POLL_SECONDS = 0.25
 RAY_ENVIRONMENT = {
@@ -103,7 +105,14 @@ def plan_workers(
 
 @contextlib.contextmanager
 def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
-    """Ray on this machine or a connection to settings.ray_address, and the plan of workers.
+    """Ray, and the plan of a single training's workers."""
+    with ray_cluster(settings) as (cpus, gpus):
+        yield plan_workers(settings.num_workers, settings.num_gpus, cpus, gpus, settings.min_workers)
+
+
+@contextlib.contextmanager
+def ray_cluster(settings: Settings) -> Iterator[tuple[float, float]]:
+    """Ray on this machine or a connection to settings.ray_address: the CPUs and GPUs that it sees.
 
     On this machine a CPU worker counts as one CPU even where cores are fewer than workers.
     """
@@ -132,8 +141,7 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
         ) from error
     try:
         seen = ray.cluster_resources()
-        cpus, gpus = seen.get("CPU", 0), seen.get("GPU", 0)
-        yield plan_workers(settings.num_workers, settings.num_gpus, cpus, gpus, settings.min_workers)
+        yield seen.get("CPU", 0), seen.get("GPU", 0)
     finally:
         ray.shutdown()
 
@@ -166,7 +174,9 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         data = open_prepared(Location(config["data_dir"]))
         world, ways = World(rank, size, device), Hooks(hooks.report, hooks.should_stop, hooks.progress)
-        TrainLoop(settings, data, Path(config["run_dir"]), world, ways).run()
+        loop = TrainLoop(settings, data, Path(config["run_dir"]), world, ways)
+        if config["phase"] == "test" or (loop.train() and config["phase"] == "both"):
+            loop.test()
         world.barrier()  # nobody closes its connections while another still reads
     except InputError as error:  # starting again would not help
         hooks.report({"kind": "refused", "text": str(error)})
@@ -203,13 +213,19 @@ def _join_process_group(rank: int, size: int, backend: str, timeout: float) -> N
 
 
 def run_training(
-    settings: Settings, plan: WorkerPlan, data_dir: Location, run_dir: Path, on_event: Callable[[Event], None]
-) -> bool:
-    """Trains on the planned workers; on_event gets every event in this thread. True when it ended by itself.
+    settings: Settings,
+    plan: WorkerPlan,
+    data_dir: Location,
+    run_dir: Path,
+    on_event: Callable[[Event], None],
+    stop: threading.Event,
+    phase: Phase = "both",
+) -> None:
+    """Trains on the planned workers, and tests; on_event gets every event in this thread.
 
-    SIGINT or SIGTERM asks the workers to stop after the step in progress and to leave a checkpoint (then: False); a
-    second one gives up waiting and raises KeyboardInterrupt. Workers are started again settings.max_failures times,
-    then RunError is raised. data_dir and run_dir are absolute and reachable from every worker.
+    Once `stop` is set, the workers stop after the step in progress and leave a checkpoint. They are started again
+    settings.max_failures times, then RunError is raised. data_dir and run_dir are absolute and reachable from every
+    worker.
     """
     board = remote_board()
     trainer = TorchTrainer(
@@ -218,6 +234,7 @@ def run_training(
             "settings": settings,
             "data_dir": data_dir.uri,
             "run_dir": str(run_dir),
+            "phase": phase,
             "board": board,
             "use_gpu": plan.use_gpu,
             "cpus_per_worker": plan.cpus_per_worker,
@@ -253,23 +270,21 @@ def run_training(
             failure.append(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    with _stop_requests() as stop:
-        thread.start()
-        asked = False
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            if stop.is_set() and not asked:
-                board.request_stop.remote()
-                asked = True
-            deliver()
-            if text := watchdog.check():
-                on_event({"kind": "warning", "text": text})
+    thread.start()
+    asked = False
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        if stop.is_set() and not asked:
+            board.request_stop.remote()
+            asked = True
         deliver()
+        if text := watchdog.check():
+            on_event({"kind": "warning", "text": text})
+    deliver()
     if failure and isinstance(failure[0], ray.train.TrainingFailedError):
         raise RunError(_say_failed(failure[0], watchdog.reason, settings, run_dir)) from failure[0]
     if failure:
         raise failure[0]
-    return not stop.is_set()
 
 
 def _say_failed(error: BaseException, reason: str, settings: Settings, run_dir: Path) -> str:
@@ -284,7 +299,7 @@ def _say_failed(error: BaseException, reason: str, settings: Settings, run_dir: 
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
+def stop_requests() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; the second raises KeyboardInterrupt."""
     stop = threading.Event()
 

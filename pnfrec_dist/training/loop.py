@@ -56,7 +56,7 @@ def build_model(num_items: int, settings: Settings, shards: World | None = None)
 
 
 class TrainLoop:
-    """One rank's run. `run()` trains until the end, early stopping or a stop request, then tests the best epoch."""
+    """One rank's run: `train()` until the end, early stopping or a stop request, `test()` of the best epoch."""
 
     def __init__(self, settings: Settings, data: PreparedData, run_dir: Path, world: World, hooks: Hooks) -> None:
         self.settings, self.data, self.run_dir, self.world, self.hooks = settings, data, run_dir, world, hooks
@@ -80,20 +80,29 @@ class TrainLoop:
         self.encoders = world.wrap(self.model.encoders)
 
     def run(self) -> None:
+        """Trains, then tests unless a stop was asked for."""
+        if self.train():
+            self.test()
+
+    def train(self) -> bool:
+        """True at the end of training, False where it stopped before."""
         where = {"epoch": self.state.epoch, "step": self.state.step}
-        if self.epochs:
-            self._report({"kind": "history", "epochs": list(self.epochs)})
+        self._report({"kind": "history", "epochs": list(self.epochs)})
         self._report({"kind": "started", **where, "workers": self.world.size})
         while not self._finished():
             went_on, stop = self._train_epoch()
             if not went_on:
-                return
+                return False
             if self.state.step == self._steps():
                 self._end_epoch()
             if stop and not self._finished():
                 self._stop()
-                return
-        self._test()
+                return False
+        self.saver.wait()
+        self._report_problems()
+        best = checkpoint_path(self.run_dir, self.state.best_steps)
+        self._report({"kind": "trained", "best_epoch": self.state.best_epoch, "checkpoint": str(best)})
+        return True
 
     def _restore(self) -> None:
         """Goes on from the newest checkpoint of the run that can be used, the same on all ranks."""
@@ -205,10 +214,9 @@ class TrainLoop:
         self._report_problems()
         self._report({"kind": "stopped", "epoch": self.state.epoch, "step": self.state.step})
 
-    def _test(self) -> None:
+    def test(self) -> None:
         """Restores the best epoch and evaluates it, and what asks for no model, on the test users."""
-        self.saver.wait()
-        self._report_problems()
+        self._report({"kind": "history", "epochs": list(self.epochs)})
         best = checkpoint_path(self.run_dir, self.state.best_steps)
         if problem := self.world.gather(_problem(best) if self.world.is_main else "")[0]:
             way_out = "make room or mend it, and start the same command again"
