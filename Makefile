@@ -1,4 +1,4 @@
-# make help lists every target. DATASET, RAW, MODEL, EPOCHS, SEEDS, MODELS, ARGS and PREP_ARGS are the variables to set.
+# make help lists every target. DATASET, RAW, MODEL, EPOCHS, SEEDS, MODELS, STAGES, ARGS and PREP_ARGS are the variables to set.
 
 DATASET ?= synthetic
 MODEL   ?= pnfrec
@@ -8,6 +8,7 @@ SEEDS   ?=
 MODELS  ?=
 ALPHAS  ?=
 BETAS   ?=
+STAGES  ?=
 ARGS    ?=
 PREP_ARGS ?=
 PORT    ?= 5000
@@ -21,7 +22,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train reproduce mlflow-ui test test-slow soak bench bench-prep check format lock clean
+.PHONY: help setup spark-prep py-files train reproduce tune mlflow-ui test test-slow soak bench bench-prep check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -52,6 +53,9 @@ train: spark-prep  ## prepare DATASET, train MODEL, evaluate, log to MLflow (EPO
 reproduce: spark-prep  ## all models, all seeds, a report beside the paper's figures (SEEDS=5 MODELS="..." EPOCHS=... ALPHAS=grid BETAS=grid)
 	@$(BIN)/python -m pnfrec_dist.reproduce --dataset "$(DATASET)" $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models $(MODELS)) \
 	$(if $(ALPHAS),--alphas $(ALPHAS)) $(if $(BETAS),--betas $(BETAS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+
+tune: spark-prep  ## search training settings: the paper's stages, best.yaml in the end (STAGES="encoder alpha beta" EPOCHS=... ARGS="...")
+	@$(BIN)/python -m tune --dataset "$(DATASET)" $(if $(STAGES),--stages $(STAGES)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 	@echo "http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)"

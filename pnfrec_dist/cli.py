@@ -31,12 +31,14 @@ _PACKAGED_CONF = Path(__file__).resolve().parents[1] / "conf"
 def load_conf(kind: str, name: str, base: T) -> T:
     """`base` with conf/<kind>/<name>.yaml over it; ./conf is looked in before the project's own conf.
 
-    kind: "dataset", "model" or "train". Raises InputError for an unknown name, with the nearest one.
+    kind: "dataset", "model" or "train", of which `name` may also be a path that ends in .yaml. Raises InputError for an
+    unknown name, with the nearest one.
     """
     path = _conf_file(kind, name)
     if path is not None:
         content = _yaml(path)
         if isinstance(content, dict) and kind != "dataset":
+            content = {key: value for key, value in content.items() if (kind, key) != ("train", "model")}
             for key in CHOSEN_BY_FLAG & content.keys():
                 raise InputError(f"{path}: {key!r} is chosen by its flag (--{key.replace('_', '-')}), not in a file")
         return override(base, {} if content is None else content, str(path))
@@ -51,6 +53,10 @@ def conf_content(kind: str, name: str) -> dict[str, Any]:
 
 
 def _conf_file(kind: str, name: str) -> Path | None:
+    if kind == "train" and name.endswith(".yaml"):
+        if not Path(name).is_file():
+            raise InputError(f"--config is {name!r}, and there is no such file; say a name of conf/train/, or a path")
+        return Path(name)
     if not re.fullmatch(r"[\w.-]+", name):
         return None
     paths = (directory / kind / f"{name}.yaml" for directory in (Path("conf"), _PACKAGED_CONF))
@@ -70,11 +76,29 @@ def conf_names(kind: str) -> list[str]:
     return sorted(found)
 
 
-def parse_train_settings(args: Sequence[str]) -> Settings:
-    """Flags over conf/model/<model>.yaml over conf/train/<config>.yaml over the defaults of config.py."""
+def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Settings:
+    """Flags over conf/model/<model>.yaml over conf/train/<config>.yaml over the defaults of config.py.
+
+    A file in conf/train/ that names its model goes over conf/model/<model>.yaml. any_model: it may be used for another
+    model, whose own file then goes over it, but for weights of the loss that both have.
+    """
     chosen = selected(args, {"dataset": Settings.dataset, "model": Settings.model, "config": Settings.config})
     config = chosen["config"] or (chosen["dataset"] if chosen["dataset"] in conf_names("train") else "default")
-    settings = load_conf("model", chosen["model"], load_conf("train", config, Settings()))
+    found_for = conf_content("train", config).get("model", "")
+    asked_for = selected(args, {"model": found_for})["model"]
+    if not found_for:
+        settings = load_conf("model", chosen["model"], load_conf("train", config, Settings()))
+    elif asked_for == found_for:
+        chosen["model"] = found_for
+        settings = load_conf("train", config, load_conf("model", found_for, Settings()))
+    elif any_model:
+        base = load_conf("train", config, Settings())
+        settings = load_conf("model", asked_for, base)
+        weights = {name: getattr(base.loss, name) for name in ("alpha", "beta")}
+        kept = {name: value for name, value in weights.items() if value and getattr(settings.loss, name)}
+        settings = dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, **kept))
+    else:
+        raise InputError(f"--config {config} is for --model {found_for}, not {asked_for}; leave --model out")
     settings = dataclasses.replace(settings, **{**chosen, "config": config})
     return parse_flags(Settings, settings, args, "python -m pnfrec_dist.train")
 

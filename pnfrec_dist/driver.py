@@ -4,7 +4,8 @@ import contextlib
 import re
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import psutil
@@ -167,11 +168,12 @@ def train(
     """
     opening = opening_of_training(settings, data.manifest, data.directory, name, parent)
     with taken_up(run, settings) as (epoch, done):
-        if (epoch, done) != (1, 0):
+        if (epoch, done) != (1, 0) and phase != "test":
             way_out = "  (--resume never starts another run)" if settings.resume == "auto" and not parent else ""
             print(f"going on with {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
         with ProgressReport(settings.epochs, epoch, plan.num_workers) as progress, stop_requests() as stop:
-            last = run_tracked(settings, plan, data, run, uri, opening, progress, stop, phase)
+            job = Job(settings, plan, data, run, uri, opening, phase)
+            last = run_tracked(job, progress, stop, _log_test)
     if "test" not in last:
         print(f"stopped; run {last['tracked']['run_id']} is marked {last['tracked']['status']}")
         return None
@@ -179,14 +181,14 @@ def train(
 
 
 @contextlib.contextmanager
-def taken_up(run: Run, settings: Settings) -> Iterator[tuple[int, int]]:
+def taken_up(run: Run, settings: Settings, *, wait: bool = False) -> Iterator[tuple[int, int]]:
     """The run, driven by this process alone as long as the context lasts: (epoch, step) it goes on from.
 
-    Raises InputError where another drives it, or its directory cannot be written.
+    Raises InputError where another drives it (wait: waits until none does), or its directory cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(run.locked())
+            stack.enter_context(run.locked(wait=wait))
             begun = begin(run, settings)
         except OSError as error:
             way_out = "make room, or choose another --output-dir"
@@ -194,27 +196,35 @@ def taken_up(run: Run, settings: Settings) -> Iterator[tuple[int, int]]:
         yield begun
 
 
-def run_tracked(
-    settings: Settings,
-    plan: WorkerPlan,
-    data: PreparedData,
-    run: Run,
-    uri: str,
-    opening: Opening,
-    display: Display,
-    stop: threading.Event,
-    phase: Phase = "both",
-) -> dict[str, Event]:
-    """Runs the workers of a run that was taken up, and logs what they report; MLflow's run ends in the state that came
-    true.
+@dataclass(frozen=True)
+class Job:
+    """A run that was taken up, and how it is to go on."""
+
+    settings: Settings
+    plan: WorkerPlan
+    data: PreparedData
+    run: Run
+    uri: str
+    """MLflow's"""
+    opening: Opening
+    phase: Phase = "both"
+
+
+AtEnd = Callable[[Job, TrackedRun, dict[str, Event], list[Event]], None]
+"""Logs what came of a job: told the last event of each kind, and the epochs."""
+
+
+def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd) -> dict[str, Event]:
+    """Runs the workers and logs what they report; MLflow's run ends in the state that came true.
 
     Returns the last event of each kind, and "tracked": MLflow's {"run_id", "status"}. Raises as train() does.
     """
+    run = job.run
     last: dict[str, Event] = {}
     epochs: dict[int, Event] = {}
-    status, ending = FAILED, "trained" if phase == "train" else "test"
-    tracked = TrackedRun(run.directory, run.key, uri, display.line)
-    tracked.start(opening)
+    status, ending = FAILED, "trained" if job.phase == "train" else "test"
+    tracked = TrackedRun(run.directory, run.key, job.uri, display.line)
+    tracked.start(job.opening)
     try:
 
         def on_event(event: Event) -> None:
@@ -226,14 +236,14 @@ def run_tracked(
 
         if not stop.is_set():
             with MachineMetrics(tracked):
-                run_training(settings, plan, data.directory, run.directory, on_event, stop, phase)
+                directories = job.data.directory, run.directory
+                run_training(job.settings, job.plan, *directories, on_event, stop, job.phase)
         status = FINISHED if ending in last else FAILED if last.keys() & {"diverged", "refused"} else KILLED
     except KeyboardInterrupt:
         status = KILLED
         raise
     finally:
-        if "test" in last:
-            log_outcome(tracked, settings, data, [epochs[epoch] for epoch in sorted(epochs)], last["test"])
+        at_end(job, tracked, last, [epochs[epoch] for epoch in sorted(epochs)])
         try:
             tracked.close(status)
         finally:
@@ -243,8 +253,13 @@ def run_tracked(
     if "refused" in last:
         raise InputError(last["refused"]["text"])
     if "diverged" in last:
-        raise InputError(_say_diverged(last["diverged"], settings))
+        raise InputError(_say_diverged(last["diverged"], job.settings))
     return {**last, "tracked": {"run_id": tracked.run_id, "status": status}}
+
+
+def _log_test(job: Job, tracked: TrackedRun, last: dict[str, Event], epochs: list[Event]) -> None:
+    if "test" in last:
+        log_outcome(tracked, job.settings, job.data, epochs, last["test"])
 
 
 def _write(run: Run, display: Display) -> None:

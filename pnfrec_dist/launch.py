@@ -70,7 +70,8 @@ class WorkerPlan:
     def __str__(self) -> str:
         each = "1 GPU" if self.use_gpu else f"{self.cpus_per_worker:g} CPU"
         least = f"{self.min_workers} to " if self.min_workers else ""
-        return f"{least}{self.num_workers} workers, {each} each"
+        workers = f"{self.num_workers} worker{'s' if self.num_workers != 1 else ''}"
+        return f"{least}{workers}, {each} each"
 
 
 def plan_workers(
@@ -110,18 +111,23 @@ def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
         yield plan_workers(settings.num_workers, settings.num_gpus, cpus, gpus, settings.min_workers)
 
 
-@contextlib.contextmanager
-def ray_cluster(settings: Settings) -> Iterator[tuple[float, float]]:
-    """Ray on this machine or a connection to settings.ray_address: the CPUs and GPUs that it sees.
-
-    On this machine a CPU worker counts as one CPU even where cores are fewer than workers.
-    """
+def prepare_process(settings: Settings) -> None:
+    """What Ray Train reads in a process that starts trainings."""
     own = {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(settings.stall_timeout)}
     if settings.min_workers:  # a lost node may still be counted on at first; this ends the wait for it
         own["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
     for name, value in (RAY_ENVIRONMENT | own).items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def ray_cluster(settings: Settings) -> Iterator[tuple[float, float]]:
+    """Ray on this machine or a connection to settings.ray_address: the CPUs and GPUs that it sees.
+
+    On this machine a CPU worker counts as one CPU even where cores are fewer than workers.
+    """
+    prepare_process(settings)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.ray_address:
         _require_ray(settings.ray_address)

@@ -116,6 +116,67 @@ def weight_curve(weight: str, model: str, points: dict[float, dict[str, Spread]]
     return figure
 
 
+def trials_over_parameters(names: Sequence[str], points: Sequence[dict[str, Any]], scores: Sequence[float]) -> Figure:
+    """A panel for each searched setting: each trial's score over its value; logarithmic where values span decades."""
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for place, name in enumerate(names):
+        values = [point[name] for point in points]
+        at, labels = _places(values)
+        axes[place].scatter(at, scores, s=22, color=COLORS["pnfrec"], alpha=0.75, linewidths=0)
+        if labels:
+            axes[place].set_xticks(range(len(labels)), labels)
+        elif min(values) > 0 and max(values) / min(values) >= 20:
+            axes[place].set_xscale("log")
+        _finish(axes[place], "", name)
+    axes[0].set_ylabel("validation NDCG_p@10", fontsize=9)
+    for unused in axes[len(names) :]:
+        unused.axis("off")
+    return figure
+
+
+def parallel_coordinates(
+    names: Sequence[str], points: Sequence[dict[str, Any]], scores: Sequence[float], title: str
+) -> Figure:
+    """A line for each trial, an axis for each setting and one for the score; the best tenth in colour."""
+    figure = Figure(figsize=(2.4 * (len(names) + 1), 4.0), layout="constrained")
+    axes = figure.subplots()
+    columns: list[Sequence[float]] = []
+    for place, name in enumerate([*names, title]):
+        values = list(scores) if place == len(names) else [point[name] for point in points]
+        at, labels = _places(values)
+        is_log = not labels and min(at) > 0 and max(at) / min(at) >= 20
+        scaled = [math.log(value) for value in at] if is_log else at
+        low, span = min(scaled), max(scaled) - min(scaled) or 1.0
+        columns.append([(value - low) / span for value in scaled])
+        for value in sorted(set(at)) if len(set(at)) <= 6 else (min(at), max(at)):
+            height = ((math.log(value) if is_log else value) - low) / span
+            text = labels[int(value)] if labels else f"{value:.4g}"
+            axes.annotate(text, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK)
+    best = sorted(range(len(scores)), key=lambda trial: scores[trial])
+    first = len(best) - max(1, len(best) // 10)
+    for order, trial in enumerate(best):
+        style = {"color": COLORS["sasrec_p"], "linewidth": 2.0} if order >= first else {"color": FLOOR, "alpha": 0.5}
+        axes.plot(range(len(columns)), [column[trial] for column in columns], **style)
+    axes.set_xticks(range(len(columns)), [*names, title], fontsize=8.5)
+    axes.set_yticks([])
+    axes.set_xlim(-0.1, len(columns) - 0.6)
+    axes.grid(axis="x", color="#c9ccd1", linewidth=0.8)
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+def _places(values: Sequence[Any]) -> tuple[list[float], list[str]]:
+    """Where to draw values, and the labels of those that are no numbers."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return [float(value) for value in values], []
+    labels = sorted({str(value) for value in values})
+    return [float(labels.index(str(value))) for value in values], labels
+
+
 def _band(axes: Axes, lines: Sequence[Sequence[float]], color: str, label: str) -> None:
     if not lines:
         return

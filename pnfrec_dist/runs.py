@@ -80,12 +80,12 @@ class Run:
         draft.rename(self.directory / RUN_FILE)
 
     @contextmanager
-    def locked(self, way_out: str = "start another run with --resume never") -> Iterator[None]:
-        """Raises InputError when another command drives the run."""
+    def locked(self, way_out: str = "start another run with --resume never", *, wait: bool = False) -> Iterator[None]:
+        """Raises InputError when another command drives the run; wait: waits until none does."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / LOCK_FILE).open("a") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise InputError(
                     f"{self.directory} is being trained by another command; wait for it, or {way_out}"

@@ -65,9 +65,11 @@ class Sender:
         record = self.spool.next()
         if record is None:
             return
-        client = self._client = self._client or MlflowClient(tracking_uri=self.uri)
-        if not self.run_id:
-            self.run_id = self._find(client)
+        client = self._client
+        if client is None or not self.run_id:
+            with _one_at_a_time(self.uri):
+                client = self._client = client or MlflowClient(tracking_uri=self.uri)
+                self.run_id = self.run_id or self._find(client)
             if not self.run_id and self.spool.sent:  # another server than last time: it gets all of it
                 self.spool.mark_sent(0)
                 return

@@ -26,7 +26,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOME = {
     "pyspark": {"spark_jobs"},
     "py4j": {"spark_jobs"},
-    "ray": {"pnfrec_dist/launch.py", "pnfrec_dist/board.py", "pnfrec_dist/watchdog.py"},
+    "ray": {"pnfrec_dist/launch.py", "pnfrec_dist/board.py", "pnfrec_dist/watchdog.py", "tune"},
+    "optuna": {"tune"},
     "mlflow": {
         "pnfrec_dist/tracking.py",
         "pnfrec_dist/sender.py",
@@ -35,7 +36,7 @@ HOME = {
         "pnfrec_dist/serving_model.py",
     },
     "tyro": {"pnfrec_dist/cli.py"},
-    "rich": {"pnfrec_dist/progress.py"},
+    "rich": {"pnfrec_dist/progress.py", "tune/watch.py"},
     "matplotlib": {"pnfrec_dist/plots.py", "spark_jobs/report.py"},
     "triton": {"pnfrec_dist/losses/fused.py"},
 }
@@ -93,7 +94,23 @@ def test_spark_jobs_need_only_the_contract(path: Path) -> None:
     assert {m for m in imports(path) if m.startswith("pnfrec_dist")} <= allowed
 
 
-@pytest.mark.parametrize("path", [*files("pnfrec_dist"), *files("spark_jobs")], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", files("tune"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_tune_stands_on_the_driver(path: Path) -> None:
+    """Above what runs a training, beside what reproduces the paper; its own files point down, too."""
+    order = ["space", "records", "options", "search", "trial", "watch", "stages", "report", "sweep", "__main__"]
+    allowed = {name for name, level in LEVEL.items() if level <= LEVEL["train"]}
+    for module in imports(path):
+        package, _, rest = module.partition(".")
+        assert package not in ("spark_jobs",)
+        if package == "pnfrec_dist" and rest:
+            assert rest.split(".")[0] in allowed, f"{path} imports {module}"
+        if package == "tune" and rest:
+            assert order.index(rest) < order.index(path.stem), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize(
+    "path", [*files("pnfrec_dist"), *files("spark_jobs"), *files("tune")], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_heavy_packages_stay_home(path: Path) -> None:
     relative = path.relative_to(ROOT).as_posix()
     for module in imports(path):

@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import pytest
+
+from pnfrec_dist.cli import conf_names, parse_train_settings
+from pnfrec_dist.config import Settings
+from pnfrec_dist.errors import InputError
+from tune.__main__ import parse
+from tune.options import base_settings, planned_stages
+from tune.records import Record, best_of, trial_name
+from tune.search import listed_points, scheduler, searcher
+from tune.space import Parameter, Stage, load_stage, require_space, with_point
+
+HEAD = "model: sasrec_p\n"
+
+
+def stage_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> Stage:
+    """conf/tune/own.yaml with this content, loaded and checked."""
+    (tmp_path / "conf/tune").mkdir(parents=True)
+    (tmp_path / "conf/tune/own.yaml").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    stage = load_stage("own")
+    require_space(stage, Settings())
+    return stage
+
+
+@pytest.mark.parametrize("name", conf_names("tune"))
+def test_every_stage_of_the_project_can_be_planned(name: str) -> None:
+    (stage,) = planned_stages(parse(["--stages", name, "--dataset", "ml1m"]))
+    settings = base_settings(parse(["--stages", name, "--dataset", "ml1m"]), stage, {})
+    assert settings.model == stage.model
+    for parameter in stage.parameters:
+        for value in (parameter.low, parameter.high) if parameter.is_range else parameter.values:
+            assert with_point(settings, {parameter.name: value}, "here") is not None
+
+
+def test_the_papers_grid_has_21_round_values() -> None:
+    (alpha,) = load_stage("alpha").parameters
+    assert alpha.grid() == [round(0.05 * step, 2) for step in range(21)]
+    assert len(listed_points(load_stage("alpha"), 1)) == 21
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (HEAD + "space:\n  optimizer.lrr: [0.1]\n", "optimizer.lr"),
+        (HEAD + "space:\n  optimiser.lr: [0.1]\n", "optimizer.lr"),
+        (HEAD + "space:\n  seed: [1, 2]\n", "'seed' cannot be searched"),
+        (HEAD + "space:\n  optimizer.lr: [0.1, fast]\n", "optimizer.lr is 'fast'"),
+        (HEAD + "space:\n  loss.alpha: {low: -0.5, high: 1, step: 0.5}\n", "loss.alpha is -0.5"),
+        (HEAD + "space:\n  loss.alpha: {low: 1, high: 0}\n", "loss.alpha.high"),
+        (HEAD + "space:\n  loss.alpha: {low: 0, high: 1, log: true}\nsearch: random\n", "loss.alpha.low"),
+        (HEAD + "space:\n  loss.alpha: {low: 0, hihg: 1}\n", "list of values, or {low"),
+        (HEAD + "space:\n  loss.alpha: {low: 0, high: 1, stpe: 0.1}\n", "did you mean 'step'"),
+        (HEAD + "space:\n  loss.alpha: {low: 0.0, high: 1.0}\n", "no step, which a grid needs"),
+        (HEAD + "space: {}\n", "space must be a mapping"),
+        (HEAD + "serach: random\nspace:\n  loss.alpha: [1.0]\n", "did you mean 'search'"),
+        (HEAD + "search: ranodm\nspace:\n  loss.alpha: [1.0]\n", "one of 'grid', 'random', 'optuna'"),
+        ("model: sasrecp\nspace:\n  loss.alpha: [1.0]\n", "did you mean 'sasrec_p'"),
+        ("space:\n  loss.alpha: [1.0]\n", "model is missing"),
+    ],
+)
+def test_a_wrong_space_is_one_line_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, named: str
+) -> None:
+    with pytest.raises(InputError, match=r"conf/tune/own\.yaml|no step") as caught:
+        stage_of(tmp_path, monkeypatch, content)
+    assert named in str(caught.value)
+
+
+def test_more_random_samples_keep_the_first_ones_and_none_comes_twice() -> None:
+    space = (Parameter("encoder.num_blocks", (1, 2, 3)), Parameter("optimizer.lr", low=1e-4, high=1e-2, log=True))
+    few, many = (Stage("own", "sasrec_p", space, search="random", num_samples=n) for n in (5, 20))
+    assert listed_points(many, 3)[:5] == listed_points(few, 3)
+    assert listed_points(few, 3) != listed_points(few, 4)
+    small = Stage("own", "sasrec_p", space[:1], search="random", num_samples=20)
+    assert sorted(point["encoder.num_blocks"] for point in listed_points(small, 1)) == [1, 2, 3]
+
+
+def record(point: dict[str, float], scores: list[float]) -> Record:
+    epochs = [{"epoch": place, "score": score, "seconds": 1.0} for place, score in enumerate(scores, 1)]
+    return Record(point, "finished", "", max(scores), 1, epochs, 9.0)
+
+
+def test_optuna_suggests_first_what_began_and_goes_by_what_ended() -> None:
+    stage = Stage("own", "sasrec_p", (Parameter("optimizer.lr", low=0.0, high=1.0),), search="optuna")
+    ended = [record({"optimizer.lr": x}, [1 - abs(x - 0.3)]) for x in [0.02 * step for step in range(50)]]
+    found = searcher(stage, 1, ended, [{"optimizer.lr": 0.77}])
+    suggested = [(found.suggest(f"trial {place}") or {})["optimizer.lr"] for place in range(11)]
+    assert suggested[0] == 0.77
+    assert abs(sum(suggested[1:]) / 10 - 0.3) < 0.15  # what knows nothing suggests .5 in the mean
+
+
+def test_successive_halving_knows_the_trials_of_an_earlier_command() -> None:
+    from ray.tune.schedulers import TrialScheduler
+
+    stage = Stage(
+        "own", "sasrec_p", (Parameter("optimizer.lr", (0.1,)),), scheduler="asha", grace_epochs=2, reduction=2
+    )
+
+    class Late:
+        trial_id = "late"
+
+    def decides(ended: list[Record], score: float) -> str:
+        asha = scheduler(stage, 10, ended)
+        asha.on_trial_add(None, Late())  # type: ignore[arg-type]
+        return asha.on_trial_result(None, Late(), {"epoch": 2, "score": score})  # type: ignore[arg-type]
+
+    ended = [record({"optimizer.lr": x}, [0.5, 0.5 + x]) for x in (0.1, 0.2, 0.3)]
+    assert decides(ended, 0.4) == TrialScheduler.STOP
+    assert decides(ended, 0.9) == TrialScheduler.CONTINUE
+    assert decides([], 0.4) == TrialScheduler.CONTINUE
+
+
+def test_the_winner_does_not_hang_on_the_order_of_ends() -> None:
+    found = [record({"optimizer.lr": x}, [score]) for x, score in ((0.1, 0.5), (0.2, 0.7), (0.3, 0.7))]
+    assert best_of(found) == best_of(found[::-1])
+    assert best_of([]) is None
+    assert trial_name({"a": 1, "b": 2}) == trial_name({"b": 2, "a": 1})
+
+
+def test_a_found_file_is_taken_by_train_and_weights_stay_for_the_next_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("best.yaml").write_text("model: pnfrec_pn\nencoder:\n  hidden_size: 32\nloss:\n  alpha: 0.3\n  beta: 0.0\n")
+    settings = parse_train_settings(["--config", "best.yaml"])
+    assert (settings.model, settings.loss.alpha, settings.encoder.hidden_size) == ("pnfrec_pn", 0.3, 32)
+    with pytest.raises(InputError, match="is for --model pnfrec_pn, not sasrec"):
+        parse_train_settings(["--config", "best.yaml", "--model", "sasrec"])
+    beta = base_settings(parse(["--config", "best.yaml"]), load_stage("beta"), {})
+    assert (beta.model, beta.loss.alpha, beta.encoder.hidden_size) == ("pnfrec", 0.3, 32)
+    whole = base_settings(parse(["--config", "best.yaml"]), load_stage("sasrec_c"), {})
+    assert (whole.model, whole.loss.alpha, whole.encoder.history) == ("sasrec_c", 0.0, "all")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--stages", "alhpa"], "did you mean 'alpha'"),
+        (["--time-budget", "3x"], "--time-budget is '3x'"),
+        (["--time-budget", "0h"], "--time-budget is '0h'"),
+        (["--num-samples", "0"], "--num-samples is 0"),
+        (["--max-concurrent", "0"], "--max-concurrent is 0"),
+        (["--name", "a/b"], "--name is 'a/b'"),
+        (["--model", "pnfrec"], "--model is the stage's"),
+        (["--search", "tpe"], "invalid choice: 'tpe'"),
+        (["--encoder.hiden-size", "3"], "did you mean --encoder.hidden-size"),
+    ],
+)
+def test_a_wrong_flag_is_one_line_that_names_it(flags: list[str], named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        planned_stages(parse(flags))
+    assert named in str(caught.value)

@@ -1,0 +1,104 @@
+"""The command python -m tune: a search over training settings, and a file of the best ones."""
+
+import argparse
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from pnfrec_dist.cli import conf_names, run_command
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.train import RAY_CLUSTER
+from tune.options import Options, planned_stages
+from tune.space import SCHEDULERS, SEARCHES
+
+PAPER = ("encoder", "alpha", "beta")
+"""The paper's protocol."""
+
+
+def parse(args: Sequence[str]) -> Options:
+    """Raises InputError."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tune",
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Searches training settings with Ray Tune on validation users, stage by stage, tests the winner "
+        "once, and writes best.yaml. What ended is not run again, so the same command goes on after an interruption.",
+        epilog="Any further flag is one of python -m pnfrec_dist.train (--config best.yaml, --epochs 20, ...) and "
+        "holds for all trials. Stages are files in conf/tune/: " + ", ".join(conf_names("tune")) + ".",
+    )
+    add = parser.add_argument
+    add("--dataset", default="synthetic", help="name of a prepared data set (default: synthetic)")
+    add(
+        "--stages",
+        nargs="+",
+        default=list(PAPER),
+        help="of conf/tune/, one after the other (default: the paper's, " + " ".join(PAPER) + ")",
+    )
+    add("--search", choices=SEARCHES, help="instead of the stage's own")
+    add("--scheduler", choices=SCHEDULERS, help="instead of the stage's own")
+    add("--num-samples", type=int, help="trials of a random or optuna search")
+    add("--time-budget", metavar="TIME", help="such as 90m or 8h; what runs then is stopped (default: none)")
+    add("--workers-per-trial", type=int, default=1, help="CPU workers (default: 1)")
+    add("--gpus-per-trial", type=int, help="workers with a GPU each (default: 1 where Ray sees GPUs, else 0)")
+    add("--max-concurrent", type=int, help="trials at a time (default: as many as the cluster holds)")
+    add("--output-dir", type=Path, default=Path("runs"), help="default: runs")
+    add("--name", help="directory in --output-dir and name in MLflow (default: tune-<dataset>)")
+    add("--write-config", metavar="NAME", help="write the best settings to conf/train/NAME.yaml as well")
+    add("--dry-run", action="store_true", help="check everything, show the plan, train nothing")
+    try:
+        found, flags = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}; see python -m tune --help") from error
+    if {"--model", "--output-dir", "--num-workers", "--num-gpus"} & {flag.partition("=")[0] for flag in flags}:
+        raise InputError("--model is the stage's; workers are set by --workers-per-trial and --gpus-per-trial")
+    for name in ("num_samples", "workers_per_trial", "max_concurrent"):
+        value = getattr(found, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be >= 1")
+    name = found.name or f"tune-{found.dataset}"
+    for flag, value in (("--name", name), ("--write-config", found.write_config or "x")):
+        if not re.fullmatch(r"\w[\w.-]*", value):
+            raise InputError(f"{flag} is {value!r}; a name has letters, digits, '.', '_' and '-' alone")
+    return Options(
+        dataset=found.dataset,
+        stages=tuple(dict.fromkeys(found.stages)),
+        directory=(found.output_dir / name).resolve(),
+        search=found.search,
+        scheduler=found.scheduler,
+        num_samples=found.num_samples,
+        time_budget=_seconds(found.time_budget),
+        workers_per_trial=found.workers_per_trial,
+        gpus_per_trial=found.gpus_per_trial,
+        max_concurrent=found.max_concurrent,
+        write_config=found.write_config,
+        dry_run=found.dry_run,
+        flags=tuple(flags),
+        command=shlex.join(["python", "-m", "tune", *args]),
+    )
+
+
+def _seconds(text: str | None) -> float | None:
+    """ "90s", "15m", "1.5h" -> seconds."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found or not float(found[1]):
+        raise InputError(f"--time-budget is {text!r}; say seconds, minutes or hours, such as 45m or 1.5h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def main(args: Sequence[str]) -> int:
+    """Searches and returns the exit code. Raises InputError for wrong input."""
+    options = parse(args)
+    stages = planned_stages(options)
+    if not any(flag.partition("=")[0] == "--ray-address" for flag in options.flags):
+        os.environ.setdefault(RAY_CLUSTER, "0")
+    from tune.sweep import run_sweep  # imports Ray, torch and MLflow, too long for --help or a typo
+
+    return run_sweep(options, stages)
+
+
+if __name__ == "__main__":
+    run_command(main)

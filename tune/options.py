@@ -1,0 +1,55 @@
+"""What a sweep is asked for, and its stages with that over conf/tune/."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.config import Settings
+from tune.space import Point, Stage, load_stage, require_space, require_stage, with_point
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be searched, and with what."""
+
+    dataset: str
+    stages: tuple[str, ...]
+    directory: Path
+    search: str | None
+    scheduler: str | None
+    num_samples: int | None
+    time_budget: float | None
+    """seconds"""
+    workers_per_trial: int
+    gpus_per_trial: int | None
+    max_concurrent: int | None
+    write_config: str | None
+    """a name in conf/train/"""
+    dry_run: bool
+    flags: tuple[str, ...]
+    """of the training command, for all trials"""
+    command: str
+
+
+def planned_stages(options: Options) -> list[Stage]:
+    """The stages with the command's own choices over those of conf/tune/. Raises InputError."""
+    stages = []
+    for name in options.stages:
+        own = {key: getattr(options, key) for key in ("search", "scheduler", "num_samples")}
+        stage = dataclasses.replace(load_stage(name), **{key: value for key, value in own.items() if value is not None})
+        require_stage(stage, f"conf/tune/{name}.yaml with the flags given")
+        require_space(stage, base_settings(options, stage, {}))
+        stages.append(stage)
+    return stages
+
+
+def base_settings(options: Options, stage: Stage, found: Point) -> Settings:
+    """What the trials of a stage share: found: what earlier stages chose."""
+    flags = ["--dataset", options.dataset, "--model", stage.model, "--output-dir", str(options.directory / stage.name)]
+    settings = parse_train_settings([*flags, *options.flags], any_model=True)
+    if options.gpus_per_trial:
+        settings = dataclasses.replace(settings, num_gpus=options.gpus_per_trial)
+    else:
+        settings = dataclasses.replace(settings, num_workers=options.workers_per_trial)
+    return with_point(settings, found, f"what was found before {stage.name}")

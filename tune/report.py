@@ -1,0 +1,143 @@
+"""What a stage found: table, importance, figures; and the winner as a file of training settings."""
+
+import csv
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from pnfrec_dist import plots
+from pnfrec_dist.cli import CHOSEN_BY_FLAG
+from pnfrec_dist.comparison import spread
+from pnfrec_dist.config import Settings
+from pnfrec_dist.mappings import to_mapping
+from pnfrec_dist.progress import duration
+from tune.records import Record
+from tune.space import Stage, described
+
+SHOWN = 10
+SELECTION = "val/ndcg_p_at_10"
+LEFT_OUT = CHOSEN_BY_FLAG | {
+    *("data_dir", "output_dir", "experiment", "ray_address"),
+    *("num_workers", "min_workers", "num_gpus", "max_failures", "stall_timeout"),
+}
+"""Settings of the machine, and those that flags choose."""
+
+
+def write_stage_report(directory: Path, stage: Stage, records: Sequence[Record]) -> None:
+    """stage.md, trials.csv, and figures where at least two trials have a score."""
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [parameter.name for parameter in stage.parameters]
+    with (directory / "trials.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["trial", *names, "state", "validation_ndcg_p_at_10", "best_epoch", "epochs", "seconds", "reason"]
+        )
+        for record in records:
+            row = [record.name, *(record.point[name] for name in names), record.state, record.best_score]
+            writer.writerow([*row, record.best_epoch, len(record.epochs), round(record.seconds, 1), record.reason])
+    scored = [record for record in records if record.best_score is not None]
+    text = f"# Stage {stage.name}\n\n{stage.described()}.\n\n{stage_markdown(stage, records)}\n"
+    if len(scored) > 1:
+        points, scores = [record.point for record in scored], [record.best_score or 0.0 for record in scored]
+        figures = directory / "figures"
+        plots.save_png(plots.trials_over_parameters(names, points, scores), figures / "parameters.png")
+        text += "\n![score over each setting](figures/parameters.png)\n"
+        if len(names) > 1:
+            title = "NDCG_p@10"
+            plots.save_png(plots.parallel_coordinates(names, points, scores, title), figures / "parallel.png")
+            text += "\n![parallel coordinates](figures/parallel.png)\n"
+        if (weight := _weight(names)) is not None:
+            values = {p[names[0]]: {SELECTION: spread([s])} for p, s in zip(points, scores, strict=True)}
+            plots.save_png(plots.weight_curve(weight, stage.model, values, (SELECTION,)), figures / f"{weight}.png")
+            text += f"\n![over {weight}](figures/{weight}.png)\n"
+    (directory / "stage.md").write_text(text, encoding="utf-8")
+
+
+def _weight(names: Sequence[str]) -> str | None:
+    """alpha or beta, where it is all that a stage searches."""
+    return names[0].partition(".")[2] if len(names) == 1 and names[0] in ("loss.alpha", "loss.beta") else None
+
+
+def stage_markdown(stage: Stage, records: Sequence[Record]) -> str:
+    """The best trials, what became of the others, and which setting matters."""
+    names = [parameter.name for parameter in stage.parameters]
+    ranked = sorted(records, key=lambda record: -1.0 if record.best_score is None else record.best_score, reverse=True)
+    lines = ["| " + " | ".join([*names, "validation NDCG_p@10", "best epoch", "epochs", "state"]) + " |"]
+    lines.append("|" + " ---: |" * (len(names) + 3) + " --- |")
+    for record in ranked[:SHOWN]:
+        score = "-" if record.best_score is None else f"{record.best_score:.4f}"
+        cells = [
+            *(f"{record.point[n]:.4g}" if isinstance(record.point[n], float) else str(record.point[n]) for n in names)
+        ]
+        cells += [score, str(record.best_epoch or "-"), str(len(record.epochs)), record.state]
+        lines.append("| " + " | ".join(cells) + " |")
+    states = {state: sum(record.state == state for record in records) for state in ("finished", "stopped", "failed")}
+    counted = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    mean = duration(statistics.mean(record.seconds for record in records))
+    parts = ["\n".join(lines), f"{len(records)} trials: {counted}; {mean} each in the mean. Validation users alone."]
+    if importances := importance(stage, records):
+        rows = [f"| {name} | {value:.2f} |" for name, value in importances.items()]
+        parts.append("Importance (fANOVA of the scores):\n\n| setting | share |\n| --- | ---: |\n" + "\n".join(rows))
+    failed = [f"- {described(record.point)}: {record.reason}" for record in records if record.state == "failed"]
+    if failed:
+        parts.append("Failed:\n\n" + "\n".join(failed[:SHOWN]))
+    return "\n\n".join(parts)
+
+
+def importance(stage: Stage, records: Sequence[Record]) -> dict[str, float]:
+    """Setting -> its share of the variance of scores, by Optuna's fANOVA; empty where there is too little to tell."""
+    names = [parameter.name for parameter in stage.parameters]
+    scored = [record for record in records if record.best_score is not None]
+    if len(names) < 2 or len({record.best_score for record in scored}) < 4:
+        return {}
+    choices = {name: tuple(dict.fromkeys(_choice(record.point[name]) for record in scored)) for name in names}
+    used = [name for name in names if len(choices[name]) > 1]
+    if len(used) < 2:
+        return {}
+    space: dict[str, Any] = {}
+    for name in used:
+        values = [record.point[name] for record in scored]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            space[name] = optuna.distributions.FloatDistribution(min(values), max(values))
+        else:
+            space[name] = optuna.distributions.CategoricalDistribution(choices[name])
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    for record in scored:
+        params = {n: float(record.point[n]) if _is_number(space[n]) else _choice(record.point[n]) for n in used}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=record.best_score))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def _is_number(distribution: Any) -> bool:
+    return isinstance(distribution, optuna.distributions.FloatDistribution)
+
+
+def _choice(value: Any) -> Any:
+    return str(value) if isinstance(value, list | tuple) else value
+
+
+def best_yaml(settings: Settings, stage: Stage, record: Record, command: str, sweep_id: str) -> str:
+    """Complete settings for `python -m pnfrec_dist.train --config`, with where they come from in front."""
+    content = {name: value for name, value in to_mapping(settings).items() if name not in LEFT_OUT}
+    workers = settings.num_gpus or settings.num_workers or 1
+    head = [
+        f"# python -m pnfrec_dist.train --dataset {settings.dataset} --config best.yaml --num-workers {workers}",
+        f"# Found by: {command}",
+        f"# MLflow run {sweep_id or '(not known)'}, stage {stage.name}, {record.name} ({described(record.point)})",
+        f"# validation NDCG_p@10 {record.best_score:.6f} in epoch {record.best_epoch} (more workers differ a little)",
+    ]
+    return "\n".join(head) + "\n" + yaml.safe_dump({"model": settings.model, **content}, sort_keys=False)
+
+
+def write_best(path: Path, content: str) -> None:
+    """In one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.writing")
+    draft.write_text(content, encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,178 @@
+"""What a stage of a sweep searches, and how: conf/tune/<stage>.yaml, checked before anything starts."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pnfrec_dist.cli import conf_content, conf_names
+from pnfrec_dist.config import Settings
+from pnfrec_dist.errors import InputError, nearest, require
+from pnfrec_dist.mappings import override, to_mapping
+
+Point = dict[str, Any]
+"""Dotted name of a setting -> value."""
+
+SEARCHES, SCHEDULERS = ("grid", "random", "optuna"), ("none", "asha")
+SECTIONS = ("encoder", "loss", "sampled", "contrastive", "optimizer", "train")
+"""Sections of the settings that say what is trained."""
+MOST_POINTS = 10_000
+DIGITS = 12
+"""Decimals of a value: 0.05 taken 6 times is 0.3."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting that is searched: some values, or a range of numbers, whole ones where both ends are."""
+
+    name: str
+    values: tuple[Any, ...] = ()
+    low: float = math.nan
+    high: float = math.nan
+    step: float = 0.0
+    """0: any number of the range (whole ones: 1)"""
+    log: bool = False
+
+    @property
+    def is_range(self) -> bool:
+        return not self.values
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def grid(self) -> list[Any]:
+        """All values. Raises InputError where there is no end of them."""
+        if not self.is_range:
+            return list(self.values)
+        step = self.step or (1 if self.is_whole and not self.log else 0)
+        if not step:
+            raise InputError(
+                f"{self.name} has no step, which a grid needs; say step, list its values, or search: random"
+            )
+        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        require(count <= MOST_POINTS, self.name, count, f"at most {MOST_POINTS:,} values")
+        return [rounded(self.low + place * step) for place in range(count)]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What conf/tune/<name>.yaml holds."""
+
+    name: str
+    model: str
+    parameters: tuple[Parameter, ...]
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """grid: all combinations; random; optuna: its tree-structured Parzen estimator, which learns from earlier trials"""
+    num_samples: int = 30
+    """trials of random and optuna"""
+    scheduler: Literal["none", "asha"] = "none"
+    """asha: trials behind the best third at the same epoch are stopped early"""
+    grace_epochs: int = 5
+    """asha: epochs before a trial may be stopped"""
+    reduction: int = 3
+    """asha: one in so many goes on"""
+
+    def described(self) -> str:
+        """For a reader, in a line."""
+        names = ", ".join(parameter.name for parameter in self.parameters)
+        count = self.num_samples
+        if self.search == "grid":
+            count = math.prod(len(parameter.grid()) for parameter in self.parameters)
+        early = f", {self.scheduler} from epoch {self.grace_epochs}" if self.scheduler != "none" else ""
+        return f"{self.model} over {names}; {self.search}, {count} trials{early}"
+
+
+def rounded(value: float) -> float:
+    return value if isinstance(value, int) else round(value, DIGITS)
+
+
+def load_stage(name: str) -> Stage:
+    """Raises InputError that names the file and the key."""
+    if name not in conf_names("tune"):
+        raise InputError(f"unknown stage {name!r} (no conf/tune/{name}.yaml); {nearest(name, conf_names('tune'))}")
+    where, content = f"conf/tune/{name}.yaml", conf_content("tune", name)
+    space = content.pop("space", None)
+    if not isinstance(space, dict) or not space:
+        raise InputError(f"{where}: space must be a mapping of settings to what they are searched over, not {space!r}")
+    parameters = tuple(_parameter(str(key), value, where) for key, value in space.items())
+    if "model" not in content:
+        raise InputError(f"{where}: model is missing; {nearest('', conf_names('model'))}")
+    hidden = {"name", "parameters"} & content.keys()
+    if hidden:
+        raise InputError(f"{where}: unknown setting {sorted(hidden)[0]!r}; known: model, search, num_samples, ...")
+    stage = override(Stage(name, "", parameters), content, where)
+    if stage.model not in conf_names("model"):
+        raise InputError(f"{where}: model is {stage.model!r}; {nearest(stage.model, conf_names('model'))}")
+    require_stage(stage, where)
+    return stage
+
+
+def require_stage(stage: Stage, where: str) -> None:
+    require(stage.num_samples >= 1, f"{where}: num_samples", stage.num_samples, ">= 1")
+    require(stage.grace_epochs >= 1, f"{where}: grace_epochs", stage.grace_epochs, ">= 1")
+    require(stage.reduction >= 2, f"{where}: reduction", stage.reduction, ">= 2")
+    if stage.search == "grid":
+        count = math.prod(len(parameter.grid()) for parameter in stage.parameters)
+        require(count <= MOST_POINTS, f"{where}: the grid", count, f"at most {MOST_POINTS:,} points")
+
+
+def _parameter(name: str, content: Any, where: str) -> Parameter:
+    if name.partition(".")[0] not in SECTIONS or "." not in name:
+        known = [f"{section}.{key}" for section in SECTIONS for key in to_mapping(getattr(Settings(), section))]
+        raise InputError(f"{where}: {name!r} cannot be searched; {nearest(name, known)}")
+    if isinstance(content, list) and content:
+        return Parameter(name, values=tuple(dict.fromkeys(content)))
+    keys = {"low", "high", "step", "log"}
+    if not isinstance(content, dict) or not {"low", "high"} <= content.keys():
+        raise InputError(f"{where}: {name} is {content!r}; it must be a list of values, or {{low: ..., high: ...}}")
+    if unknown := sorted(map(str, content.keys() - keys)):
+        raise InputError(f"{where}: {name} has {unknown[0]!r}; {nearest(unknown[0], keys)}")
+    low, high = (_number(content[key], f"{where}: {name}.{key}") for key in ("low", "high"))
+    step, log = _number(content.get("step", 0), f"{where}: {name}.step"), content.get("log", False)
+    require(low < high, f"{where}: {name}.high", high, f"above low ({low})")
+    require(step >= 0 and (step == 0 or not log), f"{where}: {name}.step", step, "> 0, and left out where log is true")
+    require(not log or low > 0, f"{where}: {name}.low", low, "> 0 where log is true")
+    require(isinstance(log, bool), f"{where}: {name}.log", log, "true or false")
+    return Parameter(name, low=low, high=high, step=step, log=log)
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, str):  # YAML takes 1e-3, which has no point, for text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    raise InputError(f"{name} is {value!r}; it must be a number")
+
+
+def with_point(settings: Settings, point: Point, where: str) -> Settings:
+    """`settings` with the point's values. Raises InputError naming `where`."""
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in point.items():
+        section, _, field = name.partition(".")
+        nested.setdefault(section, {})[field] = value
+    return override(settings, nested, where)
+
+
+def require_space(stage: Stage, settings: Settings) -> None:
+    """Raises InputError when a name is no setting, or an end of its range no value of it."""
+    where = f"conf/tune/{stage.name}.yaml"
+    for parameter in stage.parameters:
+        for value in parameter.values if parameter.values else (parameter.low, parameter.high):
+            with_point(settings, {parameter.name: value}, where)
+
+
+def described(point: Point) -> str:
+    """hidden_size 64, lr 0.001."""
+    return ", ".join(f"{name.rpartition('.')[2]} {_plain(value)}" for name, value in point.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def names(stages: Sequence[Stage]) -> list[str]:
+    """Of all settings that the stages search."""
+    return list(dict.fromkeys(parameter.name for stage in stages for parameter in stage.parameters))

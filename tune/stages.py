@@ -1,0 +1,161 @@
+"""One stage of a sweep on Ray Tune: its trials, as many at a time as the cluster holds."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import tune
+from ray.tune.search import ConcurrencyLimiter
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+from pnfrec_dist.config import Settings
+from pnfrec_dist.data.prepared import PreparedData
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.launch import WorkerPlan
+from tune.records import Record, ended_and_begun, trial_name
+from tune.search import listed_points, scheduler, searcher
+from tune.space import Stage
+from tune.trial import Assignment, Trial
+from tune.watch import Watch
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_THRESHOLD_S": "1000",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Read by Ray Tune: no loggers beside ours, no tables, patience with trials that are stopping."""
+
+DRIVER = {"memory": 1.0}
+"""What a trial asks for itself: a byte, since Tune wants something. Its workers ask for their CPUs or GPUs; were the
+trial to hold a CPU as well, trials could take all of them and wait for their workers for ever."""
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """Workers of each trial, and how many trials run at a time."""
+
+    workers: WorkerPlan
+    concurrent: int
+
+    def __str__(self) -> str:
+        at_a_time = f"{self.concurrent} trials at a time" if self.concurrent > 1 else "one trial at a time"
+        return f"{at_a_time}, each with {self.workers}"
+
+
+def plan_trials(
+    cpus: float, gpus: float, workers: int, gpus_per_trial: int | None, most: int | None, gpu_bytes: int = 0
+) -> TrialPlan:
+    """How many trials fit: a CPU for every worker, or a GPU.
+
+    Raises InputError where not even one fits: Ray would wait for ever without a word.
+    """
+    if gpus_per_trial is None:
+        gpus_per_trial = 1 if gpus >= 1 else 0
+    if gpus_per_trial > gpus:
+        raise InputError(
+            f"--gpus-per-trial is {gpus_per_trial}, but Ray sees {gpus:g} GPUs; lower it, or say 0 for CPUs"
+        )
+    if not gpus_per_trial and workers > cpus:
+        raise InputError(f"--workers-per-trial is {workers}, but Ray sees {cpus:g} CPUs; lower it")
+    fitting = int(gpus // gpus_per_trial) if gpus_per_trial else int(cpus // workers)
+    concurrent = max(1, min(fitting, most or fitting))
+    processes = gpus_per_trial or workers
+    each = (
+        max(1.0, cpus // (concurrent * processes))
+        if cpus >= concurrent * processes
+        else cpus / (concurrent * processes)
+    )
+    return TrialPlan(WorkerPlan(processes, gpus_per_trial > 0, each, gpu_bytes), concurrent)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """The trials of a stage, and whether it went to its end."""
+
+    records: list[Record]
+    complete: bool
+    """no trial is missing, but for those that the time budget cut off"""
+    is_cut: bool
+    """by the time budget"""
+    seconds: float
+
+
+def run_stage(
+    stage: Stage,
+    settings: Settings,
+    data: PreparedData,
+    plan: TrialPlan,
+    directory: Path,
+    uri: str,
+    parent: str,
+    seconds_left: float | None,
+) -> StageResult:
+    """Runs the trials that did not end yet. settings: all that the stage does not search.
+
+    parent: key of the stage's run in MLflow; seconds_left: of the time budget.
+    """
+    started = time.monotonic()
+    ended, begun = ended_and_begun(directory)
+    names = tuple(parameter.name for parameter in stage.parameters)
+    over = {record.name for record in ended}
+    listed = [] if stage.search == "optuna" else listed_points(stage, settings.seed)
+    points = [point for point in listed if trial_name(point) not in over]
+    missing = max(stage.num_samples - len(ended), 0) if stage.search == "optuna" else len(points)
+    assignment = Assignment(stage.name, names, settings, plan.workers, data.directory.uri, str(directory), uri, parent)
+    if not missing or (seconds_left is not None and seconds_left <= 0):
+        return StageResult(ended, True, missing > 0, 0.0)
+    for name, value in TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if stage.search == "optuna":
+        space, samples = {}, missing
+        search = ConcurrencyLimiter(searcher(stage, settings.seed, ended, begun), plan.concurrent)
+    else:
+        space, samples, search = {"point": tune.grid_search(points)}, 1, None
+    watch = Watch(stage.name, directory, names, ended, missing, plan.concurrent)
+    if seconds_left is not None:
+        watch.over_budget = lambda: time.monotonic() - started >= seconds_left
+    ray_files = directory / "ray"
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(Trial, assignment=assignment), DRIVER),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler(stage, settings.epochs, ended),
+            num_samples=samples,
+            max_concurrent_trials=None if search else plan.concurrent,
+            time_budget_s=seconds_left,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=str(time.time_ns()),
+            storage_path=str(ray_files),
+            callbacks=[watch],
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    try:
+        with watch, _placement_groups_freed():
+            tuner.fit()
+    finally:
+        shutil.rmtree(ray_files, ignore_errors=True)
+    is_cut = seconds_left is not None and watch.over_budget()
+    complete = is_cut or len(watch.records) - len(ended) >= missing
+    return StageResult(watch.records, complete, is_cut, time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _placement_groups_freed() -> Iterator[None]:
+    """Those of trials that had to be killed: their workers' resources would be lost to the next stage."""
+    yield
+    for key, group in placement_group_table().items():
+        if group["state"] != "REMOVED":
+            with contextlib.suppress(Exception):
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(key))))

@@ -1,0 +1,138 @@
+"""One trial: the training path of `python -m pnfrec_dist.train`, without a test, as Ray Tune's Trainable.
+
+Ray Train runs inside: this actor is the driver of its own workers. A class and not a function, because Tune then asks
+a trial to stop (cleanup), which ends after the step in progress with a checkpoint, instead of killing it.
+"""
+
+import queue
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from pnfrec_dist.config import Settings
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.driver import Job, run_tracked, taken_up
+from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.events import Event
+from pnfrec_dist.launch import WorkerPlan, prepare_process
+from pnfrec_dist.mappings import to_mapping
+from pnfrec_dist.runs import RUN_FILE, Run, read_run
+from pnfrec_dist.storage import Location
+from pnfrec_dist.tracking import TrackedRun, opening_of_training
+from tune.records import begin_record, read_record, trial_name
+from tune.search import EPOCH, SCORE, plain
+from tune.space import Point, described, with_point
+
+LOG, SOURCE = "trial.log", "python -m tune"
+SELECTION = "val/ndcg_p_at_10"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the trials of a stage share."""
+
+    stage: str
+    names: tuple[str, ...]
+    """settings that the stage searches"""
+    settings: Settings
+    """all others"""
+    plan: WorkerPlan
+    data_dir: str
+    directory: str
+    """of the stage"""
+    uri: str
+    """MLflow's"""
+    parent: str
+    """key of the stage's run in MLflow"""
+
+
+def point_of(config: dict[str, Any], names: tuple[str, ...]) -> Point:
+    """A trial's point from what Ray Tune hands out."""
+    return config["point"] if "point" in config else {name: plain(config[name]) for name in names}
+
+
+class Trial(tune.Trainable):
+    """Reports after each epoch, earlier ones of the same run included, and once more at its end."""
+
+    def setup(self, config: dict[str, Any], assignment: Assignment) -> None:  # type: ignore[override]
+        self.assignment, self.point = assignment, point_of(config, assignment.names)
+        self.directory = Path(assignment.directory) / trial_name(self.point)
+        self.items: queue.Queue[dict[str, Any]] = queue.Queue()
+        self.newest: dict[str, Any] = {EPOCH: 0, SCORE: 0.0, "own": 0.0, "seconds": 0.0, "trained": False, "failed": ""}
+        self.asked_to_stop, self.started = threading.Event(), time.monotonic()
+        self.thread = threading.Thread(target=self._run, name="trial", daemon=True)
+        self.thread.start()
+
+    def step(self) -> dict[str, Any]:
+        return self.items.get()
+
+    def cleanup(self) -> None:
+        self.asked_to_stop.set()
+        self.thread.join()
+
+    def show(self, event: Event) -> None:
+        """Of a display: what the training tells."""
+        for epoch in [event] if event["kind"] == "epoch" else event.get("epochs", []):
+            if epoch["epoch"] > self.newest[EPOCH]:
+                self._report(epoch["epoch"], epoch["metrics"][SELECTION], epoch["seconds"])
+        if event["kind"] in ("warning", "failure"):
+            self.line(str(event.get("text") or event.get("reasons")))
+
+    def line(self, text: str) -> None:
+        with (self.directory / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+
+    def _report(self, epoch: int, score: float, seconds: float) -> None:
+        """own: the epoch's score; score: the best so far, which the searcher and the scheduler go by."""
+        best = max(score, self.newest[SCORE])
+        self.newest = {**self.newest, EPOCH: epoch, SCORE: best, "own": score, "seconds": seconds}
+        self.items.put(self.newest | {"trial_seconds": time.monotonic() - self.started})
+
+    def _run(self) -> None:
+        ending: dict[str, Any] = {"done": True}
+        try:
+            ending["trained"] = self._train()
+        except (InputError, RunError) as error:  # told as a result: the searcher is to know that this point is no good
+            ending["failed"] = str(error)
+        except BaseException as error:
+            ending["failed"] = f"{type(error).__name__}: {error}"
+            self.line(traceback.format_exc())
+        self.items.put(self.newest | ending | {"trial_seconds": time.monotonic() - self.started})
+
+    def _train(self) -> bool:
+        """Whether it came to its end."""
+        if (record := read_record(self.directory)) is not None:  # the searcher came upon the same point again
+            for entry in record.epochs:
+                self._report(entry["epoch"], entry["score"], entry["seconds"])
+            return record.state == "finished"
+        work = self.assignment
+        prepare_process(work.settings)
+        settings = with_point(work.settings, self.point, work.stage)
+        begin_record(self.directory, self.point)
+        data = open_prepared(Location(work.data_dir))
+        run = Run(self.directory, to_mapping(settings), data.manifest.digest)
+        if (self.directory / RUN_FILE).exists():
+            run = read_run(self.directory)
+        name = f"{work.stage}: {described(self.point)}"
+        opening = opening_of_training(settings, data.manifest, data.directory, name, work.parent)
+        opening.tags.update({"kind": "trial", "stage": work.stage, "mlflow.source.name": SOURCE})
+        with taken_up(run, settings, wait=True):
+            job = Job(settings, work.plan, data, run, work.uri, opening, "train")
+            return "trained" in run_tracked(job, self, self.asked_to_stop, _log_state)
+
+
+def _log_state(job: Job, tracked: TrackedRun, last: dict[str, Event], epochs: list[Event]) -> None:
+    """How the trial ended, and the best of its epochs, as tags and a metric to sort by."""
+    state = "finished" if "trained" in last else "failed" if last.keys() & {"diverged", "refused"} else "stopped"
+    number = len(tracked.spool.records)
+    tags = {"state": state}
+    if epochs:
+        best = max(epochs, key=lambda epoch: epoch["metrics"][SELECTION])
+        tags["best_epoch"] = str(best["epoch"])
+        tracked.log_metrics(f"best/{number}", {"best_val/ndcg_p_at_10": best["metrics"][SELECTION]}, best["epoch"])
+    tracked.log_tags(f"state/{number}", tags)

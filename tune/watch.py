@@ -1,0 +1,140 @@
+"""What a sweep shows while it goes, and what it writes down of each trial that ends: Ray Tune's callback."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial as TuneTrial
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from pnfrec_dist.progress import duration
+from tune.records import Record, State, best_of, trial_name, write_record
+from tune.search import EPOCH
+from tune.space import Point, described
+from tune.trial import point_of
+
+SHOWN = 12
+"""Rows of the live table."""
+
+
+class Watch(Callback):
+    """Of one stage."""
+
+    def __init__(
+        self, title: str, directory: Path, names: tuple[str, ...], ended: list[Record], planned: int, concurrent: int
+    ) -> None:
+        """ended: trials of earlier commands; planned: trials that are to start now."""
+        self.title, self.directory, self.names = title, directory, names
+        self.records, self.known = list(ended), len(ended)
+        self.planned, self.concurrent = planned, concurrent
+        self.started: dict[str, float] = {}
+        self.epochs: dict[str, list[dict[str, Any]]] = {}
+        self.newest: dict[str, dict[str, Any]] = {}
+        self.points: dict[str, Point] = {}
+        self.over_budget: Callable[[], bool] = lambda: False
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> "Watch":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune stores its callbacks for a way of going on that is not ours."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        key = trial.trial_id
+        self.points[key] = point_of(trial.config, self.names)
+        self.started[key], self.epochs[key] = time.monotonic(), []
+        self._line(f"started   {described(self.points[key])}")
+        self._refresh()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any
+    ) -> None:
+        epochs, key = self.epochs[trial.trial_id], trial.trial_id
+        self.newest[key] = result
+        if result[EPOCH] > (epochs[-1]["epoch"] if epochs else 0):
+            epochs.append({"epoch": result[EPOCH], "score": result["own"], "seconds": result["seconds"]})
+        self._refresh()
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        newest = self.newest[trial.trial_id]
+        if newest["failed"]:
+            self._ended(trial, "failed", newest["failed"])
+        elif newest["trained"]:
+            self._ended(trial, "finished", "")
+        else:
+            self._ended(trial, "stopped", "the time budget" if self.over_budget() else "the scheduler")
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        self._ended(trial, "failed", "its process died")
+
+    def _ended(self, trial: TuneTrial, state: State, reason: str) -> None:
+        key = trial.trial_id
+        point, epochs = self.points[key], self.epochs[key]
+        best = max(epochs, key=lambda entry: (entry["score"], -entry["epoch"]), default=None)
+        seconds = self.newest.get(key, {}).get("trial_seconds", time.monotonic() - self.started[key])
+        score, epoch = (best["score"], best["epoch"]) if best else (None, None)
+        record = Record(point, state, reason, score, epoch, epochs, seconds)
+        before = best_of(self.records)
+        self.records = [kept for kept in self.records if kept.name != record.name] + [record]
+        write_record(self.directory / record.name, record)
+        now = best_of(self.records)
+        for loser in (before, record):
+            if loser is not None and now is not None and loser.name != now.name:
+                shutil.rmtree(self.directory / loser.name / "checkpoints", ignore_errors=True)
+        star = "  *best" if now is record else ""
+        shown = f"{score:.4f} in epoch {epoch}" if score is not None else "no score"
+        why = f" ({reason})" if reason else ""
+        self._line(f"{state:<9} {described(point)}: {shown}, {duration(seconds)}{why}{star}   {self._summary()}")
+        self._refresh()
+
+    def _summary(self) -> str:
+        done = len(self.records) - self.known
+        left = max(self.planned - done, 0)
+        text = f"[{done}/{self.planned}"
+        if done and left:
+            mean = sum(record.seconds for record in self.records[-done:]) / done
+            text += f", about {duration(mean * left / self.concurrent)} left"
+        return text + "]"
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def _refresh(self) -> None:
+        if not self.console.is_terminal:
+            return
+        table = Table(title=f"{self.title}  {self._summary()}", title_justify="left")
+        for head in ("trial", "state", "epoch", "validation NDCG_p@10", "time"):
+            table.add_column(head, justify="left" if head in ("trial", "state") else "right")
+        names = {record.name for record in self.records}
+        rows = []
+        for key, point in self.points.items():
+            if trial_name(point) not in names:
+                epoch, seconds = self.newest.get(key, {}).get(EPOCH, 0), time.monotonic() - self.started[key]
+                best = max((entry["score"] for entry in self.epochs[key]), default=None)
+                rows.append((described(point), "running", str(epoch), _four(best), duration(seconds)))
+        ranked = sorted(self.records, key=lambda record: -(record.best_score or -1.0))
+        rows += [
+            (described(r.point), r.state, str(r.best_epoch or "-"), _four(r.best_score), duration(r.seconds))
+            for r in ranked
+        ]
+        for row in rows[:SHOWN]:
+            table.add_row(*row)
+        self.live.update(table, refresh=True)
+
+
+def _four(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"
