@@ -211,6 +211,15 @@ class TrackedRun:
             what = f"{len(self.spool.pending)} records are not on disk ({self.spool.problem}), so MLflow lacks them"
             self.say(f"warning: {what}; make room, and start the same command again")
 
+    def conclude(self, status: str, tags: dict[str, str]) -> None:
+        """Instead of start and close: how a run ended whose process died; nothing where it told of an end itself."""
+        told = [record["status"] for record in self.spool.records if record["kind"] == "status"]
+        if not self.spool.records or (told and told[-1] != RUNNING):
+            return
+        self.log_tags(f"state/{len(self.spool.records)}", tags)
+        self._thread.start()
+        self.close(status)
+
     def _status(self, status: str) -> None:
         self.add(f"status/{len(self.spool.records) + len(self.spool.pending)}", "status", status=status)
 

@@ -17,6 +17,9 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.launch import WorkerPlan
+from pnfrec_dist.runs import RUN_FILE, read_run
+from pnfrec_dist.sender import FAILED, KILLED
+from pnfrec_dist.tracking import TrackedRun
 from tune.records import Record, ended_and_begun, trial_name
 from tune.search import listed_points, scheduler, searcher
 from tune.space import Stage
@@ -146,9 +149,21 @@ def run_stage(
             tuner.fit()
     finally:
         shutil.rmtree(ray_files, ignore_errors=True)
+    _settle(directory, uri)
     is_cut = seconds_left is not None and watch.over_budget()
     complete = is_cut or len(watch.records) - len(ended) >= missing
     return StageResult(watch.records, complete, is_cut, time.monotonic() - started)
+
+
+def _settle(directory: Path, uri: str) -> None:
+    """Tells MLflow of the trials whose processes were killed."""
+    ended, _ = ended_and_begun(directory)
+    state = {record.name: record.state for record in ended}
+    for trial in directory.glob("trial-*"):
+        if (trial / RUN_FILE).exists():
+            found = state.get(trial.name, "stopped")
+            status = FAILED if found == "failed" else KILLED
+            TrackedRun(trial, read_run(trial).key, uri, print).conclude(status, {"state": found})
 
 
 @contextlib.contextmanager

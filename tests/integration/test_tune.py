@@ -1,0 +1,250 @@
+"""Sweeps through the real command, on real Ray: three stages, kills of the driver, trials that crash and hang."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from recovery import ENVIRONMENT
+
+from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.events import Event
+from pnfrec_dist.training.loop import Hooks, TrainLoop
+from tune.records import Record, ended_and_begun, read_record
+from tune.space import Point, with_point
+
+pytestmark = pytest.mark.integration
+
+FLAGS = ["--dataset", "tiny", "--encoder.max-length", "5", "--train.batch-size", "8", "--seed", "3"]
+LR = "model: sasrec_p\nsearch: grid\nspace:\n  optimizer.lr: {values}\n"
+
+
+class Sweep:
+    """One tune command, as a user starts it."""
+
+    def __init__(self, workspace: Path, *more: str) -> None:
+        line = [sys.executable, "-m", "tune", *FLAGS, *more]
+        out = subprocess.PIPE
+        environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            line, cwd=workspace, env=environment, stdout=out, stderr=subprocess.STDOUT, text=True
+        )
+        self.output = ""
+
+    def lines(self) -> Iterator[str]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            yield line
+
+    def kill_after(self, finished: int) -> None:
+        """SIGKILL to the driver as soon as so many trials have finished under it."""
+        for line in self.lines():
+            finished -= line.startswith("finished")
+            if not finished:
+                self.process.send_signal(signal.SIGKILL)
+        self.process.wait(60)
+
+    def end(self) -> str:
+        """The output of a command that succeeds."""
+        for _ in self.lines():
+            pass
+        assert self.process.wait(60) == 0, self.output
+        return self.output
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Those of this sweep's Ray with `name` in their title."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, prepared_writer: Callable[..., Path]) -> Path:
+    prepared_writer(tmp_path / "data" / "prepared" / "tiny")
+    return tmp_path
+
+
+def add_stage(workspace: Path, name: str, content: str) -> None:
+    (workspace / "conf" / "tune").mkdir(parents=True, exist_ok=True)
+    (workspace / "conf" / "tune" / f"{name}.yaml").write_text(content)
+
+
+def trained_here(workspace: Path, settings_flags: list[str], point: Point, directory: Path) -> float:
+    """The best validation score of a point, trained without Ray and without Tune."""
+    settings = with_point(parse_train_settings([*FLAGS, *settings_flags]), point, "here")
+    events: list[Event] = []
+    data = open_prepared(workspace / "data" / "prepared" / "tiny")
+    TrainLoop(settings, data, directory, World(), Hooks(events.append, lambda: False)).train()
+    return max(e["metrics"]["val/ndcg_p_at_10"] for e in events if e["kind"] == "epoch")
+
+
+def mlflow_tree(workspace: Path) -> tuple[Run, dict[str, list[Run]]]:
+    """The sweep's run, and stage -> trials."""
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("pnfrec-dist")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    below: dict[str, list[Run]] = {}
+    for run in found:
+        below.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
+    (sweep,) = [run for run in found if run.data.tags["kind"] == "sweep"]
+    assert below[""] == [sweep]
+    stages = below[sweep.info.run_id]
+    return sweep, {stage.info.run_name or "": below.get(stage.info.run_id, []) for stage in stages}
+
+
+def test_the_papers_stages_end_with_settings_that_train_takes(workspace: Path) -> None:
+    """Nine trials, one test; the winner trained again by train has the same score."""
+    small = ["--search", "random", "--num-samples", "3", "--epochs", "2"]
+    output = Sweep(workspace, *small, "--write-config", "found").end()
+    sweep_directory = workspace / "runs" / "tune-tiny"
+    assert output.count("started ") == 9 and output.count("  *best") >= 3
+    assert "test of the winner:" in output
+
+    sweep, stages = mlflow_tree(workspace)
+    assert sorted(stages) == ["tune-tiny alpha", "tune-tiny beta", "tune-tiny encoder"]
+    assert [len(trials) for trials in stages.values()] == [3, 3, 3]
+    assert sweep.info.status == "FINISHED" and "best.yaml" in sweep.data.tags["mlflow.note.content"]
+    trials = [trial for of_stage in stages.values() for trial in of_stage]
+    assert all(trial.info.status == "FINISHED" and trial.data.tags["state"] == "finished" for trial in trials)
+    tested = [trial for trial in trials if any(name.startswith("test") for name in trial.data.metrics)]
+    assert len(tested) == 1
+    assert [path.parent.parent.name for path in sweep_directory.glob("*/trial-*/result")] == ["beta"]
+    assert (sweep_directory / "encoder/report/figures/parallel.png").is_file()
+    assert (sweep_directory / "alpha/report/figures/alpha.png").is_file()
+    assert len((sweep_directory / "beta/report/trials.csv").read_text().splitlines()) == 4
+    with_checkpoints = list(sweep_directory.glob("*/trial-*/checkpoints"))
+    assert len(with_checkpoints) == 3, "of each stage's best alone"
+
+    content = (sweep_directory / "best.yaml").read_text()
+    assert (workspace / "conf/train/found.yaml").read_text() == content
+    found = yaml.safe_load(content)
+    chosen = {name: read_best(sweep_directory / name).point for name in ("encoder", "alpha", "beta")}
+    assert found["model"] == "pnfrec"
+    assert found["encoder"]["hidden_size"] == chosen["encoder"]["encoder.hidden_size"]
+    assert (found["loss"]["alpha"], found["loss"]["beta"]) == (
+        chosen["alpha"]["loss.alpha"],
+        chosen["beta"]["loss.beta"],
+    )
+
+    again = [sys.executable, "-m", "pnfrec_dist.train", "--dataset", "tiny", "--config", "found", "--num-workers", "1"]
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(again, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (result,) = (workspace / "runs").glob("pnfrec-tiny-3-*/result/result.json")
+    scores = [epoch["metrics"]["val/ndcg_p_at_10"] for epoch in json.loads(result.read_text())["epochs"]]
+    assert max(scores) == pytest.approx(read_best(sweep_directory / "beta").best_score, abs=1e-6)
+
+    once_more = Sweep(workspace, *small).end()  # a finished sweep trains and tests nothing
+    assert "started " not in once_more and "epoch" not in once_more.partition("train them")[0].partition("test of")[0]
+
+
+def read_best(stage_directory: Path) -> Record:
+    ended, _ = ended_and_begun(stage_directory)
+    return max(ended, key=lambda record: record.best_score or -1.0)
+
+
+def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: Path) -> None:
+    """Eight trials in the end, none that had ended run again, each with the score it has without Tune."""
+    rates = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064]
+    add_stage(workspace, "rates", LR.format(values=rates))
+    flags = ["--epochs", "3", "--encoder.hidden-size", "8"]
+    directory, outputs = workspace / "runs" / "tune-tiny" / "rates", []
+    ended: list[set[str]] = []
+    for finished in (2, 2, 0):
+        sweep = Sweep(workspace, "--stages", "rates", *flags)
+        if finished:
+            sweep.kill_after(finished)
+        else:
+            sweep.end()
+        outputs.append(sweep.output)
+        ended.append({record.name for record in ended_and_begun(directory)[0]})
+    assert [len(names) >= least for names, least in zip(ended, (2, 4, 8), strict=True)] == [True] * 3
+    assert len(list(directory.glob("trial-*"))) == len(ended[-1]) == 8
+    for later, before in ((outputs[1], ended[0]), (outputs[2], ended[1])):
+        again = {line.split()[-1] for line in later.splitlines() if line.startswith("started")}
+        points = {f"{read(directory / name).point['optimizer.lr']:.4g}" for name in before}
+        assert not again & points
+    scores = {}
+    for rate in rates:
+        point: Point = {"optimizer.lr": rate}
+        scores[rate] = trained_here(workspace, ["--model", "sasrec_p", *flags], point, workspace / "here" / str(rate))
+    found = {record.point["optimizer.lr"]: record.best_score for record in ended_and_begun(directory)[0]}
+    assert found == pytest.approx(scores, abs=1e-6)
+    winner = yaml.safe_load((workspace / "runs/tune-tiny/best.yaml").read_text())["optimizer"]["lr"]
+    assert scores[winner] == max(scores.values())
+    _, stages = mlflow_tree(workspace)
+    (trials,) = stages.values()
+    assert len(trials) == 8 and all(trial.info.status == "FINISHED" for trial in trials)
+
+
+def read(directory: Path) -> Record:
+    record = read_record(directory)
+    assert record is not None
+    return record
+
+
+def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(workspace: Path) -> None:
+    rates = [0.001, 0.002, 0.003, 0.004, 0.005, 1e30]
+    add_stage(workspace, "rates", LR.format(values=rates))
+    more = ["--stages", "rates", "--epochs", "40", "--train.patience", "40", "--encoder.hidden-size", "8"]
+    limits = ["--stall-timeout", "8", "--max-failures", "0", "--max-concurrent", "1"]
+    sweep = Sweep(workspace, *more, *limits)
+    directory = workspace / "runs" / "tune-tiny" / "rates"
+    left = {"lr 0.001": "crash", "lr 0.002": "hang"}
+    for line in sweep.lines():
+        if line.startswith("started") and (harm := left.pop(line.split("started")[1].strip(), None)):
+            wait_for_epoch(directory, len(list(directory.glob("trial-*/trial.json"))))
+            if harm == "crash":
+                (process,) = sweep.processes("Trainable")
+                process.kill()
+            else:
+                (process,) = sweep.processes("RayTrainWorker")
+                process.suspend()
+    assert sweep.process.wait(60) == 0, sweep.output
+    ended = {record.point["optimizer.lr"]: record for record in ended_and_begun(directory)[0]}
+    assert {rate: record.state for rate, record in ended.items()} == {
+        0.001: "failed",
+        0.002: "failed",
+        0.003: "finished",
+        0.004: "finished",
+        0.005: "finished",
+        1e30: "failed",
+    }
+    assert "process died" in ended[0.001].reason
+    assert "workers failed" in ended[0.002].reason
+    assert "not finite" in ended[1e30].reason
+    _, stages = mlflow_tree(workspace)
+    (trials,) = stages.values()
+    states = {float(trial.data.params["optimizer.lr"]): trial for trial in trials}
+    assert {states[rate].info.status for rate in (0.001, 0.002, 1e30)} == {"FAILED"}
+    assert {states[rate].info.status for rate in (0.003, 0.004, 0.005)} == {"FINISHED"}
+
+
+def wait_for_epoch(directory: Path, ended: int) -> None:
+    """Until the trial that runs now has told MLflow's spool of an epoch."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        running = [d for d in directory.glob("trial-*") if not (d / "trial.json").exists()]
+        for one in running:
+            records = one / "tracking.jsonl"
+            if records.exists() and '"epoch/1"' in records.read_text():
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"no trial has come to an epoch ({ended} ended)")
