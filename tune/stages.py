@@ -20,11 +20,11 @@ from pnfrec_dist.launch import WorkerPlan
 from pnfrec_dist.runs import RUN_FILE, read_run
 from pnfrec_dist.sender import FAILED, KILLED
 from pnfrec_dist.tracking import TrackedRun
-from tune.records import Record, ended_and_begun, trial_name
+from tune.records import Record, best_of, ended_and_begun, trial_name
 from tune.search import listed_points, scheduler, searcher
 from tune.space import Stage
 from tune.trial import Assignment, Trial
-from tune.watch import Watch
+from tune.watch import Watch, drop_checkpoints
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -88,6 +88,9 @@ class StageResult:
     is_cut: bool
     """by the time budget"""
     seconds: float
+    """that this command took"""
+    own_seconds: float
+    """of the trials that ran in it, added up"""
 
 
 def run_stage(
@@ -113,7 +116,7 @@ def run_stage(
     missing = max(stage.num_samples - len(ended), 0) if stage.search == "optuna" else len(points)
     assignment = Assignment(stage.name, names, settings, plan.workers, data.directory.uri, str(directory), uri, parent)
     if not missing or (seconds_left is not None and seconds_left <= 0):
-        return StageResult(ended, True, missing > 0, 0.0)
+        return StageResult(ended, True, missing > 0, 0.0, 0.0)
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if stage.search == "optuna":
@@ -134,6 +137,7 @@ def run_stage(
             num_samples=samples,
             max_concurrent_trials=None if search else plan.concurrent,
             time_budget_s=seconds_left,
+            reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -149,10 +153,12 @@ def run_stage(
             tuner.fit()
     finally:
         shutil.rmtree(ray_files, ignore_errors=True)
+    drop_checkpoints(directory, watch.records, best_of(watch.records))
     _settle(directory, uri)
     is_cut = seconds_left is not None and watch.over_budget()
     complete = is_cut or len(watch.records) - len(ended) >= missing
-    return StageResult(watch.records, complete, is_cut, time.monotonic() - started)
+    own = sum(record.seconds for record in watch.records if record.name not in over)
+    return StageResult(watch.records, complete, is_cut, time.monotonic() - started, own)
 
 
 def _settle(directory: Path, uri: str) -> None:

@@ -1,16 +1,16 @@
 """A sweep: its stages one after another, each with what the earlier ones found, then one test of the winner.
 
-runs/tune-<dataset>/                 sweep.json, and run.json, tracking.jsonl of the parent in MLflow
+runs/tune-<dataset>/                 run.json, run.lock, tracking.jsonl of the parent in MLflow
 runs/tune-<dataset>/<stage>/         the same of the stage, its trials (records.py), report/
 runs/tune-<dataset>/best.yaml        complete training settings of the winner
 """
 
+import contextlib
 import dataclasses
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
 from pnfrec_dist.config import Settings
@@ -27,10 +27,9 @@ from pnfrec_dist.training.result import read_result
 from tune.options import Options, base_settings
 from tune.records import Record, best_of
 from tune.report import best_yaml, stage_markdown, write_best, write_stage_report
-from tune.space import Stage, described, with_point
-from tune.stages import TrialPlan, plan_trials, run_stage
+from tune.space import Point, Stage, described, with_point
+from tune.stages import StageResult, TrialPlan, plan_trials, run_stage
 
-SWEEP_FILE = "sweep.json"
 MAY_CHANGE = ("num_workers", "num_gpus", "ray_address", "data_dir", "output_dir", "dry_run", "experiment")
 """Settings that may differ when a sweep goes on."""
 
@@ -56,7 +55,7 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
             tracked.start(_opening(run.directory.name.replace("-", " "), "sweep", settings, data, ""))
             status = FAILED
             try:
-                status = _run_stages(options, stages, data, uri, plan, run, tracked)
+                status = FINISHED if Sweep(options, data, uri, plan, run, tracked).run(stages) else KILLED
             except KeyboardInterrupt:
                 status = KILLED
                 raise
@@ -68,94 +67,110 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     return 0
 
 
-def _run_stages(
-    options: Options,
-    stages: Sequence[Stage],
-    data: PreparedData,
-    uri: str,
-    plan: TrialPlan,
-    run: Run,
-    tracked: TrackedRun,
-) -> str:
-    """The state for MLflow."""
-    started, found, notes = time.monotonic(), dict[str, Any](), []
-    winner: tuple[Stage, Settings, Record] | None = None
-    for stage in stages:
-        settings = base_settings(options, stage, found)
-        left = None if options.time_budget is None else options.time_budget - (time.monotonic() - started)
-        print(f"\n{stage.name}: {stage.model}" + (f" with {described(found)}" if found else ""), flush=True)
-        directory = options.directory / stage.name
-        child = _child(directory, settings, data)
+class Sweep:
+    """The stages of a sweep, while its command runs."""
+
+    def __init__(
+        self, options: Options, data: PreparedData, uri: str, plan: TrialPlan, run: Run, tracked: TrackedRun
+    ) -> None:
+        """run, tracked: the sweep's own; uri: MLflow's."""
+        self.options, self.data, self.uri, self.plan = options, data, uri, plan
+        self.own, self.tracked = run, tracked
+        self.started = time.monotonic()
+        self.found: Point = {}
+        """what the stages so far chose"""
+        self.notes: list[str] = []
+
+    def run(self, stages: Sequence[Stage]) -> bool:
+        """Whether it came to its end: False after Ctrl-C. Raises RunError where a stage has no trial with a score."""
+        for stage in stages:
+            settings = base_settings(self.options, stage, self.found)
+            result = self._run_stage(stage, settings)
+            if not result.complete:
+                return False
+            best = best_of(result.records)
+            if best is None:
+                raise RunError(f"no trial of stage {stage.name} has a score; see the reasons above and in MLflow")
+            print(f"{stage.name}: {described(best.point)}  validation NDCG_p@10 {best.best_score:.4f}")
+            print(_overhead(result, self.plan.concurrent), flush=True)
+            self.found |= best.point
+            if result.is_cut or stage is stages[-1]:
+                if stage is not stages[-1]:
+                    print("warning: the time budget is used up; later stages are left out", flush=True)
+                self._conclude(stage, with_point(settings, best.point, stage.name), best)
+                break
+        return True
+
+    def _run_stage(self, stage: Stage, settings: Settings) -> StageResult:
+        """The stage as a run of its own in MLflow, with its report."""
+        budget = self.options.time_budget
+        left = None if budget is None else budget - (time.monotonic() - self.started)
+        with_found = f" with {described(self.found)}" if self.found else ""
+        print(f"\n{stage.name}: {stage.model}{with_found}", flush=True)
+        directory = self.options.directory / stage.name
+        child = _child(directory, settings, self.data)
         child.write()
-        stage_run = TrackedRun(directory, child.key, uri, print)
-        stage_run.start(_opening(f"{run.directory.name} {stage.name}", "stage", settings, data, run.key))
-        result, state = None, KILLED
+        tracked = TrackedRun(directory, child.key, self.uri, print)
+        tracked.start(_opening(f"{self.own.directory.name} {stage.name}", "stage", settings, self.data, self.own.key))
+        status = KILLED
         try:
-            result = run_stage(stage, settings, data, plan, directory, uri, child.key, left)
-            state = FINISHED if result.complete else KILLED
+            result = run_stage(stage, settings, self.data, self.plan, directory, self.uri, child.key, left)
+            status = FINISHED if result.complete else KILLED
             if result.records:
                 write_stage_report(directory / "report", stage, result.records)
-                number = len(stage_run.spool.records)
-                stage_run.log_directory(f"report/{number}", directory / "report", "report")
+                number = len(tracked.spool.records)
+                tracked.log_directory(f"report/{number}", directory / "report", "report")
                 note = stage_markdown(stage, result.records)
-                stage_run.log_tags(f"description/{number}", {"mlflow.note.content": note})
-                notes.append(f"### {stage.name}\n\n{note}")
+                tracked.log_tags(f"description/{number}", {"mlflow.note.content": note})
+                self.notes.append(f"### {stage.name}\n\n{note}")
         finally:
-            stage_run.close(state)
-        best = best_of(result.records)
-        if not result.complete:
-            return KILLED
-        if best is None:
-            raise RunError(f"no trial of stage {stage.name} has a score; see trial.log and MLflow for the reasons")
-        assert best.best_score is not None
-        print(f"{stage.name}: {described(best.point)}  validation NDCG_p@10 {best.best_score:.4f}", flush=True)
-        winner = (stage, with_point(settings, best.point, stage.name), best)
-        found |= best.point
-        if result.is_cut and stage is not stages[-1]:
-            print("warning: the time budget is used up; later stages are left out", flush=True)
-            break
-    assert winner is not None
-    _conclude(options, winner, data, uri, plan, tracked, notes)
-    return FINISHED
+            tracked.close(status)
+        return result
+
+    def _conclude(self, stage: Stage, settings: Settings, record: Record) -> None:
+        """Tests the winner, once, and writes best.yaml."""
+        options, tracked = self.options, self.tracked
+        directory = options.directory / stage.name / record.name
+        if read_result(directory) is None:  # else it was tested by an earlier command
+            train(settings, self.plan.workers, self.data, read_run(directory), self.uri, phase="test")
+        test = read_result(directory)
+        content = best_yaml(settings, stage, record, options.command, tracked.run_id)
+        report = options.directory / "report"
+        paths = [options.directory / "best.yaml", report / "best.yaml"]
+        if options.write_config:
+            paths.append(Path("conf/train") / f"{options.write_config}.yaml")
+        for path in paths:
+            write_best(path, content)
+        number = len(tracked.spool.records)
+        self.notes.append(f"### best.yaml\n\n```yaml\n{content}```")
+        tracked.log_tags(f"description/{number}", {"mlflow.note.content": "\n\n".join(self.notes)})
+        metrics = {"best_val/ndcg_p_at_10": record.best_score or 0.0}
+        if test is not None:
+            print("\ntest of the winner:")
+            print(headline_table({settings.model: test.test, **test.floors}))
+            metrics |= {f"test/{name}": value for name, value in test.test.items()}
+        tracked.log_metrics(f"best/{number}", metrics, 0)
+        tracked.log_directory(f"report/{number}", report, "report")
+        written = [_shown(path) for path in paths if path.parent != report]
+        print(f"\nbest settings: {' and '.join(written)}")
+        config = options.write_config or written[0]
+        print(f"train them: python -m pnfrec_dist.train --dataset {options.dataset} --config {config}")
 
 
-def _conclude(
-    options: Options,
-    winner: tuple[Stage, Settings, Record],
-    data: PreparedData,
-    uri: str,
-    plan: TrialPlan,
-    tracked: TrackedRun,
-    notes: list[str],
-) -> None:
-    """Tests the winner, once, and writes best.yaml."""
-    stage, settings, record = winner
-    directory = options.directory / stage.name / record.name
-    if read_result(directory) is None:  # else it was tested by an earlier command
-        train(settings, plan.workers, data, read_run(directory), uri, phase="test")
-    test = read_result(directory)
-    content = best_yaml(settings, stage, record, options.command, tracked.run_id)
-    path = options.directory / "best.yaml"
-    write_best(path, content)
-    written = [path]
-    if options.write_config:
-        written.append(Path("conf/train") / f"{options.write_config}.yaml")
-        write_best(written[-1], content)
-    number = len(tracked.spool.records)
-    notes.append(f"### best.yaml\n\n```yaml\n{content}```")
-    tracked.log_tags(f"description/{number}", {"mlflow.note.content": "\n\n".join(notes)})
-    metrics = {"best_val/ndcg_p_at_10": record.best_score or 0.0}
-    if test is not None:
-        print("\ntest of the winner:")
-        print(headline_table({settings.model: test.test, **test.floors}))
-        metrics |= {f"test/{name}": value for name, value in test.test.items()}
-    tracked.log_metrics(f"best/{number}", metrics, 0)
-    report = options.directory / "report"
-    report.mkdir(exist_ok=True)
-    write_best(report / "best.yaml", content)
-    tracked.log_directory(f"report/{number}", report, "report")
-    print(f"\nbest settings: {' and '.join(map(str, written))}")
-    print(f"train them: python -m pnfrec_dist.train --dataset {options.dataset} --config {written[-1]}")
+def _shown(path: Path) -> str:
+    """From the current directory where it is below it."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def _overhead(result: StageResult, concurrent: int) -> str:
+    """How the stage's time compares with that of the trials that ran now."""
+    if not result.seconds or not result.own_seconds:
+        return f"{len(result.records)} trials, none of them run now"
+    share = concurrent * result.seconds / result.own_seconds - 1
+    own = duration(result.own_seconds)
+    return f"{duration(result.seconds)} for trials of {own} in all, {concurrent} at a time: {share:.0%} overhead"
 
 
 def _opening(name: str, kind: str, settings: Settings, data: PreparedData, parent: str) -> Opening:
@@ -190,9 +205,3 @@ def _sweep_run(options: Options, stages: Sequence[Stage], settings: Settings, da
         first = f"{other[0]} {stored.get(other[0])!r} -> {now.get(other[0])!r}"
         raise InputError(f"{options.directory} is a sweep that differs in {first}; say another --name")
     return run
-
-
-def summary(seconds: float, own: float, concurrent: int) -> str:
-    """How much of a sweep's time is not its trials'."""
-    overhead = seconds * concurrent / own - 1 if own else 0.0
-    return f"{duration(seconds)} for trials of {duration(own)} in all, {concurrent} at a time: {overhead:.0%} overhead"

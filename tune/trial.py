@@ -75,6 +75,12 @@ class Trial(tune.Trainable):
         self.asked_to_stop.set()
         self.thread.join()
 
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Another trial in the same process, whose imports are done."""
+        self.cleanup()
+        self.setup(new_config, self.assignment)
+        return True
+
     def show(self, event: Event) -> None:
         """Of a display: what the training tells."""
         for epoch in [event] if event["kind"] == "epoch" else event.get("epochs", []):

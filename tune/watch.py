@@ -88,14 +88,12 @@ class Watch(Callback):
         seconds = self.newest.get(key, {}).get("trial_seconds", time.monotonic() - self.started[key])
         score, epoch = (best["score"], best["epoch"]) if best else (None, None)
         record = Record(point, state, reason, score, epoch, epochs, seconds)
-        before = best_of(self.records)
-        self.records = [kept for kept in self.records if kept.name != record.name] + [record]
+        earlier = [kept for kept in self.records if kept.name != record.name]
+        self.records = [*earlier, record]
         write_record(self.directory / record.name, record)
         now = best_of(self.records)
-        for loser in (before, record):
-            if loser is not None and now is not None and loser.name != now.name:
-                shutil.rmtree(self.directory / loser.name / "checkpoints", ignore_errors=True)
-        star = "  *best" if now is record else ""
+        drop_checkpoints(self.directory, earlier, now)  # this one's workers may still be writing
+        star = "  *best" if now is not None and now.name == record.name else ""
         shown = f"{score:.4f} in epoch {epoch}" if score is not None else "no score"
         why = f" ({reason})" if reason else ""
         self._line(f"{state:<9} {described(point)}: {shown}, {duration(seconds)}{why}{star}   {self._summary()}")
@@ -134,6 +132,13 @@ class Watch(Callback):
         for row in rows[:SHOWN]:
             table.add_row(*row)
         self.live.update(table, refresh=True)
+
+
+def drop_checkpoints(directory: Path, records: list[Record], but: Record | None) -> None:
+    """Of all trials but the best: nobody goes on from them."""
+    for record in records:
+        if but is None or record.name != but.name:
+            shutil.rmtree(directory / record.name / "checkpoints", ignore_errors=True)
 
 
 def _four(score: float | None) -> str:
