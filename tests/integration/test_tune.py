@@ -160,6 +160,7 @@ def read_best(stage_directory: Path) -> Record:
     return max(ended, key=lambda record: record.best_score or -1.0)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: Path) -> None:
     """Eight trials in the end, none that had ended run again, each with the score it has without Tune."""
     rates = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064]
@@ -200,6 +201,7 @@ def read(directory: Path) -> Record:
     return record
 
 
+@pytest.mark.slow
 def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(workspace: Path) -> None:
     rates = [0.001, 0.002, 0.003, 0.004, 0.005, 1e30]
     add_stage(workspace, "rates", LR.format(values=rates))
