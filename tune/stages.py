@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import tune
@@ -109,56 +110,53 @@ def run_stage(
     """
     started = time.monotonic()
     ended, begun = ended_and_begun(directory)
-    names = tuple(parameter.name for parameter in stage.parameters)
     over = {record.name for record in ended}
     listed = [] if stage.search == "optuna" else listed_points(stage, settings.seed)
     points = [point for point in listed if trial_name(point) not in over]
     missing = max(stage.num_samples - len(ended), 0) if stage.search == "optuna" else len(points)
-    assignment = Assignment(stage.name, names, settings, plan.workers, data.directory.uri, str(directory), uri, parent)
     if not missing or (seconds_left is not None and seconds_left <= 0):
         return StageResult(ended, True, missing > 0, 0.0, 0.0)
+    names = tuple(parameter.name for parameter in stage.parameters)
+    trial = Assignment(stage.name, names, settings, plan.workers, data.directory.uri, str(directory), uri, parent)
+    watch = Watch(stage.name, directory, names, ended, missing, plan.concurrent)
+    how: dict[str, Any] = {"max_concurrent_trials": plan.concurrent}
+    if stage.search == "optuna":
+        search = searcher(stage, settings.seed, ended, begun)
+        how = {"search_alg": ConcurrencyLimiter(search, plan.concurrent), "num_samples": missing}
+    how |= {"scheduler": scheduler(stage, settings.epochs, ended), "time_budget_s": seconds_left}
+    with watch, _placement_groups_freed():
+        _fit(trial, {"point": tune.grid_search(points)} if points else {}, how, watch)
+    is_cut = seconds_left is not None and time.monotonic() - started >= seconds_left
+    if is_cut:
+        watch.cut_off()
+    drop_checkpoints(directory, watch.records, best_of(watch.records))
+    _settle(directory, uri)
+    own = sum(record.seconds for record in watch.records if record.name not in over)
+    complete = is_cut or watch.done >= missing
+    return StageResult(watch.records, complete, is_cut, time.monotonic() - started, own)
+
+
+def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], watch: Watch) -> None:
+    """Ray Tune's part; what it writes goes with it, as `watch` keeps what is needed."""
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if stage.search == "optuna":
-        space, samples = {}, missing
-        search = ConcurrencyLimiter(searcher(stage, settings.seed, ended, begun), plan.concurrent)
-    else:
-        space, samples, search = {"point": tune.grid_search(points)}, 1, None
-    watch = Watch(stage.name, directory, names, ended, missing, plan.concurrent)
-    if seconds_left is not None:
-        watch.over_budget = lambda: time.monotonic() - started >= seconds_left
-    ray_files = directory / "ray"
+    files = Path(assignment.directory) / "ray"
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, assignment=assignment), DRIVER),
         param_space=space,
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=scheduler(stage, settings.epochs, ended),
-            num_samples=samples,
-            max_concurrent_trials=None if search else plan.concurrent,
-            time_budget_s=seconds_left,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
+        tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id, **how),
         run_config=tune.RunConfig(
             name=str(time.time_ns()),
-            storage_path=str(ray_files),
+            storage_path=str(files),
             callbacks=[watch],
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     try:
-        with watch, _placement_groups_freed():
-            tuner.fit()
+        tuner.fit()
     finally:
-        shutil.rmtree(ray_files, ignore_errors=True)
-    drop_checkpoints(directory, watch.records, best_of(watch.records))
-    _settle(directory, uri)
-    is_cut = seconds_left is not None and watch.over_budget()
-    complete = is_cut or len(watch.records) - len(ended) >= missing
-    own = sum(record.seconds for record in watch.records if record.name not in over)
-    return StageResult(watch.records, complete, is_cut, time.monotonic() - started, own)
+        shutil.rmtree(files, ignore_errors=True)
 
 
 def _settle(directory: Path, uri: str) -> None:

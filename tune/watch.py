@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,14 @@ class Watch(Callback):
     ) -> None:
         """ended: trials of earlier commands; planned: trials that are to start now."""
         self.title, self.directory, self.names = title, directory, names
-        self.records, self.known = list(ended), len(ended)
+        self.records, self.done = list(ended), 0
         self.planned, self.concurrent = planned, concurrent
+        self.seconds = 0.0
+        """of the trials that ended under this command, added up"""
         self.started: dict[str, float] = {}
         self.epochs: dict[str, list[dict[str, Any]]] = {}
         self.newest: dict[str, dict[str, Any]] = {}
         self.points: dict[str, Point] = {}
-        self.over_budget: Callable[[], bool] = lambda: False
         self.console = Console(highlight=False, soft_wrap=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
@@ -72,22 +72,30 @@ class Watch(Callback):
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         newest = self.newest[trial.trial_id]
         if newest["failed"]:
-            self._ended(trial, "failed", newest["failed"])
+            self._ended(trial.trial_id, "failed", newest["failed"])
         elif newest["trained"]:
-            self._ended(trial, "finished", "")
+            self._ended(trial.trial_id, "finished", "")
         else:
-            self._ended(trial, "stopped", "the time budget" if self.over_budget() else "the scheduler")
+            self._ended(trial.trial_id, "stopped", "the scheduler")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        self._ended(trial, "failed", "its process died")
+        self._ended(trial.trial_id, "failed", "its process died")
 
-    def _ended(self, trial: TuneTrial, state: State, reason: str) -> None:
-        key = trial.trial_id
+    def cut_off(self) -> None:
+        """Tune says nothing of the trials that the time budget stopped."""
+        names = {record.name for record in self.records}
+        for key, point in self.points.items():
+            if trial_name(point) not in names:
+                self._ended(key, "stopped", "the time budget")
+
+    def _ended(self, key: str, state: State, reason: str) -> None:
         point, epochs = self.points[key], self.epochs[key]
         best = max(epochs, key=lambda entry: (entry["score"], -entry["epoch"]), default=None)
         seconds = self.newest.get(key, {}).get("trial_seconds", time.monotonic() - self.started[key])
         score, epoch = (best["score"], best["epoch"]) if best else (None, None)
         record = Record(point, state, reason, score, epoch, epochs, seconds)
+        self.done += 1
+        self.seconds += seconds
         earlier = [kept for kept in self.records if kept.name != record.name]
         self.records = [*earlier, record]
         write_record(self.directory / record.name, record)
@@ -100,12 +108,10 @@ class Watch(Callback):
         self._refresh()
 
     def _summary(self) -> str:
-        done = len(self.records) - self.known
-        left = max(self.planned - done, 0)
-        text = f"[{done}/{self.planned}"
-        if done and left:
-            mean = sum(record.seconds for record in self.records[-done:]) / done
-            text += f", about {duration(mean * left / self.concurrent)} left"
+        left = max(self.planned - self.done, 0)
+        text = f"[{self.done}/{self.planned}"
+        if self.done and left:
+            text += f", about {duration(self.seconds / self.done * left / self.concurrent)} left"
         return text + "]"
 
     def _line(self, text: str) -> None:
