@@ -78,7 +78,7 @@ class Trial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Another trial in the same process, whose imports are done."""
         self.cleanup()
-        self.setup(new_config, self.assignment)
+        Trial.setup(self, new_config, self.assignment)  # Tune's wrapper around it would hand the assignment over again
         return True
 
     def show(self, event: Event) -> None:

@@ -54,11 +54,14 @@ class Watch(Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        self._begun(trial)
+        self._line(f"started   {described(self.points[trial.trial_id])}")
+        self._refresh()
+
+    def _begun(self, trial: TuneTrial) -> None:
         key = trial.trial_id
         self.points[key] = point_of(trial.config, self.names)
         self.started[key], self.epochs[key] = time.monotonic(), []
-        self._line(f"started   {described(self.points[key])}")
-        self._refresh()
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any
@@ -79,6 +82,8 @@ class Watch(Callback):
             self._ended(trial.trial_id, "stopped", "the scheduler")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        if trial.trial_id not in self.points:  # before it had started
+            self._begun(trial)
         self._ended(trial.trial_id, "failed", "its process died")
 
     def cut_off(self) -> None:

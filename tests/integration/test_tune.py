@@ -110,16 +110,16 @@ def mlflow_tree(workspace: Path) -> tuple[Run, dict[str, list[Run]]]:
 
 
 def test_the_papers_stages_end_with_settings_that_train_takes(workspace: Path) -> None:
-    """Nine trials, one test; the winner trained again by train has the same score."""
-    small = ["--search", "random", "--num-samples", "3", "--epochs", "2"]
+    """Six trials, one test; the winner trained again by train has the same score."""
+    small = ["--search", "random", "--num-samples", "2", "--epochs", "2"]
     output = Sweep(workspace, *small, "--write-config", "found").end()
     sweep_directory = workspace / "runs" / "tune-tiny"
-    assert output.count("started ") == 9 and output.count("  *best") >= 3
+    assert output.count("started ") == 6 and output.count("  *best") >= 3
     assert "test of the winner:" in output
 
     sweep, stages = mlflow_tree(workspace)
     assert sorted(stages) == ["tune-tiny alpha", "tune-tiny beta", "tune-tiny encoder"]
-    assert [len(trials) for trials in stages.values()] == [3, 3, 3]
+    assert [len(trials) for trials in stages.values()] == [2, 2, 2]
     assert sweep.info.status == "FINISHED" and "best.yaml" in sweep.data.tags["mlflow.note.content"]
     trials = [trial for of_stage in stages.values() for trial in of_stage]
     assert all(trial.info.status == "FINISHED" and trial.data.tags["state"] == "finished" for trial in trials)
@@ -128,7 +128,7 @@ def test_the_papers_stages_end_with_settings_that_train_takes(workspace: Path) -
     assert [path.parent.parent.name for path in sweep_directory.glob("*/trial-*/result")] == ["beta"]
     assert (sweep_directory / "encoder/report/figures/parallel.png").is_file()
     assert (sweep_directory / "alpha/report/figures/alpha.png").is_file()
-    assert len((sweep_directory / "beta/report/trials.csv").read_text().splitlines()) == 4
+    assert len((sweep_directory / "beta/report/trials.csv").read_text().splitlines()) == 3
     with_checkpoints = list(sweep_directory.glob("*/trial-*/checkpoints"))
     assert len(with_checkpoints) == 3, "of each stage's best alone"
 
@@ -152,7 +152,7 @@ def test_the_papers_stages_end_with_settings_that_train_takes(workspace: Path) -
     assert max(scores) == pytest.approx(read_best(sweep_directory / "beta").best_score, abs=1e-6)
 
     once_more = Sweep(workspace, *small).end()  # a finished sweep trains and tests nothing
-    assert "started " not in once_more and "epoch" not in once_more.partition("train them")[0].partition("test of")[0]
+    assert "started " not in once_more and "none of them run now" in once_more and "epoch  " not in once_more
 
 
 def read_best(stage_directory: Path) -> Record:
