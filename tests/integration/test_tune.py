@@ -23,7 +23,7 @@ from pnfrec_dist.training.loop import Hooks, TrainLoop
 from tune.records import Record, ended_and_begun, read_record
 from tune.space import Point, with_point
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 FLAGS = ["--dataset", "tiny", "--encoder.max-length", "5", "--train.batch-size", "8", "--seed", "3"]
 LR = "model: sasrec_p\nsearch: grid\nspace:\n  optimizer.lr: {values}\n"
