@@ -154,6 +154,7 @@ def listening_addresses(canary: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None:
     """SIGINT after epoch 2: exit 130, run KILLED; the printed command ends it, every epoch logged once.
 

@@ -41,6 +41,7 @@ def undisturbed(workspaces: Callable[[], Path]) -> Path:
     return workspace
 
 
+@pytest.mark.slow
 def test_killed_workers_and_driver_change_nothing(workspaces: Callable[[], Path], undisturbed: Path) -> None:
     """SIGKILL to a worker, then to the driver, then the same command again: bitwise the undisturbed run."""
     workspace = workspaces()
@@ -60,6 +61,7 @@ def test_killed_workers_and_driver_change_nothing(workspaces: Callable[[], Path]
     assert not list((run / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_never_up_costs_nothing_and_no_secret_is_told(workspaces: Callable[[], Path]) -> None:
     """Secrets in the environment and in the server's address reach no output, checkpoint, record or log of Ray."""
     workspace, secret = workspaces(), secrets.token_hex(12)

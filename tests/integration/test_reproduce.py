@@ -151,6 +151,7 @@ def test_the_best_is_registered_and_loads_in_a_process_without_this_package(
     assert not [p for p in directory.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_the_end_of_a_training_starts_no_other(workspace: Path) -> None:
     """SIGINT after the last epoch: the test may still be done, but nothing else is begun; exit 130."""
     line = [sys.executable, *COMMAND, "--name", "interrupted"]

@@ -20,7 +20,7 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.events import Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
-from tune.records import Record, ended_and_begun, read_record
+from tune.records import Record, best_of, ended_and_begun, read_record
 from tune.space import Point, with_point
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -156,8 +156,9 @@ def test_the_papers_stages_end_with_settings_that_train_takes(workspace: Path) -
 
 
 def read_best(stage_directory: Path) -> Record:
-    ended, _ = ended_and_begun(stage_directory)
-    return max(ended, key=lambda record: record.best_score or -1.0)
+    best = best_of(ended_and_begun(stage_directory)[0])
+    assert best is not None
+    return best
 
 
 @pytest.mark.slow
