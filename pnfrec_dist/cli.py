@@ -47,9 +47,12 @@ def load_conf(kind: str, name: str, base: T) -> T:
 
 
 def conf_content(kind: str, name: str) -> dict[str, Any]:
-    """conf/<kind>/<name>.yaml as it is; empty when there is no such file."""
+    """conf/<kind>/<name>.yaml as it is; empty when there is no such file. Raises InputError for what is no mapping."""
     path = _conf_file(kind, name)
-    return {} if path is None else _yaml(path) or {}
+    content = {} if path is None else _yaml(path) or {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must be a mapping, not {content!r}")
+    return content
 
 
 def _conf_file(kind: str, name: str) -> Path | None:

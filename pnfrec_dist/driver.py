@@ -210,8 +210,8 @@ class Job:
     phase: Phase = "both"
 
 
-AtEnd = Callable[[Job, TrackedRun, dict[str, Event], list[Event]], None]
-"""Logs what came of a job: told the last event of each kind, and the epochs."""
+AtEnd = Callable[[Job, TrackedRun, str, dict[str, Event], list[Event]], None]
+"""Logs what came of a job: told MLflow's status of it, the last event of each kind, and the epochs."""
 
 
 def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd) -> dict[str, Event]:
@@ -243,7 +243,7 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
         status = KILLED
         raise
     finally:
-        at_end(job, tracked, last, [epochs[epoch] for epoch in sorted(epochs)])
+        at_end(job, tracked, status, last, [epochs[epoch] for epoch in sorted(epochs)])
         try:
             tracked.close(status)
         finally:
@@ -257,7 +257,7 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
     return {**last, "tracked": {"run_id": tracked.run_id, "status": status}}
 
 
-def _log_test(job: Job, tracked: TrackedRun, last: dict[str, Event], epochs: list[Event]) -> None:
+def _log_test(job: Job, tracked: TrackedRun, status: str, last: dict[str, Event], epochs: list[Event]) -> None:
     if "test" in last:
         log_outcome(tracked, job.settings, job.data, epochs, last["test"])
 

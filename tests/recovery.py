@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -27,15 +27,14 @@ SETTINGS = {
 """Of a data set of 300 users: 38 steps an epoch, of some 20 ms."""
 
 
-class Command:
-    """One training command, as a user starts it."""
+class Program:
+    """A command of this project, as a user starts it."""
 
-    def __init__(self, workspace: Path, *more: str, **environment: str) -> None:
-        flags = [part for pair in SETTINGS.items() for part in pair]
-        line = [sys.executable, "-m", "pnfrec_dist.train", *flags, *more]
-        out = subprocess.PIPE
-        env = ENVIRONMENT | environment
-        self.process = subprocess.Popen(line, cwd=workspace, env=env, stdout=out, stderr=subprocess.STDOUT, text=True)
+    def __init__(self, workspace: Path, line: Sequence[str], environment: dict[str, str]) -> None:
+        """line: what follows `python -m`."""
+        out, env = subprocess.PIPE, ENVIRONMENT | environment
+        whole = [sys.executable, "-m", *line]
+        self.process = subprocess.Popen(whole, cwd=workspace, env=env, stdout=out, stderr=subprocess.STDOUT, text=True)
         self.output = ""
 
     def lines(self) -> Iterator[str]:
@@ -56,16 +55,28 @@ class Command:
             pass
         return self.process.wait(60)
 
-    def workers(self) -> list[psutil.Process]:
-        """The training processes, of rank 0 and 1 in some order."""
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Those of its Ray with `name` in their title."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if "RayTrainWorker" in " ".join(process.cmdline()):
+                if name in " ".join(process.cmdline()):
                     found.append(process)
             except psutil.Error:
                 continue
         return found
+
+
+class Command(Program):
+    """One training command."""
+
+    def __init__(self, workspace: Path, *more: str, **environment: str) -> None:
+        flags = [part for pair in SETTINGS.items() for part in pair]
+        super().__init__(workspace, ["pnfrec_dist.train", *flags, *more], environment)
+
+    def workers(self) -> list[psutil.Process]:
+        """The training processes, of rank 0 and 1 in some order."""
+        return self.processes("RayTrainWorker")
 
 
 def only_run(workspace: Path) -> Path:

@@ -18,7 +18,7 @@ SCORE, EPOCH = "score", "epoch"
 
 
 def listed_points(stage: Stage, seed: int) -> list[Point]:
-    """All points of a grid; those of a random search, more samples keep the first ones. Each comes once."""
+    """All points of a grid; those of a random search, of which more samples keep the first. None twice."""
     if stage.search == "grid":
         combinations = itertools.product(*(parameter.grid() for parameter in stage.parameters))
         return [dict(zip((p.name for p in stage.parameters), values, strict=True)) for values in combinations]
@@ -55,13 +55,14 @@ def scheduler(stage: Stage, epochs: int, ended: Sequence[Record]) -> TrialSchedu
         grace_period=min(stage.grace_epochs, epochs),
         reduction_factor=stage.reduction,
     )
+    controller: Any = None  # neither call asks for it
     for record in ended:
         seen: Any = _Seen(record.name)
-        found.on_trial_add(None, seen)  # type: ignore[arg-type]
+        found.on_trial_add(controller, seen)
         best = -np.inf
         for entry in record.epochs:
             best = max(best, entry["score"])
-            found.on_trial_result(None, seen, {EPOCH: entry["epoch"], SCORE: best})  # type: ignore[arg-type]
+            found.on_trial_result(controller, seen, {EPOCH: entry["epoch"], SCORE: best})
     return found
 
 

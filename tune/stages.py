@@ -17,14 +17,13 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.launch import WorkerPlan
+from pnfrec_dist.launch import WorkerPlan, plan_workers
 from pnfrec_dist.runs import RUN_FILE, read_run
-from pnfrec_dist.sender import FAILED, KILLED
 from pnfrec_dist.tracking import TrackedRun
 from tune.records import Record, best_of, ended_and_begun, trial_name
 from tune.search import listed_points, scheduler, searcher
 from tune.space import Stage
-from tune.trial import Assignment, Trial
+from tune.trial import STATES, Assignment, Trial
 from tune.watch import Watch, drop_checkpoints
 
 TUNE_ENVIRONMENT = {
@@ -53,9 +52,7 @@ class TrialPlan:
         return f"{at_a_time}, each with {self.workers}"
 
 
-def plan_trials(
-    cpus: float, gpus: float, workers: int, gpus_per_trial: int | None, most: int | None, gpu_bytes: int = 0
-) -> TrialPlan:
+def plan_trials(cpus: float, gpus: float, workers: int, gpus_per_trial: int | None, most: int | None) -> TrialPlan:
     """How many trials fit: a CPU for every worker, or a GPU.
 
     Raises InputError where not even one fits: Ray would wait for ever without a word.
@@ -68,15 +65,10 @@ def plan_trials(
         )
     if not gpus_per_trial and workers > cpus:
         raise InputError(f"--workers-per-trial is {workers}, but Ray sees {cpus:g} CPUs; lower it")
-    fitting = int(gpus // gpus_per_trial) if gpus_per_trial else int(cpus // workers)
+    fitting = int(min(gpus, cpus) // gpus_per_trial) if gpus_per_trial else int(cpus // workers)
     concurrent = max(1, min(fitting, most or fitting))
-    processes = gpus_per_trial or workers
-    each = (
-        max(1.0, cpus // (concurrent * processes))
-        if cpus >= concurrent * processes
-        else cpus / (concurrent * processes)
-    )
-    return TrialPlan(WorkerPlan(processes, gpus_per_trial > 0, each, gpu_bytes), concurrent)
+    share = cpus // concurrent
+    return TrialPlan(plan_workers(None if gpus_per_trial else workers, gpus_per_trial, share, gpus), concurrent)
 
 
 @dataclass(frozen=True)
@@ -166,7 +158,7 @@ def _settle(directory: Path, uri: str) -> None:
     for trial in directory.glob("trial-*"):
         if (trial / RUN_FILE).exists():
             found = state.get(trial.name, "stopped")
-            status = FAILED if found == "failed" else KILLED
+            (status,) = (status for status, known in STATES.items() if known == found)
             TrackedRun(trial, read_run(trial).key, uri, print).conclude(status, {"state": found})
 
 

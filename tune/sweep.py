@@ -94,9 +94,9 @@ class Sweep:
             print(f"{stage.name}: {described(best.point)}  validation NDCG_p@10 {best.best_score:.4f}")
             print(_overhead(result, self.plan.concurrent), flush=True)
             self.found |= best.point
+            if result.is_cut:
+                print("warning: the time budget is used up; started again, the same command runs what is missing")
             if result.is_cut or stage is stages[-1]:
-                if stage is not stages[-1]:
-                    print("warning: the time budget is used up; later stages are left out", flush=True)
                 self._conclude(stage, with_point(settings, best.point, stage.name), best)
                 break
         return True

@@ -4,6 +4,7 @@ Ray Train runs inside: this actor is the driver of its own workers. A class and 
 a trial to stop (cleanup), which ends after the step in progress with a checkpoint, instead of killing it.
 """
 
+import contextlib
 import queue
 import threading
 import time
@@ -22,14 +23,17 @@ from pnfrec_dist.events import Event
 from pnfrec_dist.launch import WorkerPlan, prepare_process
 from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.runs import RUN_FILE, Run, read_run
+from pnfrec_dist.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.storage import Location
 from pnfrec_dist.tracking import TrackedRun, opening_of_training
-from tune.records import begin_record, read_record, trial_name
+from tune.records import State, read_record, trial_name
 from tune.search import EPOCH, SCORE, plain
 from tune.space import Point, described, with_point
 
 LOG, SOURCE = "trial.log", "python -m tune"
 SELECTION = "val/ndcg_p_at_10"
+STATES: dict[str, State] = {FINISHED: "finished", KILLED: "stopped", FAILED: "failed"}
+"""MLflow's states of a run -> those of a trial."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ def point_of(config: dict[str, Any], names: tuple[str, ...]) -> Point:
 class Trial(tune.Trainable):
     """Reports after each epoch, earlier ones of the same run included, and once more at its end."""
 
-    def setup(self, config: dict[str, Any], assignment: Assignment) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], assignment: Assignment | None = None) -> None:
+        """assignment: handed over by tune.with_parameters; None is of Tune's own signature."""
+        assert assignment is not None
         self.assignment, self.point = assignment, point_of(config, assignment.names)
         self.directory = Path(assignment.directory) / trial_name(self.point)
         self.items: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -90,7 +96,8 @@ class Trial(tune.Trainable):
             self.line(str(event.get("text") or event.get("reasons")))
 
     def line(self, text: str) -> None:
-        with (self.directory / LOG).open("a", encoding="utf-8") as file:
+        """A disk that takes no more is told of by the records of the run; the trial goes on without its log."""
+        with contextlib.suppress(OSError), (self.directory / LOG).open("a", encoding="utf-8") as file:
             file.write(f"{text}\n")
 
     def _report(self, epoch: int, score: float, seconds: float) -> None:
@@ -119,7 +126,6 @@ class Trial(tune.Trainable):
         work = self.assignment
         prepare_process(work.settings)
         settings = with_point(work.settings, self.point, work.stage)
-        begin_record(self.directory, self.point)
         data = open_prepared(Location(work.data_dir))
         run = Run(self.directory, to_mapping(settings), data.manifest.digest)
         if (self.directory / RUN_FILE).exists():
@@ -132,11 +138,10 @@ class Trial(tune.Trainable):
             return "trained" in run_tracked(job, self, self.asked_to_stop, _log_state)
 
 
-def _log_state(job: Job, tracked: TrackedRun, last: dict[str, Event], epochs: list[Event]) -> None:
+def _log_state(job: Job, tracked: TrackedRun, status: str, last: dict[str, Event], epochs: list[Event]) -> None:
     """How the trial ended, and the best of its epochs, as tags and a metric to sort by."""
-    state = "finished" if "trained" in last else "failed" if last.keys() & {"diverged", "refused"} else "stopped"
     number = len(tracked.spool.records)
-    tags = {"state": state}
+    tags = {"state": STATES[status]}
     if epochs:
         best = max(epochs, key=lambda epoch: epoch["metrics"][SELECTION])
         tags["best_epoch"] = str(best["epoch"])

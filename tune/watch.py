@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pnfrec_dist.progress import duration
-from tune.records import Record, State, best_of, trial_name, write_record
+from tune.records import Record, State, begin_record, best_of, trial_name, write_record
 from tune.search import EPOCH
 from tune.space import Point, described
 from tune.trial import point_of
@@ -62,6 +62,7 @@ class Watch(Callback):
         key = trial.trial_id
         self.points[key] = point_of(trial.config, self.names)
         self.started[key], self.epochs[key] = time.monotonic(), []
+        begin_record(self.directory / trial_name(self.points[key]), self.points[key])
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any

@@ -5,15 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from recovery import ENVIRONMENT
+from recovery import ENVIRONMENT, Program
 
 from pnfrec_dist.cli import parse_train_settings
 from pnfrec_dist.data.prepared import open_prepared
@@ -29,23 +28,11 @@ FLAGS = ["--dataset", "tiny", "--encoder.max-length", "5", "--train.batch-size",
 LR = "model: sasrec_p\nsearch: grid\nspace:\n  optimizer.lr: {values}\n"
 
 
-class Sweep:
-    """One tune command, as a user starts it."""
+class Sweep(Program):
+    """One tune command."""
 
     def __init__(self, workspace: Path, *more: str) -> None:
-        line = [sys.executable, "-m", "tune", *FLAGS, *more]
-        out = subprocess.PIPE
-        environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            line, cwd=workspace, env=environment, stdout=out, stderr=subprocess.STDOUT, text=True
-        )
-        self.output = ""
-
-    def lines(self) -> Iterator[str]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.output += line
-            yield line
+        super().__init__(workspace, ["tune", *FLAGS, *more], {"OMP_NUM_THREADS": "1"})
 
     def kill_after(self, finished: int) -> None:
         """SIGKILL to the driver as soon as so many trials have finished under it."""
@@ -55,23 +42,10 @@ class Sweep:
                 self.process.send_signal(signal.SIGKILL)
         self.process.wait(60)
 
-    def end(self) -> str:
-        """The output of a command that succeeds."""
-        for _ in self.lines():
-            pass
-        assert self.process.wait(60) == 0, self.output
+    def succeed(self) -> str:
+        """The output of a command that ends well."""
+        assert self.end() == 0, self.output
         return self.output
-
-    def processes(self, name: str) -> list[psutil.Process]:
-        """Those of this sweep's Ray with `name` in their title."""
-        found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if name in " ".join(process.cmdline()):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
 
 
 @pytest.fixture
@@ -112,7 +86,7 @@ def mlflow_tree(workspace: Path) -> tuple[Run, dict[str, list[Run]]]:
 def test_the_papers_stages_end_with_settings_that_train_takes(workspace: Path) -> None:
     """Six trials, one test; the winner trained again by train has the same score."""
     small = ["--search", "random", "--num-samples", "2", "--epochs", "2"]
-    output = Sweep(workspace, *small, "--write-config", "found").end()
+    output = Sweep(workspace, *small, "--write-config", "found").succeed()
     sweep_directory = workspace / "runs" / "tune-tiny"
     assert output.count("started ") == 6 and output.count("  *best") >= 3
     assert "test of the winner:" in output
@@ -151,7 +125,7 @@ def test_the_papers_stages_end_with_settings_that_train_takes(workspace: Path) -
     scores = [epoch["metrics"]["val/ndcg_p_at_10"] for epoch in json.loads(result.read_text())["epochs"]]
     assert max(scores) == pytest.approx(read_best(sweep_directory / "beta").best_score, abs=1e-6)
 
-    once_more = Sweep(workspace, *small).end()  # a finished sweep trains and tests nothing
+    once_more = Sweep(workspace, *small).succeed()  # a finished sweep trains and tests nothing
     assert "started " not in once_more and "none of them run now" in once_more and "epoch  " not in once_more
 
 
@@ -174,7 +148,7 @@ def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: 
         if finished:
             sweep.kill_after(finished)
         else:
-            sweep.end()
+            sweep.succeed()
         outputs.append(sweep.output)
         ended.append({record.name for record in ended_and_begun(directory)[0]})
     assert [len(names) >= least for names, least in zip(ended, (2, 4, 8), strict=True)] == [True] * 3

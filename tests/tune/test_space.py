@@ -1,4 +1,6 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,7 @@ def test_the_papers_grid_has_21_round_values() -> None:
         (HEAD + "search: ranodm\nspace:\n  loss.alpha: [1.0]\n", "one of 'grid', 'random', 'optuna'"),
         ("model: sasrecp\nspace:\n  loss.alpha: [1.0]\n", "did you mean 'sasrec_p'"),
         ("space:\n  loss.alpha: [1.0]\n", "model is missing"),
+        ("- loss.alpha\n", "must be a mapping"),
     ],
 )
 def test_a_wrong_space_is_one_line_that_names_it(
@@ -98,13 +101,13 @@ def test_successive_halving_knows_the_trials_of_an_earlier_command() -> None:
         "own", "sasrec_p", (Parameter("optimizer.lr", (0.1,)),), scheduler="asha", grace_epochs=2, reduction=2
     )
 
-    class Late:
-        trial_id = "late"
+    controller: Any = None
+    late: Any = SimpleNamespace(trial_id="late")
 
     def decides(ended: list[Record], score: float) -> str:
         asha = scheduler(stage, 10, ended)
-        asha.on_trial_add(None, Late())  # type: ignore[arg-type]
-        return asha.on_trial_result(None, Late(), {"epoch": 2, "score": score})  # type: ignore[arg-type]
+        asha.on_trial_add(controller, late)
+        return asha.on_trial_result(controller, late, {"epoch": 2, "score": score})
 
     ended = [record({"optimizer.lr": x}, [0.5, 0.5 + x]) for x in (0.1, 0.2, 0.3)]
     assert decides(ended, 0.4) == TrialScheduler.STOP

@@ -1,0 +1,40 @@
+import pytest
+
+from pnfrec_dist.errors import InputError
+from tune.stages import plan_trials
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "per_trial", "most", "expected"),
+    [
+        (2, 0, 1, None, None, (2, 1, 1.0)),
+        (2, 0, 2, None, None, (1, 2, 1.0)),
+        (5, 0, 2, None, None, (2, 2, 1.0)),
+        (8, 0, 2, None, 2, (2, 2, 2.0)),
+        (2, 0, 1, None, 9, (2, 1, 1.0)),
+        (16, 4, 1, None, None, (4, 1, 4.0)),
+        (16, 4, 1, 2, None, (2, 2, 4.0)),
+        (16, 4, 3, 0, None, (5, 3, 1.0)),
+        (2, 4, 1, 1, None, (2, 1, 1.0)),
+    ],
+)
+def test_trials_never_ask_for_more_than_there_is(
+    cpus: float, gpus: float, workers: int, per_trial: int | None, most: int | None, expected: tuple[int, int, float]
+) -> None:
+    plan = plan_trials(cpus, gpus, workers, per_trial, most)
+    each = plan.workers
+    assert (plan.concurrent, each.num_workers, each.cpus_per_worker) == expected
+    assert plan.concurrent * each.num_workers * each.cpus_per_worker <= cpus
+    assert not each.use_gpu or plan.concurrent * each.num_workers <= gpus
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "per_trial", "named"),
+    [(2, 0, 3, None, "--workers-per-trial is 3"), (8, 1, 1, 2, "--gpus-per-trial is 2"), (8, 0, 1, 1, "sees 0 GPUs")],
+)
+def test_a_trial_that_never_fits_is_refused(
+    cpus: float, gpus: float, workers: int, per_trial: int | None, named: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        plan_trials(cpus, gpus, workers, per_trial, None)
+    assert named in str(caught.value)
