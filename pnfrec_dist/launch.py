@@ -122,10 +122,11 @@ def prepare_process(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster(settings: Settings) -> Iterator[tuple[float, float]]:
+def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[tuple[float, float]]:
     """Ray on this machine or a connection to settings.ray_address: the CPUs and GPUs that it sees.
 
-    On this machine a CPU worker counts as one CPU even where cores are fewer than workers.
+    On this machine a CPU worker counts as one CPU even where cores are fewer than workers. dashboard: where several
+    trainings share this Ray; through it, Ray Train frees what a training held whose driver died.
     """
     prepare_process(settings)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -134,7 +135,7 @@ def ray_cluster(settings: Settings) -> Iterator[tuple[float, float]]:
         options["address"] = settings.ray_address
     else:  # its own, whatever cluster runs or ran on this machine
         cpus = max(os.cpu_count() or 1, settings.num_workers or DEFAULT_CPU_WORKERS)
-        options |= {"address": "local", "include_dashboard": False, "num_cpus": cpus}
+        options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": cpus}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:

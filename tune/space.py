@@ -123,6 +123,9 @@ def _parameter(name: str, content: Any, where: str) -> Parameter:
         known = [f"{section}.{key}" for section in SECTIONS for key in to_mapping(getattr(Settings(), section))]
         raise InputError(f"{where}: {name!r} cannot be searched; {nearest(name, known)}")
     if isinstance(content, list) and content:
+        section, _, field = name.partition(".")
+        if isinstance(getattr(getattr(Settings(), section), field, None), float):
+            content = [_number(value, f"{where}: {name}") for value in content]
         return Parameter(name, values=tuple(dict.fromkeys(content)))
     keys = {"low", "high", "step", "log"}
     if not isinstance(content, dict) or not {"low", "high"} <= content.keys():

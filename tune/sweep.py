@@ -39,7 +39,7 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     settings = base_settings(options, stages[0], {})
     data, uri = open_data(settings), tracking_uri()
     run = _sweep_run(options, stages, settings, data)
-    with ray_cluster(settings) as (cpus, gpus):
+    with ray_cluster(settings, dashboard=True) as (cpus, gpus):
         plan = plan_trials(cpus, gpus, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
         print(checked_plan(settings, data, plan.workers))
         print(f"trials: {plan}")

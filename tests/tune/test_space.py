@@ -71,6 +71,12 @@ def test_a_wrong_space_is_one_line_that_names_it(
     assert named in str(caught.value)
 
 
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = HEAD + "search: random\nspace:\n  optimizer.lr: [1e-3, 2e-3]\n  loss.alpha: {low: 1e-2, high: 1}\n"
+    rate, alpha = stage_of(tmp_path, monkeypatch, content).parameters
+    assert (rate.values, alpha.low) == ((0.001, 0.002), 0.01)
+
+
 def test_more_random_samples_keep_the_first_ones_and_none_comes_twice() -> None:
     space = (Parameter("encoder.num_blocks", (1, 2, 3)), Parameter("optimizer.lr", low=1e-4, high=1e-2, log=True))
     few, many = (Stage("own", "sasrec_p", space, search="random", num_samples=n) for n in (5, 20))
