@@ -88,10 +88,10 @@ class Watch(Callback):
         self._ended(trial.trial_id, "failed", "its process died")
 
     def cut_off(self) -> None:
-        """Tune says nothing of the trials that the time budget stopped."""
+        """Tune says nothing of the trials that the time budget stopped. One without an epoch goes on another time."""
         names = {record.name for record in self.records}
         for key, point in self.points.items():
-            if trial_name(point) not in names:
+            if trial_name(point) not in names and self.epochs[key]:
                 self._ended(key, "stopped", "the time budget")
 
     def _ended(self, key: str, state: State, reason: str) -> None:
