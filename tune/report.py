@@ -17,9 +17,9 @@ from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.progress import duration
 from tune.records import Record
 from tune.space import Stage, described
+from tune.trial import SELECTION
 
 SHOWN = 10
-SELECTION = "val/ndcg_p_at_10"
 LEFT_OUT = CHOSEN_BY_FLAG | {
     *("data_dir", "output_dir", "experiment", "ray_address"),
     *("num_workers", "min_workers", "num_gpus", "max_failures", "stall_timeout"),

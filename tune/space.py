@@ -28,8 +28,8 @@ class Parameter:
 
     name: str
     values: tuple[Any, ...] = ()
-    low: float = math.nan
-    high: float = math.nan
+    low: float = 0.0
+    high: float = 0.0
     step: float = 0.0
     """0: any number of the range (whole ones: 1)"""
     log: bool = False

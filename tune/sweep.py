@@ -112,7 +112,7 @@ class Sweep:
         child.write()
         tracked = TrackedRun(directory, child.key, self.uri, print)
         tracked.start(_opening(f"{self.own.directory.name} {stage.name}", "stage", settings, self.data, self.own.key))
-        status = KILLED
+        status = FAILED
         try:
             result = run_stage(stage, settings, self.data, self.plan, directory, self.uri, child.key, left)
             status = FINISHED if result.complete else KILLED

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,6 +126,8 @@ def test_the_winner_does_not_hang_on_the_order_of_ends() -> None:
     found = [record({"optimizer.lr": x}, [score]) for x, score in ((0.1, 0.5), (0.2, 0.7), (0.3, 0.7))]
     assert best_of(found) == best_of(found[::-1])
     assert best_of([]) is None
+    lost = dataclasses.replace(found[1], state="failed", reason="it diverged", best_score=0.9)
+    assert best_of([*found, lost]) == best_of(found)
     assert trial_name({"a": 1, "b": 2}) == trial_name({"b": 2, "a": 1})
 
 
