@@ -80,8 +80,8 @@ def ended_and_begun(stage_directory: Path) -> tuple[list[Record], list[Point]]:
 
 
 def best_of(records: list[Record]) -> Record | None:
-    """Of the trials with a score that did not fail, the best; of equal ones that with the greater name, so that order is
-    no matter."""
+    """Of the trials with a score that did not fail, the best; of equal ones that with the greater name, so that their
+    order is no matter."""
     scored = [record for record in records if record.best_score is not None and record.state != "failed"]
     return max(scored, key=lambda record: (record.best_score, record.name), default=None)
 
