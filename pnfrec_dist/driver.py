@@ -61,12 +61,15 @@ def drive(settings: Settings) -> int:
     return 0
 
 
-def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan) -> str:
-    """What will run, for a reader. Raises InputError when the users are too few or the memory is too small."""
+def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, at_a_time: int = 1) -> str:
+    """What will run, for a reader. Raises InputError when the users are too few or the memory is too small.
+
+    at_a_time: trainings with such workers, of a sweep.
+    """
     train_data = data.train(settings.encoder.history)
     require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
     step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)
-    _require_memory(settings, plan, step)
+    _require_memory(settings, plan, step, at_a_time)
     return _describe(settings, data, train_data, plan, step)
 
 
@@ -101,7 +104,7 @@ def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: Wo
     )
 
 
-def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan) -> None:
+def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_time: int) -> None:
     """Raises InputError when the workers will not fit this machine's memory. Of a cluster's nothing is known here."""
     if settings.ray_address or (plan.use_gpu and not plan.gpu_bytes):
         return
@@ -109,8 +112,13 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan) -> Non
         free, needed, where = plan.gpu_bytes, step.total, "a GPU has"
     else:
         spared = 0 if step.is_sharded else step.checkpoint * (plan.num_workers - 1)  # rank 0 alone writes
-        needed = step.total * plan.num_workers - spared
-        free, where = psutil.virtual_memory().available, "this machine has free"
+        each = step.total * plan.num_workers - spared
+        needed, free, where = at_a_time * each, psutil.virtual_memory().available, "this machine has free"
+        if each <= free < needed:
+            raise InputError(
+                f"{at_a_time} trials at a time need about {_size(each)} each with the largest settings searched, "
+                f"{where} {_size(free)}; say --max-concurrent {free // each}"
+            )
     if needed <= free:
         return
     table = step.table + step.table_training + step.passing
@@ -129,7 +137,9 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan) -> Non
         "--loss.cross-entropy sampled_softmax": step.passing if exact else 0,
         "a lower --encoder.hidden-size": (table + step.encoders) // 2,
         "--checkpoint.no-background": step.checkpoint,
-        "--num-workers 1": step.total if not plan.use_gpu and plan.num_workers > 1 and step.total <= free else 0,
+        f"--{'num-workers' if at_a_time == 1 else 'workers-per-trial'} 1": step.total
+        if not plan.use_gpu and plan.num_workers > 1 and step.total <= free
+        else 0,
     }
     best = sorted((way for way, saved in ways.items() if saved > step.total // 20), key=lambda way: -ways[way])
     workers = "" if plan.use_gpu else f"{plan.num_workers} workers x "

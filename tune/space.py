@@ -74,6 +74,11 @@ class Stage:
     reduction: int = 3
     """asha: one in so many goes on"""
 
+    def largest(self) -> Point:
+        """The point that takes the most memory, as far as that is told by numbers."""
+        ends = {p.name: p.values or (p.low, p.high) for p in self.parameters}
+        return {name: max(v) for name, v in ends.items() if all(isinstance(x, int | float) for x in v)}
+
     def described(self) -> str:
         """For a reader, in a line."""
         names = ", ".join(parameter.name for parameter in self.parameters)

@@ -8,8 +8,9 @@ runs/tune-<dataset>/best.yaml        complete training settings of the winner
 import contextlib
 import dataclasses
 import json
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
@@ -41,6 +42,9 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     run = _sweep_run(options, stages, settings, data)
     with ray_cluster(settings, dashboard=True) as (cpus, gpus):
         plan = plan_trials(cpus, gpus, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
+        for stage in stages:
+            largest = with_point(base_settings(options, stage, {}), stage.largest(), stage.name)
+            checked_plan(largest, data, plan.workers, plan.concurrent)
         print(checked_plan(settings, data, plan.workers))
         print(f"trials: {plan}")
         for stage in stages:
@@ -49,7 +53,7 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
             print("dry run: nothing was trained")
             return 0
         options.directory.mkdir(parents=True, exist_ok=True)
-        with run.locked(way_out="say another --name"):
+        with run.locked(way_out="say another --name"), _terminated_as_interrupted():
             run.write()
             tracked = TrackedRun(run.directory, run.key, uri, print)
             tracked.start(_opening(run.directory.name.replace("-", " "), "sweep", settings, data, ""))
@@ -65,6 +69,16 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
         print("stopped; the same command goes on")
         return EXIT_INTERRUPTED
     return 0
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which a cluster's scheduler sends, does what Ctrl-C does: Ray Tune stops the trials with checkpoints."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Sweep:

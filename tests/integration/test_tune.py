@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from recovery import ENVIRONMENT, Program
 
-from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.events import Event
@@ -168,6 +168,28 @@ def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: 
     _, stages = mlflow_tree(workspace)
     (trials,) = stages.values()
     assert len(trials) == 8 and all(trial.info.status == "FINISHED" for trial in trials)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_told_to_stop_goes_on_from_its_checkpoints(workspace: Path) -> None:
+    add_stage(workspace, "rates", LR.format(values=[0.001, 0.01]))
+    flags = ["--epochs", "30", "--train.patience", "30", "--encoder.hidden-size", "8"]
+    directory = workspace / "runs" / "tune-tiny" / "rates"
+    first = Sweep(workspace, "--stages", "rates", *flags, "--max-concurrent", "1")
+    wait_for_epoch(directory, 0)
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end() == EXIT_INTERRUPTED, first.output
+    assert "stopped; the same command goes on" in first.output
+    ended, begun = ended_and_begun(directory)
+    assert not ended and len(begun) == 1
+    (kept,) = directory.glob("trial-*/checkpoints/step-*")
+    assert kept.is_dir()
+    Sweep(workspace, "--stages", "rates", *flags).succeed()
+    ended, begun = ended_and_begun(directory)
+    assert not begun and [len(record.epochs) for record in ended] == [30, 30]
+    for record in ended:
+        scored = trained_here(workspace, ["--model", "sasrec_p", *flags], record.point, workspace / record.name)
+        assert record.best_score == pytest.approx(scored, abs=1e-6)
 
 
 def read(directory: Path) -> Record:

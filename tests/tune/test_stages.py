@@ -1,6 +1,16 @@
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
 import pytest
 
+from pnfrec_dist.config import Settings
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.driver import checked_plan
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.launch import WorkerPlan
+from tune.space import load_stage, with_point
 from tune.stages import plan_trials
 
 
@@ -38,3 +48,17 @@ def test_a_trial_that_never_fits_is_refused(
     with pytest.raises(InputError) as caught:
         plan_trials(cpus, gpus, workers, per_trial, None)
     assert named in str(caught.value)
+
+
+def test_trials_that_fit_one_by_one_alone_are_refused_side_by_side(
+    tmp_path: Path, prepared_writer: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check takes the largest model of the space."""
+    data = open_prepared(prepared_writer(tmp_path / "tiny"))
+    largest = load_stage("joint").largest()
+    assert largest["encoder.hidden_size"] == 512 and largest["encoder.num_blocks"] == 3
+    settings, plan = with_point(Settings(), largest, "joint"), WorkerPlan(1, False, 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**31))
+    assert "1 worker, 1 CPU each" in checked_plan(settings, data, plan, at_a_time=1)
+    with pytest.raises(InputError, match=r"8 trials at a time .* say --max-concurrent [2-7]$"):
+        checked_plan(settings, data, plan, at_a_time=8)
