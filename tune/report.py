@@ -125,9 +125,9 @@ def _choice(value: Any) -> Any:
 def best_yaml(settings: Settings, stage: Stage, record: Record, command: str, sweep_id: str) -> str:
     """Complete settings for `python -m pnfrec_dist.train --config`, with where they come from in front."""
     content = {name: value for name, value in to_mapping(settings).items() if name not in LEFT_OUT}
-    workers = settings.num_gpus or settings.num_workers or 1
+    workers = f"--num-gpus {settings.num_gpus}" if settings.num_gpus else f"--num-workers {settings.num_workers or 1}"
     head = [
-        f"# python -m pnfrec_dist.train --dataset {settings.dataset} --config best.yaml --num-workers {workers}",
+        f"# python -m pnfrec_dist.train --dataset {settings.dataset} --config best.yaml {workers}",
         f"# Found by: {command}",
         f"# MLflow run {sweep_id or '(not known)'}, stage {stage.name}, {record.name} ({described(record.point)})",
         f"# validation NDCG_p@10 {record.best_score:.6f} in epoch {record.best_epoch} (more workers differ a little)",

@@ -116,7 +116,7 @@ def run_stage(
         search = searcher(stage, settings.seed, ended, begun)
         how = {"search_alg": ConcurrencyLimiter(search, plan.concurrent), "num_samples": missing}
     how |= {"scheduler": scheduler(stage, settings.epochs, ended), "time_budget_s": seconds_left}
-    with watch, _placement_groups_freed():
+    with watch, contextlib.nullcontext() if settings.ray_address else _placement_groups_freed():
         _fit(trial, {"point": tune.grid_search(points)} if points else {}, how, watch)
     is_cut = seconds_left is not None and time.monotonic() - started >= seconds_left
     if is_cut:
@@ -164,7 +164,7 @@ def _settle(directory: Path, uri: str) -> None:
 
 @contextlib.contextmanager
 def _placement_groups_freed() -> Iterator[None]:
-    """Those of trials that had to be killed: their workers' resources would be lost to the next stage."""
+    """On a Ray of our own, those of trials that had to be killed: the next stage would lack what they hold."""
     yield
     for key, group in placement_group_table().items():
         if group["state"] != "REMOVED":

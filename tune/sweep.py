@@ -111,8 +111,7 @@ class Sweep:
             if result.is_cut:
                 print("warning: the time budget is used up; started again, the same command runs what is missing")
             if result.is_cut or stage is stages[-1]:
-                self._conclude(stage, with_point(settings, best.point, stage.name), best)
-                break
+                return self._conclude(stage, with_point(settings, best.point, stage.name), best)
         return True
 
     def _run_stage(self, stage: Stage, settings: Settings) -> StageResult:
@@ -141,13 +140,9 @@ class Sweep:
             tracked.close(status)
         return result
 
-    def _conclude(self, stage: Stage, settings: Settings, record: Record) -> None:
-        """Tests the winner, once, and writes best.yaml."""
+    def _conclude(self, stage: Stage, settings: Settings, record: Record) -> bool:
+        """Writes best.yaml and tests the winner, once. False when the test was stopped."""
         options, tracked = self.options, self.tracked
-        directory = options.directory / stage.name / record.name
-        if read_result(directory) is None:  # else it was tested by an earlier command
-            train(settings, self.plan.workers, self.data, read_run(directory), self.uri, phase="test")
-        test = read_result(directory)
         content = best_yaml(settings, stage, record, options.command, tracked.run_id)
         report = options.directory / "report"
         paths = [options.directory / "best.yaml", report / "best.yaml"]
@@ -155,20 +150,25 @@ class Sweep:
             paths.append(Path("conf/train") / f"{options.write_config}.yaml")
         for path in paths:
             write_best(path, content)
+        written = [_shown(path) for path in paths if path.parent != report]
+        print(f"\nbest settings: {' and '.join(written)}", flush=True)
+        directory = options.directory / stage.name / record.name
+        if read_result(directory) is None:  # else it was tested by an earlier command
+            train(settings, self.plan.workers, self.data, read_run(directory), self.uri, phase="test")
+        if (test := read_result(directory)) is None:
+            return False
         number = len(tracked.spool.records)
         self.notes.append(f"### best.yaml\n\n```yaml\n{content}```")
         tracked.log_tags(f"description/{number}", {"mlflow.note.content": "\n\n".join(self.notes)})
-        metrics = {"best_val/ndcg_p_at_10": record.best_score or 0.0}
-        if test is not None:
-            print("\ntest of the winner:")
-            print(headline_table({settings.model: test.test, **test.floors}))
-            metrics |= {f"test/{name}": value for name, value in test.test.items()}
+        print("\ntest of the winner:")
+        print(headline_table({settings.model: test.test, **test.floors}))
+        metrics = {f"test/{name}": value for name, value in test.test.items()}
+        metrics["best_val/ndcg_p_at_10"] = record.best_score or 0.0
         tracked.log_metrics(f"best/{number}", metrics, 0)
         tracked.log_directory(f"report/{number}", report, "report")
-        written = [_shown(path) for path in paths if path.parent != report]
-        print(f"\nbest settings: {' and '.join(written)}")
         config = options.write_config or written[0]
-        print(f"train them: python -m pnfrec_dist.train --dataset {options.dataset} --config {config}")
+        print(f"\ntrain the best settings: python -m pnfrec_dist.train --dataset {options.dataset} --config {config}")
+        return True
 
 
 def _shown(path: Path) -> str:
