@@ -11,6 +11,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from safetensors.torch import load_file, save_file
 
 from pnfrec_dist.config import Settings
-from pnfrec_dist.data.batch import history_batch
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.mappings import override, to_mapping
 from pnfrec_dist.model.dual_encoder import PNFRec
-from pnfrec_dist.retrieval import rank_items, table_scores
+from pnfrec_dist.recommender import Recommender, Users
 from pnfrec_dist.schema import ITEMS_NAME, PAD_ID
 from pnfrec_dist.training.checkpoint import load_model
 from pnfrec_dist.training.loop import build_model
@@ -38,13 +38,29 @@ ENCODERS, ITEM_TABLE, SETTINGS = "encoders.safetensors", "item_table.safetensors
 CODE, PACKAGE = "pnfrec_dist.zip", Path(__file__).parent
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pyarrow", "safetensors", "pydantic")
 EXAMPLES = 3
+warnings.filterwarnings("ignore", message=".*Any type hint is inferred", category=UserWarning)
+"""MLflow, of Query.history, whose entries pydantic checks."""
 
 
 class Query(BaseModel):
-    """One user."""
+    """One user: what is liked and disliked, or the history of both with its relevances; all oldest first."""
 
-    liked: list[str] = Field(description="raw item ids that the user likes, oldest first")
+    liked: list[str] = Field(default=[], description="raw item ids that the user likes")
+    disliked: list[str] = Field(default=[], description="raw item ids that the user dislikes")
+    history: list[list[Any]] = Field(
+        default=[], description="[raw item id, relevance] of each interaction, in place of liked and disliked"
+    )
     top_k: int = Field(default=10, ge=1, description="length of the list")
+    gamma: float = Field(default=0.0, ge=0, description="weight of the negative encoder's score, taken off; 0: none")
+
+    @model_validator(mode="after")
+    def _require_history(self) -> "Query":
+        if self.history and (self.liked or self.disliked):
+            raise ValueError("say history, or liked and disliked, not both")
+        for entry in self.history:
+            if len(entry) != 2 or not isinstance(entry[1], int | float):
+                raise ValueError(f"history has {entry!r}; its entries must be [item, relevance], relevance a number")
+        return self
 
 
 class Answer(BaseModel):
@@ -52,49 +68,98 @@ class Answer(BaseModel):
 
     items: list[str] = Field(description="raw item ids, best first, without those asked with")
     scores: list[float]
-    unknown: list[str] = Field(description="liked items that the model does not know")
+    unknown: list[str] = Field(description="items asked with that the model does not know")
+    popular: bool = Field(
+        description="whether no item that the model reads was known, so that popular items are listed"
+    )
 
 
-class Recommender(mlflow.pyfunc.PythonModel):
-    """list[Query] -> list[Answer], by the main encoder over the liked items."""
+class ServedModel(mlflow.pyfunc.PythonModel):
+    """list[Query] -> list[Answer], by recommender.Recommender."""
 
     def load_context(self, context: Any) -> None:
         directory = Path(context.artifacts["exported"])
-        content = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
-        settings = override(Settings(), content["settings"], str(directory / SETTINGS))
-        self.raw_ids: list[str] = pq.read_table(directory / ITEMS_NAME)["raw_item_id"].to_pylist()
-        self.item_ids = {raw: number for number, raw in enumerate(self.raw_ids, PAD_ID + 1)}
-        self.model = build_model(len(self.raw_ids), settings).eval()
-        self.model.encoders.load_state_dict(load_file(directory / ENCODERS))
-        with torch.no_grad():
-            self.model.item_table.weight.copy_(load_file(directory / ITEM_TABLE)["weight"])
+        self.exported = load_exported(directory)
+        self.recommender = Recommender(self.exported.model, self.exported.num_positive_V)
+        self.item_ids = {raw: number for number, raw in enumerate(self.exported.raw_ids, PAD_ID + 1)}
 
-    @torch.inference_mode()
     def predict(  # type: ignore[override]  # MLflow reads the hints
         self, model_input: list[Query], params: dict[str, Any] | None = None
     ) -> list[Answer]:
-        if not model_input:
-            return []
-        known = [[self.item_ids[raw] for raw in query.liked if raw in self.item_ids] for query in model_input]
-        rows = np.arange(len(known))
-        histories = _ragged(known)
-        hidden_BD = self.model.last_hidden(history_batch(histories, rows, self.model.max_length, torch.device("cpu")))
-        longest = min(max((query.top_k for query in model_input), default=1), len(self.raw_ids))
-        ranking = rank_items(table_scores(hidden_BD, self.model.item_table), longest, histories, rows)
+        answers: list[Answer | None] = [None] * len(model_input)
+        for gamma in sorted({query.gamma for query in model_input}):
+            places = [place for place, query in enumerate(model_input) if query.gamma == gamma]
+            for place, answer in zip(places, self._answers([model_input[p] for p in places], gamma), strict=True):
+                answers[place] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _answers(self, queries: Sequence[Query], gamma: float) -> list[Answer]:
+        raw_ids = self.exported.raw_ids
+        sides = [self._sides(query) for query in queries]
+        known = [
+            [[self.item_ids[raw] for raw in side if raw in self.item_ids] for side in of_user] for of_user in sides
+        ]
+        users = Users(*(_ragged([of_user[place] for of_user in known]) for place in range(3)))
+        longest = min(max(query.top_k for query in queries), len(raw_ids))
+        ranking = self.recommender.rank(users, np.arange(len(queries)), longest, gamma)
         answers = []
-        for query, items, scores in zip(
-            model_input, ranking.items_BK.tolist(), ranking.scores_BK.tolist(), strict=True
-        ):
-            listed = [(item, score) for item, score in zip(items, scores, strict=True) if item != PAD_ID]
-            listed = listed[: query.top_k]
+        for place, query in enumerate(queries):
+            items, scores = ranking.items_BK[place].tolist(), ranking.scores_BK[place].tolist()
+            count = min(query.top_k, longest - items.count(PAD_ID))
             answers.append(
                 Answer(
-                    items=[self.raw_ids[item - 1] for item, _ in listed],
-                    scores=[score for _, score in listed],
-                    unknown=[raw for raw in query.liked if raw not in self.item_ids],
+                    items=[raw_ids[item - 1] for item in items[:count]],
+                    scores=scores[:count],
+                    unknown=[raw for raw in dict.fromkeys(sides[place][2]) if raw not in self.item_ids],
+                    popular=not known[place][0],
                 )
             )
         return answers
+
+    def _sides(self, query: Query) -> tuple[list[str], list[str], list[str]]:
+        """Raw ids that the main encoder reads, those disliked, and all, oldest first.
+
+        Of liked and disliked together, the order is not known: a model that reads both kinds gets the likes last.
+        """
+        if query.history:
+            every = [str(item) for item, _ in query.history]
+            is_liked = [float(relevance) >= self.exported.threshold for _, relevance in query.history]
+            liked = [raw for raw, is_one in zip(every, is_liked, strict=True) if is_one]
+            disliked = [raw for raw, is_one in zip(every, is_liked, strict=True) if not is_one]
+        else:
+            liked, disliked = query.liked, query.disliked
+            every = [*disliked, *liked]
+        reads_all = self.exported.settings.encoder.history == "all"
+        return (every if reads_all else liked), disliked, every
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model as it was exported, ready to rank."""
+
+    settings: Settings
+    model: PNFRec
+    raw_ids: list[str]
+    """of the catalog, from item 1 on"""
+    num_positive_V: np.ndarray
+    """likes of each item in train, 0 of padding"""
+    threshold: float
+    """relevance at and above which an interaction is a like"""
+    data_digest: str
+
+
+def load_exported(directory: Path) -> Exported:
+    """The model in a directory that save_model made (artifacts/exported)."""
+    content = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
+    settings = override(Settings(), content["settings"], str(directory / SETTINGS))
+    catalog = pq.read_table(directory / ITEMS_NAME)
+    model = build_model(len(catalog), settings).eval()
+    model.encoders.load_state_dict(load_file(directory / ENCODERS))
+    with torch.no_grad():
+        model.item_table.weight.copy_(load_file(directory / ITEM_TABLE)["weight"])
+    likes_V = np.concatenate([[0], catalog["num_positive"].to_numpy()])
+    raw_ids = catalog["raw_item_id"].to_pylist()
+    return Exported(settings, model, raw_ids, likes_V, content["threshold"], content["data_digest"])
 
 
 def _ragged(lists: Sequence[Sequence[int]]) -> Ragged:
@@ -133,11 +198,13 @@ def _export(directory: Path, checkpoint: Path, settings: Settings, data: Prepare
     directory.mkdir(parents=True)
     save_file({name: p.detach() for name, p in model.encoders.named_parameters()}, directory / ENCODERS)
     save_file({"weight": model.item_table.weight.detach()}, directory / ITEM_TABLE)
-    content = {"settings": to_mapping(settings), "data_digest": data.manifest.digest}
+    threshold, digest = data.manifest.threshold, data.manifest.digest
+    content = {"settings": to_mapping(settings), "threshold": threshold, "data_digest": digest}
     (directory / SETTINGS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     with zipfile.ZipFile(directory / CODE, "w", zipfile.ZIP_DEFLATED) as archive:  # a file each would be sent apart
         for file in sorted(PACKAGE.rglob("*.py")):
             archive.write(file, Path(PACKAGE.name) / file.relative_to(PACKAGE))
     raw_ids = data.raw_item_ids()
-    pq.write_table(pa.table({"raw_item_id": raw_ids}), directory / ITEMS_NAME)
+    likes = data.item_counts(positive_only=True)[1:]
+    pq.write_table(pa.table({"raw_item_id": raw_ids, "num_positive": likes}), directory / ITEMS_NAME)
     return raw_ids.slice(0, EXAMPLES).to_pylist()

@@ -9,6 +9,6 @@ package = Path(__file__).parent / "artifacts" / "exported" / "pnfrec_dist.zip"
 if package.is_file():  # not while the model is being made
     sys.path.insert(0, str(package))
 
-from pnfrec_dist.serving import Recommender  # noqa: E402
+from pnfrec_dist.serving import ServedModel  # noqa: E402
 
-set_model(Recommender())
+set_model(ServedModel())

@@ -1,19 +1,21 @@
 """The exported model beside the model itself: the same lists, from raw ids."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
 import pytest
-import torch
 
 from pnfrec_dist.config import EncoderSettings, History, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.batch import history_batch
-from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.events import Event
+from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.recommender import Recommender, Users
 from pnfrec_dist.serving import save_model
 from pnfrec_dist.training.checkpoint import load_model
 from pnfrec_dist.training.loop import Hooks, TrainLoop, build_model
@@ -26,46 +28,97 @@ SETTINGS = Settings(
 )
 
 
+def trained(data: PreparedData, settings: Settings, directory: Path) -> Path:
+    """The checkpoint of a training."""
+    events = list[Event]()
+    TrainLoop(settings, data, directory, World(), Hooks(events.append, lambda: False)).run()
+    return Path(next(e for e in events if e["kind"] == "test")["checkpoint"])
+
+
+@dataclasses.dataclass
+class Case:
+    """An exported model, and the model itself."""
+
+    served: Any
+    model: PNFRec
+    data: PreparedData
+
+    def expected(self, read: list[int], disliked: list[int], seen: list[int], k: int, gamma: float = 0.0) -> list[int]:
+        users = Users(
+            *(Ragged(np.array([0, len(ids)]), np.array(ids, dtype=np.int64)) for ids in (read, disliked, seen))
+        )
+        likes_V = self.data.item_counts(positive_only=True)
+        found = Recommender(self.model, likes_V).rank(users, np.array([0]), k, gamma).items_BK[0].tolist()
+        return [item for item in found if item]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> dict[History, Case]:
+    """Of a model that reads positives, and of one that reads all."""
+    directory = tmp_path_factory.mktemp("serving")
+    data = open_prepared(prepared_writer(directory / "prepared"))
+    found: dict[History, Case] = {}
+    histories: tuple[History, ...] = ("positive", "all")
+    for history in histories:
+        alpha = 0.45 if history == "positive" else 0.0
+        encoder = dataclasses.replace(SETTINGS.encoder, history=history)
+        settings = dataclasses.replace(SETTINGS, encoder=encoder, loss=LossSettings(alpha, 0.25))
+        checkpoint = trained(data, settings, directory / history / "run")
+        save_model(directory / history / "model", checkpoint, settings, data)
+        assert sorted(path.name for path in (directory / history).iterdir()) == ["model", "run"], "no drafts are left"
+        model = build_model(data.num_items, settings).eval()
+        load_model(checkpoint, model)
+        found[history] = Case(mlflow.pyfunc.load_model(str(directory / history / "model")), model, data)
+    return found
+
+
 @pytest.mark.parametrize("history", ["positive", "all"])
-def test_the_exported_model_lists_what_the_trained_one_does(prepared: Path, tmp_path: Path, history: History) -> None:
-    """Users of known and unknown items, of more than fit the window, of none; each list beside a plain ranking."""
-    alpha = 0.45 if history == "positive" else 0.0
-    encoder = dataclasses.replace(SETTINGS.encoder, history=history)
-    settings = dataclasses.replace(SETTINGS, encoder=encoder, loss=LossSettings(alpha, 0.25))
-    data, events = open_prepared(prepared), list[Event]()
-    TrainLoop(settings, data, tmp_path / "run", World(), Hooks(events.append, lambda: False)).run()
-    checkpoint = Path(next(e for e in events if e["kind"] == "test")["checkpoint"])
-    save_model(tmp_path / "model", checkpoint, settings, data)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "prepared", "run"], "no drafts are left"
-
+def test_the_exported_model_lists_what_the_trained_one_does(cases: dict[History, Case], history: History) -> None:
+    """Users of known and unknown items, of more than fit the window, of none; alone and together."""
+    case = cases[history]
     users = [["1", "2", "3", "4", "5", "6", "7", "8"], ["9", "what", "3"], [], [str(item) for item in range(1, 13)]]
-    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
-    answers = served.predict([{"liked": liked, "top_k": 5} for liked in users])
-
-    model = build_model(data.num_items, settings).eval()
-    load_model(checkpoint, model)
+    queries = [{"liked": liked, "top_k": 5} for liked in users]
+    answers = case.served.predict(queries)
+    for query, answer in zip(queries, answers, strict=True):
+        (alone,) = case.served.predict([query])
+        assert alone.items == answer.items and alone.scores == pytest.approx(answer.scores, abs=1e-6)
     for liked, answer in zip(users, answers, strict=True):
         known = [int(raw) for raw in liked if raw.isdigit()]
-        batch = history_batch(
-            Ragged(np.array([0, len(known)]), np.array(known, dtype=np.int64)),
-            np.array([0]),
-            model.max_length,
-            torch.device("cpu"),
-        )
-        with torch.no_grad():
-            scores = (model.last_hidden(batch) @ model.item_table.weight.T)[0].tolist()
-        expected = sorted((i for i in range(1, 13) if i not in known), key=lambda item: (-scores[item], item))[:5]
-        assert answer.items == [str(item) for item in expected]
-        assert answer.scores == pytest.approx([scores[item] for item in expected], abs=1e-6)
+        assert answer.items == [str(item) for item in case.expected(known, [], known, 5)]
         assert answer.unknown == [raw for raw in liked if not raw.isdigit()]
+        assert answer.popular == (not known)
+
+
+def test_dislikes_are_never_listed_and_count_where_gamma_says(cases: dict[History, Case]) -> None:
+    case = cases["positive"]
+    for gamma in (0.0, 2.0):
+        query = {"liked": ["1", "2"], "disliked": ["5", "6", "x"], "top_k": 12, "gamma": gamma}
+        only = {"disliked": ["5", "6"], "top_k": 12, "gamma": gamma}
+        answer, of_dislikes = case.served.predict([query, only])
+        assert answer.items == [str(item) for item in case.expected([1, 2], [5, 6], [1, 2, 5, 6], 12, gamma)]
+        assert answer.unknown == ["x"] and not answer.popular
+        assert of_dislikes.items == [str(item) for item in case.expected([], [5, 6], [5, 6], 12, gamma)]
+        assert of_dislikes.popular
+    queries = [{"liked": ["1", "2"], "disliked": ["5", "6"], "top_k": 12, "gamma": gamma} for gamma in (0.0, 2.0)]
+    without, with_them = case.served.predict(queries)
+    assert without.scores != with_them.scores, "mixed in one call, each has its own"
+
+
+def test_a_history_with_relevances_is_split_at_the_threshold(cases: dict[History, Case]) -> None:
+    """The threshold is 4. A model that reads all reads them in their order."""
+    history = [["3", 5], [1, 2.0], ["what", 4], ["2", 4], ["7", 1]]
+    (answer,) = cases["positive"].served.predict([{"history": history, "top_k": 12}])
+    assert answer.items == [str(item) for item in cases["positive"].expected([3, 2], [1, 7], [1, 2, 3, 7], 12)]
+    assert answer.unknown == ["what"]
+    (answer,) = cases["all"].served.predict([{"history": history, "top_k": 12}])
+    assert answer.items == [str(item) for item in cases["all"].expected([3, 1, 2, 7], [1, 7], [1, 2, 3, 7], 12)]
 
 
 def test_an_interrupted_export_leaves_the_old_model(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, events = open_prepared(prepared), list[Event]()
-    TrainLoop(SETTINGS, data, tmp_path / "run", World(), Hooks(events.append, lambda: False)).run()
-    checkpoint = Path(next(e for e in events if e["kind"] == "test")["checkpoint"])
+    data = open_prepared(prepared)
+    checkpoint = trained(data, SETTINGS, tmp_path / "run")
     save_model(tmp_path / "model", checkpoint, SETTINGS, data)
     before = {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()}
 
@@ -80,13 +133,22 @@ def test_an_interrupted_export_leaves_the_old_model(
 
 
 @pytest.mark.parametrize(
-    "query", [{"liked": ["1"], "top_k": 0}, {"liked": "1"}, {"top_k": 3}, {"liked": ["1"], "top_k": "many"}]
+    "query",
+    [
+        {"liked": ["1"], "top_k": 0},
+        {"liked": "1"},
+        {"liked": ["1"], "top_k": "many"},
+        {"liked": ["1"], "gamma": -1},
+        {"history": [["1"]]},
+        {"history": [["1", "liked"]]},
+        {"liked": ["1"], "history": [["1", 5]]},
+    ],
 )
-def test_a_query_that_is_none_is_refused(prepared: Path, tmp_path: Path, query: dict[str, object]) -> None:
-    data, events = open_prepared(prepared), list[Event]()
-    TrainLoop(SETTINGS, data, tmp_path / "run", World(), Hooks(events.append, lambda: False)).run()
-    checkpoint = Path(next(e for e in events if e["kind"] == "test")["checkpoint"])
-    save_model(tmp_path / "model", checkpoint, SETTINGS, data)
-    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+def test_a_query_that_is_none_is_refused(cases: dict[History, Case], query: dict[str, object]) -> None:
     with pytest.raises(mlflow.MlflowException):
-        served.predict([query])
+        cases["positive"].served.predict([query])
+
+
+def test_gamma_is_refused_by_a_model_without_a_negative_encoder(cases: dict[History, Case]) -> None:
+    with pytest.raises(ValueError, match="no negative encoder"):
+        cases["all"].served.predict([{"liked": ["1"], "gamma": 0.5}])

@@ -57,5 +57,13 @@ class PNFRec(nn.Module):
 
     def last_hidden(self, batch: HistoryBatch) -> Tensor:
         """The main encoder's output at each user's newest item, [B, D]: what scores the catalog."""
+        return self._last(self.encoders.main, batch)
+
+    def last_negative_hidden(self, batch: HistoryBatch) -> Tensor:
+        """The negative encoder's output at each user's newest negative item, [B, D]."""
+        assert self.encoders.negative is not None
+        return self._last(self.encoders.negative, batch)
+
+    def _last(self, encoder: Encoder, batch: HistoryBatch) -> Tensor:
         vectors_UD = self.item_table.lookup(batch.items_U)
-        return self.encoders.main(take(vectors_UD, batch.inputs_P), batch.groups)[batch.last_B]
+        return encoder(take(vectors_UD, batch.inputs_P), batch.groups)[batch.last_B]
