@@ -20,6 +20,8 @@ class Spread:
     mean: float
     sd: float
     """of a sample; nan of a single seed"""
+    count: int = 0
+    """seeds; 0 of what has none"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Interval:
 
 
 def spread(values: list[float]) -> Spread:
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"))
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return Spread(float(np.mean(values)), sd, len(values))
 
 
 def resample_count(users: int) -> int:

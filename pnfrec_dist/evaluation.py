@@ -1,4 +1,4 @@
-"""Model + holdout shard -> metrics (DESIGN: all items minus seen ones, p / n / delta, coverage)."""
+"""Model + holdout shard -> metrics (all items minus seen ones; p, n, delta; coverage)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

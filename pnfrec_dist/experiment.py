@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pnfrec_dist.cli import conf_names, parse_train_settings
+from pnfrec_dist.cli import conf_content, conf_names, parse_train_settings
 from pnfrec_dist.config import Settings
 from pnfrec_dist.errors import InputError, nearest
+from pnfrec_dist.mappings import flatten
 from pnfrec_dist.metrics import FLOORS
 
 MODELS = ("pnfrec", "pnfrec_pn", "pnfrec_pc", "sasrec_p", "sasrec_c", "sasrec")
@@ -71,13 +72,29 @@ def planned(options: Options) -> list[Training]:
     return trainings
 
 
+def _own(model: str) -> list[str]:
+    """Names of the settings that make the model."""
+    return list(flatten(conf_content("model", model)))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _settings(dataset: str, model: str, directory: Path, flags: Sequence[str]) -> Settings:
     if model in FLOORS:
         raise InputError(f"--models has {model!r}, which is not trained: the report has it in any case; leave it out")
+    if "," in model:
+        raise InputError(f"--models has {model!r}; put blanks between names, not commas")
     if model not in conf_names("model"):
         raise InputError(f"--models has {model!r}; {nearest(model, conf_names('model'))}")
     if {"--model", "--seed"} & {flag.partition("=")[0] for flag in flags}:
         raise InputError("--model and --seed are not flags of this command; say --models and --seeds")
+    for flag in sorted({flag.partition("=")[0] for flag in flags} & {_flag(name) for name in _own(model)}):
+        raise InputError(
+            f"{flag} is what makes {model} ({model}.yaml in conf/model/); vary a weight with --alphas or --betas, "
+            "or write a model of your own"
+        )
     settings = parse_train_settings(["--dataset", dataset, "--model", model, "--output-dir", str(directory), *flags])
     if settings.resume != Settings.resume:
         raise InputError(f"--resume is {settings.resume!r}; this command always goes on, or say another --name")

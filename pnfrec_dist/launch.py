@@ -138,19 +138,33 @@ def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[tupl
         options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": cpus}
     try:
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # Ray's own are of any class
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         if not settings.ray_address:
-            raise InputError(f"Ray did not start on this machine: {reason}") from error
+            raise RunError(f"Ray did not start on this machine: {reason} Is it too busy? Try again.") from error
         way_out = "a cluster that asks for a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (docs/cluster.md)"
         raise InputError(
             f"could not join Ray at --ray-address {settings.ray_address!r}: {reason}; {way_out}"
         ) from error
     try:
-        seen = ray.cluster_resources()
-        yield seen.get("CPU", 0), seen.get("GPU", 0)
+        with _terminated_as_interrupted():
+            seen = ray.cluster_resources()
+            yield seen.get("CPU", 0), seen.get("GPU", 0)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which a cluster's scheduler sends, does what Ctrl-C does, where Ray would end the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _require_ray(address: str) -> None:

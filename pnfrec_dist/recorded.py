@@ -51,8 +51,9 @@ class Comparison:
     """model -> metric -> the paper's figure"""
 
     @property
-    def seeds(self) -> int:
-        return max(map(len, self.runs.values()), default=0)
+    def seeds(self) -> str:
+        """How many each model has: "5 seeds", "2 to 4 seeds"."""
+        return counted({len(runs) for runs in self.runs.values()}, "seed")
 
     def any_run(self) -> Recorded:
         return next(iter(self.runs.values()))[0]
@@ -68,6 +69,11 @@ class Comparison:
         for floor, metrics in self.any_run().result.floors.items():
             found[floor] = {name: Spread(value, math.nan) for name, value in metrics.items()}
         return found
+
+    def shared_seeds(self, model: str) -> int:
+        """How many a model shares with REFERENCE; a floor, which has none, those of REFERENCE."""
+        reference = {run.seed for run in self.runs.get(REFERENCE, [])}
+        return len(reference & {run.seed for run in self.runs[model]} if model in self.runs else reference)
 
     def intervals(self, metrics: Sequence[str]) -> dict[str, dict[str, Interval]]:
         """Model or floor -> metric -> difference from REFERENCE, over the seeds that both have."""
@@ -89,9 +95,22 @@ class Comparison:
         return found
 
 
+def counted(numbers: Iterable[int], what: str) -> str:
+    """{5} -> 5 seeds, {2, 3, 4} -> 2 to 4 seeds."""
+    low, high = min(numbers), max(numbers)
+    return f"{low if low == high else f'{low} to {high}'} {what}{'s' if high != 1 else ''}"
+
+
+def published_width(dataset: str) -> int | None:
+    """encoder.hidden_size of the published figures, where it is known."""
+    width = conf_content("published", dataset).get("hidden_size")
+    return width if isinstance(width, int) else None
+
+
 def published_figures(dataset: str) -> dict[str, dict[str, float]]:
     """Model -> metric -> the paper's figure, from conf/published/<dataset>.yaml; empty where it has none."""
     content = conf_content("published", dataset)
+    content.pop("hidden_size", None)
     try:
         found: dict[str, dict[str, float]] = {}
         for model, values in content.items():
@@ -141,9 +160,16 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
     spreads, intervals = comparison.spreads(), comparison.intervals([name for name in names if "coverage" not in name])
     _write_csv(
         directory / "comparison.csv",
-        ["model", "metric", "mean", "sd", "published", f"minus_{REFERENCE}", "low", "high"],
+        ["model", "metric", "seeds", "mean", "sd", "published", f"minus_{REFERENCE}", "low", "high"],
         (
-            [model, metric, found.mean, _plain(found.sd), comparison.published.get(model, {}).get(metric, "")]
+            [
+                model,
+                metric,
+                found.count or "",
+                found.mean,
+                _plain(found.sd),
+                comparison.published.get(model, {}).get(metric, ""),
+            ]
             + ([of.difference, of.low, of.high] if (of := intervals.get(model, {}).get(metric)) else ["", "", ""])
             for model, metrics in spreads.items()
             for metric, found in metrics.items()
@@ -153,9 +179,9 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
         points = curve_points(along)
         _write_csv(
             directory / f"{weight}.csv",
-            [weight, "metric", "mean", "sd"],
+            [weight, "metric", "seeds", "mean", "sd"],
             (
-                [value, metric, found.mean, _plain(found.sd)]
+                [value, metric, found.count, found.mean, _plain(found.sd)]
                 for value in sorted(points)
                 for metric, found in points[value].items()
             ),

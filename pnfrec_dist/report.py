@@ -4,6 +4,7 @@ import base64
 import datetime
 import math
 import re
+import shutil
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from pnfrec_dist.recorded import (
     SELECTION,
     Comparison,
     Recorded,
+    counted,
     curve_points,
+    published_width,
     write_tables,
 )
 from pnfrec_dist.schema import Manifest
 
-REPORT = "report.md"
+REPORT, PAGE = "report.md", "report.html"
 BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
 CURVE_METRICS = ("ndcg_p_at_10", "ndcg_delta_at_10", SELECTION)
 FEW_USERS = 100
@@ -69,7 +72,7 @@ def headline_markdown(comparison: Comparison) -> str:
     spreads, published = comparison.spreads(), comparison.published
     rows = []
     for model, metrics in spreads.items():
-        cells = []
+        cells = [str(len(comparison.runs[model])) if model in comparison.runs else ""]
         for metric in HEADLINE:
             cell = _spread(metrics.get(metric))
             if metric in published.get(model, {}) and metric in metrics:
@@ -77,14 +80,33 @@ def headline_markdown(comparison: Comparison) -> str:
                 cell += f" ({four(paper)}, {signed(metrics[metric].mean - paper)})"
             cells.append(cell)
         rows.append([f"`{model}`", *cells])
-    return _table(["model", *map(plots.metric_title, HEADLINE)], rows)
+    return _table(["model", "seeds", *map(plots.metric_title, HEADLINE)], rows)
+
+
+def missing_markdown(planned: int, recorded: int) -> str:
+    """A sentence where not all planned trainings have a result."""
+    has = "has" if recorded == 1 else "have"
+    text = f"**{recorded} of the {planned} planned trainings {has} a result; the rest is missing here.**"
+    return text if recorded < planned else ""
 
 
 def write_report(directory: Path, about: About, comparison: Comparison, curves: dict[str, list[Recorded]]) -> Path:
-    """Writes all files into `directory` and returns the path of report.html; report.md and report.html come last.
+    """Writes all files into `directory`, in place of what it held, and returns the path of report.html.
 
     curves: loss weight -> the trainings along it.
     """
+    draft = directory.with_name(f".{directory.name}.writing")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        _write_all(draft, about, comparison, curves)
+        shutil.rmtree(directory, ignore_errors=True)
+        draft.rename(directory)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return directory / PAGE
+
+
+def _write_all(directory: Path, about: About, comparison: Comparison, curves: dict[str, list[Recorded]]) -> None:
     write_tables(directory / "tables", comparison, curves)
     parts = [_opening(about, comparison)]
     if comparison.runs:
@@ -96,12 +118,10 @@ def write_report(directory: Path, about: About, comparison: Comparison, curves: 
     if about.problems:
         parts += ["## Trainings that failed", "\n".join(f"- {problem}" for problem in about.problems)]
     text = "\n\n".join(parts) + "\n"
-    _write(directory / REPORT, text)
+    (directory / REPORT).write_text(text, encoding="utf-8")
     html = MarkdownIt("commonmark").enable("table").render(text)
     html = re.sub(r'src="(figures/[\w.]+)"', lambda found: f'src="{_embedded(directory / found[1])}"', html)
-    page = directory / "report.html"
-    _write(page, _PAGE.format(title=about.title, body=html))
-    return page
+    (directory / PAGE).write_text(_PAGE.format(title=about.title, body=html), encoding="utf-8")
 
 
 def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[str]:
@@ -123,20 +143,18 @@ def _opening(about: About, comparison: Comparison) -> str:
     counts = about.manifest.counts
     test = counts["test"]
     users = f"{test['positive_targets']:,} with a liked target and {test['negative_targets']:,} with a disliked one"
-    models, seeds = len(comparison.runs), comparison.seeds
-    up_to = "" if all(len(runs) == seeds for runs in comparison.runs.values()) else "up to "
+    models = f"{counted({len(comparison.runs)}, 'model')} with {comparison.seeds}; " if comparison.runs else ""
+    written = f"{models}written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by"
     lines = [
         f"# {about.title}",
-        f"{models} model{'s' if models != 1 else ''} with {up_to}{seeds} seed{'s' if seeds != 1 else ''}; written "
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by",
+        written[0].upper() + written[1:],
         f"```\n{about.command}\n```",
         f"Data: `{about.manifest.dataset}`, {counts['train_users']['users']:,} training users, "
         f"{about.manifest.num_items:,} items, {counts['validation']['users']:,} validation users, test users: {users}; "
         f"digest `{about.manifest.digest[:12]}`. Code: {about.code}.",
     ]
-    if about.recorded < about.planned:
-        missing = f"{about.recorded} of the {about.planned} planned trainings have a result; the rest is missing here"
-        lines.append(f"**{missing}.**")
+    if missing := missing_markdown(about.planned, about.recorded):
+        lines.append(missing)
     if test["positive_targets"] < FEW_USERS:
         lines.append(
             f"**{test['positive_targets']} test users with a liked target are few: one of them is worth "
@@ -154,6 +172,10 @@ def _table2_text(comparison: Comparison) -> str:
     )
     if comparison.published:
         text += " In brackets: the published figure (mean of 5 seeds), and ours minus it."
+        settings = comparison.any_run().result.settings
+        own, width = settings["encoder"]["hidden_size"], published_width(settings["dataset"])
+        if width and own != width:
+            text += f" **The published models have a hidden size of {width}, these of {own}.**"
     return text
 
 
@@ -170,10 +192,12 @@ def _interval_text(manifest: Manifest) -> str:
 
 
 def _interval_table(comparison: Comparison) -> str:
-    rows = []
-    for model, intervals in comparison.intervals(HEADLINE).items():
-        rows.append([f"`{model}`", *(_interval(intervals.get(metric)) for metric in HEADLINE)])
-    return _table(["model", *map(plots.metric_title, HEADLINE)], rows)
+    rows, intervals = [], comparison.intervals(HEADLINE)
+    for model in comparison.spreads():
+        if model != REFERENCE:
+            cells = [_interval(intervals.get(model, {}).get(metric)) for metric in HEADLINE]
+            rows.append([f"`{model}`", str(comparison.shared_seeds(model)), *cells])
+    return _table(["model", "seeds of both", *map(plots.metric_title, HEADLINE)], rows)
 
 
 def _cutoff_table(comparison: Comparison) -> str:
@@ -216,16 +240,21 @@ def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
     model = runs[0].model
     figure = plots.weight_curve(weight, model, points, CURVE_METRICS)
     plots.save_png(figure, directory / "figures" / f"{weight}.png")
-    seeds = len({run.seed for run in runs})
+    seeds = {value: points[value][SELECTION].count for value in points}
     titles = [plots.metric_title(m.removeprefix("val/")) + (", validation" if "/" in m else "") for m in CURVE_METRICS]
-    rows = [[f"{value:g}", *(_spread(points[value].get(m)) for m in CURVE_METRICS)] for value in sorted(points)]
-    chosen = max(points, key=lambda value: points[value][SELECTION].mean)
+    rows = [
+        [f"{value:g}", str(seeds[value]), *(_spread(points[value].get(m)) for m in CURVE_METRICS)]
+        for value in sorted(points)
+    ]
+    comparable = [value for value in points if seeds[value] == max(seeds.values())]
+    chosen = max(comparable, key=lambda value: points[value][SELECTION].mean)
+    of_which = "" if len(comparable) == len(points) else f", of those with {counted({max(seeds.values())}, 'seed')}"
     return [
         f"## Over {weight}",
-        f"`{model}` with {seeds} seed{'s' if seeds != 1 else ''} for each value; whiskers: SD over seeds. A value is "
-        f"chosen on validation alone: here {chosen:g}.",
+        f"`{model}` with {counted(seeds.values(), 'seed')} for each value; whiskers: SD over seeds. A value is "
+        f"chosen on validation alone: here {chosen:g}{of_which}.",
         f"![over {weight}](figures/{weight}.png)",
-        _table([weight, *titles], rows),
+        _table([weight, "seeds", *titles], rows),
     ]
 
 
@@ -244,12 +273,6 @@ def _settings(comparison: Comparison) -> list[str]:
     values = next(iter(flat.values()))
     parts.append("All: " + ", ".join(f"{name} {values[name]}" for name in shared) + ".")
     return parts
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.writing")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def _embedded(picture: Path) -> str:

@@ -31,7 +31,7 @@ def parse(args: Sequence[str]) -> Options:
     parser.add_argument(
         "--models", nargs="+", default=list(MODELS), help=f"of conf/model/ (default: {' '.join(MODELS)})"
     )
-    parser.add_argument("--seeds", type=int, default=5, help="how many: 1, 2, ... (default: 5, as the paper)")
+    parser.add_argument("--seeds", default="5", help="how many: 1, 2, ... (default: 5, as the paper)")
     for weight, model in (("alpha", "pnfrec_pn"), ("beta", "pnfrec")):
         parser.add_argument(
             f"--{weight}s",
@@ -47,16 +47,17 @@ def parse(args: Sequence[str]) -> Options:
         found, flags = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
-    if not 1 <= found.seeds <= MAX_SEEDS:
-        raise InputError(f"--seeds is {found.seeds}; it is a number of seeds, from 1 to {MAX_SEEDS}")
-    name = found.name or f"reproduce-{found.dataset}"
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"--name is {name!r}; a name has letters, digits, '.', '_' and '-' alone")
+    if not found.seeds.isdecimal() or not 1 <= int(found.seeds) <= MAX_SEEDS:
+        raise InputError(f"--seeds is {found.seeds!r}; it is a number of seeds, from 1 to {MAX_SEEDS}")
+    name = f"reproduce-{found.dataset}" if found.name is None else found.name
+    for flag, value in (("--dataset", found.dataset), ("--name", name)):
+        if not re.fullmatch(r"\w[\w.-]*", value):
+            raise InputError(f"{flag} is {value!r}; a name has letters, digits, '.', '_' and '-' alone")
     curves = {weight: _values(weight, getattr(found, f"{weight}s")) for weight in ("alpha", "beta")}
     return Options(
         found.dataset,
         tuple(dict.fromkeys(found.models)),
-        tuple(range(1, found.seeds + 1)),
+        tuple(range(1, int(found.seeds) + 1)),
         {weight: values for weight, values in curves.items() if values},
         (found.output_dir / name).resolve(),
         found.report_only,

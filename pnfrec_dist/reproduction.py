@@ -5,10 +5,11 @@ runs/reproduce-<dataset>/<run>/      each training, as `python -m pnfrec_dist.tr
 runs/reproduce-<dataset>/report/     what report.py makes of them
 """
 
+import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
@@ -21,8 +22,8 @@ from pnfrec_dist.launch import ray_session
 from pnfrec_dist.outcome import MODEL_DIRECTORY
 from pnfrec_dist.progress import HEADLINE, duration
 from pnfrec_dist.recorded import Comparison, Recorded, published_figures
-from pnfrec_dist.report import About, headline_markdown, write_report
-from pnfrec_dist.runs import RUN_FILE, Run, choose_run, finished_run, read_run
+from pnfrec_dist.report import About, headline_markdown, missing_markdown, write_report
+from pnfrec_dist.runs import RUN_FILE, Run, choose_run, finished_run, read_run, trained
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED, SCORE_TAG
 from pnfrec_dist.tracking import Opening, TrackedRun, code_versions, model_name, tracking_uri
 from pnfrec_dist.training.result import read_result, read_test_users
@@ -48,18 +49,15 @@ def run_missing(
     is left out, the others go on.
     """
     digest, problems, started, done = data.manifest.digest, [], time.monotonic(), 0
-    missing = [training for training in trainings if recorded(training, digest) is None]
+    missing = still_missing(trainings, digest)
     if not missing:
         return True, []
     with ray_session(missing[0].settings) as plan:
-        for training in missing:
-            checked_plan(training.settings, data, plan)
-        print(checked_plan(missing[0].settings, data, plan), flush=True)
+        plans = [checked_plan(training.settings, data, plan) for training in missing]
+        print(f"{missing[0].name}\n{plans[0]}", flush=True)
         for number, training in enumerate(missing, 1):
             if number > 1 and missing[number - 2].settings.seed != training.settings.seed:
                 after_seed(problems)
-            if recorded(training, digest) is not None:  # a curve may pass through a model of the table
-                continue
             print(f"[{number}/{len(missing)}] {training.name}{_time_left(started, done, len(missing) - number + 1)}")
             try:
                 run = choose_run(training.settings, digest)
@@ -78,6 +76,12 @@ def run_missing(
     return True, problems
 
 
+def still_missing(trainings: Sequence[Training], data_digest: str) -> list[Training]:
+    """What is to be trained, none twice: a curve may pass through a model of the table."""
+    firsts = {trained(training.settings): training for training in reversed(trainings)}
+    return [t for t in trainings if firsts[trained(t.settings)] is t and recorded(t, data_digest) is None]
+
+
 def _time_left(started: float, done: int, left: int) -> str:
     if not done:
         return ""
@@ -91,41 +95,47 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
     data, uri = open_data(trainings[0].settings), tracking_uri()
     digest = data.manifest.digest
     if trainings[0].settings.dry_run:
+        missing = still_missing(trainings, digest)
         for training in trainings:
-            print(f"{training.name:<50}{'to be trained' if recorded(training, digest) is None else 'has its result'}")
-        print("dry run: nothing was trained")
+            state = "has its result" if recorded(training, digest) is not None else "to be trained"
+            if state == "to be trained" and training not in missing:
+                state = f"is {next(t.name for t in missing if trained(t.settings) == trained(training.settings))}"
+            print(f"{training.name:<50}{state}")
+        print(f"dry run: nothing was trained; {len(missing)} trainings are missing")
         return 0
     if options.report_only:
-        if (page := write(options, data, trainings, [])) is None:
+        with _writing(options.directory):
+            page = write(options, data, trainings, [])
+        if page is None:
             raise InputError(f"there is no result in {options.directory} to report yet; run it without --report-only")
         print(page)
         return 0
     parent = _parent(options, digest)
-    try:
-        parent.directory.mkdir(parents=True, exist_ok=True)
-        with parent.locked(way_out="say another --name"):
+    with contextlib.ExitStack() as stack:
+        with _writing(parent.directory):
+            parent.directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(parent.locked(way_out="say another --name"))
             parent.write()
-            tracked = TrackedRun(parent.directory, parent.key, uri, print)
-            tracked.start(_opening(trainings[0].settings, data, options))
-            status = FAILED
+        tracked = TrackedRun(parent.directory, parent.key, uri, print)
+        tracked.start(_opening(trainings[0].settings, data, options))
+        status = FAILED
 
-            def report(problems: list[str]) -> Path | None:
+        def report(problems: list[str]) -> Path | None:
+            with _writing(parent.directory):
                 page = write(options, data, trainings, problems)
-                _tell(options, data, trainings, tracked)
-                return page
+            _tell(options, data, trainings, tracked)
+            return page
 
-            try:
-                went_on, problems = run_missing(trainings, data, uri, parent.key, report)
-                page = report(problems)
-                status = KILLED if not went_on else FAILED if problems else FINISHED
-            except KeyboardInterrupt:
-                status = KILLED
-                raise
-            finally:
-                tracked.close(status)
-    except OSError as error:
-        way_out = "make room, or choose another --output-dir"
-        raise InputError(f"cannot write to {parent.directory} ({error.strerror}); {way_out}") from error
+        try:
+            went_on, problems = run_missing(trainings, data, uri, parent.key, report)
+            page = report(problems)
+            status = KILLED if not went_on else FAILED if problems else FINISHED
+        except KeyboardInterrupt:
+            status = KILLED
+            print("stopped; the same command goes on, --report-only reports what there is", flush=True)
+            raise
+        finally:
+            tracked.close(status)
     done = sum(recorded(training, digest) is not None for training in trainings)
     print(f"\ntrainings with a result: {done} of {len(trainings)}{f'; report: {page}' if page else ''}")
     print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it with: make mlflow-ui")
@@ -135,6 +145,16 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
     if problems:
         raise RunError(f"{len(problems)} of {len(trainings)} trainings failed: {'; '.join(problems)}")
     return 0
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Raises InputError where the directory cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        way_out = "make room, or choose another --output-dir"
+        raise InputError(f"cannot write to {directory} ({error.strerror}); {way_out}") from error
 
 
 def _parent(options: Options, data_digest: str) -> Run:
@@ -183,10 +203,13 @@ def _tell(options: Options, data: PreparedData, trainings: Sequence[Training], t
     comparison = _comparison(found, options)
     number = sum(record["key"].startswith("report/") for record in tracked.spool.records)
     tracked.log_directory(f"report/{number}", options.directory / "report", "report")
-    seeds = f"{comparison.seeds} seed{'s' if comparison.seeds != 1 else ''}"
-    where = f"Mean ± SD over {seeds}. All of it: `report/report.html` among the artifacts."
-    tags = {"models": " ".join(options.models), "seeds": str(len(options.seeds))}
-    tags["mlflow.note.content"] = f"{headline_markdown(comparison)}\n\n{where}" if comparison.runs else where
+    parts, where = [], "All of it: `report/report.html` among the artifacts."
+    if comparison.runs:
+        parts, where = [headline_markdown(comparison)], f"Mean ± SD over {comparison.seeds}. {where}"
+    parts += [missing_markdown(len(trainings), len(found)), where]
+    tags = {"models": " ".join(options.models), "flags": shlex.join(options.flags)}
+    tags["seeds"] = comparison.seeds.partition(" seed")[0] if comparison.runs else str(len(options.seeds))
+    tags["mlflow.note.content"] = "\n\n".join(part for part in parts if part)
     tracked.log_tags(f"description/{number}", tags)
     spreads = comparison.spreads()
     means = {f"{model}/{metric}": s.mean for model, metrics in spreads.items() for metric, s in metrics.items()}
@@ -214,6 +237,8 @@ def _comparison(found: Sequence[Recorded], options: Options) -> Comparison:
 def _command(options: Options) -> str:
     curves = [f"--{weight}s {' '.join(f'{value:g}' for value in values)}" for weight, values in options.curves.items()]
     parts = [f"--dataset {options.dataset}", f"--seeds {len(options.seeds)}", f"--models {' '.join(options.models)}"]
+    if options.directory.parent != Path("runs").resolve():
+        parts.append(f"--output-dir {shlex.quote(str(options.directory.parent))}")
     if options.directory.name != f"reproduce-{options.dataset}":
         parts.append(f"--name {options.directory.name}")
     return " ".join(["python -m pnfrec_dist.reproduce", *parts, *curves, *map(shlex.quote, options.flags)])

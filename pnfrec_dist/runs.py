@@ -125,6 +125,12 @@ def finished_run(settings: Settings, data_digest: str) -> Run | None:
     return next((run for run in same if run.ended == "finished"), None)
 
 
+def trained(settings: Settings) -> str:
+    """Equal for settings that train the same, whatever the model is called; see finished_run."""
+    left_out = {*AUTO_MAY_CHANGE, "model"}
+    return repr(sorted((n, v) for n, v in flatten(to_mapping(settings)).items() if n not in left_out))
+
+
 def begin(run: Run, settings: Settings) -> tuple[int, int]:
     """Takes the run up, once it is locked: (epoch, step) it goes on from, (1, 0) at the start.
 

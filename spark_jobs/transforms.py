@@ -1,4 +1,4 @@
-"""The protocol's steps, DataFrame -> DataFrame: feedback, filter, split, catalog (DESIGN: method, exactly).
+"""The protocol's steps, DataFrame -> DataFrame: feedback, filter, split, catalog.
 
 An interaction has clean.INTERACTION (raw_user_id, raw_item_id, relevance, timestamp) and position. All rows of a user
 are in one partition (clean.accepted), which grouping and joining by user keeps, so that only small tables are shuffled.

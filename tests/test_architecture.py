@@ -1,4 +1,4 @@
-"""Imports point one way, and each heavy package lives where DESIGN puts it."""
+"""Imports point one way, and each heavy package has its home."""
 
 import ast
 from pathlib import Path

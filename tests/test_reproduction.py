@@ -17,7 +17,7 @@ from pnfrec_dist.experiment import Options, Training, planned
 from pnfrec_dist.recorded import Comparison, Recorded, curve_points, published_figures
 from pnfrec_dist.report import About, write_report
 from pnfrec_dist.reproduce import parse
-from pnfrec_dist.reproduction import recorded
+from pnfrec_dist.reproduction import recorded, still_missing
 from pnfrec_dist.runs import choose_run, finished_run
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.result import DIRECTORY, RESULT, read_result, read_test_users
@@ -81,6 +81,13 @@ def test_the_table_is_planned_seed_by_seed_and_then_the_curves(workspace: Path) 
     settings = plan(workspace)[8].settings
     assert (settings.model, settings.loss.alpha, settings.loss.beta, settings.seed) == ("pnfrec_pn", 0.0, 0.0, 2)
     assert settings.epochs == 2 and settings.encoder.hidden_size == 8
+
+
+def test_what_is_missing_is_counted_once(workspace: Path) -> None:
+    assert len(still_missing(plan(workspace, seeds=3), "another")) == 12
+    assert [t.name for t in still_missing(plan(workspace, seeds=1), "another")][3:] == [
+        "pnfrec_pn tiny alpha 0.45 seed 1"
+    ]
 
 
 def test_equal_trainings_are_run_once(workspace: Path, found: list[Recorded]) -> None:
@@ -179,13 +186,38 @@ def test_the_report_says_what_the_runs_measured(workspace: Path, found: list[Rec
     assert float(row["minus_sasrec_p"]) == pytest.approx(means["pnfrec"] - means["sasrec_p"])
 
 
+def test_seeds_that_not_all_have_are_counted(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    """alpha 0 has both seeds, 0.45 has one; sasrec_c has none in common with sasrec_p."""
+    left_out = [("sasrec_p", 2, ""), ("sasrec_c", 1, ""), ("pnfrec_pn", 2, "alpha")]
+    some = [r for r in found if (r.model, r.seed, r.weight) not in left_out or (r.weight and r.value == 0)]
+    text = report(workspace, some, tmp_path)
+    assert "3 models with 1 to 2 seeds" in text
+    assert "`pnfrec_pn` with 1 to 2 seeds for each value" in text and "here 0, of those with 2 seeds" in text
+    table, against = text.split("## Table 2")[1], text.split("## Against")[1]
+    assert "| `pnfrec` | 2 |" in table and "| `sasrec_p` | 1 |" in table and "| `popularity` |  |" in table
+    assert "| `pnfrec` | 1 | " in against and "| `sasrec_c` | 0 | - | - | - | - |" in against
+    rows = rows_of(tmp_path / "tables" / "alpha.csv")
+    assert {(row["alpha"], row["seeds"]) for row in rows} == {("0.0", "2"), ("0.45", "1")}
+    compared = rows_of(tmp_path / "tables" / "comparison.csv")
+    assert {row["model"]: row["seeds"] for row in compared}["sasrec_p"] == "1"
+
+
+def test_a_report_holds_nothing_of_an_earlier_one(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    report(workspace, found, tmp_path / "report")
+    assert (tmp_path / "report/tables/alpha.csv").exists()
+    report(workspace, [r for r in found if not r.weight], tmp_path / "report", planned=6)
+    assert not (tmp_path / "report/tables/alpha.csv").exists()
+    assert not (tmp_path / "report/figures/alpha.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
 def test_the_curve_is_that_of_the_points(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
     text = report(workspace, found, tmp_path)
     points = curve_points(r for r in found if r.weight == "alpha")
     assert points.keys() == {0.0, 0.45}
     of_zero = [r.result.test["ndcg_p_at_10"] for r in found if r.model == "sasrec_p"]
     assert points[0.0]["ndcg_p_at_10"].mean == pytest.approx(statistics.mean(of_zero))
-    assert f"| 0 | {four(statistics.mean(of_zero))} ± {four(statistics.stdev(of_zero))} |" in text
+    assert f"| 0 | 2 | {four(statistics.mean(of_zero))} ± {four(statistics.stdev(of_zero))} |" in text
     assert {"alpha.png", "beta.png", "bars.png", "learning_curves.png"} == {
         p.name for p in (tmp_path / "figures").iterdir()
     }
@@ -211,9 +243,13 @@ def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Reco
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--seeds", "0"], "--seeds is 0; it is a number of seeds, from 1 to 100"),
+        (["--seeds", "0"], "--seeds is '0'; it is a number of seeds, from 1 to 100"),
+        (["--name", ""], "--name is ''; a name has"),
+        (["--models", "pnfrec,sasrec_p"], "put blanks between names"),
+        (["--loss.beta", "0.3"], "--loss.beta is what makes pnfrec "),
+        (["--models", "sasrec", "--encoder.history=positive"], "--encoder.history is what makes sasrec "),
         (["--name", "../elsewhere"], "--name is '../elsewhere'; a name has"),
-        (["--seeds", "few"], "invalid int value: 'few'"),
+        (["--seeds", "few"], "--seeds is 'few'; it is a number of seeds"),
         (["--alphas", "0.1", "much"], "--alphas is '0.1 much'; it must be numbers, or grid"),
         (["--betas", "-1"], r"loss.beta is -1.0; it must be a finite number >= 0"),
         (["--models", "pnfrek"], "--models has 'pnfrek'; did you mean 'pnfrec'"),
@@ -228,6 +264,11 @@ def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Reco
 def test_wrong_input_is_named(args: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         planned(parse(["--dataset", "tiny", *args]))
+
+
+def test_a_data_set_with_a_wrong_name_is_named() -> None:
+    with pytest.raises(InputError, match=r"--dataset is '\.\./tiny'"):
+        parse(["--dataset", "../tiny"])
 
 
 def test_a_grid_is_the_papers() -> None:

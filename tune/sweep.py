@@ -8,9 +8,8 @@ runs/tune-<dataset>/best.yaml        complete training settings of the winner
 import contextlib
 import dataclasses
 import json
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
@@ -53,7 +52,7 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
             print("dry run: nothing was trained")
             return 0
         options.directory.mkdir(parents=True, exist_ok=True)
-        with run.locked(way_out="say another --name"), _terminated_as_interrupted():
+        with run.locked(way_out="say another --name"):
             run.write()
             tracked = TrackedRun(run.directory, run.key, uri, print)
             tracked.start(_opening(run.directory.name.replace("-", " "), "sweep", settings, data, ""))
@@ -69,16 +68,6 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
         print("stopped; the same command goes on")
         return EXIT_INTERRUPTED
     return 0
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, which a cluster's scheduler sends, does what Ctrl-C does: Ray Tune stops the trials with checkpoints."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 class Sweep:

@@ -320,7 +320,7 @@ def test_wrong_preparation_input_is_said(
 
 @pytest.mark.skipif(not ML1M.is_dir(), reason=f"MovieLens-1M is not at {ML1M}; its licence forbids shipping it")
 def test_ml1m_facts(tmp_path: Path) -> None:
-    """DESIGN, section 2: the counts of the authors' own split."""
+    """The counts of the authors' own split."""
     done = command(tmp_path, "spark_jobs", "--dataset", "ml1m", "--raw", str(ML1M))
     assert done.returncode == 0, done.stderr
     manifest: Manifest = read_manifest(tmp_path / "data/prepared/ml1m")

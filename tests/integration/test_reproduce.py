@@ -175,7 +175,7 @@ def test_nothing_to_report_and_no_such_data_are_said_in_a_line(workspace: Path) 
     for flags, message in (
         (["--dataset", "tiny", "--name", "other", "--report-only"], "there is no result"),
         (["--dataset", "nothing"], "unknown dataset 'nothing'"),
-        (["--dataset", "tiny", "--seeds", "1.5"], "invalid int value: '1.5'"),
+        (["--dataset", "tiny", "--seeds", "1.5"], "--seeds is '1.5'; it is a number of seeds"),
     ):
         line = [sys.executable, "-m", "pnfrec_dist.reproduce", *flags]
         done = subprocess.run(
