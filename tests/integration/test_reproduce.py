@@ -171,6 +171,22 @@ def test_an_interrupt_at_the_end_of_a_training_starts_no_other(workspace: Path) 
     )
 
 
+@pytest.mark.slow
+def test_more_seeds_models_and_values_add_to_what_there_is(workspace: Path, outputs: list[str]) -> None:
+    """sasrec_p at alpha 0 is the table's; the parent says what it has, with the seeds of each."""
+    line = [sys.executable, "-m", "pnfrec_dist.reproduce", "--dataset", "tiny", "--num-workers", "1", *FLAGS]
+    line += ["--models", "sasrec_p", "sasrec_c", "pnfrec", "--seeds", "1", "--alphas", "0", "0.5"]
+    listed = subprocess.run([*line, "--dry-run"], cwd=workspace, env=ENVIRONMENT, capture_output=True, text=True)
+    assert "2 trainings are missing" in listed.stdout, listed.stdout + listed.stderr
+    done = subprocess.run(line, cwd=workspace, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0 and "trainings with a result: 5 of 5" in done.stdout, done.stderr
+    assert "[1/2] pnfrec tiny seed 1" in done.stdout and "[2/2] pnfrec_pn tiny alpha 0.5 seed 1" in done.stdout
+    _, parent, children = runs(workspace)
+    assert len(children) == 4 and parent.data.tags["seeds"] == "1"
+    note = parent.data.tags["mlflow.note.content"]
+    assert "| `pnfrec` | 1 |" in note and "planned trainings" not in note
+
+
 def test_nothing_to_report_and_no_such_data_are_said_in_a_line(workspace: Path) -> None:
     for flags, message in (
         (["--dataset", "tiny", "--name", "other", "--report-only"], "there is no result"),
