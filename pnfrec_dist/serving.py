@@ -7,6 +7,7 @@ model/                       what mlflow.pyfunc.load_model and models:/... read
 
 import json
 import logging
+import math
 import shutil
 import warnings
 import zipfile
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from safetensors.torch import load_file, save_file
 
 from pnfrec_dist.config import Settings
@@ -38,8 +39,6 @@ ENCODERS, ITEM_TABLE, SETTINGS = "encoders.safetensors", "item_table.safetensors
 CODE, PACKAGE = "pnfrec_dist.zip", Path(__file__).parent
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pyarrow", "safetensors", "pydantic")
 EXAMPLES = 3
-warnings.filterwarnings("ignore", message=".*Any type hint is inferred", category=UserWarning)
-"""MLflow, of Query.history, whose entries pydantic checks."""
 
 
 class Query(BaseModel):
@@ -47,20 +46,36 @@ class Query(BaseModel):
 
     liked: list[str] = Field(default=[], description="raw item ids that the user likes")
     disliked: list[str] = Field(default=[], description="raw item ids that the user dislikes")
-    history: list[list[Any]] = Field(
+    history: list[list[str]] = Field(
         default=[], description="[raw item id, relevance] of each interaction, in place of liked and disliked"
     )
     top_k: int = Field(default=10, ge=1, description="length of the list")
     gamma: float = Field(default=0.0, ge=0, description="weight of the negative encoder's score, taken off; 0: none")
+
+    @field_validator("history", mode="before")
+    @classmethod
+    def _as_text(cls, entries: Any) -> Any:
+        """Numbers as text: MLflow has no type for a list of both."""
+        if not isinstance(entries, list):
+            return entries
+        numbers = (int, float)
+        return [[str(v) if isinstance(v, numbers) else v for v in e] if isinstance(e, list) else e for e in entries]
 
     @model_validator(mode="after")
     def _require_history(self) -> "Query":
         if self.history and (self.liked or self.disliked):
             raise ValueError("say history, or liked and disliked, not both")
         for entry in self.history:
-            if len(entry) != 2 or not isinstance(entry[1], int | float):
+            if len(entry) != 2 or not _is_number(entry[1]):
                 raise ValueError(f"history has {entry!r}; its entries must be [item, relevance], relevance a number")
         return self
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 class Answer(BaseModel):
@@ -122,7 +137,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         Of liked and disliked together, the order is not known: a model that reads both kinds gets the likes last.
         """
         if query.history:
-            every = [str(item) for item, _ in query.history]
+            every = [item for item, _ in query.history]
             is_liked = [float(relevance) >= self.exported.threshold for _, relevance in query.history]
             liked = [raw for raw, is_one in zip(every, is_liked, strict=True) if is_one]
             disliked = [raw for raw, is_one in zip(every, is_liked, strict=True) if not is_one]

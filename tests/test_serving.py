@@ -106,7 +106,7 @@ def test_dislikes_are_never_listed_and_count_where_gamma_says(cases: dict[Histor
 
 def test_a_history_with_relevances_is_split_at_the_threshold(cases: dict[History, Case]) -> None:
     """The threshold is 4. A model that reads all reads them in their order."""
-    history = [["3", 5], [1, 2.0], ["what", 4], ["2", 4], ["7", 1]]
+    history = [["3", 5], [1, 2.0], ["what", "4"], ["2", 4], ["7", 1]]
     (answer,) = cases["positive"].served.predict([{"history": history, "top_k": 12}])
     assert answer.items == [str(item) for item in cases["positive"].expected([3, 2], [1, 7], [1, 2, 3, 7], 12)]
     assert answer.unknown == ["what"]
@@ -141,6 +141,9 @@ def test_an_interrupted_export_leaves_the_old_model(
         {"liked": ["1"], "gamma": -1},
         {"history": [["1"]]},
         {"history": [["1", "liked"]]},
+        {"history": [["1", float("nan")]]},
+        {"history": "1"},
+        {"history": [[None, 4]]},
         {"liked": ["1"], "history": [["1", 5]]},
     ],
 )
