@@ -1,6 +1,7 @@
 """The command python -m tune: a search over training settings, and a file of the best ones."""
 
 import argparse
+import difflib
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 from pnfrec_dist.cli import conf_names, run_command
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.train import RAY_CLUSTER
-from tune.options import Options, planned_stages
+from tune.options import FOUND_BY, Options, planned_stages
 from tune.space import SCHEDULERS, SEARCHES
 
 PAPER = ("encoder", "alpha", "beta")
@@ -44,26 +45,31 @@ def parse(args: Sequence[str]) -> Options:
     add("--gpus-per-trial", type=int, help="workers with a GPU each (default: 1 where Ray sees GPUs, else 0)")
     add("--max-concurrent", type=int, help="trials at a time (default: as many as the cluster holds)")
     add("--output-dir", type=Path, default=Path("runs"), help="default: runs")
-    add("--name", help="directory in --output-dir and name in MLflow (default: tune-<dataset>)")
+    add(
+        "--name", help="directory in --output-dir and name in MLflow (default: tune-<dataset>, and the stages if given)"
+    )
     add("--write-config", metavar="NAME", help="write the best settings to conf/train/NAME.yaml as well")
+    add("--retry-failed", action="store_true", help="run trials again that failed under an earlier command")
     add("--dry-run", action="store_true", help="check everything, show the plan, train nothing")
     try:
         found, flags = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
         raise InputError(f"{error}; see python -m tune --help") from error
-    if {"--model", "--output-dir", "--num-workers", "--num-gpus"} & {flag.partition("=")[0] for flag in flags}:
-        raise InputError("--model is the stage's; workers are set by --workers-per-trial and --gpus-per-trial")
-    for name in ("num_samples", "workers_per_trial", "max_concurrent"):
+    _require_flags(flags, [option for action in parser._actions for option in action.option_strings])
+    for name, least in (("num_samples", 1), ("workers_per_trial", 1), ("max_concurrent", 1), ("gpus_per_trial", 0)):
         value = getattr(found, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be >= 1")
-    name = found.name or f"tune-{found.dataset}"
-    for flag, value in (("--name", name), ("--write-config", found.write_config or "x")):
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be >= {least}")
+    stages = tuple(dict.fromkeys(found.stages))
+    name = "-".join(["tune", found.dataset, *(stages if stages != PAPER else ())]) if found.name is None else found.name
+    config = "x" if found.write_config is None else found.write_config
+    for flag, value in (("--dataset", found.dataset), ("--name", name), ("--write-config", config)):
         if not re.fullmatch(r"\w[\w.-]*", value):
             raise InputError(f"{flag} is {value!r}; a name has letters, digits, '.', '_' and '-' alone")
+    _require_new_config(config)
     return Options(
         dataset=found.dataset,
-        stages=tuple(dict.fromkeys(found.stages)),
+        stages=stages,
         directory=(found.output_dir / name).resolve(),
         search=found.search,
         scheduler=found.scheduler,
@@ -72,11 +78,34 @@ def parse(args: Sequence[str]) -> Options:
         workers_per_trial=found.workers_per_trial,
         gpus_per_trial=found.gpus_per_trial,
         max_concurrent=found.max_concurrent,
+        retry_failed=found.retry_failed,
         write_config=found.write_config,
         dry_run=found.dry_run,
         flags=tuple(flags),
         command=shlex.join(["python", "-m", "tune", *args]),
     )
+
+
+def _require_flags(flags: Sequence[str], own: Sequence[str]) -> None:
+    """Raises InputError about flags that are neither this command's nor the training's to take."""
+    names = [flag.partition("=")[0] for flag in flags]
+    if {"--model", "--output-dir", "--num-workers", "--min-workers", "--num-gpus"} & set(names):
+        raise InputError("--model is the stage's; workers are set by --workers-per-trial and --gpus-per-trial")
+    if flags and not flags[0].startswith("-"):
+        raise InputError(f"{flags[0]!r} stands where a flag is expected; see python -m tune --help")
+    for name in names:
+        if name.startswith("--") and "." not in name and (close := difflib.get_close_matches(name, own, 1, 0.85)):
+            raise InputError(f"unknown flag {name}; did you mean {close[0]}?")
+
+
+def _require_new_config(name: str) -> None:
+    """Raises InputError for a name in conf/train/ whose file no sweep has written."""
+    file = Path("conf/train") / f"{name}.yaml"
+    if name.endswith(".yaml"):
+        raise InputError(f"--write-config is {name!r}; leave .yaml out")
+    is_own = file.is_file() and FOUND_BY in file.read_text(encoding="utf-8")
+    if name in conf_names("train") and not is_own:
+        raise InputError(f"--write-config is {name!r}, and conf/train/ has such a file already; say another name")
 
 
 def _seconds(text: str | None) -> float | None:

@@ -8,6 +8,9 @@ from pnfrec_dist.cli import parse_train_settings
 from pnfrec_dist.config import Settings
 from tune.space import Point, Stage, load_stage, require_space, require_stage, with_point
 
+FOUND_BY = "# Found by: "
+"""Opens the line of best.yaml that names the command."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -24,6 +27,7 @@ class Options:
     workers_per_trial: int
     gpus_per_trial: int | None
     max_concurrent: int | None
+    retry_failed: bool
     write_config: str | None
     """a name in conf/train/"""
     dry_run: bool

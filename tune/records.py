@@ -31,7 +31,8 @@ class Record:
     epochs: list[dict[str, Any]]
     """{"epoch", "score", "seconds"} of each"""
     seconds: float
-    """from the start of its workers to their end, interruptions left out"""
+    """from the start of its workers to their end; of a trial that went on after an interruption, since then, and the
+    epochs before"""
 
     @property
     def name(self) -> str:
@@ -77,6 +78,13 @@ def ended_and_begun(stage_directory: Path) -> tuple[list[Record], list[Point]]:
     ended.sort(key=lambda entry: entry[0])
     begun.sort(key=lambda entry: entry[0])
     return [record for _, record in ended], [point for _, point in begun]
+
+
+def forget_failed(stage_directory: Path) -> None:
+    """Trials that failed go on as if they had been interrupted."""
+    for record in ended_and_begun(stage_directory)[0]:
+        if record.state == "failed":
+            (stage_directory / record.name / TRIAL).unlink()
 
 
 def best_of(records: list[Record]) -> Record | None:

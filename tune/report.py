@@ -15,6 +15,7 @@ from pnfrec_dist.comparison import spread
 from pnfrec_dist.config import Settings
 from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.progress import duration
+from tune.options import FOUND_BY
 from tune.records import Record
 from tune.space import Stage, described
 from tune.trial import SELECTION
@@ -122,13 +123,17 @@ def _choice(value: Any) -> Any:
     return str(value) if isinstance(value, list | tuple) else value
 
 
+def workers_flag(settings: Settings) -> str:
+    """Of train, for the workers that the trials had."""
+    return f"--num-gpus {settings.num_gpus}" if settings.num_gpus else f"--num-workers {settings.num_workers or 1}"
+
+
 def best_yaml(settings: Settings, stage: Stage, record: Record, command: str, sweep_id: str) -> str:
     """Complete settings for `python -m pnfrec_dist.train --config`, with where they come from in front."""
     content = {name: value for name, value in to_mapping(settings).items() if name not in LEFT_OUT}
-    workers = f"--num-gpus {settings.num_gpus}" if settings.num_gpus else f"--num-workers {settings.num_workers or 1}"
     head = [
-        f"# python -m pnfrec_dist.train --dataset {settings.dataset} --config best.yaml {workers}",
-        f"# Found by: {command}",
+        f"# python -m pnfrec_dist.train --dataset {settings.dataset} --config best.yaml {workers_flag(settings)}",
+        f"{FOUND_BY}{command}",
         f"# MLflow run {sweep_id or '(not known)'}, stage {stage.name}, {record.name} ({described(record.point)})",
         f"# validation NDCG_p@10 {record.best_score:.6f} in epoch {record.best_epoch} (more workers differ a little)",
     ]

@@ -1,27 +1,29 @@
 """Ray Tune's searchers and schedulers, for a stage; both can be told of trials that ended before."""
 
-import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tune.records import Record
+from tune.records import Record, trial_name
 from tune.space import Parameter, Point, Stage, rounded
 
 SCORE, EPOCH = "score", "epoch"
 """Keys of what a trial reports: its best validation NDCG_p@10 so far, and the epoch."""
+ATTEMPTS = 100
+"""To find a point that was not suggested before, until a space counts as used up."""
 
 
 def listed_points(stage: Stage, seed: int) -> list[Point]:
     """All points of a grid; those of a random search, of which more samples keep the first. None twice."""
     if stage.search == "grid":
-        combinations = itertools.product(*(parameter.grid() for parameter in stage.parameters))
-        return [dict(zip((p.name for p in stage.parameters), values, strict=True)) for values in combinations]
+        return stage.grid()
     domains = {parameter.name: _domain(parameter) for parameter in stage.parameters}
     rng, found = np.random.RandomState(seed), {}
     for _ in range(100 * stage.num_samples):  # a space may have fewer points than samples
@@ -32,15 +34,59 @@ def listed_points(stage: Stage, seed: int) -> list[Point]:
     return list(found.values())
 
 
-def searcher(stage: Stage, seed: int, ended: Sequence[Record], begun: Sequence[Point]) -> OptunaSearch:
-    """Optuna, which knows the trials that ended, and suggests first those that began and did not end."""
-    domains = {parameter.name: _domain(parameter) for parameter in stage.parameters}
-    space = OptunaSearch.convert_search_space(domains)
-    found = OptunaSearch(space=space, metric=SCORE, mode="max", seed=seed + len(ended), points_to_evaluate=list(begun))
-    for record in ended:
-        failed = record.best_score is None
-        found.add_evaluated_point(record.point, 0.0 if record.best_score is None else record.best_score, error=failed)
-    return found
+class DistinctPoints(Searcher):
+    """Optuna, which knows the trials that ended, suggests first those that began and did not end, and none twice."""
+
+    def __init__(self, stage: Stage, seed: int, ended: Sequence[Record], begun: Sequence[Point]) -> None:
+        super().__init__(metric=SCORE, mode="max")
+        space = {parameter.name: _distribution(parameter) for parameter in stage.parameters}
+        seed += len(ended) + len(begun)  # the draws of an earlier command are not to be made again
+        self.optuna = OptunaSearch(space=space, metric=SCORE, mode="max", seed=seed, points_to_evaluate=list(begun))
+        self.names = tuple(space)
+        self.scores: dict[str, float | None] = {record.name: _known(record) for record in ended}
+        """of all points suggested so far; None of those that run"""
+        self.keys: dict[str, str] = {}
+        """Tune's id of a trial -> Optuna's"""
+        self.is_exhausted = False
+        for record in ended:
+            self.optuna.add_evaluated_point(record.point, _known(record))
+
+    def suggest(self, trial_id: str) -> Any:
+        """{"point": ...}, or Searcher.FINISHED once the space is used up."""
+        for attempt in range(ATTEMPTS):
+            key = f"{trial_id}-{attempt}"
+            config = self.optuna.suggest(key)
+            if not isinstance(config, dict):
+                return config
+            point = {name: plain(config[name]) for name in self.names}
+            name = trial_name(point)
+            if name not in self.scores:
+                self.scores[name], self.keys[trial_id] = None, key
+                return {"point": point}
+            score = self.scores[name]
+            self.optuna.on_trial_complete(key, {SCORE: score} if score is not None else None, error=score is None)
+        self.is_exhausted = True
+        return Searcher.FINISHED
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self.optuna.on_trial_result(self.keys[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if result is not None:
+            result = {SCORE: 0.0 if result["failed"] else result[SCORE], "config": result["config"]}
+            self.scores[trial_name(result["config"]["point"])] = result[SCORE]
+        self.optuna.on_trial_complete(self.keys[trial_id], result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune's own way of going on is not used."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See save."""
+
+
+def _known(record: Record) -> float:
+    """A point whose training failed is a bad one."""
+    return 0.0 if record.state == "failed" or record.best_score is None else record.best_score
 
 
 def scheduler(stage: Stage, epochs: int, ended: Sequence[Record]) -> TrialScheduler:
@@ -74,18 +120,24 @@ class _Seen:
 
 
 def _domain(parameter: Parameter) -> Any:
-    """Ray Tune's."""
-    if not parameter.is_range:
-        return tune.choice(list(parameter.values))
-    low, high, step = parameter.low, parameter.high, parameter.step
+    """Ray Tune's, for random points."""
+    if not parameter.is_range or parameter.step:
+        return tune.choice(parameter.grid())
+    low, high = parameter.low, parameter.high
     if parameter.is_whole:
         low, high = int(low), int(high)
-        if parameter.log:
-            return tune.lograndint(low, high + 1)
-        return tune.qrandint(low, high, int(step)) if step else tune.randint(low, high + 1)
-    if parameter.log:
-        return tune.loguniform(low, high)
-    return tune.quniform(low, high, step) if step else tune.uniform(low, high)
+        return tune.lograndint(low, high + 1) if parameter.log else tune.randint(low, high + 1)
+    return tune.loguniform(low, high) if parameter.log else tune.uniform(low, high)
+
+
+def _distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:
+    """Optuna's."""
+    low, high, step = parameter.low, parameter.high, parameter.step
+    if not parameter.is_range:
+        return optuna.distributions.CategoricalDistribution(parameter.values)
+    if parameter.is_whole:
+        return optuna.distributions.IntDistribution(int(low), int(high), parameter.log, int(step) or 1)
+    return optuna.distributions.FloatDistribution(low, high, parameter.log, step or None)
 
 
 def plain(value: Any) -> Any:

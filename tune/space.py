@@ -1,6 +1,7 @@
 """What a stage of a sweep searches, and how: conf/tune/<stage>.yaml, checked before anything starts."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class Parameter:
 
     @property
     def is_whole(self) -> bool:
-        return isinstance(self.low, int) and isinstance(self.high, int)
+        """Of a setting that takes whole numbers."""
+        return isinstance(self.low, int)
 
     def grid(self) -> list[Any]:
         """All values. Raises InputError where there is no end of them."""
@@ -51,7 +53,7 @@ class Parameter:
             raise InputError(
                 f"{self.name} has no step, which a grid needs; say step, list its values, or search: random"
             )
-        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        count = round((self.high - self.low) / step) + 1
         require(count <= MOST_POINTS, self.name, count, f"at most {MOST_POINTS:,} values")
         return [rounded(self.low + place * step) for place in range(count)]
 
@@ -74,9 +76,14 @@ class Stage:
     reduction: int = 3
     """asha: one in so many goes on"""
 
+    def grid(self) -> list[Point]:
+        """All combinations. Raises InputError where there is no end of them."""
+        combinations = itertools.product(*(parameter.grid() for parameter in self.parameters))
+        return [dict(zip((p.name for p in self.parameters), values, strict=True)) for values in combinations]
+
     def largest(self) -> Point:
         """The point that takes the most memory, as far as that is told by numbers."""
-        ends = {p.name: p.values or (p.low, p.high) for p in self.parameters}
+        ends = {p.name: p.values or (p.low, p.high) for p in self.parameters if p.name != "encoder.num_heads"}
         return {name: max(v) for name, v in ends.items() if all(isinstance(x, int | float) for x in v)}
 
     def described(self) -> str:
@@ -127,10 +134,13 @@ def _parameter(name: str, content: Any, where: str) -> Parameter:
     if name.partition(".")[0] not in SECTIONS or "." not in name:
         known = [f"{section}.{key}" for section in SECTIONS for key in to_mapping(getattr(Settings(), section))]
         raise InputError(f"{where}: {name!r} cannot be searched; {nearest(name, known)}")
+    section, _, field = name.partition(".")
+    default = getattr(getattr(Settings(), section), field, None)
     if isinstance(content, list) and content:
-        section, _, field = name.partition(".")
-        if isinstance(getattr(getattr(Settings(), section), field, None), float):
-            content = [_number(value, f"{where}: {name}") for value in content]
+        for value in content:
+            require(isinstance(value, int | float | str), f"{where}: {name}", value, "one value, no list of its own")
+        if isinstance(default, float):
+            content = [float(_number(value, f"{where}: {name}")) for value in content]
         return Parameter(name, values=tuple(dict.fromkeys(content)))
     keys = {"low", "high", "step", "log"}
     if not isinstance(content, dict) or not {"low", "high"} <= content.keys():
@@ -143,6 +153,13 @@ def _parameter(name: str, content: Any, where: str) -> Parameter:
     require(step >= 0 and (step == 0 or not log), f"{where}: {name}.step", step, "> 0, and left out where log is true")
     require(not log or low > 0, f"{where}: {name}.low", low, "> 0 where log is true")
     require(isinstance(log, bool), f"{where}: {name}.log", log, "true or false")
+    if isinstance(default, float):
+        low, high, step = float(low), float(high), float(step)
+    else:
+        for key, value in (("low", low), ("high", high), ("step", step)):
+            require(isinstance(value, int), f"{where}: {name}.{key}", value, f"a whole number, as {name} is one")
+    steps = (high - low) / step if step else 0
+    require(abs(steps - round(steps)) < 1e-6, f"{where}: {name}.step", step, f"a part of high - low ({high - low:g})")
     return Parameter(name, low=low, high=high, step=step, log=log)
 
 
@@ -164,9 +181,17 @@ def with_point(settings: Settings, point: Point, where: str) -> Settings:
     return override(settings, nested, where)
 
 
-def require_space(stage: Stage, settings: Settings) -> None:
-    """Raises InputError when a name is no setting, or an end of its range no value of it."""
+def require_space(stage: Stage, settings: Settings, points: Sequence[Point] = ()) -> None:
+    """Raises InputError when one of the points (of a grid: all) cannot be set; else an end of a setting's range."""
     where = f"conf/tune/{stage.name}.yaml"
+    points = stage.grid() if stage.search == "grid" else points
+    for point in points:
+        try:
+            with_point(settings, point, where)
+        except InputError as error:
+            raise InputError(f"{error} (the space has {described(point)})") from error
+    if points:
+        return
     for parameter in stage.parameters:
         for value in parameter.values if parameter.values else (parameter.low, parameter.high):
             with_point(settings, {parameter.name: value}, where)

@@ -16,12 +16,12 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.launch import WorkerPlan, plan_workers
 from pnfrec_dist.runs import RUN_FILE, read_run
 from pnfrec_dist.tracking import TrackedRun
 from tune.records import Record, best_of, ended_and_begun, trial_name
-from tune.search import listed_points, scheduler, searcher
+from tune.search import DistinctPoints, listed_points, scheduler
 from tune.space import Stage
 from tune.trial import STATES, Assignment, Trial
 from tune.watch import Watch, drop_checkpoints
@@ -76,8 +76,9 @@ class StageResult:
     """The trials of a stage, and whether it went to its end."""
 
     records: list[Record]
+    """of the trials that ended, and of those that the time budget cut off"""
     complete: bool
-    """no trial is missing, but for those that the time budget cut off"""
+    """no trial is missing"""
     is_cut: bool
     """by the time budget"""
     seconds: float
@@ -107,25 +108,24 @@ def run_stage(
     points = [point for point in listed if trial_name(point) not in over]
     missing = max(stage.num_samples - len(ended), 0) if stage.search == "optuna" else len(points)
     if not missing or (seconds_left is not None and seconds_left <= 0):
-        return StageResult(ended, True, missing > 0, 0.0, 0.0)
-    names = tuple(parameter.name for parameter in stage.parameters)
-    trial = Assignment(stage.name, names, settings, plan.workers, data.directory.uri, str(directory), uri, parent)
-    watch = Watch(stage.name, directory, names, ended, missing, plan.concurrent)
+        return StageResult(ended, not missing, missing > 0, 0.0, 0.0)
+    trial = Assignment(stage.name, settings, plan.workers, data.directory.uri, str(directory), uri, parent)
+    watch = Watch(stage.name, directory, settings.epochs, ended, missing, plan.concurrent)
     how: dict[str, Any] = {"max_concurrent_trials": plan.concurrent}
+    search = None
     if stage.search == "optuna":
-        search = searcher(stage, settings.seed, ended, begun)
+        search = DistinctPoints(stage, settings.seed, ended, begun)
         how = {"search_alg": ConcurrencyLimiter(search, plan.concurrent), "num_samples": missing}
     how |= {"scheduler": scheduler(stage, settings.epochs, ended), "time_budget_s": seconds_left}
     with watch, contextlib.nullcontext() if settings.ray_address else _placement_groups_freed():
         _fit(trial, {"point": tune.grid_search(points)} if points else {}, how, watch)
-    is_cut = seconds_left is not None and time.monotonic() - started >= seconds_left
-    if is_cut:
-        watch.cut_off()
+    is_over = watch.done >= missing or (search is not None and search.is_exhausted)
+    is_cut = not is_over and seconds_left is not None and time.monotonic() - started >= seconds_left
     drop_checkpoints(directory, watch.records, best_of(watch.records))
     _settle(directory, uri)
-    own = sum(record.seconds for record in watch.records if record.name not in over)
-    complete = is_cut or watch.done >= missing
-    return StageResult(watch.records, complete, is_cut, time.monotonic() - started, own)
+    records = [*watch.records, *(watch.cut_off() if is_cut else [])]
+    own = sum(record.seconds for record in records if record.name not in over)
+    return StageResult(records, is_over, is_cut, time.monotonic() - started, own)
 
 
 def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], watch: Watch) -> None:
@@ -147,6 +147,9 @@ def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], wat
     )
     try:
         tuner.fit()
+    except (tune.TuneError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(f"the search stopped: {reason}; the same command goes on") from error
     finally:
         shutil.rmtree(files, ignore_errors=True)
 
@@ -154,12 +157,13 @@ def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], wat
 def _settle(directory: Path, uri: str) -> None:
     """Tells MLflow of the trials whose processes were killed."""
     ended, _ = ended_and_begun(directory)
-    state = {record.name: record.state for record in ended}
+    known = {record.name: record for record in ended}
     for trial in directory.glob("trial-*"):
         if (trial / RUN_FILE).exists():
-            found = state.get(trial.name, "stopped")
-            (status,) = (status for status, known in STATES.items() if known == found)
-            TrackedRun(trial, read_run(trial).key, uri, print).conclude(status, {"state": found})
+            record = known.get(trial.name)
+            tags = {"state": record.state, "reason": record.reason} if record else {"state": "stopped"}
+            (status,) = (status for status, state in STATES.items() if state == tags["state"])
+            TrackedRun(trial, read_run(trial).key, uri, print).conclude(status, tags)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ runs/tune-<dataset>/best.yaml        complete training settings of the winner
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -25,9 +26,10 @@ from pnfrec_dist.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking import Opening, TrackedRun, tracking_uri
 from pnfrec_dist.training.result import read_result
 from tune.options import Options, base_settings
-from tune.records import Record, best_of
-from tune.report import best_yaml, stage_markdown, write_best, write_stage_report
-from tune.space import Point, Stage, described, with_point
+from tune.records import Record, best_of, forget_failed
+from tune.report import best_yaml, stage_markdown, workers_flag, write_best, write_stage_report
+from tune.search import listed_points
+from tune.space import Point, Stage, described, require_space, with_point
 from tune.stages import StageResult, TrialPlan, plan_trials, run_stage
 
 MAY_CHANGE = ("num_workers", "num_gpus", "ray_address", "data_dir", "output_dir", "dry_run", "experiment")
@@ -41,7 +43,12 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     run = _sweep_run(options, stages, settings, data)
     with ray_cluster(settings, dashboard=True) as (cpus, gpus):
         plan = plan_trials(cpus, gpus, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
+        if plan.workers.use_gpu:
+            options = dataclasses.replace(options, gpus_per_trial=plan.workers.num_workers)
+            settings = base_settings(options, stages[0], {})
         for stage in stages:
+            if stage.search == "random":
+                require_space(stage, base_settings(options, stage, {}), listed_points(stage, settings.seed))
             largest = with_point(base_settings(options, stage, {}), stage.largest(), stage.name)
             checked_plan(largest, data, plan.workers, plan.concurrent)
         print(checked_plan(settings, data, plan.workers))
@@ -80,27 +87,37 @@ class Sweep:
         self.options, self.data, self.uri, self.plan = options, data, uri, plan
         self.own, self.tracked = run, tracked
         self.started = time.monotonic()
+        self.directories: dict[str, Path] = {}
+        """of the stages so far"""
         self.found: Point = {}
         """what the stages so far chose"""
         self.notes: list[str] = []
+        self.written: list[str] = []
+        """where best.yaml lies"""
 
     def run(self, stages: Sequence[Stage]) -> bool:
         """Whether it came to its end: False after Ctrl-C. Raises RunError where a stage has no trial with a score."""
         for stage in stages:
             settings = base_settings(self.options, stage, self.found)
             result = self._run_stage(stage, settings)
-            if not result.complete:
+            if not result.complete and not result.is_cut:
                 return False
             best = best_of(result.records)
-            if best is None:
-                raise RunError(f"no trial of stage {stage.name} has a score; see the reasons above and in MLflow")
-            print(f"{stage.name}: {described(best.point)}  validation NDCG_p@10 {best.best_score:.4f}")
-            print(_overhead(result, self.plan.concurrent), flush=True)
-            self.found |= best.point
+            if best is not None:
+                print(f"{stage.name}: {described(best.point)}  validation NDCG_p@10 {best.best_score:.4f}")
+                print(_overhead(result, self.plan.concurrent), flush=True)
+                self.found |= best.point
+                self._write_best(stage, with_point(settings, best.point, stage.name), best)
             if result.is_cut:
-                print("warning: the time budget is used up; started again, the same command runs what is missing")
-            if result.is_cut or stage is stages[-1]:
-                return self._conclude(stage, with_point(settings, best.point, stage.name), best)
+                found = (
+                    f"{self.written[0]} has the best so far, untested" if self.written else "no trial has a score yet"
+                )
+                print(f"the time budget is used up; {found}; the same command goes on")
+                return True
+            if best is None:
+                raise RunError(f"no trial of stage {stage.name} has a score; {_reasons(result.records)}")
+            if stage is stages[-1]:
+                return self._test(stage, with_point(settings, best.point, stage.name), best)
         return True
 
     def _run_stage(self, stage: Stage, settings: Settings) -> StageResult:
@@ -109,19 +126,23 @@ class Sweep:
         left = None if budget is None else budget - (time.monotonic() - self.started)
         with_found = f" with {described(self.found)}" if self.found else ""
         print(f"\n{stage.name}: {stage.model}{with_found}", flush=True)
-        directory = self.options.directory / stage.name
-        child = _child(directory, settings, self.data)
+        child = stage_run(self.options.directory / stage.name, settings, self.data)
+        directory = child.directory
+        self.directories[stage.name] = directory
         child.write()
         tracked = TrackedRun(directory, child.key, self.uri, print)
         tracked.start(_opening(f"{self.own.directory.name} {stage.name}", "stage", settings, self.data, self.own.key))
         status = FAILED
         try:
+            if self.options.retry_failed:
+                forget_failed(directory)
             result = run_stage(stage, settings, self.data, self.plan, directory, self.uri, child.key, left)
             status = FINISHED if result.complete else KILLED
             if result.records:
                 write_stage_report(directory / "report", stage, result.records)
                 number = len(tracked.spool.records)
                 tracked.log_directory(f"report/{number}", directory / "report", "report")
+                self.tracked.log_directory(f"{stage.name}/{number}", directory / "report", f"report/{stage.name}")
                 note = stage_markdown(stage, result.records)
                 tracked.log_tags(f"description/{number}", {"mlflow.note.content": note})
                 self.notes.append(f"### {stage.name}\n\n{note}")
@@ -129,8 +150,8 @@ class Sweep:
             tracked.close(status)
         return result
 
-    def _conclude(self, stage: Stage, settings: Settings, record: Record) -> bool:
-        """Writes best.yaml and tests the winner, once. False when the test was stopped."""
+    def _write_best(self, stage: Stage, settings: Settings, record: Record) -> None:
+        """best.yaml, of the best settings so far."""
         options, tracked = self.options, self.tracked
         content = best_yaml(settings, stage, record, options.command, tracked.run_id)
         report = options.directory / "report"
@@ -139,25 +160,37 @@ class Sweep:
             paths.append(Path("conf/train") / f"{options.write_config}.yaml")
         for path in paths:
             write_best(path, content)
-        written = [_shown(path) for path in paths if path.parent != report]
-        print(f"\nbest settings: {' and '.join(written)}", flush=True)
-        directory = options.directory / stage.name / record.name
-        if read_result(directory) is None:  # else it was tested by an earlier command
+        self.written = [_shown(path) for path in paths if path.parent != report]
+        number = len(tracked.spool.records)
+        tracked.log_directory(f"report/{number}", report, "report")
+        note = "\n\n".join([*self.notes, f"### best.yaml\n\n```yaml\n{content}```"])
+        tracked.log_tags(f"description/{number}", {"mlflow.note.content": note})
+
+    def _test(self, stage: Stage, settings: Settings, record: Record) -> bool:
+        """Tests the winner, once. False when that was stopped."""
+        directory = self.directories[stage.name] / record.name
+        if read_result(directory) is None or read_run(directory).ended != "finished":  # else it was tested before
             train(settings, self.plan.workers, self.data, read_run(directory), self.uri, phase="test")
         if (test := read_result(directory)) is None:
             return False
-        number = len(tracked.spool.records)
-        self.notes.append(f"### best.yaml\n\n```yaml\n{content}```")
-        tracked.log_tags(f"description/{number}", {"mlflow.note.content": "\n\n".join(self.notes)})
         print("\ntest of the winner:")
         print(headline_table({settings.model: test.test, **test.floors}))
         metrics = {f"test/{name}": value for name, value in test.test.items()}
         metrics["best_val/ndcg_p_at_10"] = record.best_score or 0.0
-        tracked.log_metrics(f"best/{number}", metrics, 0)
-        tracked.log_directory(f"report/{number}", report, "report")
-        config = options.write_config or written[0]
-        print(f"\ntrain the best settings: python -m pnfrec_dist.train --dataset {options.dataset} --config {config}")
+        self.tracked.log_metrics(f"best/{len(self.tracked.spool.records)}", metrics, 0)
+        config = self.options.write_config or self.written[0]
+        print(f"\nbest settings: {' and '.join(self.written)}")
+        line = (
+            f"python -m pnfrec_dist.train --dataset {self.options.dataset} --config {config} {workers_flag(settings)}"
+        )
+        print(f"train them: {line}")
         return True
+
+
+def _reasons(records: Sequence[Record]) -> str:
+    """Of the first trial that failed."""
+    failed = [f"{described(record.point)} failed: {record.reason}" for record in records if record.reason]
+    return f"{failed[0]} (all are in MLflow); mend that, and say another --name" if failed else "none has run"
 
 
 def _shown(path: Path) -> str:
@@ -182,12 +215,27 @@ def _opening(name: str, kind: str, settings: Settings, data: PreparedData, paren
     return Opening(settings.experiment, name, tags, params, data.manifest, data.directory, parent)
 
 
-def _child(directory: Path, settings: Settings, data: PreparedData) -> Run:
-    """The stage's own directory, found again or new."""
-    if (directory / RUN_FILE).exists():
-        return read_run(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    return Run(directory, to_mapping(settings), data.manifest.digest)
+def stage_run(directory: Path, settings: Settings, data: PreparedData) -> Run:
+    """The stage's own directory, found again or new: <stage>, <stage>-2, ... where earlier stages had chosen otherwise.
+
+    Trials are named after what the stage searches, and hold for what it does not search as it was then.
+    """
+    shared = _shared(settings)
+    for number in itertools.count(1):
+        place = directory if number == 1 else directory.with_name(f"{directory.name}-{number}")
+        if not (place / RUN_FILE).exists():
+            place.mkdir(parents=True, exist_ok=True)
+            return Run(place, to_mapping(settings), data.manifest.digest)
+        run = read_run(place)
+        if {name: value for name, value in flatten(run.settings).items() if name not in MAY_CHANGE} == shared:
+            return run
+    raise AssertionError
+
+
+def _shared(settings: Settings) -> dict[str, object]:
+    """Settings that a sweep, or a stage of it, cannot change and be the same; as they are read again from a file."""
+    found = {name: value for name, value in flatten(to_mapping(settings)).items() if name not in MAY_CHANGE}
+    return json.loads(json.dumps(found))
 
 
 def _sweep_run(options: Options, stages: Sequence[Stage], settings: Settings, data: PreparedData) -> Run:
@@ -195,8 +243,7 @@ def _sweep_run(options: Options, stages: Sequence[Stage], settings: Settings, da
     spaces = {stage.name: json.loads(json.dumps(dataclasses.asdict(stage))) for stage in stages}
     for stage in spaces.values():
         stage.pop("num_samples")  # more of them add to a sweep
-    shared = {name: value for name, value in flatten(to_mapping(settings)).items() if name not in MAY_CHANGE}
-    content = {"sweeps": options.dataset, "stages": spaces, "settings": shared}
+    content = {"sweeps": options.dataset, "stages": spaces, "settings": _shared(settings)}
     if not (options.directory / RUN_FILE).exists():
         return Run(options.directory, content, data.manifest.digest)
     run = read_run(options.directory)

@@ -26,8 +26,8 @@ from pnfrec_dist.runs import RUN_FILE, Run, read_run
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.storage import Location
 from pnfrec_dist.tracking import TrackedRun, opening_of_training
-from tune.records import State, read_record, trial_name
-from tune.search import EPOCH, SCORE, plain
+from tune.records import State, trial_name
+from tune.search import EPOCH, SCORE
 from tune.space import Point, described, with_point
 
 LOG, SOURCE = "trial.log", "python -m tune"
@@ -41,10 +41,8 @@ class Assignment:
     """What the trials of a stage share."""
 
     stage: str
-    names: tuple[str, ...]
-    """settings that the stage searches"""
     settings: Settings
-    """all others"""
+    """all that the stage does not search"""
     plan: WorkerPlan
     data_dir: str
     directory: str
@@ -55,21 +53,18 @@ class Assignment:
     """key of the stage's run in MLflow"""
 
 
-def point_of(config: dict[str, Any], names: tuple[str, ...]) -> Point:
-    """A trial's point from what Ray Tune hands out."""
-    return config["point"] if "point" in config else {name: plain(config[name]) for name in names}
-
-
 class Trial(tune.Trainable):
     """Reports after each epoch, earlier ones of the same run included, and once more at its end."""
 
     def setup(self, config: dict[str, Any], assignment: Assignment | None = None) -> None:
         """assignment: handed over by tune.with_parameters; None is of Tune's own signature."""
         assert assignment is not None
-        self.assignment, self.point = assignment, point_of(config, assignment.names)
+        self.assignment: Assignment = assignment
+        self.point: Point = config["point"]
         self.directory = Path(assignment.directory) / trial_name(self.point)
         self.items: queue.Queue[dict[str, Any]] = queue.Queue()
         self.newest: dict[str, Any] = {EPOCH: 0, SCORE: 0.0, "own": 0.0, "seconds": 0.0, "trained": False, "failed": ""}
+        self.earlier_seconds = 0.0
         self.asked_to_stop, self.started = threading.Event(), time.monotonic()
         self.thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self.thread.start()
@@ -91,6 +86,7 @@ class Trial(tune.Trainable):
         """Of a display: what the training tells."""
         for epoch in [event] if event["kind"] == "epoch" else event.get("epochs", []):
             if epoch["epoch"] > self.newest[EPOCH]:
+                self.earlier_seconds += epoch["seconds"] if event["kind"] != "epoch" else 0.0
                 self._report(epoch["epoch"], epoch["metrics"][SELECTION], epoch["seconds"])
         if event["kind"] in ("warning", "failure"):
             self.line(str(event.get("text") or event.get("reasons")))
@@ -104,7 +100,10 @@ class Trial(tune.Trainable):
         """own: the epoch's score; score: the best so far, which the searcher and the scheduler go by."""
         best = max(score, self.newest[SCORE])
         self.newest = {**self.newest, EPOCH: epoch, SCORE: best, "own": score, "seconds": seconds}
-        self.items.put(self.newest | {"trial_seconds": time.monotonic() - self.started})
+        self.items.put(self.newest | {"trial_seconds": self._seconds()})
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started + self.earlier_seconds
 
     def _run(self) -> None:
         ending: dict[str, Any] = {"done": True}
@@ -115,14 +114,10 @@ class Trial(tune.Trainable):
         except BaseException as error:
             ending["failed"] = f"{type(error).__name__}: {error}"
             self.line(traceback.format_exc())
-        self.items.put(self.newest | ending | {"trial_seconds": time.monotonic() - self.started})
+        self.items.put(self.newest | ending | {"trial_seconds": self._seconds()})
 
     def _train(self) -> bool:
         """Whether it came to its end."""
-        if (record := read_record(self.directory)) is not None:  # the searcher came upon the same point again
-            for entry in record.epochs:
-                self._report(entry["epoch"], entry["score"], entry["seconds"])
-            return record.state == "finished"
         work = self.assignment
         prepare_process(work.settings)
         settings = with_point(work.settings, self.point, work.stage)
@@ -142,6 +137,9 @@ def _log_state(job: Job, tracked: TrackedRun, status: str, last: dict[str, Event
     """How the trial ended, and the best of its epochs, as tags and a metric to sort by."""
     number = len(tracked.spool.records)
     tags = {"state": STATES[status]}
+    for kind in ("refused", "diverged"):
+        if kind in last:
+            tags["reason"] = str(last[kind].get("text", "the loss or a gradient is not finite"))
     if epochs:
         best = max(epochs, key=lambda epoch: epoch["metrics"][SELECTION])
         tags["best_epoch"] = str(best["epoch"])

@@ -15,7 +15,6 @@ from pnfrec_dist.progress import duration
 from tune.records import Record, State, begin_record, best_of, trial_name, write_record
 from tune.search import EPOCH
 from tune.space import Point, described
-from tune.trial import point_of
 
 SHOWN = 12
 """Rows of the live table."""
@@ -25,10 +24,10 @@ class Watch(Callback):
     """Of one stage."""
 
     def __init__(
-        self, title: str, directory: Path, names: tuple[str, ...], ended: list[Record], planned: int, concurrent: int
+        self, title: str, directory: Path, epochs: int, ended: list[Record], planned: int, concurrent: int
     ) -> None:
-        """ended: trials of earlier commands; planned: trials that are to start now."""
-        self.title, self.directory, self.names = title, directory, names
+        """ended: trials of earlier commands; planned: trials that are to start now, of so many epochs at most."""
+        self.title, self.directory, self.most_epochs = title, directory, epochs
         self.records, self.done = list(ended), 0
         self.planned, self.concurrent = planned, concurrent
         self.seconds = 0.0
@@ -60,7 +59,7 @@ class Watch(Callback):
 
     def _begun(self, trial: TuneTrial) -> None:
         key = trial.trial_id
-        self.points[key] = point_of(trial.config, self.names)
+        self.points[key] = trial.config["point"]
         self.started[key], self.epochs[key] = time.monotonic(), []
         begin_record(self.directory / trial_name(self.points[key]), self.points[key])
 
@@ -77,7 +76,7 @@ class Watch(Callback):
         newest = self.newest[trial.trial_id]
         if newest["failed"]:
             self._ended(trial.trial_id, "failed", newest["failed"])
-        elif newest["trained"]:
+        elif newest["trained"] or newest[EPOCH] >= self.most_epochs:  # stopped at its end all the same
             self._ended(trial.trial_id, "finished", "")
         else:
             self._ended(trial.trial_id, "stopped", "the scheduler")
@@ -87,19 +86,22 @@ class Watch(Callback):
             self._begun(trial)
         self._ended(trial.trial_id, "failed", "its process died")
 
-    def cut_off(self) -> None:
-        """Tune says nothing of the trials that the time budget stopped. One without an epoch goes on another time."""
+    def cut_off(self) -> list[Record]:
+        """Those that the time budget stopped, of which Tune says nothing. They go on another time."""
         names = {record.name for record in self.records}
-        for key, point in self.points.items():
-            if trial_name(point) not in names and self.epochs[key]:
-                self._ended(key, "stopped", "the time budget")
+        running = [key for key, point in self.points.items() if trial_name(point) not in names and self.epochs[key]]
+        return [self._record(key, "stopped", "the time budget") for key in running]
 
-    def _ended(self, key: str, state: State, reason: str) -> None:
-        point, epochs = self.points[key], self.epochs[key]
+    def _record(self, key: str, state: State, reason: str) -> Record:
+        epochs = self.epochs[key]
         best = max(epochs, key=lambda entry: (entry["score"], -entry["epoch"]), default=None)
         seconds = self.newest.get(key, {}).get("trial_seconds", time.monotonic() - self.started[key])
         score, epoch = (best["score"], best["epoch"]) if best else (None, None)
-        record = Record(point, state, reason, score, epoch, epochs, seconds)
+        return Record(self.points[key], state, reason, score, epoch, epochs, seconds)
+
+    def _ended(self, key: str, state: State, reason: str) -> None:
+        record = self._record(key, state, reason)
+        point, score, epoch, seconds = record.point, record.best_score, record.best_epoch, record.seconds
         self.done += 1
         self.seconds += seconds
         earlier = [kept for kept in self.records if kept.name != record.name]

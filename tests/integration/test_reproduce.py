@@ -80,8 +80,8 @@ def runs(workspace: Path) -> tuple[MlflowClient, Run, list[Run]]:
     experiment = client.get_experiment_by_name("pnfrec-dist")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id])
-    (parent,) = [run for run in found if run.data.tags["kind"] == "reproduction"]
-    return client, parent, [run for run in found if run is not parent]
+    (parent,) = [run for run in found if run.info.run_name == "reproduce tiny"]
+    return client, parent, [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
 
 
 def test_finished_trainings_are_not_run_again(workspace: Path, outputs: list[str]) -> None:
@@ -94,7 +94,10 @@ def test_finished_trainings_are_not_run_again(workspace: Path, outputs: list[str
     children = list((workspace / "runs" / "reproduce-tiny").glob("sasrec*"))
     assert len(children) == 2
     text = (workspace / "runs" / "reproduce-tiny" / "report" / "report.md").read_text()
-    assert re.search(r"\| `sasrec_c` \| \d?\.\d{4}", text) and "python -m pnfrec_dist.reproduce --dataset tiny" in text
+    assert (
+        re.search(r"\| `sasrec_c` \| 1 \| \d?\.\d{4}", text)
+        and "python -m pnfrec_dist.reproduce --dataset tiny" in text
+    )
 
 
 def test_mlflow_shows_parent_and_children(workspace: Path, outputs: list[str]) -> None:

@@ -141,7 +141,7 @@ def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: 
     rates = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064]
     add_stage(workspace, "rates", LR.format(values=rates))
     flags = ["--epochs", "3", "--encoder.hidden-size", "8"]
-    directory, outputs = workspace / "runs" / "tune-tiny" / "rates", []
+    directory, outputs = workspace / "runs" / "tune-tiny-rates" / "rates", []
     ended: list[set[str]] = []
     for finished in (2, 2, 0):
         sweep = Sweep(workspace, "--stages", "rates", *flags)
@@ -163,7 +163,7 @@ def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: 
         scores[rate] = trained_here(workspace, ["--model", "sasrec_p", *flags], point, workspace / "here" / str(rate))
     found = {record.point["optimizer.lr"]: record.best_score for record in ended_and_begun(directory)[0]}
     assert found == pytest.approx(scores, abs=1e-6)
-    winner = yaml.safe_load((workspace / "runs/tune-tiny/best.yaml").read_text())["optimizer"]["lr"]
+    winner = yaml.safe_load((workspace / "runs/tune-tiny-rates/best.yaml").read_text())["optimizer"]["lr"]
     assert scores[winner] == max(scores.values())
     _, stages = mlflow_tree(workspace)
     (trials,) = stages.values()
@@ -174,7 +174,7 @@ def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: 
 def test_a_sweep_that_is_told_to_stop_goes_on_from_its_checkpoints(workspace: Path) -> None:
     add_stage(workspace, "rates", LR.format(values=[0.001, 0.01]))
     flags = ["--epochs", "30", "--train.patience", "30", "--encoder.hidden-size", "8"]
-    directory = workspace / "runs" / "tune-tiny" / "rates"
+    directory = workspace / "runs" / "tune-tiny-rates" / "rates"
     first = Sweep(workspace, "--stages", "rates", *flags, "--max-concurrent", "1")
     wait_for_epoch(directory, 0)
     first.process.send_signal(signal.SIGTERM)
@@ -192,6 +192,46 @@ def test_a_sweep_that_is_told_to_stop_goes_on_from_its_checkpoints(workspace: Pa
         assert record.best_score == pytest.approx(scored, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_a_time_budget_ends_with_the_best_so_far_and_the_same_command_goes_on(workspace: Path) -> None:
+    """Nothing is tested before all is done; a trial that was cut off goes on from its checkpoint."""
+    add_stage(workspace, "rates", LR.format(values=[0.001, 0.01]))
+    flags = ["--stages", "rates", "--name", "budget", "--epochs", "400", "--train.patience", "400"]
+    flags += ["--encoder.hidden-size", "8"]
+    directory = workspace / "runs" / "budget" / "rates"
+    output = Sweep(workspace, *flags, "--time-budget", "40s").succeed()
+    assert "the time budget is used up; runs/budget/best.yaml has the best so far, untested" in output
+    ended, begun = ended_and_begun(directory)
+    assert not ended and len(begun) == 2
+    assert not list(directory.glob("trial-*/result")) and len(list(directory.glob("trial-*/checkpoints"))) == 2
+    assert yaml.safe_load((workspace / "runs/budget/best.yaml").read_text())["model"] == "sasrec_p"
+    output = Sweep(workspace, *flags).succeed()
+    assert "test of the winner:" in output
+    ended, begun = ended_and_begun(directory)
+    assert not begun and [len(record.epochs) for record in ended] == [400, 400]
+    assert len(list(directory.glob("trial-*/result"))) == 1
+
+
+@pytest.mark.slow
+def test_optuna_with_halving_adds_trials_and_repeats_none(workspace: Path) -> None:
+    """Four trials, then two more; each has its record, the stopped ones say so, one winner is tested at a time."""
+    add_stage(workspace, "rates", "model: sasrec_p\nspace:\n  optimizer.lr: {low: 1e-4, high: 0.1, log: true}\n")
+    flags = ["--stages", "rates", "--search", "optuna", "--scheduler", "asha", "--epochs", "30"]
+    flags += ["--train.patience", "30", "--encoder.hidden-size", "8"]
+    directory = workspace / "runs" / "tune-tiny-rates" / "rates"
+    first = Sweep(workspace, *flags, "--num-samples", "4").succeed()
+    before = {record.name: record for record in ended_and_begun(directory)[0]}
+    assert first.count("started ") == 4 and len(before) == 4
+    assert {len(record.epochs) for record in before.values() if record.state == "finished"} == {30}
+    assert all(5 <= len(record.epochs) < 30 for record in before.values() if record.state == "stopped")
+    second = Sweep(workspace, *flags, "--num-samples", "6").succeed()
+    after = {record.name: record for record in ended_and_begun(directory)[0]}
+    assert second.count("started ") == 2 and len(after) == 6
+    assert {name: after[name] for name in before} == before
+    third = Sweep(workspace, *flags, "--num-samples", "6").succeed()
+    assert "started " not in third and "none of them run now" in third
+
+
 def read(directory: Path) -> Record:
     record = read_record(directory)
     assert record is not None
@@ -205,7 +245,7 @@ def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(wor
     more = ["--stages", "rates", "--epochs", "40", "--train.patience", "40", "--encoder.hidden-size", "8"]
     limits = ["--stall-timeout", "8", "--max-failures", "0", "--max-concurrent", "1"]
     sweep = Sweep(workspace, *more, *limits)
-    directory = workspace / "runs" / "tune-tiny" / "rates"
+    directory = workspace / "runs" / "tune-tiny-rates" / "rates"
     left = {"lr 0.001": "crash", "lr 0.002": "hang"}
     for line in sweep.lines():
         if line.startswith("started") and (harm := left.pop(line.split("started")[1].strip(), None)):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 
 from pnfrec_dist.cli import conf_names, parse_train_settings
 from pnfrec_dist.config import Settings
@@ -11,7 +12,7 @@ from pnfrec_dist.errors import InputError
 from tune.__main__ import parse
 from tune.options import base_settings, planned_stages
 from tune.records import Record, best_of, trial_name
-from tune.search import listed_points, scheduler, searcher
+from tune.search import DistinctPoints, listed_points, scheduler
 from tune.space import Parameter, Stage, load_stage, require_space, with_point
 
 HEAD = "model: sasrec_p\n"
@@ -56,6 +57,15 @@ def test_the_papers_grid_has_21_round_values() -> None:
         (HEAD + "space:\n  loss.alpha: {low: 0, hihg: 1}\n", "list of values, or {low"),
         (HEAD + "space:\n  loss.alpha: {low: 0, high: 1, stpe: 0.1}\n", "did you mean 'step'"),
         (HEAD + "space:\n  loss.alpha: {low: 0.0, high: 1.0}\n", "no step, which a grid needs"),
+        (
+            HEAD + "space:\n  loss.alpha: {low: 0.0, high: 1.0, step: 0.3}\n",
+            "loss.alpha.step is 0.3; it must be a part",
+        ),
+        (
+            HEAD + "space:\n  encoder.num_blocks: {low: 1, high: 3, step: 0.5}\n",
+            "num_blocks.step is 0.5; it must be a whole",
+        ),
+        (HEAD + "space:\n  encoder.num_blocks: [[1, 2], 3]\n", "num_blocks is [1, 2]; it must be one value"),
         (HEAD + "space: {}\n", "space must be a mapping"),
         (HEAD + "serach: random\nspace:\n  loss.alpha: [1.0]\n", "did you mean 'search'"),
         (HEAD + "search: ranodm\nspace:\n  loss.alpha: [1.0]\n", "one of 'grid', 'random', 'optuna'"),
@@ -87,7 +97,7 @@ def test_more_random_samples_keep_the_first_ones_and_none_comes_twice() -> None:
     assert sorted(point["encoder.num_blocks"] for point in listed_points(small, 1)) == [1, 2, 3]
 
 
-def record(point: dict[str, float], scores: list[float]) -> Record:
+def record(point: dict[str, Any], scores: list[float]) -> Record:
     epochs = [{"epoch": place, "score": score, "seconds": 1.0} for place, score in enumerate(scores, 1)]
     return Record(point, "finished", "", max(scores), 1, epochs, 9.0)
 
@@ -95,10 +105,65 @@ def record(point: dict[str, float], scores: list[float]) -> Record:
 def test_optuna_suggests_first_what_began_and_goes_by_what_ended() -> None:
     stage = Stage("own", "sasrec_p", (Parameter("optimizer.lr", low=0.0, high=1.0),), search="optuna")
     ended = [record({"optimizer.lr": x}, [1 - abs(x - 0.3)]) for x in [0.02 * step for step in range(50)]]
-    found = searcher(stage, 1, ended, [{"optimizer.lr": 0.77}])
-    suggested = [(found.suggest(f"trial {place}") or {})["optimizer.lr"] for place in range(11)]
+    found = DistinctPoints(stage, 1, ended, [{"optimizer.lr": 0.77}])
+    suggested = [found.suggest(f"trial {place}")["point"]["optimizer.lr"] for place in range(11)]
     assert suggested[0] == 0.77
     assert abs(sum(suggested[1:]) / 10 - 0.3) < 0.15  # what knows nothing suggests .5 in the mean
+
+
+def drawn(stage: Stage, ended: list[Record], begun: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """What Optuna suggests to trials that run side by side."""
+    found = DistinctPoints(stage, 1, ended, begun)
+    return [found.suggest(f"trial {place}")["point"] for place in range(count)]
+
+
+def test_optuna_draws_no_point_again_however_often_it_is_killed() -> None:
+    stage = Stage("own", "sasrec_p", (Parameter("optimizer.lr", low=0.0, high=1.0),), search="optuna")
+    first = drawn(stage, [], [], 2)
+    second = drawn(stage, [], first, 4)
+    assert second[:2] == first
+    third = drawn(stage, [], second, 6)
+    assert third[:4] == second
+    assert len({point["optimizer.lr"] for point in third}) == 6
+
+
+def test_optuna_suggests_every_point_of_a_small_space_once() -> None:
+    """Three of six are known, one of them failed; then the space is used up."""
+    space = (Parameter("encoder.num_blocks", (1, 2, 3)), Parameter("loss.alpha", low=0.0, high=0.5, step=0.5))
+    stage = Stage("own", "sasrec_p", space, search="optuna", num_samples=30)
+    points = stage.grid()
+    ended = [record(point, [0.1]) for point in points[:3]]
+    ended[0] = dataclasses.replace(ended[0], state="failed", best_score=None)
+    found = DistinctPoints(stage, 1, ended, [points[3]])
+    suggested = [found.suggest(f"trial {place}") for place in range(3)]
+    assert suggested[0] == {"point": points[3]}
+    assert sorted(map(str, suggested)) == sorted(str({"point": point}) for point in points[3:])
+    found.on_trial_result("trial 0", {"score": 0.2, "training_iteration": 1})
+    found.on_trial_complete("trial 0", {"score": 0.2, "failed": "", "config": suggested[0]})
+    found.on_trial_complete("trial 1", {"score": 0.4, "failed": "it diverged", "config": suggested[1]})
+    found.on_trial_complete("trial 2", None, error=True)
+    assert found.suggest("trial 3") == Searcher.FINISHED and found.is_exhausted
+
+
+def test_ranges_are_those_of_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole ends of a setting that takes fractions; a step counts from the low end in every search."""
+    space = "space:\n  loss.alpha: {low: 0, high: 1, step: 0.25}\n  encoder.num_blocks: {low: 1, high: 7, step: 3}\n"
+    stage = stage_of(tmp_path, monkeypatch, HEAD + "search: random\nnum_samples: 60\n" + space)
+    wanted = {(alpha, blocks) for alpha in (0.0, 0.25, 0.5, 0.75, 1.0) for blocks in (1, 4, 7)}
+    by_random = {tuple(point.values()) for point in listed_points(stage, 1)}
+    assert by_random == wanted
+    found = DistinctPoints(dataclasses.replace(stage, search="optuna"), 1, [], [])
+    assert {tuple(found.suggest(f"trial {place}")["point"].values()) for place in range(15)} == wanted
+    assert {tuple(point.values()) for point in stage.grid()} == wanted
+
+
+def test_the_points_of_a_grid_are_checked_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """48 is a multiple of 3, which the settings' own 64 is not; 64 with 3 heads cannot be."""
+    content = HEAD + "space:\n  encoder.hidden_size: [{sizes}]\n  encoder.num_heads: [3]\n"
+    assert len(stage_of(tmp_path, monkeypatch, content.format(sizes="48, 96")).grid()) == 2
+    (tmp_path / "conf/tune/own.yaml").write_text(content.format(sizes="48, 64"))
+    with pytest.raises(InputError, match=r"encoder\.num_heads is 3; .* \(the space has hidden_size 64, num_heads 3\)"):
+        require_space(load_stage("own"), Settings())
 
 
 def test_successive_halving_knows_the_trials_of_an_earlier_command() -> None:
@@ -146,6 +211,13 @@ def test_a_found_file_is_taken_by_train_and_weights_stay_for_the_next_stage(
     assert (whole.model, whole.loss.alpha, whole.encoder.history) == ("sasrec_c", 0.0, "all")
 
 
+def test_other_stages_are_another_sweep() -> None:
+    assert parse(["--dataset", "ml1m"]).directory.name == "tune-ml1m"
+    assert parse(["--dataset", "ml1m", "--stages", "encoder", "alpha", "beta"]).directory.name == "tune-ml1m"
+    assert parse(["--dataset", "ml1m", "--stages", "joint"]).directory.name == "tune-ml1m-joint"
+    assert parse(["--stages", "alpha", "--name", "mine"]).directory.name == "mine"
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -157,6 +229,13 @@ def test_a_found_file_is_taken_by_train_and_weights_stay_for_the_next_stage(
         (["--name", "a/b"], "--name is 'a/b'"),
         (["--model", "pnfrec"], "--model is the stage's"),
         (["--search", "tpe"], "invalid choice: 'tpe'"),
+        (["--num-sample", "3"], "unknown flag --num-sample; did you mean --num-samples"),
+        (["ml1m"], "'ml1m' stands where a flag is expected"),
+        (["--gpus-per-trial", "-1"], "--gpus-per-trial is -1; it must be >= 0"),
+        (["--min-workers", "1"], "workers are set by --workers-per-trial"),
+        (["--write-config", "found.yaml"], "--write-config is 'found.yaml'; leave .yaml out"),
+        (["--write-config", "ml1m"], "conf/train/ has such a file already"),
+        (["--name", ""], "--name is ''"),
         (["--encoder.hiden-size", "3"], "did you mean --encoder.hidden-size"),
     ],
 )
