@@ -12,12 +12,12 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ray
 import ray.train
@@ -74,17 +74,26 @@ class WorkerPlan:
         return f"{least}{workers}, {each} each"
 
 
+class Node(NamedTuple):
+    """What Ray sees of a machine."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
 def plan_workers(
     num_workers: int | None,
     num_gpus: int | None,
-    seen_cpus: float,
-    seen_gpus: float,
+    nodes: Sequence[Node],
     min_workers: int | None = None,
+    at_a_time: int = 1,
 ) -> WorkerPlan:
-    """What --num-workers, --num-gpus and --min-workers mean on a cluster with these resources.
+    """What --num-workers, --num-gpus and --min-workers mean on a cluster of these nodes.
 
-    Raises InputError when the cluster has too few: Ray would wait for them without a word.
+    at_a_time: trainings with such workers. Raises InputError when the cluster has too few: Ray would wait for them
+    without a word.
     """
+    seen_cpus, seen_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     if num_gpus is None:
         num_gpus = int(seen_gpus) if num_workers is None else 0
     if num_gpus > seen_gpus:
@@ -97,18 +106,29 @@ def plan_workers(
     least = min_workers or workers
     if least > workers:
         raise InputError(f"--min-workers {min_workers} is more than the {workers} workers wanted; lower it")
-    cpus = max(1.0, seen_cpus // workers)
+    cpus = _cpus_each(nodes, workers * at_a_time, use_gpu=num_gpus > 0)
     if least * cpus > seen_cpus:
         raise InputError(f"{least} workers need {least} CPUs, but Ray sees {seen_cpus:g}; lower --num-workers")
     gpu_bytes = torch.cuda.get_device_properties(0).total_memory if num_gpus and torch.cuda.is_available() else 0
     return WorkerPlan(workers, num_gpus > 0, cpus, gpu_bytes, min_workers if least < workers else None)
 
 
+def _cpus_each(nodes: Sequence[Node], workers: int, *, use_gpu: bool) -> float:
+    """As many CPUs for each as still let all workers find a place, each on one node; at least 1."""
+    cpus = sum(node.cpus for node in nodes) // workers
+    while cpus > 1:
+        places = (min(node.cpus // cpus, node.gpus) if use_gpu else node.cpus // cpus for node in nodes)
+        if sum(places) >= workers:
+            break
+        cpus -= 1
+    return max(1.0, cpus)
+
+
 @contextlib.contextmanager
 def ray_session(settings: Settings) -> Iterator[WorkerPlan]:
     """Ray, and the plan of a single training's workers."""
-    with ray_cluster(settings) as (cpus, gpus):
-        yield plan_workers(settings.num_workers, settings.num_gpus, cpus, gpus, settings.min_workers)
+    with ray_cluster(settings) as nodes:
+        yield plan_workers(settings.num_workers, settings.num_gpus, nodes, settings.min_workers)
 
 
 def prepare_process(settings: Settings) -> None:
@@ -122,8 +142,8 @@ def prepare_process(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[tuple[float, float]]:
-    """Ray on this machine or a connection to settings.ray_address: the CPUs and GPUs that it sees.
+def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[list[Node]]:
+    """Ray on this machine or a connection to settings.ray_address: the nodes that it sees.
 
     On this machine a CPU worker counts as one CPU even where cores are fewer than workers. dashboard: where several
     trainings share this Ray; through it, Ray Train frees what a training held whose driver died.
@@ -148,8 +168,8 @@ def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[tupl
         ) from error
     try:
         with _terminated_as_interrupted():
-            seen = ray.cluster_resources()
-            yield seen.get("CPU", 0), seen.get("GPU", 0)
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            yield [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
     finally:
         ray.shutdown()
 

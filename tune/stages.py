@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.launch import WorkerPlan, plan_workers
+from pnfrec_dist.launch import Node, WorkerPlan, plan_workers
 from pnfrec_dist.runs import RUN_FILE, read_run
 from pnfrec_dist.tracking import TrackedRun
 from tune.records import Record, best_of, ended_and_begun, trial_name
@@ -52,11 +52,12 @@ class TrialPlan:
         return f"{at_a_time}, each with {self.workers}"
 
 
-def plan_trials(cpus: float, gpus: float, workers: int, gpus_per_trial: int | None, most: int | None) -> TrialPlan:
-    """How many trials fit: a CPU for every worker, or a GPU.
+def plan_trials(nodes: Sequence[Node], workers: int, gpus_per_trial: int | None, most: int | None) -> TrialPlan:
+    """How many trials fit: a CPU for every worker, or a GPU with a CPU.
 
     Raises InputError where not even one fits: Ray would wait for ever without a word.
     """
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     if gpus_per_trial is None:
         gpus_per_trial = 1 if gpus >= 1 else 0
     if gpus_per_trial > gpus:
@@ -65,10 +66,11 @@ def plan_trials(cpus: float, gpus: float, workers: int, gpus_per_trial: int | No
         )
     if not gpus_per_trial and workers > cpus:
         raise InputError(f"--workers-per-trial is {workers}, but Ray sees {cpus:g} CPUs; lower it")
-    fitting = int(min(gpus, cpus) // gpus_per_trial) if gpus_per_trial else int(cpus // workers)
+    places = sum(min(node.cpus, node.gpus) for node in nodes) if gpus_per_trial else cpus
+    fitting = int(places // (gpus_per_trial or workers))
     concurrent = max(1, min(fitting, most or fitting))
-    share = cpus // concurrent
-    return TrialPlan(plan_workers(None if gpus_per_trial else workers, gpus_per_trial, share, gpus), concurrent)
+    each = plan_workers(None if gpus_per_trial else workers, gpus_per_trial, nodes, at_a_time=concurrent)
+    return TrialPlan(each, concurrent)
 
 
 @dataclass(frozen=True)

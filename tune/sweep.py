@@ -41,8 +41,8 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     settings = base_settings(options, stages[0], {})
     data, uri = open_data(settings), tracking_uri()
     run = _sweep_run(options, stages, settings, data)
-    with ray_cluster(settings, dashboard=True) as (cpus, gpus):
-        plan = plan_trials(cpus, gpus, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
+    with ray_cluster(settings, dashboard=True) as nodes:
+        plan = plan_trials(nodes, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
         if plan.workers.use_gpu:
             options = dataclasses.replace(options, gpus_per_trial=plan.workers.num_workers)
             settings = base_settings(options, stages[0], {})

@@ -9,7 +9,7 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.driver import checked_plan
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.launch import WorkerPlan
+from pnfrec_dist.launch import Node, WorkerPlan, plan_workers
 from tune.space import load_stage, with_point
 from tune.stages import plan_trials
 
@@ -31,7 +31,7 @@ from tune.stages import plan_trials
 def test_trials_never_ask_for_more_than_there_is(
     cpus: float, gpus: float, workers: int, per_trial: int | None, most: int | None, expected: tuple[int, int, float]
 ) -> None:
-    plan = plan_trials(cpus, gpus, workers, per_trial, most)
+    plan = plan_trials([Node(cpus, gpus)], workers, per_trial, most)
     each = plan.workers
     assert (plan.concurrent, each.num_workers, each.cpus_per_worker) == expected
     assert plan.concurrent * each.num_workers * each.cpus_per_worker <= cpus
@@ -46,7 +46,7 @@ def test_a_trial_that_never_fits_is_refused(
     cpus: float, gpus: float, workers: int, per_trial: int | None, named: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        plan_trials(cpus, gpus, workers, per_trial, None)
+        plan_trials([Node(cpus, gpus)], workers, per_trial, None)
     assert named in str(caught.value)
 
 
@@ -62,3 +62,16 @@ def test_trials_that_fit_one_by_one_alone_are_refused_side_by_side(
     assert "1 worker, 1 CPU each" in checked_plan(settings, data, plan, at_a_time=1)
     with pytest.raises(InputError, match=r"8 trials at a time .* say --max-concurrent [2-7]$"):
         checked_plan(settings, data, plan, at_a_time=8)
+
+
+def test_every_worker_finds_a_place_on_one_node() -> None:
+    """A head without GPUs has no place for their workers, two small nodes none for one large worker."""
+    plan = plan_trials([Node(48), Node(16, 4)], 1, None, None)
+    assert (plan.concurrent, plan.workers.cpus_per_worker) == (4, 4.0)
+    assert plan_trials([Node(4), Node(4)], 1, None, 1).workers.cpus_per_worker == 4.0
+    assert plan_workers(1, None, [Node(4), Node(4)]).cpus_per_worker == 4.0
+    assert plan_workers(3, None, [Node(4), Node(4)]).cpus_per_worker == 2.0
+    assert plan_workers(2, None, [Node(5)]).cpus_per_worker == 2.0
+    assert plan_workers(None, None, [Node(2), Node(6, 2), Node(8, 1)]).cpus_per_worker == 3.0
+    with pytest.raises(InputError, match="3 workers need 3 CPUs, but Ray sees 2"):
+        plan_workers(3, None, [Node(1), Node(1)])
