@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pnfrec_dist.cli import parse_train_settings
 from pnfrec_dist.config import Settings
-from tune.space import Point, Stage, load_stage, require_space, require_stage, with_point
+from tune.space import Point, Stage, load_stage, require_space, with_point
 
 FOUND_BY = "# Found by: "
 """Opens the line of best.yaml that names the command."""
@@ -41,8 +41,7 @@ def planned_stages(options: Options) -> list[Stage]:
     stages = []
     for name in options.stages:
         own = {key: getattr(options, key) for key in ("search", "scheduler", "num_samples")}
-        stage = dataclasses.replace(load_stage(name), **{key: value for key, value in own.items() if value is not None})
-        require_stage(stage, f"conf/tune/{name}.yaml with the flags given")
+        stage = load_stage(name, **{key: value for key, value in own.items() if value is not None})
         require_space(stage, base_settings(options, stage, {}))
         stages.append(stage)
     return stages

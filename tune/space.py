@@ -1,6 +1,7 @@
 """What a stage of a sweep searches, and how: conf/tune/<stage>.yaml, checked before anything starts."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -100,8 +101,8 @@ def rounded(value: float) -> float:
     return value if isinstance(value, int) else round(value, DIGITS)
 
 
-def load_stage(name: str) -> Stage:
-    """Raises InputError that names the file and the key."""
+def load_stage(name: str, **chosen: Any) -> Stage:
+    """chosen: fields that are not to be those of the file. Raises InputError that names the file and the key."""
     if name not in conf_names("tune"):
         raise InputError(f"unknown stage {name!r} (no conf/tune/{name}.yaml); {nearest(name, conf_names('tune'))}")
     where, content = f"conf/tune/{name}.yaml", conf_content("tune", name)
@@ -114,20 +115,17 @@ def load_stage(name: str) -> Stage:
     hidden = {"name", "parameters"} & content.keys()
     if hidden:
         raise InputError(f"{where}: unknown setting {sorted(hidden)[0]!r}; known: model, search, num_samples, ...")
-    stage = override(Stage(name, "", parameters), content, where)
+    stage = dataclasses.replace(override(Stage(name, "", parameters), content, where), **chosen)
     if stage.model not in conf_names("model"):
         raise InputError(f"{where}: model is {stage.model!r}; {nearest(stage.model, conf_names('model'))}")
-    require_stage(stage, where)
-    return stage
-
-
-def require_stage(stage: Stage, where: str) -> None:
+    where = f"{where} with the flags given" if chosen else where
     require(stage.num_samples >= 1, f"{where}: num_samples", stage.num_samples, ">= 1")
     require(stage.grace_epochs >= 1, f"{where}: grace_epochs", stage.grace_epochs, ">= 1")
     require(stage.reduction >= 2, f"{where}: reduction", stage.reduction, ">= 2")
     if stage.search == "grid":
         count = math.prod(len(parameter.grid()) for parameter in stage.parameters)
         require(count <= MOST_POINTS, f"{where}: the grid", count, f"at most {MOST_POINTS:,} points")
+    return stage
 
 
 def _parameter(name: str, content: Any, where: str) -> Parameter:

@@ -82,6 +82,14 @@ def test_a_wrong_space_is_one_line_that_names_it(
     assert named in str(caught.value)
 
 
+def test_another_search_may_do_without_what_a_grid_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = HEAD + "space:\n  optimizer.lr: {low: 1e-4, high: 0.1, log: true}\n"
+    with pytest.raises(InputError, match="no step, which a grid needs"):
+        stage_of(tmp_path, monkeypatch, content)
+    (stage,) = planned_stages(parse(["--stages", "own", "--search", "optuna", "--num-samples", "7"]))
+    assert (stage.search, stage.num_samples) == ("optuna", 7)
+
+
 def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = HEAD + "search: random\nspace:\n  optimizer.lr: [1e-3, 2e-3]\n  loss.alpha: {low: 1e-2, high: 1}\n"
     rate, alpha = stage_of(tmp_path, monkeypatch, content).parameters
