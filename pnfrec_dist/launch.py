@@ -156,6 +156,8 @@ def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[list
     else:  # its own, whatever cluster runs or ran on this machine
         cpus = max(os.cpu_count() or 1, settings.num_workers or DEFAULT_CPU_WORKERS)
         options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": cpus}
+        if dashboard:
+            options["runtime_env"] = {"worker_process_setup_hook": _which_ray()}
     try:
         ray.init(**options)
     except Exception as error:  # Ray's own are of any class
@@ -172,6 +174,16 @@ def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[list
             yield [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
     finally:
         ray.shutdown()
+
+
+def _which_ray() -> Callable[[], None]:
+    """What tells a worker process the address of its own Ray: what asks for the dashboard there does not find it where
+    another Ray runs on the machine. A closure, which Ray sends whole."""
+
+    def set_address() -> None:
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+    return set_address
 
 
 @contextlib.contextmanager
