@@ -241,7 +241,7 @@ def read(directory: Path) -> Record:
 def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(workspace: Path) -> None:
     rates = [0.001, 0.002, 0.003, 0.004, 0.005, 1e30]
     add_stage(workspace, "rates", LR.format(values=rates))
-    more = ["--stages", "rates", "--epochs", "40", "--train.patience", "40", "--encoder.hidden-size", "8"]
+    more = ["--stages", "rates", "--epochs", "200", "--train.patience", "200", "--encoder.hidden-size", "8"]
     limits = ["--stall-timeout", "8", "--max-failures", "0", "--max-concurrent", "1"]
     sweep = Sweep(workspace, *more, *limits)
     directory = workspace / "runs" / "tune-tiny-rates" / "rates"
