@@ -26,6 +26,7 @@ import torch.distributed as dist
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from pnfrec_dist.board import BoardHooks, remote_board
 from pnfrec_dist.config import Settings
@@ -141,6 +142,16 @@ def prepare_process(settings: Settings) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
+def name_ray_to_helpers() -> None:
+    """In a process of a sweep's Ray: tells the helpers of the trainings that it starts where their Ray is.
+
+    The one that frees what a training held whose driver died asks the dashboard, and does not find it where another
+    Ray runs on the machine.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+
+
 @contextlib.contextmanager
 def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[list[Node]]:
     """Ray on this machine or a connection to settings.ray_address: the nodes that it sees.
@@ -156,8 +167,6 @@ def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[list
     else:  # its own, whatever cluster runs or ran on this machine
         cpus = max(os.cpu_count() or 1, settings.num_workers or DEFAULT_CPU_WORKERS)
         options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": cpus}
-        if dashboard:
-            options["runtime_env"] = {"worker_process_setup_hook": _which_ray()}
     try:
         ray.init(**options)
     except Exception as error:  # Ray's own are of any class
@@ -174,16 +183,6 @@ def ray_cluster(settings: Settings, *, dashboard: bool = False) -> Iterator[list
             yield [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
     finally:
         ray.shutdown()
-
-
-def _which_ray() -> Callable[[], None]:
-    """What tells a worker process the address of its own Ray: what asks for the dashboard there does not find it where
-    another Ray runs on the machine. A closure, which Ray sends whole."""
-
-    def set_address() -> None:
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-
-    return set_address
 
 
 @contextlib.contextmanager

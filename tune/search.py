@@ -39,14 +39,15 @@ class DistinctPoints(Searcher):
 
     def __init__(self, stage: Stage, seed: int, ended: Sequence[Record], begun: Sequence[Point]) -> None:
         super().__init__(metric=SCORE, mode="max")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = {parameter.name: _distribution(parameter) for parameter in stage.parameters}
         seed += len(ended) + len(begun)  # the draws of an earlier command are not to be made again
         self.optuna = OptunaSearch(space=space, metric=SCORE, mode="max", seed=seed, points_to_evaluate=list(begun))
         self.names = tuple(space)
         self.scores: dict[str, float | None] = {record.name: _known(record) for record in ended}
         """of all points suggested so far; None of those that run"""
-        self.keys: dict[str, str] = {}
-        """Tune's id of a trial -> Optuna's"""
+        self.keys: dict[str, tuple[str, str]] = {}
+        """Tune's id of a trial -> Optuna's, name of its point"""
         self.is_exhausted = False
         for record in ended:
             self.optuna.add_evaluated_point(record.point, _known(record))
@@ -61,7 +62,7 @@ class DistinctPoints(Searcher):
             point = {name: plain(config[name]) for name in self.names}
             name = trial_name(point)
             if name not in self.scores:
-                self.scores[name], self.keys[trial_id] = None, key
+                self.scores[name], self.keys[trial_id] = None, (key, name)
                 return {"point": point}
             score = self.scores[name]
             self.optuna.on_trial_complete(key, {SCORE: score} if score is not None else None, error=score is None)
@@ -69,13 +70,14 @@ class DistinctPoints(Searcher):
         return Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.optuna.on_trial_result(self.keys[trial_id], result)
+        self.optuna.on_trial_result(self.keys[trial_id][0], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        key, name = self.keys[trial_id]
         if result is not None:
-            result = {SCORE: 0.0 if result["failed"] else result[SCORE], "config": result["config"]}
-            self.scores[trial_name(result["config"]["point"])] = result[SCORE]
-        self.optuna.on_trial_complete(self.keys[trial_id], result, error)
+            self.scores[name] = 0.0 if result["failed"] else result[SCORE]
+            result = {SCORE: self.scores[name]}
+        self.optuna.on_trial_complete(key, result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Tune's own way of going on is not used."""

@@ -20,7 +20,7 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.driver import Job, run_tracked, taken_up
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.events import Event
-from pnfrec_dist.launch import WorkerPlan, prepare_process
+from pnfrec_dist.launch import WorkerPlan, name_ray_to_helpers, prepare_process
 from pnfrec_dist.mappings import to_mapping
 from pnfrec_dist.runs import RUN_FILE, Run, read_run
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED
@@ -120,6 +120,7 @@ class Trial(tune.Trainable):
         """Whether it came to its end."""
         work = self.assignment
         prepare_process(work.settings)
+        name_ray_to_helpers()
         settings = with_point(work.settings, self.point, work.stage)
         data = open_prepared(Location(work.data_dir))
         run = Run(self.directory, to_mapping(settings), data.manifest.digest)

@@ -147,8 +147,8 @@ def test_optuna_suggests_every_point_of_a_small_space_once() -> None:
     assert suggested[0] == {"point": points[3]}
     assert sorted(map(str, suggested)) == sorted(str({"point": point}) for point in points[3:])
     found.on_trial_result("trial 0", {"score": 0.2, "training_iteration": 1})
-    found.on_trial_complete("trial 0", {"score": 0.2, "failed": "", "config": suggested[0]})
-    found.on_trial_complete("trial 1", {"score": 0.4, "failed": "it diverged", "config": suggested[1]})
+    found.on_trial_complete("trial 0", {"score": 0.2, "failed": ""})
+    found.on_trial_complete("trial 1", {"score": 0.4, "failed": "it diverged"})
     found.on_trial_complete("trial 2", None, error=True)
     assert found.suggest("trial 3") == Searcher.FINISHED and found.is_exhausted
 
