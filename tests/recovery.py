@@ -55,12 +55,12 @@ class Program:
             pass
         return self.process.wait(60)
 
-    def processes(self, name: str) -> list[psutil.Process]:
-        """Those of its Ray with `name` in their title."""
+    def processes(self, pattern: str) -> list[psutil.Process]:
+        """Those of its Ray with a match in their title."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if name in " ".join(process.cmdline()):
+                if re.search(pattern, " ".join(process.cmdline())):
                     found.append(process)
             except psutil.Error:
                 continue

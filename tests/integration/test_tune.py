@@ -250,7 +250,7 @@ def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(wor
         if line.startswith("started") and (harm := left.pop(line.split("started")[1].strip(), None)):
             wait_for_epoch(directory, len(list(directory.glob("trial-*/trial.json"))))
             if harm == "crash":
-                (process,) = sweep.processes("Trainable")
+                (process,) = sweep.processes(r"^ray::(Trial\b|Trainable|_Inner)")  # between epochs, in one
                 process.kill()
             else:
                 (process,) = sweep.processes("RayTrainWorker")
