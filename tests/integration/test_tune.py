@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -250,11 +251,9 @@ def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(wor
         if line.startswith("started") and (harm := left.pop(line.split("started")[1].strip(), None)):
             wait_for_epoch(directory, len(list(directory.glob("trial-*/trial.json"))))
             if harm == "crash":
-                (process,) = sweep.processes(r"^ray::(Trial\b|Trainable|_Inner)")  # between epochs, in one
-                process.kill()
+                only_process(sweep, "Trainable").kill()
             else:
-                (process,) = sweep.processes("RayTrainWorker")
-                process.suspend()
+                only_process(sweep, "RayTrainWorker").suspend()
     assert sweep.process.wait(60) == 0, sweep.output
     ended = {record.point["optimizer.lr"]: record for record in ended_and_begun(directory)[0]}
     assert {rate: record.state for rate, record in ended.items()} == {
@@ -273,6 +272,15 @@ def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(wor
     states = {float(trial.data.params["optimizer.lr"]): trial for trial in trials}
     assert {states[rate].info.status for rate in (0.001, 0.002, 1e30)} == {"FAILED"}
     assert {states[rate].info.status for rate in (0.003, 0.004, 0.005)} == {"FINISHED"}
+
+
+def only_process(sweep: Sweep, pattern: str) -> psutil.Process:
+    """Ray changes the titles of its processes as they go."""
+    deadline, found = time.monotonic() + 20, list[psutil.Process]()
+    while time.monotonic() < deadline and len(found) != 1:
+        found = sweep.processes(pattern)
+    (process,) = found
+    return process
 
 
 def wait_for_epoch(directory: Path, ended: int) -> None:
