@@ -118,12 +118,14 @@ def test_killed_again_and_again_equals_uninterrupted_bitwise(prepared: Path, tmp
 
 
 def test_the_newest_and_the_best_stay(prepared: Path, tmp_path: Path) -> None:
+    """The three newest, with the best epoch's as each of them knew it: on a busy machine, steps lie between them."""
     settings = replace(SETTINGS, checkpoint=CheckpointSettings(every_steps=1, keep=3))
     events = run(settings, prepared, tmp_path)
     kept = checkpoints(tmp_path)
     best = checkpoint_path(tmp_path, 4 * of_kind(events, "test")[0]["best_epoch"])
     assert kept[0] == checkpoint_path(tmp_path, 16) and best in kept
-    assert len(kept) == (3 if best in kept[:3] else 4)
+    known_best = {read_state(path)["train_state"]["best_steps"] for path in kept[:3]} - {0}
+    assert set(kept) == {*kept[:3], *(checkpoint_path(tmp_path, steps) for steps in known_best)}
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no marker"])
