@@ -26,7 +26,6 @@ import torch.distributed as dist
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from pnfrec_dist.board import BoardHooks, remote_board
 from pnfrec_dist.config import Settings
@@ -148,6 +147,8 @@ def name_ray_to_helpers() -> None:
     The one that frees what a training held whose driver died asks the dashboard, and does not find it where another
     Ray runs on the machine.
     """
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # not Ray's public face: sweeps alone need it
+
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 

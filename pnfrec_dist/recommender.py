@@ -28,9 +28,6 @@ class Users:
     seen: Ragged
     """what is never listed"""
 
-    def __len__(self) -> int:
-        return len(self.history)
-
 
 class Recommender:
     """Ranks the catalog for users.

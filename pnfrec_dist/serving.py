@@ -160,7 +160,6 @@ class Exported:
     """likes of each item in train, 0 of padding"""
     threshold: float
     """relevance at and above which an interaction is a like"""
-    data_digest: str
 
 
 def load_exported(directory: Path) -> Exported:
@@ -174,7 +173,7 @@ def load_exported(directory: Path) -> Exported:
         model.item_table.weight.copy_(load_file(directory / ITEM_TABLE)["weight"])
     likes_V = np.concatenate([[0], catalog["num_positive"].to_numpy()])
     raw_ids = catalog["raw_item_id"].to_pylist()
-    return Exported(settings, model, raw_ids, likes_V, content["threshold"], content["data_digest"])
+    return Exported(settings, model, raw_ids, likes_V, content["threshold"])
 
 
 def _ragged(lists: Sequence[Sequence[int]]) -> Ragged:

@@ -66,7 +66,8 @@ def parse(args: Sequence[str]) -> Options:
     for flag, value in (("--dataset", found.dataset), ("--name", name), ("--write-config", config)):
         if not re.fullmatch(r"\w[\w.-]*", value):
             raise InputError(f"{flag} is {value!r}; a name has letters, digits, '.', '_' and '-' alone")
-    _require_new_config(config)
+    if found.write_config is not None:
+        _require_new_config(config)
     return Options(
         dataset=found.dataset,
         stages=stages,
