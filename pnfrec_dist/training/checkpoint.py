@@ -163,7 +163,7 @@ def load_optimizer(directory: Path, model: PNFRec, optimizer: Optimizer) -> None
     for name, parameter in model.named_parameters():
         if f"step.{name}" not in stored:
             continue
-        moments = {"step": stored[f"step.{name}"]}
+        moments = {"step": stored[f"step.{name}"].to(parameter.device)}
         for key in MOMENTS:
             of_table = parameter is model.item_table.weight
             moment = _table_rows(directory, model.item_table, key) if of_table else stored[f"{key}.{name}"]

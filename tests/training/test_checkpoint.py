@@ -74,6 +74,16 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c"]
 
 
+def test_the_optimizer_s_state_is_where_the_parameters_are(tmp_path: Path) -> None:
+    """Fused Adam wants the step counters on the GPU, too; the meta device stands for one."""
+    save(tmp_path / "c")
+    model, _ = fresh(seed=9)
+    optimizer = torch.optim.Adam(model.to("meta").parameters())
+    load_optimizer(tmp_path / "c", model, optimizer)
+    devices = {value.device.type for state in optimizer.state.values() for value in state.values()}
+    assert len(optimizer.state) == len(list(model.parameters())) and devices == {"meta"}
+
+
 def test_a_checkpoint_before_the_first_step_has_no_moments(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", *fresh(), {}, World())
     other = fresh(seed=9)

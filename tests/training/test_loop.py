@@ -43,10 +43,15 @@ SETTINGS = Settings(
 
 
 def run(
-    settings: Settings, prepared: Path, run_dir: Path, should_stop: Callable[[], bool] = lambda: False
+    settings: Settings,
+    prepared: Path,
+    run_dir: Path,
+    should_stop: Callable[[], bool] = lambda: False,
+    device: str = "cpu",
 ) -> list[Event]:
     events: list[Event] = []
-    TrainLoop(settings, open_prepared(prepared), run_dir, World(), Hooks(events.append, should_stop)).run()
+    world = World(device=torch.device(device))
+    TrainLoop(settings, open_prepared(prepared), run_dir, world, Hooks(events.append, should_stop)).run()
     return events
 
 
@@ -81,6 +86,20 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(prepared: Path, tmp_pa
     assert [untimed(e["metrics"]) for e in parts] == [untimed(e["metrics"]) for e in of_kind(whole, "epoch")]
     assert of_kind(second, "test")[0]["metrics"] == of_kind(whole, "test")[0]["metrics"]
     require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_a_stopped_run_goes_on(prepared: Path, tmp_path: Path) -> None:
+    """Its sums have no fixed order, so the scores of the two are near and not equal."""
+    whole = run(SETTINGS, prepared, tmp_path / "whole", device="cuda")
+    asked = iter(range(1, 100))
+    first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= 6, "cuda")
+    second = run(SETTINGS, prepared, tmp_path / "parts", device="cuda")
+    losses = [
+        [event["metrics"]["train/loss"] for event in of_kind(events, "epoch")] for events in (whole, first + second)
+    ]
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert of_kind(second, "test")
 
 
 def run_until_killed(prepared: Path, run_dir: Path, settings: Settings, kill_at: int) -> None:
