@@ -22,7 +22,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train reproduce tune mlflow-ui test test-slow soak bench bench-prep check format lock clean
+.PHONY: help setup spark-prep py-files train reproduce tune mlflow-ui test test-slow soak bench bench-prep bench-recommend check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -76,6 +76,9 @@ bench: $(STAMP)  ## time the large-catalog core beside plain PyTorch, write docs
 
 bench-prep: $(STAMP)  ## time the preparation of 1, 5 and 20 M rows beside pandas and a plain Spark job (half an hour)
 	@$(BIN)/python -m benchmarks.prep $(ARGS)
+
+bench-recommend: $(STAMP)  ## time lists beside the plain way, kill the command ten times (10 minutes)
+	@$(BIN)/python -m benchmarks.recommend $(ARGS)
 
 check: $(STAMP)  ## format, lint, types, fast tests
 	@$(BIN)/ruff format --check .

@@ -64,6 +64,34 @@ class SourceSettings:
 
 
 @dataclass(frozen=True)
+class TitlesSettings:
+    """Where the items' titles are. Nothing is trained on them: they are for people who look at lists."""
+
+    file: str = ""
+    """delimited text below the raw directory; empty: there are none"""
+    separator: str = ","
+    """between the fields of a line; more than one character is allowed"""
+    encoding: str = "utf-8"
+    """utf-8, latin-1, ..."""
+    header: bool = True
+    """whether the file opens with a line of column names"""
+    fields: tuple[str, ...] = ()
+    """column names of a file without a header, in order; further columns need no name"""
+    item: str = "item"
+    """column that holds the item id, as the interactions have it"""
+    title: str = "title"
+    """column that holds the title"""
+
+    def __post_init__(self) -> None:
+        relative = not self.file.startswith("/") and ".." not in self.file
+        require(relative, "titles.file", self.file, "a name below the raw directory")
+        require(self.separator != "", "titles.separator", self.separator, "at least one character")
+        named = self.header or not self.file or {self.item, self.title} <= set(self.fields)
+        way_out = f"column names, {self.item} and {self.title} among them, as the file has no header"
+        require(named, "titles.fields", self.fields, way_out)
+
+
+@dataclass(frozen=True)
 class CleanSettings:
     """What happens to rows that cannot be read, and to those that say the same twice."""
 
@@ -185,6 +213,7 @@ class DatasetSettings:
     """One data set: conf/dataset/<name>.yaml."""
 
     source: SourceSettings = field(default_factory=SourceSettings)
+    titles: TitlesSettings = field(default_factory=TitlesSettings)
     clean: CleanSettings = field(default_factory=CleanSettings)
     feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
     filter: FilterSettings = field(default_factory=FilterSettings)
@@ -202,7 +231,7 @@ class DatasetSettings:
     def prepared(self) -> dict[str, Any]:
         """The part that decides what the prepared data set holds."""
         mapping = to_mapping(self)
-        kept = {name: mapping[name] for name in ("source", "clean", "feedback", "filter", "split")}
+        kept = {name: mapping[name] for name in ("source", "titles", "clean", "feedback", "filter", "split")}
         for section, name in (
             *(("source", name) for name in ("directory", "url", "md5", "generator")),
             ("clean", "max_quarantine_share"),

@@ -52,7 +52,7 @@ class Recommender:
 
         Raises InputError for a gamma that the model has no encoder for.
         """
-        self.require_gamma(gamma)
+        require_gamma(self.model, gamma)
         has_history_B = users.history.lengths[rows] > 0
         items_BK = torch.empty(len(rows), k, dtype=torch.int64, device=self.device)
         scores_BK = torch.empty(len(rows), k, device=self.device)
@@ -63,11 +63,6 @@ class Recommender:
                 places = torch.from_numpy(np.flatnonzero(chosen_B)).to(self.device)
                 items_BK[places], scores_BK[places] = found.items_BK, found.scores_BK
         return Ranking(items_BK, scores_BK, None)
-
-    def require_gamma(self, gamma: float) -> None:
-        """Raises InputError for a gamma that the model has no encoder for."""
-        if gamma and self.model.encoders.negative is None:
-            raise InputError(f"gamma is {gamma:g}, but the model has no negative encoder; say 0, or train pnfrec")
 
     def by_history(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
         """How users with a history score the catalog, hidden items included."""
@@ -107,6 +102,12 @@ class Recommender:
         return _changed(
             scores, lambda scores_Bn, first, end: scores_Bn.masked_fill_(is_hidden_V[first:end], -torch.inf)
         )
+
+
+def require_gamma(model: PNFRec, gamma: float) -> None:
+    """Raises InputError for a gamma that the model has no encoder for."""
+    if gamma and model.encoders.negative is None:
+        raise InputError(f"gamma is {gamma:g}, but the model has no negative encoder; say 0, or train pnfrec")
 
 
 def _changed(scores: Scores, change: Callable[[Tensor, int, int], Tensor]) -> Scores:

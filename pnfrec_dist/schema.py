@@ -7,6 +7,8 @@ Layout of a prepared data set (a directory):
     train/part-*.parquet          one row per training user
     validation/part-*.parquet     one row per holdout user: history before the target, and the target
     test/part-*.parquet           the same
+    users/part-*.parquet          one row per user, training user or not: the whole history, to recommend from
+    titles.parquet                items' titles, where the source has them
     quarantine/part-*.parquet     rejected source rows with their reason
     report.html                   what was built, for people
     _SUCCESS                      written last; holds the sha256 of manifest.json
@@ -24,15 +26,17 @@ import pyarrow as pa
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.storage import Location
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PAD_ID = 0
 """item_id of padding; real items are 1..num_items."""
 
 MANIFEST_NAME = "manifest.json"
 SUCCESS_NAME = "_SUCCESS"
 ITEMS_NAME = "items.parquet"
+TITLES_NAME = "titles.parquet"
 REPORT_NAME = "report.html"
 SPLITS = ("train", "validation", "test")
+USERS = "users"
 QUARANTINE = "quarantine"
 
 _ITEM_IDS = pa.list_(pa.int32())
@@ -53,6 +57,8 @@ HOLDOUT_SCHEMA = pa.schema(
         pa.field("target_timestamp", pa.int64()),
     ]
 )
+USERS_SCHEMA = pa.schema([*_HISTORY, pa.field("seen_items", _ITEM_IDS), pa.field("num_holdout", pa.int32())])
+"""num_holdout: how many of `items`, the newest ones, lie at or after T."""
 ITEMS_SCHEMA = pa.schema(
     [
         pa.field("item_id", pa.int32()),
@@ -61,6 +67,7 @@ ITEMS_SCHEMA = pa.schema(
         pa.field("num_negative", pa.int64()),
     ]
 )
+TITLES_SCHEMA = pa.schema([pa.field("item_id", pa.int32()), pa.field("title", pa.string())])
 QUARANTINE_SCHEMA = pa.schema(
     [pa.field("source_file", pa.string()), pa.field("row", pa.string()), pa.field("reason", pa.string())]
 )
@@ -68,6 +75,7 @@ SCHEMAS = {
     "train": TRAIN_SCHEMA,
     "validation": HOLDOUT_SCHEMA,
     "test": HOLDOUT_SCHEMA,
+    USERS: USERS_SCHEMA,
     QUARANTINE: QUARANTINE_SCHEMA,
 }
 
@@ -108,8 +116,12 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The content hash, over the checksums of all files but the report: equal digests mean equal data."""
-        lines = sorted(f"{entry.path} {entry.sha256}" for entry in self.files if entry.path != REPORT_NAME)
+        """The content hash over what trainings and evaluations read: equal digests mean equal data for them.
+
+        What is there for looking and for recommending (the report, titles, users) is left out.
+        """
+        left_out = {REPORT_NAME, TITLES_NAME, *(entry.path for entry in self.files_of(USERS))}
+        lines = sorted(f"{entry.path} {entry.sha256}" for entry in self.files if entry.path not in left_out)
         return _sha256("\n".join(lines).encode())
 
     def files_of(self, part: str) -> list[FileEntry]:

@@ -14,6 +14,7 @@ from pnfrec_dist.schema import (
     REPORT_NAME,
     SCHEMA_VERSION,
     SCHEMAS,
+    USERS,
     FileEntry,
     Manifest,
     settings_hash,
@@ -36,6 +37,7 @@ from spark_jobs.report import LENGTHS, Distributions, date_of, draw, length_quan
 from spark_jobs.sequences import user_sequences
 from spark_jobs.session import at_once
 from spark_jobs.sources import RawFile, read_rows
+from spark_jobs.titles import read_titles, write_titles
 from spark_jobs.writer import shard_count, write_items, write_no_quarantine, write_quarantine, write_users
 
 EXAMPLES = 5
@@ -218,7 +220,7 @@ class Build:
         self.require_train(self.num_items, split)
         encoded = transforms.mark_newest(transforms.encode(labelled, items, self.partitions), settings.clean.duplicates)
         sequences = user_sequences(encoded, settings.max_history, split).persist(StorageLevel.DISK_ONLY)
-        users = transforms.settled(sequences.drop("train", "holdout"))
+        users = transforms.settled(sequences.drop("train", "whole", "holdout"))
         self.count_splits(counted, users)
         holdout_users = users.where(transforms.is_holdout_user())
         assigned = transforms.settled(transforms.assign_holdout(holdout_users, settings.split))
@@ -232,6 +234,7 @@ class Build:
             self.spark,
             lambda: self.write_train(sequences.where(transforms.is_train_user(least)), entries, building),
             lambda: self.write_holdout(sequences, assigned, building),
+            lambda: self.write_everyone(sequences, users, building),
             lambda: self.write_catalog(items, building),
             lambda: self.draw_values(counted, threshold, split),
         )
@@ -247,9 +250,30 @@ class Build:
         self.written += write_users(lists, building / "train", SCHEMAS["train"], shards)
         self.say("written", f"train, {shards:,} shards")
 
+    def write_everyone(self, sequences: DataFrame, users: DataFrame, building: Location) -> None:
+        """The whole history of every user."""
+        limit = F.lit(self.settings.max_history)
+        positives = F.col("train_positives") + F.col("holdout_positives")
+        rows = F.col("train_rows") + F.col("holdout_rows")
+        entries = sum((F.least(c, limit) for c in (rows, positives, rows - positives)), rows)
+        total, entries = users.agg(F.count("*"), F.sum(entries)).collect()[0]
+        self.done("users", users=total)
+        shards = shard_count(entries, total, self.num_items, self.settings.shard_mb)
+        lists = sequences.select(F.col("raw_user_id").alias("user_id"), "whole.*")
+        self.written += write_users(lists, building / USERS, SCHEMAS[USERS], shards)
+
     def write_catalog(self, items: DataFrame, building: Location) -> None:
-        """items.parquet."""
+        """items.parquet, and titles.parquet where the source has titles."""
         self.written.append(write_items(items, building))
+        titles = self.settings.titles
+        if titles.file:
+            found = read_titles(self.files[0].directory / titles.file, titles)
+            if found is None:
+                self.say("titles", f"no {titles.file} beside {self.files[0].name}: lists will show raw ids alone")
+            else:
+                entry = write_titles(found, building)
+                self.written.append(entry)
+                self.say("titles", f"{entry.rows:,} of {self.num_items:,} items have one")
 
     def draw_values(self, counted: DataFrame, threshold: float, split: int) -> None:
         """Draws the report's figures, for which it counts relevance and time."""

@@ -19,19 +19,22 @@ def raw_directory(name: str) -> Path:
     return Path("data/raw") / name
 
 
-def obtain_raw(name: str, source: SourceSettings) -> None:
-    """Generates or fetches the raw files into data/raw/<name>. Raises InputError when there is no way to."""
+def obtain_raw(name: str, source: SourceSettings, titles: str = "") -> None:
+    """Generates or fetches the raw files into data/raw/<name>, and the file `titles` where it comes with them.
+
+    Raises InputError when there is no way to.
+    """
     directory = raw_directory(name)
     if source.generator:
         print(f"generating {directory / source.files}", flush=True)
         write_ratings(directory / source.files)
     elif source.url:
-        fetch(source, directory)
+        fetch(source, directory, titles)
     else:
         raise InputError(f"no raw data: put {source.files!r} into {directory}, or pass RAW=<directory that holds it>")
 
 
-def fetch(source: SourceSettings, directory: Path) -> None:
+def fetch(source: SourceSettings, directory: Path, titles: str) -> None:
     """Downloads the official file, checks its md5, and puts it (a zip: the wanted members) into `directory`."""
     manual = f"download {source.url}, put {source.files!r} into {directory}, or pass RAW=<directory that holds it>"
     print(f"fetching {source.url}", flush=True)
@@ -54,7 +57,7 @@ def fetch(source: SourceSettings, directory: Path) -> None:
             with zipfile.ZipFile(fetched) as zipped:
                 for member in zipped.infolist():
                     name = Path(member.filename).name
-                    if not member.is_dir() and Path(name).match(source.files):
+                    if not member.is_dir() and (name == titles or Path(name).match(source.files)):
                         unpacked = Path(scratch) / "member"
                         with zipped.open(member) as content, unpacked.open("wb") as out:
                             shutil.copyfileobj(content, out)

@@ -72,7 +72,7 @@ def main(args: Sequence[str]) -> None:
         _complain(manifest, command)
         return
     if not files:
-        obtain_raw(name, command.source)
+        obtain_raw(name, command.source, command.titles.file)
         files = find_raw(name, command)
         if not files:
             raise InputError(f"{command.source.url} holds no file {command.source.files!r}; check source.files")

@@ -1,4 +1,4 @@
-"""Interactions -> one row per user: its counts, its lists of train, history and target of its holdout.
+"""Interactions -> one row per user: its counts, its lists of train, of its whole history, and of its holdout.
 
 Spark streams the rows of each partition user by user through build() as Arrow batches, each sorted here by
 (timestamp, position in the source). Of a user who goes on in the next batch only the entries that can still reach a
@@ -18,7 +18,7 @@ import pyarrow.compute
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pnfrec_dist.schema import HOLDOUT_SCHEMA, TRAIN_SCHEMA
+from pnfrec_dist.schema import HOLDOUT_SCHEMA, TRAIN_SCHEMA, USERS_SCHEMA
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 COUNTS = ("train_rows", "train_positives", "holdout_rows", "holdout_positives")
@@ -26,16 +26,19 @@ TRAIN_COLUMNS = "items array<int>, is_positive array<boolean>, positive_items ar
 HOLDOUT_COLUMNS = (
     f"{TRAIN_COLUMNS}, seen_items array<int>, target_item int, target_is_positive boolean, target_timestamp bigint"
 )
+WHOLE_COLUMNS = f"{TRAIN_COLUMNS}, seen_items array<int>, num_holdout int"
 USER_COLUMNS = (
     f"raw_user_id string, {', '.join(f'{name} bigint' for name in COUNTS)}, "
-    f"train struct<{TRAIN_COLUMNS}>, holdout struct<{HOLDOUT_COLUMNS}>"
+    f"train struct<{TRAIN_COLUMNS}>, whole struct<{WHOLE_COLUMNS}>, holdout struct<{HOLDOUT_COLUMNS}>"
 )
 _TRAIN_FIELDS, _HOLDOUT_FIELDS = list(TRAIN_SCHEMA)[1:], list(HOLDOUT_SCHEMA)[1:]
+_WHOLE_FIELDS = list(USERS_SCHEMA)[1:]
 _USER_SCHEMA = pa.schema(
     [
         pa.field("raw_user_id", pa.string()),
         *(pa.field(name, pa.int64()) for name in COUNTS),
         pa.field("train", pa.struct(_TRAIN_FIELDS)),
+        pa.field("whole", pa.struct(_WHOLE_FIELDS)),
         pa.field("holdout", pa.struct(_HOLDOUT_FIELDS)),
     ]
 )
@@ -45,9 +48,9 @@ _ROW = ("raw_user_id", "timestamp", "position", "item_id", "is_positive", "is_ne
 def user_sequences(encoded: DataFrame, max_history: int, split: int) -> DataFrame:
     """USER_COLUMNS, one row per user, from encoded interactions whose users stand together.
 
-    COUNTS are of the interactions before T (`split`) and from T on; train holds the lists of the former. holdout is
-    null for a user without interactions on both sides; else the last one is the target, the earlier ones that are
-    is_newest are the history, and seen_items are the history's items, ascending.
+    COUNTS are of the interactions before T (`split`) and from T on; train holds the lists of the former, whole those of
+    all that are is_newest. holdout is null for a user without interactions on both sides; else the last one is the
+    target, the earlier ones that are is_newest are the history, and seen_items are the history's items, ascending.
     """
     by_user = encoded.sortWithinPartitions("raw_user_id")  # no work where they lie so already
     rows = by_user.withColumn("item_id", F.col("item_id").cast("int")).select(*_ROW)
@@ -67,11 +70,25 @@ def user_lists(max_history: int, split: int) -> Callable[[Batches], Batches]:
                 rows.users_U,
                 *(pa.array(count_U) for count_U in rows.counts_U),
                 pa.StructArray.from_arrays(train, fields=_TRAIN_FIELDS),
+                _whole(rows, max_history),
                 _holdout(rows, max_history),
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=_USER_SCHEMA)
 
     return build
+
+
+def _whole(rows: "_Rows", max_history: int) -> pa.StructArray:
+    """All that is known of each user."""
+    chosen_R = rows.columns.is_newest_R
+    places_R, offsets_U = _newest(chosen_R, rows.starts_U, rows.ends_U, max_history)
+    later = np.concatenate([[0], np.cumsum(rows.columns.times_R[places_R] >= rows.split)])
+    columns = [
+        *_histories(rows, chosen_R, rows.ends_U, max_history),
+        _seen_items(rows, rows.ends_U),
+        pa.array(np.diff(later[offsets_U]), pa.int32()),
+    ]
+    return pa.StructArray.from_arrays(columns, fields=_WHOLE_FIELDS)
 
 
 def _holdout(rows: "_Rows", max_history: int) -> pa.StructArray:

@@ -51,6 +51,11 @@ class RawFile:
     location: Location
     bytes: int
 
+    @property
+    def directory(self) -> Location:
+        """The raw directory."""
+        return Location(self.location.uri.removesuffix(f"/{self.name}"))
+
 
 # ---- finding files ----------------------------------------------------------------------------------------
 

@@ -19,10 +19,16 @@ DAYS = 240
 START = 1_600_000_000
 LIKED_GENRES = 3
 DISLIKED_GENRES = 6
+TITLES = "items.csv"
 
 
 def generate_ratings(seed: int = 0, *, users: int = USERS, items: int = ITEMS) -> np.ndarray:
     """About users * 50 rows of int64 (user, item, rating 1..5, epoch seconds), in order of user, then time."""
+    return _generate(seed, users, items)[0]
+
+
+def _generate(seed: int, users: int, items: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the ratings, rows of (item, genre, place on its ring) in order of item)."""
     rng = np.random.default_rng(seed)
     genre_of = rng.permutation(np.arange(items) % GENRES)
     popularity = rng.lognormal(0.0, 1.2, items)
@@ -66,7 +72,11 @@ def generate_ratings(seed: int = 0, *, users: int = USERS, items: int = ITEMS) -
     times = times[np.lexsort((times, user_ids))]
     user_names, item_names = rng.permutation(users) + 1, rng.permutation(items) + 1
     table = np.column_stack([user_names[user_ids], item_names[item_ids], ratings[order], times])
-    return table[np.argsort(table[:, 0], kind="stable")]
+    place_of = np.empty(items, dtype=np.int64)
+    for ring in rings:
+        place_of[ring] = np.arange(len(ring))
+    catalog = np.column_stack([item_names, genre_of, place_of])
+    return table[np.argsort(table[:, 0], kind="stable")], catalog[np.argsort(item_names)]
 
 
 def _next_on_ring(
@@ -88,9 +98,13 @@ def _exposure(popularity: np.ndarray, affinity: np.ndarray, unseen: np.ndarray, 
 
 
 def write_ratings(path: Path, seed: int = 0) -> None:
-    """Writes ratings.csv (user,item,rating,timestamp) in one move."""
+    """Writes `path` (user,item,rating,timestamp), and before it items.csv (item,title) beside it, in one move each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    header = "user,item,rating,timestamp"
-    np.savetxt(draft, generate_ratings(seed), fmt="%d", delimiter=",", header=header, comments="")
-    draft.replace(path)
+    ratings, catalog = _generate(seed, USERS, ITEMS)
+    for file, rows, header, fmt in (
+        (path.with_name(TITLES), catalog, "item,title", "%d,Genre %d No. %d"),
+        (path, ratings, "user,item,rating,timestamp", "%d,%d,%d,%d"),
+    ):
+        draft = file.with_name(f".{file.name}.{os.getpid()}")
+        np.savetxt(draft, rows, fmt=fmt, header=header, comments="")
+        draft.replace(file)

@@ -15,6 +15,9 @@ from pnfrec_dist.schema import (
     QUARANTINE,
     SCHEMAS,
     SPLITS,
+    TITLES_NAME,
+    TITLES_SCHEMA,
+    USERS,
     Manifest,
     read_manifest,
     verify_files,
@@ -39,7 +42,9 @@ def verify_content(directory: Location, manifest: Manifest) -> None:
     Raises InputError naming the file and what it breaks.
     """
     _verify_items(directory, manifest)
-    for part in (*SPLITS, QUARANTINE):
+    if any(entry.path == TITLES_NAME for entry in manifest.files):
+        _verify_titles(directory / TITLES_NAME, manifest)
+    for part in (*SPLITS, USERS, QUARANTINE):
         rows = 0
         seen_users: list[pa.Array] = []
         for entry in manifest.files_of(part):
@@ -73,6 +78,13 @@ def _verify_items(directory: Location, manifest: Manifest) -> None:
     _require(actions == rows, file, f"{actions} train interactions, the manifest counts {rows}")
 
 
+def _verify_titles(file: Location, manifest: Manifest) -> None:
+    ids = [batch["item_id"].to_numpy() for batch in _batches(file, TITLES_SCHEMA)]
+    items = np.concatenate([np.empty(0, np.int32), *ids])
+    inside = len(items) == 0 or (items[0] >= 1 and items[-1] <= manifest.num_items and (np.diff(items) > 0).all())
+    _require(bool(inside), file, f"item_id that does not rise within 1..{manifest.num_items}")
+
+
 def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> None:
     names = [field.name for field in batch.schema if pa.types.is_list(field.type)]
     for name in names:
@@ -91,12 +103,26 @@ def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> 
     _require(same is not False, file, "items and is_positive of different lengths")
     for name, side in (("positive_items", True), ("negative_items", False)):
         _require(_ends_agree(batch, name, side), file, f"{name} that items and is_positive contradict")
+    if "num_holdout" in batch.schema.names:
+        more = pc.any(pc.greater(batch["num_holdout"], batch["items"].value_lengths())).as_py()
+        _require(not more, file, "num_holdout beyond the items")
+        _require(_seen_holds(batch), file, "items that seen_items lack")
     if "target_item" in batch.schema.names:
         targets = pc.min_max(batch["target_item"]).as_py()
         inside = batch.num_rows == 0 or (targets["min"] >= 1 and targets["max"] <= manifest.num_items)
         _require(inside, file, f"target_item outside 1..{manifest.num_items}")
         before = pc.min(batch["target_timestamp"]).as_py()
         _require(batch.num_rows == 0 or before >= manifest.split_timestamp, file, "a target before the split")
+
+
+def _seen_holds(batch: pa.RecordBatch) -> bool:
+    """Whether every user's items are among its seen_items, which rise."""
+    pairs = []
+    for name in ("items", "seen_items"):
+        owner = np.repeat(np.arange(batch.num_rows), batch[name].value_lengths().to_numpy())
+        pairs.append(owner.astype(np.int64) << 32 | batch[name].flatten().to_numpy())
+    items, seen = pairs
+    return bool((np.diff(seen) > 0).all() and np.isin(items, seen).all())
 
 
 def _ends_agree(batch: pa.RecordBatch, name: str, side: bool) -> bool:

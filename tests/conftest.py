@@ -19,6 +19,7 @@ from pnfrec_dist.schema import (
     QUARANTINE_SCHEMA,
     SCHEMA_VERSION,
     TRAIN_SCHEMA,
+    USERS_SCHEMA,
     FileEntry,
     Manifest,
     settings_hash,
@@ -36,7 +37,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int = 0) -> Path:
-    """A whole prepared data set of random histories; every third user has no negatives."""
+    """A whole prepared data set of random histories; every third user has no negatives, one more no positives."""
     rng = np.random.default_rng(seed)
 
     def history(user: int) -> dict[str, object]:
@@ -56,10 +57,17 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
         target = int(rng.integers(1, items + 1))
         return {**row, "seen_items": seen, "target_item": target, "target_is_positive": positive, "target_timestamp": 9}
 
+    def whole(row: dict[str, object]) -> dict[str, object]:
+        return {**row, "seen_items": sorted(set(row["items"])), "num_holdout": 1}  # type: ignore[call-overload]
+
+    train = [history(u) for u in range(users)]
+    disliking = {**train[0], "user_id": "without likes", "positive_items": []}
+    disliking |= {"items": [1, 3], "is_positive": [False, False], "negative_items": [1, 3]}
     parts = {
-        "train": (TRAIN_SCHEMA, [history(u) for u in range(users)]),
+        "train": (TRAIN_SCHEMA, train),
         "validation": (HOLDOUT_SCHEMA, [holdout(u, True) for u in range(8)]),
         "test": (HOLDOUT_SCHEMA, [holdout(u, u % 3 != 0) for u in range(10)]),
+        "users": (USERS_SCHEMA, [whole(row) for row in [*train, disliking]]),
         "quarantine": (QUARANTINE_SCHEMA, []),
     }
     directory.mkdir(parents=True)
@@ -81,6 +89,7 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
         "train": {"items": items, "rows": sum(row["num_positive"] + row["num_negative"] for row in catalog)},
         "quarantined": {"rows": 0},
         "train_users": {"users": users},
+        "users": {"users": users + 1},
         "validation": {"users": 8, "positive_targets": 8, "negative_targets": 0},
         "test": {"users": 10, "positive_targets": 6, "negative_targets": 4},
     }

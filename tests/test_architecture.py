@@ -12,7 +12,7 @@ LAYERS = [
     {"schema"},
     {"config", "dataset_config", "distributed"},
     {"data", "model", "losses", "metrics", "retrieval", "cli"},
-    {"evaluation", "recommender", "comparison", "experiment"},
+    {"evaluation", "recommender", "comparison", "experiment", "list_files"},
     {"training", "sender", "plots"},
     {"tracking", "serving"},
     {"progress", "board", "watchdog", "launch", "runs", "machine_metrics", "serving_model"},

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from pnfrec_dist.config import History
@@ -14,9 +15,19 @@ from pnfrec_dist.data.mapped import cache_directory, mapped
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.mappings import flatten
-from pnfrec_dist.schema import ITEMS_NAME, ITEMS_SCHEMA, SCHEMAS, Manifest, read_manifest, verify_files
+from pnfrec_dist.schema import (
+    ITEMS_NAME,
+    ITEMS_SCHEMA,
+    SCHEMAS,
+    TITLES_NAME,
+    TITLES_SCHEMA,
+    Manifest,
+    read_manifest,
+    verify_files,
+)
 from pnfrec_dist.storage import Location
 
+pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 _COLUMNS: dict[History, str] = {"positive": "positive_items", "all": "items"}
 
 
@@ -81,13 +92,17 @@ class PreparedData:
         """split: "validation" or "test"."""
         table = self._read(split, [_COLUMNS[history], "seen_items", "target_item", "target_is_positive"])
         target_item = table["target_item"].to_numpy()
-        self._require_item_ids(target_item, split, "target_item")
+        _require_item_ids(target_item, self.num_items, f"{self.directory} ({split}): target_item")
         return HoldoutData(
             history=self._ragged(table, _COLUMNS[history]),
             seen=self._ragged(table, "seen_items"),
             target_item=target_item,
             target_is_positive=table["target_is_positive"].to_numpy(),
         )
+
+    def holdout_negatives(self, split: str) -> Ragged:
+        """The negative items before the target of the users of holdout()."""
+        return self._ragged(self._read(split, ["negative_items"]), "negative_items")
 
     def user_ids(self, split: str) -> pa.Array:
         """Raw ids of a split's users in the order of train() and holdout()."""
@@ -96,6 +111,14 @@ class PreparedData:
     def raw_item_ids(self) -> pa.Array:
         """The catalog's ids in the source, in order of item_id from 1."""
         return self._catalog()["raw_item_id"].combine_chunks()
+
+    def titles(self) -> dict[str, str]:
+        """Raw item id -> title, of the items that have one."""
+        if not any(entry.path == TITLES_NAME for entry in self.manifest.files):
+            return {}
+        table = _read_parquet(self.directory / TITLES_NAME)
+        raw_ids = self.raw_item_ids().take(pc.subtract(table["item_id"], 1))
+        return dict(zip(raw_ids.to_pylist(), table["title"].to_pylist(), strict=True))
 
     def item_counts(self, *, positive_only: bool = False) -> np.ndarray:
         """Train interactions of each item, or its positive ones, [num_items + 1]; index 0 (padding) is 0."""
@@ -119,15 +142,20 @@ class PreparedData:
         lists = table[column].combine_chunks()
         if isinstance(lists, pa.ChunkedArray):
             lists = lists.chunk(0) if lists.num_chunks else pa.array([], type=lists.type)
-        values = lists.flatten().to_numpy(zero_copy_only=False)
-        if values.dtype != bool:
-            self._require_item_ids(values, column, column)
-        lengths = lists.value_lengths().to_numpy()
-        return Ragged(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), values)
+        return ragged(lists, self.num_items, f"{self.directory}: {column}")
 
-    def _require_item_ids(self, ids: np.ndarray, part: str, column: str) -> None:
-        if len(ids) and not (ids.min() >= 1 and ids.max() <= self.num_items):
-            raise InputError(f"{self.directory} ({part}): {column} holds ids outside 1..{self.num_items}; rebuild it")
+
+def ragged(lists: pa.Array, num_items: int, where: str) -> Ragged:
+    """A column of lists, of item ids or flags. Raises InputError, with `where`, for ids outside the catalog."""
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    if values.dtype != bool:
+        _require_item_ids(values, num_items, where)
+    return Ragged(np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(), dtype=np.int64)]), values)
+
+
+def _require_item_ids(ids: np.ndarray, num_items: int, where: str) -> None:
+    if len(ids) and not (ids.min() >= 1 and ids.max() <= num_items):
+        raise InputError(f"{where} holds ids outside 1..{num_items}; rebuild the data set")
 
 
 def open_prepared(directory: Path | Location, expected_settings: dict[str, Any] | None = None) -> PreparedData:
@@ -141,7 +169,7 @@ def open_prepared(directory: Path | Location, expected_settings: dict[str, Any] 
     if expected_settings is not None:
         _require_settings(directory, manifest, expected_settings)
     verify_files(directory, manifest)
-    parts = [*((part, schema) for part, schema in SCHEMAS.items()), (ITEMS_NAME, ITEMS_SCHEMA)]
+    parts = [*SCHEMAS.items(), (ITEMS_NAME, ITEMS_SCHEMA), (TITLES_NAME, TITLES_SCHEMA)]
     for part, schema in parts:
         for entry in manifest.files_of(part) if part in SCHEMAS else [e for e in manifest.files if e.path == part]:
             _require_schema(directory / entry.path, schema, entry.rows)

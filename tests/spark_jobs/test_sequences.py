@@ -52,6 +52,9 @@ def slow_user(user: str, events: list[tuple], count: int, split: int) -> dict:
     *_, (_, time, _, item, positive, _) = events
     history = [event for event in events[:-1] if event[5]]
     seen = {"seen_items": sorted({event[3] for event in history})}
+    known = [event for event in events if event[5]]
+    listed = {"seen_items": sorted({event[3] for event in known})}
+    listed["num_holdout"] = sum(event[1] >= split for event in known[-count:])
     target = {"target_item": item, "target_is_positive": positive, "target_timestamp": time}
     return {
         "raw_user_id": user,
@@ -60,6 +63,7 @@ def slow_user(user: str, events: list[tuple], count: int, split: int) -> dict:
         "holdout_rows": len(holdout),
         "holdout_positives": sum(event[4] for event in holdout),
         "train": slow_histories(train, count),
+        "whole": slow_histories(known, count) | listed,
         "holdout": slow_histories(history, count) | seen | target if train and holdout else None,
     }
 
@@ -109,6 +113,9 @@ def test_a_user_longer_than_any_batch_is_held_in_bounded_memory(monkeypatch: pyt
     assert (row["train_rows"], row["holdout_rows"]) == (min(split, rows), rows - min(split, rows))
     assert row["train_positives"] + row["holdout_positives"] == -(-rows // 3)
     assert len(row["train"]["positive_items"]) == len(row["train"]["negative_items"]) == (keep if split else 0)
+    assert row["whole"]["items"] == [place % 1000 + 1 for place in range(rows - keep, rows)]
+    assert row["whole"]["seen_items"] == list(range(1, 1001))
+    assert row["whole"]["num_holdout"] == (keep if split < rows else 0)
     if split == 10**6:
         assert row["train"]["items"] == [place % 1000 + 1 for place in range(split - keep, split)]
         assert len(row["holdout"]["items"]) == len(row["holdout"]["positive_items"]) == keep

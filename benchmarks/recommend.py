@@ -1,0 +1,203 @@
+"""python -m benchmarks.recommend: lists for users beside the plain way, and what kills leave.
+
+plain: the same encoder, then all scores of a batch, a mask over what was seen, torch.topk. Either side runs in a
+process of its own, with two threads; memory is the highest resident set beyond the loaded model and users. The kills
+are of the command itself, on a data set of ML-1M's shape.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from pnfrec_dist.exported import Exported
+
+from benchmarks.cases import Result, measure
+from benchmarks.prepared_like import write_prepared_like
+from benchmarks.shapes import ml1m_like
+from pnfrec_dist.config import EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data.batch import history_batch
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.users import UserLists
+from pnfrec_dist.distributed import World
+from pnfrec_dist.lists import Filters, ListMaker, ListSettings, joined
+from pnfrec_dist.training.loop import Hooks, TrainLoop, build_model
+
+CATALOGS = (3_412, 100_000, 1_000_000)
+USERS, K, BATCH = 1_024, 20, 256
+SETTINGS = Settings(encoder=EncoderSettings(hidden_size=64, max_length=50), loss=LossSettings(0.45, 0.25))
+
+
+def users_like(items: int, users: int = USERS) -> UserLists:
+    data = ml1m_like(users, items)
+    assert data.negative is not None
+    both = joined(data.history, data.negative)
+    seen = [np.unique(both.values[a:b]) for a, b in zip(both.offsets[:-1], both.offsets[1:], strict=True)]
+    offsets = np.cumsum([0, *map(len, seen)])
+    flags = Ragged(both.offsets, np.ones(len(both.values), dtype=bool))
+    names = pa.array([f"u{number}" for number in range(users)])
+    none = np.zeros(users, dtype=np.int32)
+    return UserLists(names, both, flags, data.history, data.negative, Ragged(offsets, np.concatenate(seen)), none)
+
+
+def lists(method: str, items: int, times: int) -> Result:
+    """{seconds, mib, ids} of the lists of USERS users."""
+    model = build_model(items, SETTINGS).eval()
+    with torch.no_grad():  # initial weights are so small that scores nearly tie
+        model.item_table.weight[1:].normal_(0, 1, generator=torch.Generator().manual_seed(0))
+    users = users_like(items)
+    raw_ids = [str(item) for item in range(1, items + 1)]
+    catalog = pa.array(raw_ids)
+    likes_V = np.ones(items + 1, dtype=np.int64)
+    trained = Exported(SETTINGS, model, raw_ids, likes_V, 4.0, "")
+    maker = ListMaker(trained, catalog, ListSettings(K, 0.0, False, BATCH), Filters(), torch.device("cpu"))
+
+    @torch.inference_mode()
+    def plain() -> pa.Table:
+        tables = []
+        for first in range(0, USERS, BATCH):
+            rows = np.arange(first, min(first + BATCH, USERS))
+            hidden_BD = model.last_hidden(history_batch(users.positive, rows, 50, torch.device("cpu")))
+            scores_BV = hidden_BD @ model.item_table.weight.T
+            is_seen_BV = torch.zeros(scores_BV.shape, dtype=torch.bool)
+            for place, row in enumerate(rows):
+                is_seen_BV[place, users.seen.values[users.seen.offsets[row] : users.seen.offsets[row + 1]]] = True
+            is_seen_BV[:, 0] = True
+            best = scores_BV.masked_fill_(is_seen_BV, -torch.inf).topk(K, dim=1)
+            ids, scores = best.indices.numpy().ravel(), best.values.numpy().ravel()
+            owner = users.user_ids.take(pa.array(np.repeat(rows, K)))
+            tables.append(pa.table({"user_id": owner, "raw_item_id": catalog.take(pa.array(ids - 1)), "score": scores}))
+        return pa.concat_tables(tables)
+
+    def ours() -> pa.Table:
+        return maker.make(users)
+
+    result, table = measure(plain if method == "plain" else ours, times)
+    return {**result, "ids": table["raw_item_id"].to_pylist()}
+
+
+def case(method: str, items: int, times: int) -> Result:
+    """lists() in a process of its own."""
+    request = json.dumps({"method": method, "items": items, "times": times})
+    line = [sys.executable, "-m", "benchmarks.recommend", "--case", request]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"}, check=False)
+    if done.returncode:
+        raise SystemExit(f"{request} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare() -> None:
+    print(f"top {K} of {USERS:,} users, d = 64, 2 threads")
+    head = ("N", "users/s", "plain", "ratio", "MiB", "plain", "share", "lists")
+    print("".join(f"{title:>10}" for title in head), flush=True)
+    for items in CATALOGS:
+        ours, plain = (case(method, items, 3) for method in ("ours", "plain"))
+        speed, plain_speed = USERS / ours["seconds"], USERS / plain["seconds"]
+        same = "equal" if ours["ids"] == plain["ids"] else "DIFFER"
+        print(
+            f"{items:>10,}{speed:>10,.0f}{plain_speed:>10,.0f}{speed / plain_speed:>9.2f}x{ours['mib']:>10,.0f}"
+            f"{plain['mib']:>10,.0f}{ours['mib'] / plain['mib']:>10.1%}{same:>10}",
+            flush=True,
+        )
+
+
+def kills(count: int, users: int) -> None:
+    """Kills the command at random moments, starts it again, and looks at what there is after both."""
+    chance = random.Random(0)
+    with tempfile.TemporaryDirectory(prefix="pnfrec-bench-") as scratch:
+        work = Path(scratch)
+        data = open_prepared(write_prepared_like(work / "prepared" / "like", users))
+        settings = Settings(
+            dataset="like", epochs=1, encoder=SETTINGS.encoder, loss=SETTINGS.loss, train=TrainSettings(batch_size=500)
+        )
+        loop = TrainLoop(settings, data, work / "run", World(), Hooks(lambda _: None, lambda: False))
+        loop.run()
+        (checkpoint,) = (work / "run" / "checkpoints").glob("step-*")
+        line = [sys.executable, "-m", "pnfrec_dist.recommend", "--run", str(checkpoint), "--out", str(work / "recs")]
+        line += ["--data-dir", str(work / "prepared"), "--num-workers", "2"]
+        started = time.monotonic()
+        _finish(line)
+        whole = time.monotonic() - started
+        wanted, good = _content(work / "recs"), 0
+        seen = _seen(data)
+        print(f"\n{count} kills of a command that takes {whole:.0f} s for {users:,} users")
+        for number in range(count):
+            (work / "recs" / "manifest.json").write_text('{"kind": "recommendations", "old": true}\n')
+            process = subprocess.Popen(
+                line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            moment = chance.uniform(0.1, whole)
+            time.sleep(moment)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            left = json.loads((work / "recs" / "manifest.json").read_text()) if (work / "recs").exists() else {}
+            before = "old" if left.get("old") else "new" if left else "none"
+            made = len(list((work / ".recs.making").glob("part-*.json")))
+            _finish(line)
+            lists = _content(work / "recs")
+            is_whole = lists.equals(wanted) and _unseen(lists, seen)
+            good += is_whole
+            print(
+                f"{number + 1:>4}  after {moment:4.1f} s: {made:>3} parts, lists: {before:<4}  then: "
+                f"{'whole' if is_whole else 'WRONG'}",
+                flush=True,
+            )
+        print(f"{good} of {count} whole: equal to those of a command left alone, each user once, no seen item")
+
+
+def _finish(line: list[str]) -> None:
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the command failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
+
+
+def _content(directory: Path) -> pa.Table:
+    return pq.read_table(directory, schema=None).combine_chunks()
+
+
+def _seen(data: object) -> set[tuple[str, str]]:
+    from pnfrec_dist.data.users import read_users, user_parts
+
+    found = set()
+    for part in user_parts(data):  # type: ignore[arg-type]
+        users = read_users(part, data.num_items)  # type: ignore[attr-defined]
+        owner = np.repeat(np.arange(len(users)), users.seen.lengths)
+        found |= set(zip(users.user_ids.take(pa.array(owner)).to_pylist(), map(str, users.seen.values), strict=True))
+    return found
+
+
+def _unseen(lists: pa.Table, seen: set[tuple[str, str]]) -> bool:
+    """Whether no list holds what its user has seen, and each user's ranks are 1, 2, ... once."""
+    pairs = list(zip(lists["user_id"].to_pylist(), lists["raw_item_id"].to_pylist(), strict=True))
+    ranks = list(zip(lists["user_id"].to_pylist(), lists["rank"].to_pylist(), strict=True))
+    return not seen & set(pairs) and len(set(pairs)) == len(pairs) and len(set(ranks)) == len(ranks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recommend", description=__doc__)
+    parser.add_argument("--kills", type=int, default=10, help="times that the command is killed; 0: none")
+    parser.add_argument("--users", type=int, default=20_000, help="users of the data set on which it is killed")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        torch.set_num_threads(2)
+        print(json.dumps(lists(**json.loads(arguments.case))))
+        return
+    compare()
+    if arguments.kills:
+        kills(arguments.kills, arguments.users)
+
+
+if __name__ == "__main__":
+    main()

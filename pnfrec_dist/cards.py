@@ -1,0 +1,131 @@
+"""A user and the list for it on one page, for people: what was liked and disliked last, the list, what came of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.users import UserLists
+from pnfrec_dist.lists import ListMaker
+
+LAST = 5
+"""Likes and dislikes shown."""
+
+Entry = tuple[str, float]
+"""raw item id, score"""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One user; raw item ids, the newest first, lists best first."""
+
+    user_id: str
+    likes: list[str]
+    dislikes: list[str]
+    listed: list[Entry]
+    """from all that is known of the user"""
+    is_popular: bool
+    """whether they are popular items, as the user has no known like"""
+    listed_before: list[Entry]
+    """from what was known before T; empty for a user who came, or went, before or after it"""
+    later_likes: list[str]
+    later_dislikes: list[str]
+
+
+def cards(maker: ListMaker, raw_ids: pa.Array, users: UserLists) -> list[Card]:
+    """The cards of some users, in their order. raw_ids: the data set's catalog, from item 1 on."""
+    now, before = maker.make(users), maker.make(before_split(users))
+    found = []
+    for row, user_id in enumerate(users.user_ids.to_pylist()):
+        items, is_positive = _row(users.items, row), _row(users.is_positive, row)
+        later = np.arange(len(items)) >= len(items) - users.num_holdout[row]
+        listed, is_popular = _entries(now, user_id)
+        has_both = later.any() and not later.all()
+        found.append(
+            Card(
+                user_id,
+                *(_named(raw_ids, items[is_positive == side][-LAST:]) for side in (True, False)),
+                listed,
+                is_popular,
+                _entries(before, user_id)[0] if has_both else [],
+                *(_named(raw_ids, items[later & (is_positive == side)]) for side in (True, False)),
+            )
+        )
+    return found
+
+
+def before_split(users: UserLists) -> UserLists:
+    """The users as they were known before T, as far back as the lists reach."""
+    rows = range(len(users))
+    kept = [len(_row(users.items, row)) - users.num_holdout[row] for row in rows]
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("items", "is_positive", "positive", "negative", "seen")
+    }
+    for row in rows:
+        items, is_positive = _row(users.items, row), _row(users.is_positive, row)
+        later, was_liked = items[kept[row] :], is_positive[kept[row] :]
+        positive, negative, seen = (_row(lists, row) for lists in (users.positive, users.negative, users.seen))
+        columns["items"].append(items[: kept[row]])
+        columns["is_positive"].append(is_positive[: kept[row]])
+        columns["positive"].append(positive[: len(positive) - was_liked.sum()])
+        columns["negative"].append(negative[: len(negative) - (~was_liked).sum()])
+        columns["seen"].append(seen[~np.isin(seen, np.setdiff1d(later, items[: kept[row]]))])
+    lists = {name: _ragged(values) for name, values in columns.items()}
+    return UserLists(users.user_ids, **lists, num_holdout=np.zeros_like(users.num_holdout))
+
+
+def card_text(card: Card, titles: Mapping[str, str]) -> str:
+    """titles: raw item id -> title, of items that have one."""
+    lines = [f"user {card.user_id}"]
+    for what, items in (("liked last", card.likes), ("disliked last", card.dislikes)):
+        shown = "; ".join(_shown(item, titles) for item in items) or "nothing"
+        lines.append(f"  {what:<14} {shown}")
+    how = "popular items, as no like is known" if card.is_popular else "from the whole history"
+    lines.append(f"  list {how}")
+    lines += _list_lines(card.listed, titles, {})
+    if card.listed_before:
+        marks = dict.fromkeys(card.later_dislikes, "disliked later") | dict.fromkeys(card.later_likes, "liked later")
+        items = {item for item, _ in card.listed_before}
+        counts = (
+            f"{len(items & set(of))} of {len(set(of))} later {what}"
+            for what, of in (("likes", card.later_likes), ("dislikes", card.later_dislikes))
+        )
+        lines.append(f"  list from before the split: has {' and '.join(counts)}")
+        lines += _list_lines(card.listed_before, titles, marks)
+    return "\n".join(lines)
+
+
+def _list_lines(listed: Sequence[Entry], titles: Mapping[str, str], marks: Mapping[str, str]) -> list[str]:
+    if not listed:
+        return ["     (nothing is left)"]
+    names = [_shown(item, titles) for item, _ in listed]
+    width = max(map(len, names))
+    return [
+        f"  {rank:>3}  {score:>8.3f}  {name:<{width}}  {marks.get(item, '')}".rstrip()
+        for rank, (name, (item, score)) in enumerate(zip(names, listed, strict=True), 1)
+    ]
+
+
+def _shown(item: str, titles: Mapping[str, str]) -> str:
+    return f"{titles[item]} [{item}]" if item in titles else item
+
+
+def _entries(lists: pa.Table, user_id: str) -> tuple[list[Entry], bool]:
+    """A user's list, and whether it is of popular items."""
+    rows = [row for row in lists.to_pylist() if row["user_id"] == user_id]
+    return [(row["raw_item_id"], row["score"]) for row in rows], any(row["is_popular"] for row in rows)
+
+
+def _named(raw_ids: pa.Array, items: np.ndarray) -> list[str]:
+    return raw_ids.take(pa.array(items[::-1].astype(np.int64) - 1)).to_pylist()
+
+
+def _row(lists: Ragged, row: int) -> np.ndarray:
+    return lists.values[lists.offsets[row] : lists.offsets[row + 1]]
+
+
+def _ragged(rows: Sequence[np.ndarray]) -> Ragged:
+    offsets = np.concatenate([[0], np.cumsum([len(values) for values in rows], dtype=np.int64)])
+    return Ragged(offsets, np.concatenate([np.empty(0, rows[0].dtype if len(rows) else np.int64), *rows]))

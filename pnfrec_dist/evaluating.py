@@ -1,0 +1,97 @@
+"""What python -m pnfrec_dist.evaluate does.
+
+B users of a batch, U users of a split.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pnfrec_dist.config import EvaluationSettings
+from pnfrec_dist.data.prepared import HoldoutData, PreparedData, open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluate import EvaluateSettings
+from pnfrec_dist.evaluation import Evaluation, evaluate
+from pnfrec_dist.exported import Exported
+from pnfrec_dist.metrics import summarize
+from pnfrec_dist.progress import headline_table
+from pnfrec_dist.recommender import Recommender, Users
+from pnfrec_dist.storage import Location
+from pnfrec_dist.trained import open_trained
+from pnfrec_dist.training.loop import SELECTION_METRIC
+
+
+def run(settings: EvaluateSettings) -> int:
+    """Prints the tables and writes the file. Raises InputError for a model of other data."""
+    trained = open_trained(settings.run, settings.data_dir)
+    data = open_prepared(Location(settings.data_dir) / trained.settings.dataset)
+    if trained.data_digest != data.manifest.digest:
+        raise InputError(
+            f"{data.directory} is not the data that {settings.run} was trained on; name them in --data-dir"
+        )
+    gammas = sorted({0.0, *settings.gammas}) if trained.model.encoders.negative is not None else [0.0]
+    split = Split(trained, data, "validation")
+    validation = {}
+    print(f"{'gamma':>6}  validation NDCG_p@10", flush=True)
+    for gamma in gammas:
+        validation[gamma] = split.evaluated(gamma).metrics[SELECTION_METRIC]
+        print(f"{gamma:>6g}  {validation[gamma]:.4f}", flush=True)
+    best = max(gammas, key=lambda gamma: (validation[gamma], -gamma))
+    print(f"best on validation: gamma {best:g}\n", flush=True)
+    split = Split(trained, data, "test")
+    tested = {gamma: split.groups(split.evaluated(gamma), settings.few) for gamma in dict.fromkeys((0.0, best))}
+    for group, count in split.group_sizes(settings.few).items():
+        print(f"test, {group} ({count} users)")
+        print(headline_table({f"gamma {gamma:g}": groups[group] for gamma, groups in tested.items()}), end="\n\n")
+    if settings.out:
+        _write(Path(settings.out), {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested})
+    return 0
+
+
+class Split:
+    """The users of "validation" or "test", and how a model ranks for them."""
+
+    def __init__(self, trained: Exported, data: PreparedData, name: str) -> None:
+        history = trained.settings.encoder.history
+        self.settings, self.data = trained.settings.evaluation, data
+        self.holdout: HoldoutData = data.holdout(name, history)
+        self.users = Users(self.holdout.history, data.holdout_negatives(name), self.holdout.seen)
+        self.likes_U = self.holdout.history.lengths if history == "positive" else data.holdout(name).history.lengths
+        self.recommender = Recommender(trained.model.eval(), trained.num_positive_V)
+
+    def evaluated(self, gamma: float) -> Evaluation:
+        """Ranks and metrics of all users."""
+
+        def scores(rows: np.ndarray) -> Any:
+            return self.recommender.by_history(self.users, rows, gamma)
+
+        return evaluate(scores, self.holdout, self.data.num_items, self.settings, World())
+
+    def groups(self, found: Evaluation, few: int) -> dict[str, dict[str, float]]:
+        """Metrics of all users, and of those with few likes."""
+        is_positive_U = self.holdout.target_is_positive.astype(bool)
+        cutoffs = EvaluationSettings.cutoffs
+        return {
+            name: summarize(found.target_rank[chosen_U], is_positive_U[chosen_U], cutoffs)
+            for name, chosen_U in self._chosen(few).items()
+        }
+
+    def group_sizes(self, few: int) -> dict[str, int]:
+        return {name: int(chosen_U.sum()) for name, chosen_U in self._chosen(few).items()}
+
+    def _chosen(self, few: int) -> dict[str, np.ndarray]:
+        has_few_U = self.likes_U <= few
+        found = {"all": np.ones_like(has_few_U), f"at most {few} likes": has_few_U}
+        return {name: chosen_U for name, chosen_U in found.items() if chosen_U.any()}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    draft = path.with_name(f".{path.name}.writing")
+    try:
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write --out {path} ({error.strerror}); name another file") from error

@@ -1,0 +1,102 @@
+"""python -m pnfrec_dist.recommend over real Ray: every user once, equal to lists made one by one, also after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pnfrec_dist.trained import open_trained
+from tiny_training import SETTINGS, trained
+
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
+from pnfrec_dist.data.users import read_users, user_parts
+from pnfrec_dist.lists import LIST_SCHEMA, Filters, ListMaker, ListSettings
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+USERS = 1_500
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> PreparedData:
+    directory = tmp_path_factory.mktemp("data") / "tiny"
+    return open_prepared(prepared_writer(directory, users=USERS, items=60))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(data, SETTINGS, tmp_path_factory.mktemp("run"))
+
+
+def command(checkpoint: Path, data: PreparedData, out: Path, *more: str) -> list[str]:
+    line = [sys.executable, "-m", "pnfrec_dist.recommend", "--run", str(checkpoint), "--out", str(out)]
+    return [*line, "--data-dir", str(data.directory.parent), "--num-workers", "2", "--top-k", "5", *more]
+
+
+def expected(checkpoint: Path, data: PreparedData) -> dict[str, list[str]]:
+    """Of the lists made in this process, one user at a time."""
+    model = open_trained(str(checkpoint), str(data.directory.parent))
+    settings = ListSettings(top_k=5, gamma=0.0, keep_seen=False, batch_size=1)
+    maker = ListMaker(model, data.raw_item_ids(), settings, Filters(), torch.device("cpu"))
+    return by_user(pa.concat_tables([maker.make(read_users(part, data.num_items)) for part in user_parts(data)]))
+
+
+def by_user(table: pa.Table) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for user, rank, item in zip(*(table[n].to_pylist() for n in ("user_id", "rank", "raw_item_id")), strict=True):
+        found.setdefault(user, []).append(item)
+        assert rank == len(found[user])
+    return found
+
+
+def test_all_users_have_their_lists_and_a_second_start_makes_them_anew(
+    checkpoint: Path, data: PreparedData, tmp_path: Path
+) -> None:
+    out = tmp_path / "recs"
+    for _ in range(2):
+        done = subprocess.run(command(checkpoint, data, out), capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"for {USERS + 1:,} users; 1 of them, without a known like, have popular items" in done.stdout
+    table = pq.read_table(out)
+    assert table.schema.equals(LIST_SCHEMA)
+    assert by_user(table) == expected(checkpoint, data)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["users"] == USERS + 1 and manifest["rows"] == len(table)
+    assert manifest["data"]["dataset"] == "tiny" and len(manifest["model"]["weights_sha256"]) == 64
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recs"]
+
+
+def test_a_killed_command_leaves_the_old_lists_and_goes_on(
+    checkpoint: Path, data: PreparedData, tmp_path: Path
+) -> None:
+    out = tmp_path / "recs"
+    slow = command(checkpoint, data, out, "--batch-size", "1", "--num-workers", "1")
+    process = subprocess.Popen(slow, stdout=subprocess.DEVNULL, start_new_session=True, cwd=tmp_path)
+    making, deadline = tmp_path / ".recs.making", time.monotonic() + 120
+    while not list(making.glob("part-*.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    done = subprocess.run(slow, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on: 1 of 2 parts are made already" in done.stdout
+    assert by_user(pq.read_table(out)) == expected(checkpoint, data)
+
+
+def test_some_users_alone(checkpoint: Path, data: PreparedData, tmp_path: Path) -> None:
+    (tmp_path / "users.txt").write_text("u003\nu700\nwithout likes\n")
+    out = tmp_path / "recs"
+    line = command(checkpoint, data, out, "--users", str(tmp_path / "users.txt"))
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    wanted = expected(checkpoint, data)
+    assert by_user(pq.read_table(out)) == {user: wanted[user] for user in ("u003", "u700", "without likes")}
