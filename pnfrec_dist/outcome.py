@@ -9,12 +9,11 @@ from pnfrec_dist import plots
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.events import Event
+from pnfrec_dist.exported import MODEL_DIRECTORY, of_checkpoint
 from pnfrec_dist.progress import HEADLINE
 from pnfrec_dist.serving import save_model
 from pnfrec_dist.tracking import TrackedRun
 from pnfrec_dist.training.result import DIRECTORY as RESULT_DIRECTORY
-
-MODEL_DIRECTORY = "model"
 
 
 def log_outcome(
@@ -33,7 +32,7 @@ def log_outcome(
     if (run_dir / RESULT_DIRECTORY).is_dir():
         tracked.log_directory(f"result/{best}", run_dir / RESULT_DIRECTORY, RESULT_DIRECTORY)
     model = run_dir / MODEL_DIRECTORY
-    if _try(tracked.say, "model", lambda: save_model(model, checkpoint, settings, data)):
+    if _try(tracked.say, "model", lambda: save_model(model, of_checkpoint(checkpoint, settings, data))):
         tags = {"model": settings.model, "dataset": settings.dataset, "seed": str(settings.seed)}
         tracked.log_model(f"model/{best}", model, tags, best, f"test/{best}")
     tracked.log_directory(f"checkpoint/{best}", checkpoint, "checkpoint")
