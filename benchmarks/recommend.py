@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pnfrec_dist.exported import Exported
 
 from benchmarks.cases import Result, measure
 from benchmarks.prepared_like import write_prepared_like
@@ -31,6 +30,7 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.users import UserLists
 from pnfrec_dist.distributed import World
+from pnfrec_dist.exported import Exported
 from pnfrec_dist.lists import Filters, ListMaker, ListSettings, joined
 from pnfrec_dist.training.loop import Hooks, TrainLoop, build_model
 
@@ -133,7 +133,7 @@ def kills(count: int, users: int) -> None:
         seen = _seen(data)
         print(f"\n{count} kills of a command that takes {whole:.0f} s for {users:,} users")
         for number in range(count):
-            (work / "recs" / "manifest.json").write_text('{"kind": "recommendations", "old": true}\n')
+            (work / "recs" / "_manifest.json").write_text('{"kind": "recommendations", "old": true}\n')
             process = subprocess.Popen(
                 line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
             )
@@ -141,7 +141,7 @@ def kills(count: int, users: int) -> None:
             time.sleep(moment)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            left = json.loads((work / "recs" / "manifest.json").read_text()) if (work / "recs").exists() else {}
+            left = json.loads((work / "recs" / "_manifest.json").read_text()) if (work / "recs").exists() else {}
             before = "old" if left.get("old") else "new" if left else "none"
             made = len(list((work / ".recs.making").glob("part-*.json")))
             _finish(line)

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.data.users import UserLists
-from pnfrec_dist.lists import ListMaker
+from pnfrec_dist.data.users import UserLists, find_users
+from pnfrec_dist.exported import Exported
+from pnfrec_dist.lists import Filters, ListMaker, ListSettings
 
 LAST = 5
 """Likes and dislikes shown."""
@@ -43,17 +47,29 @@ def cards(maker: ListMaker, raw_ids: pa.Array, users: UserLists) -> list[Card]:
         later = np.arange(len(items)) >= len(items) - users.num_holdout[row]
         listed, is_popular = _entries(now, user_id)
         has_both = later.any() and not later.all()
-        found.append(
-            Card(
-                user_id,
-                *(_named(raw_ids, items[is_positive == side][-LAST:]) for side in (True, False)),
-                listed,
-                is_popular,
-                _entries(before, user_id)[0] if has_both else [],
-                *(_named(raw_ids, items[later & (is_positive == side)]) for side in (True, False)),
-            )
+        card = Card(
+            user_id=user_id,
+            likes=_named(raw_ids, items[is_positive][-LAST:]),
+            dislikes=_named(raw_ids, items[~is_positive][-LAST:]),
+            listed=listed,
+            is_popular=is_popular,
+            listed_before=_entries(before, user_id)[0] if has_both else [],
+            later_likes=_named(raw_ids, items[later & is_positive]),
+            later_dislikes=_named(raw_ids, items[later & ~is_positive]),
         )
+        found.append(card)
     return found
+
+
+def write_cards(file: Path, trained: Exported, data: PreparedData, count: int = 20, top_k: int = 10) -> None:
+    """The cards of some validation users, the first by id."""
+    wanted = data.user_ids("validation").sort().slice(0, count)
+    raw_ids, titles = data.raw_item_ids(), data.titles()
+    settings = ListSettings(top_k, gamma=0.0, keep_seen=False, batch_size=count)
+    maker = ListMaker(trained, raw_ids, settings, Filters(), torch.device("cpu"))
+    found = [card for users in find_users(data, wanted) for card in cards(maker, raw_ids, users)]
+    text = "\n\n".join(card_text(card, titles) for card in sorted(found, key=lambda card: card.user_id))
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def before_split(users: UserLists) -> UserLists:

@@ -11,9 +11,10 @@ PROG = "python -m pnfrec_dist.evaluate"
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Ranks the catalog for held-out users by s_p - gamma * s_n, picks gamma on validation users, tests it once.
+    """Ranks the catalog for held-out users by s_p - gamma * s_n and picks gamma on validation users.
 
-    s_p is the main encoder's score and s_n the negative encoder's; gamma 0 is the model as it was trained to rank.
+    s_p is the main encoder's score and s_n the negative encoder's; gamma 0 is the model as it was trained to rank. Test
+    users then show gamma 0 and the best gamma above 0.
     """
 
     run: str = ""

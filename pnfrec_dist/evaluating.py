@@ -17,11 +17,12 @@ from pnfrec_dist.evaluate import EvaluateSettings
 from pnfrec_dist.evaluation import Evaluation, evaluate
 from pnfrec_dist.exported import Exported
 from pnfrec_dist.metrics import summarize
-from pnfrec_dist.progress import headline_table
 from pnfrec_dist.recommender import Recommender, Users
 from pnfrec_dist.storage import Location
 from pnfrec_dist.trained import open_trained
 from pnfrec_dist.training.loop import SELECTION_METRIC
+
+MEASURES = (("HR", "hr"), ("NDCG", "ndcg"))
 
 
 def run(settings: EvaluateSettings) -> int:
@@ -39,13 +40,15 @@ def run(settings: EvaluateSettings) -> int:
     for gamma in gammas:
         validation[gamma] = split.evaluated(gamma).metrics[SELECTION_METRIC]
         print(f"{gamma:>6g}  {validation[gamma]:.4f}", flush=True)
-    best = max(gammas, key=lambda gamma: (validation[gamma], -gamma))
+    by_score = sorted(gammas, key=lambda gamma: (-validation[gamma], gamma))
+    best = by_score[0]
     print(f"best on validation: gamma {best:g}\n", flush=True)
+    shown = list(dict.fromkeys([0.0, *[gamma for gamma in by_score if gamma][:1]]))
     split = Split(trained, data, "test")
-    tested = {gamma: split.groups(split.evaluated(gamma), settings.few) for gamma in dict.fromkeys((0.0, best))}
+    tested = {gamma: split.groups(split.evaluated(gamma), settings.few) for gamma in shown}
     for group, count in split.group_sizes(settings.few).items():
         print(f"test, {group} ({count} users)")
-        print(headline_table({f"gamma {gamma:g}": groups[group] for gamma, groups in tested.items()}), end="\n\n")
+        print(_table({gamma: groups[group] for gamma, groups in tested.items()}), end="\n\n")
     if settings.out:
         _write(Path(settings.out), {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested})
     return 0
@@ -86,6 +89,16 @@ class Split:
         has_few_U = self.likes_U <= few
         found = {"all": np.ones_like(has_few_U), f"at most {few} likes": has_few_U}
         return {name: chosen_U for name, chosen_U in found.items() if chosen_U.any()}
+
+
+def _table(rows: dict[float, dict[str, float]]) -> str:
+    columns = [(f"{title}_{group}@10", f"{name}_{group}_at_10") for title, name in MEASURES for group in "pn"]
+    columns += [(f"d{title}@10", f"{name}_delta_at_10") for title, name in MEASURES]
+    lines = [f"{'gamma':>6}" + "".join(f"{title:>11}" for title, _ in columns)]
+    for gamma, metrics in rows.items():
+        cells = (f"{metrics[name]:.4f}" if name in metrics else "-" for _, name in columns)
+        lines.append(f"{gamma:>6g}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Where lists go: made beside their place, part by part, put there whole, gone on with after a kill.
 
 recs/part-00000.parquet, ...    lists.LIST_SCHEMA, one file for each part of the data set's users
-recs/manifest.json              how they were made, and every file's size, rows and sha256
+recs/_manifest.json             how they were made, and every file's size, rows and sha256
 .recs.making/                   what is being made: request.json, parts, and a note beside each that is whole
 .recs.old/                      the ones before, for the moment in which both exist
 """
@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.storage import sha256_of, sync_to_disk
 
-MANIFEST, REQUEST, KIND = "manifest.json", "request.json", "recommendations"
+MANIFEST, REQUEST, KIND = "_manifest.json", "request.json", "recommendations"
+"""Readers of a directory of Parquet pass over names that begin with _."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""What MLflow gets of a tested training: metrics, description, curves, each user's rank, the model, the checkpoint."""
+"""What MLflow gets of a tested training: metrics, description, curves, each user's rank, lists of some users, the
+model, the checkpoint."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -6,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pnfrec_dist import plots
+from pnfrec_dist.cards import write_cards
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.events import Event
+from pnfrec_dist.exported import MODEL_DIRECTORY, Exported, of_checkpoint
 from pnfrec_dist.progress import HEADLINE
 from pnfrec_dist.serving import save_model
 from pnfrec_dist.tracking import TrackedRun
 from pnfrec_dist.training.result import DIRECTORY as RESULT_DIRECTORY
 
-MODEL_DIRECTORY = "model"
+LISTS = "lists.txt"
+"""The lists of some users, for people."""
 
 
 def log_outcome(
@@ -29,11 +33,20 @@ def log_outcome(
     note = _description({settings.model: test["metrics"], **test["floors"]}, settings, best)
     tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best), "mlflow.note.content": note})
     checkpoint = Path(test["checkpoint"])
-    _try(tracked.say, "curves", lambda: _write_curves(run_dir / RESULT_DIRECTORY, settings.model, epochs))
-    if (run_dir / RESULT_DIRECTORY).is_dir():
-        tracked.log_directory(f"result/{best}", run_dir / RESULT_DIRECTORY, RESULT_DIRECTORY)
-    model = run_dir / MODEL_DIRECTORY
-    if _try(tracked.say, "model", lambda: save_model(model, checkpoint, settings, data)):
+    result, model = run_dir / RESULT_DIRECTORY, run_dir / MODEL_DIRECTORY
+    trained: list[Exported] = []
+
+    def write_model() -> None:
+        trained.append(of_checkpoint(checkpoint, settings, data))
+        save_model(model, trained[0])
+
+    _try(tracked.say, "curves", lambda: _write_curves(result, settings.model, epochs))
+    has_model = _try(tracked.say, "model", write_model)
+    if has_model and result.is_dir():
+        _try(tracked.say, "lists of some users", lambda: write_cards(result / LISTS, trained[0], data))
+    if result.is_dir():
+        tracked.log_directory(f"result/{best}", result, RESULT_DIRECTORY)
+    if has_model:
         tags = {"model": settings.model, "dataset": settings.dataset, "seed": str(settings.seed)}
         tracked.log_model(f"model/{best}", model, tags, best, f"test/{best}")
     tracked.log_directory(f"checkpoint/{best}", checkpoint, "checkpoint")

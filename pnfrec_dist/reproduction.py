@@ -18,8 +18,8 @@ from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.driver import checked_plan, open_data, train
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiment import Options, Training
+from pnfrec_dist.exported import MODEL_DIRECTORY
 from pnfrec_dist.launch import ray_session
-from pnfrec_dist.outcome import MODEL_DIRECTORY
 from pnfrec_dist.progress import HEADLINE, duration
 from pnfrec_dist.recorded import Comparison, Recorded, published_figures
 from pnfrec_dist.report import About, headline_markdown, missing_markdown, write_report

@@ -11,6 +11,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the sending thread tries again by itself
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import (
@@ -123,7 +124,7 @@ class Sender:
             return
         experiment = client.get_run(self.run_id).info.experiment_id
         tags = {MODEL_KEY_TAG: record["key"], **record["tags"]}
-        found = [m for m in _models_of(client, experiment, self.run_id) if m.tags.get(MODEL_KEY_TAG) == record["key"]]
+        found = [m for m in models_of(client, experiment, self.run_id) if m.tags.get(MODEL_KEY_TAG) == record["key"]]
         model = found[0] if found else client.create_logged_model(experiment, record["name"], self.run_id, tags)
         described = Model.load(str(directory))
         described.run_id, described.model_id = self.run_id, model.model_id
@@ -143,7 +144,7 @@ class Sender:
         one that has it, on the same data."""
         experiment = client.get_run(self.run_id).info.experiment_id
         run_id = _run_of_key(client, experiment, record["run"])
-        models = _models_of(client, experiment, run_id) if run_id else []
+        models = models_of(client, experiment, run_id) if run_id else []
         if not models:
             raise NotYetError("the model to be registered was not sent yet; send its run first")
         name, tags = record["name"], record["tags"]
@@ -179,7 +180,7 @@ _SEND: dict[str, Callable[[Sender, MlflowClient, Record], None]] = {
 }
 
 
-def _models_of(client: MlflowClient, experiment: str, run_id: str) -> list[LoggedModel]:
+def models_of(client: MlflowClient, experiment: str, run_id: str) -> list[LoggedModel]:
     """Newest first."""
     order = [{"field_name": "creation_timestamp", "ascending": False}]
     return client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order).to_list()

@@ -1,41 +1,31 @@
 """The exported model as an MLflow pyfunc from code: safetensors, JSON and Parquet, no pickle.
 
 model/                       what mlflow.pyfunc.load_model and models:/... read
-  artifacts/exported/        encoders.safetensors, item_table.safetensors, model.json, items.parquet, and
-                             pnfrec_dist.zip: this package, so that a process without it can load the model
+  artifacts/exported/        what exported.py writes, and pnfrec_dist.zip: this package, so that a process without it
+                             can load the model
 """
 
-import json
 import logging
 import math
 import shutil
 import warnings
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from pydantic import BaseModel, Field, field_validator, model_validator
-from safetensors.torch import load_file, save_file
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pnfrec_dist.config import Settings
-from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.mappings import override, to_mapping
-from pnfrec_dist.model.dual_encoder import PNFRec
-from pnfrec_dist.recommender import Recommender, Users
-from pnfrec_dist.schema import ITEMS_NAME, PAD_ID
-from pnfrec_dist.training.checkpoint import load_model
-from pnfrec_dist.training.loop import build_model
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.exported import Exported, load_exported, write_exported
+from pnfrec_dist.recommender import Recommender, Users, require_gamma
+from pnfrec_dist.schema import PAD_ID
 
-ENCODERS, ITEM_TABLE, SETTINGS = "encoders.safetensors", "item_table.safetensors", "model.json"
 CODE, PACKAGE = "pnfrec_dist.zip", Path(__file__).parent
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pyarrow", "safetensors", "pydantic")
 EXAMPLES = 3
@@ -43,6 +33,8 @@ EXAMPLES = 3
 
 class Query(BaseModel):
     """One user: what is liked and disliked, or the history of both with its relevances; all oldest first."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt key would be a user without it
 
     liked: list[str] = Field(default=[], description="raw item ids that the user likes")
     disliked: list[str] = Field(default=[], description="raw item ids that the user dislikes")
@@ -103,6 +95,10 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     ) -> list[Answer]:
         answers: list[Answer | None] = [None] * len(model_input)
         for gamma in sorted({query.gamma for query in model_input}):
+            try:
+                require_gamma(self.exported.model, gamma)
+            except InputError as error:  # MLflow's server tells a client the reason of its own errors alone
+                raise MlflowException.invalid_parameter_value(str(error)) from error
             places = [place for place, query in enumerate(model_input) if query.gamma == gamma]
             for place, answer in zip(places, self._answers([model_input[p] for p in places], gamma), strict=True):
                 answers[place] = answer
@@ -148,77 +144,35 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         return (every if reads_all else liked), disliked, every
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A model as it was exported, ready to rank."""
-
-    settings: Settings
-    model: PNFRec
-    raw_ids: list[str]
-    """of the catalog, from item 1 on"""
-    num_positive_V: np.ndarray
-    """likes of each item in train, 0 of padding"""
-    threshold: float
-    """relevance at and above which an interaction is a like"""
-
-
-def load_exported(directory: Path) -> Exported:
-    """The model in a directory that save_model made (artifacts/exported)."""
-    content = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
-    settings = override(Settings(), content["settings"], str(directory / SETTINGS))
-    catalog = pq.read_table(directory / ITEMS_NAME)
-    model = build_model(len(catalog), settings).eval()
-    model.encoders.load_state_dict(load_file(directory / ENCODERS))
-    with torch.no_grad():
-        model.item_table.weight.copy_(load_file(directory / ITEM_TABLE)["weight"])
-    likes_V = np.concatenate([[0], catalog["num_positive"].to_numpy()])
-    raw_ids = catalog["raw_item_id"].to_pylist()
-    return Exported(settings, model, raw_ids, likes_V, content["threshold"])
-
-
 def _ragged(lists: Sequence[Sequence[int]]) -> Ragged:
     offsets = np.concatenate([[0], np.cumsum([len(items) for items in lists], dtype=np.int64)])
     return Ragged(offsets, np.array([item for items in lists for item in items], dtype=np.int64))
 
 
-def save_model(directory: Path, checkpoint: Path, settings: Settings, data: PreparedData) -> None:
-    """Writes the model of a whole checkpoint into `directory`, in MLflow's form, with signature and input example."""
+def save_model(directory: Path, exported: Exported) -> None:
+    """Writes a model into `directory`, in MLflow's form, with signature and input example."""
     workspace = directory.with_name(f".{directory.name}.writing")
-    exported, draft = workspace / "exported", workspace / directory.name
+    files, draft = workspace / "exported", workspace / directory.name
+    settings = exported.settings
+    about = {"model": settings.model, "dataset": settings.dataset, "data_digest": exported.data_digest}
     shutil.rmtree(workspace, ignore_errors=True)
     try:
-        raw_ids = _export(exported, checkpoint, settings, data)
+        write_exported(files, exported)
+        with zipfile.ZipFile(files / CODE, "w", zipfile.ZIP_DEFLATED) as archive:  # a file each would be sent apart
+            for file in sorted(PACKAGE.rglob("*.py")):
+                archive.write(file, Path(PACKAGE.name) / file.relative_to(PACKAGE))
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             mlflow.pyfunc.save_model(
                 path=draft,
                 python_model=str(PACKAGE / "serving_model.py"),
-                artifacts={"exported": str(exported)},
-                input_example=[Query(liked=raw_ids[:EXAMPLES], top_k=5).model_dump()],
+                artifacts={"exported": str(files)},
+                input_example=[Query(liked=exported.raw_ids[:EXAMPLES], top_k=5).model_dump()],
                 pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
-                metadata={"model": settings.model, "dataset": settings.dataset, "data_digest": data.manifest.digest},
+                metadata=about,
             )
         shutil.rmtree(directory, ignore_errors=True)
         draft.rename(directory)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
-
-
-def _export(directory: Path, checkpoint: Path, settings: Settings, data: PreparedData) -> list[str]:
-    """The model's own files, and the raw ids of the catalog."""
-    model: PNFRec = build_model(data.num_items, settings)
-    load_model(checkpoint, model)
-    directory.mkdir(parents=True)
-    save_file({name: p.detach() for name, p in model.encoders.named_parameters()}, directory / ENCODERS)
-    save_file({"weight": model.item_table.weight.detach()}, directory / ITEM_TABLE)
-    threshold, digest = data.manifest.threshold, data.manifest.digest
-    content = {"settings": to_mapping(settings), "threshold": threshold, "data_digest": digest}
-    (directory / SETTINGS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with zipfile.ZipFile(directory / CODE, "w", zipfile.ZIP_DEFLATED) as archive:  # a file each would be sent apart
-        for file in sorted(PACKAGE.rglob("*.py")):
-            archive.write(file, Path(PACKAGE.name) / file.relative_to(PACKAGE))
-    raw_ids = data.raw_item_ids()
-    likes = data.item_counts(positive_only=True)[1:]
-    pq.write_table(pa.table({"raw_item_id": raw_ids, "num_positive": likes}), directory / ITEMS_NAME)
-    return raw_ids.slice(0, EXAMPLES).to_pylist()

@@ -121,7 +121,6 @@ class TrackedRun:
         """
         for name in ("alembic", "mlflow.store.db.utils"):  # they tell of every table they create
             logging.getLogger(name).setLevel(logging.WARNING)
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         is_new = self.keep(opening)
         if not is_new:
             self._status(RUNNING)

@@ -38,8 +38,8 @@ def test_parts_that_are_whole_are_gone_on_with(tmp_path: Path) -> None:
         done[1] = write_part(files.making, 1, TABLE, 2, 1)
         files.publish([done[number] for number in sorted(done)], {"top_k": 5})
     assert names(tmp_path) == ["recs"]
-    assert names(out) == ["manifest.json", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
-    manifest = json.loads((out / "manifest.json").read_text())
+    assert names(out) == ["_manifest.json", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    manifest = json.loads((out / "_manifest.json").read_text())
     assert manifest["kind"] == "recommendations" and [f["rows"] for f in manifest["files"]] == [3, 3, 3]
     assert pq.read_table(out / "part-00001.parquet").equals(TABLE)
 
@@ -61,11 +61,11 @@ def test_the_old_lists_stay_until_the_new_ones_are_whole(tmp_path: Path) -> None
     with files.opened() as done:
         files.publish([write_part(files.making, 0, TABLE, 2, 0)], {"n": 1})
     make(out, {"n": 2}, [0])
-    assert json.loads((out / "manifest.json").read_text())["n"] == 1
+    assert json.loads((out / "_manifest.json").read_text())["n"] == 1
     files = ListFiles(out, {"n": 2})
     with files.opened() as done:
         files.publish(done.values(), {"n": 2})
-    assert json.loads((out / "manifest.json").read_text())["n"] == 2 and names(tmp_path) == ["recs"]
+    assert json.loads((out / "_manifest.json").read_text())["n"] == 2 and names(tmp_path) == ["recs"]
 
 
 def test_a_kill_between_the_two_moves_is_mended(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_kill_between_the_two_moves_is_mended(tmp_path: Path) -> None:
         files.publish([write_part(files.making, 0, TABLE, 2, 0)], {"n": 1})
     out.rename(tmp_path / ".recs.old")
     with ListFiles(out, {"n": 2}).opened():
-        assert json.loads((out / "manifest.json").read_text())["n"] == 1
+        assert json.loads((out / "_manifest.json").read_text())["n"] == 1
     assert names(tmp_path) == [".recs.making", "recs"]
 
 

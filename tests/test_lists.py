@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pnfrec_dist.exported import Exported
 
 from pnfrec_dist.cards import before_split, card_text, cards
 from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
@@ -16,6 +15,7 @@ from pnfrec_dist.data.batch import history_batch
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.users import UserLists, find_users, read_users, user_ids, user_parts
+from pnfrec_dist.exported import Exported
 from pnfrec_dist.lists import Filters, ListMaker, ListSettings, joined
 from pnfrec_dist.training.loop import build_model
 
@@ -32,6 +32,7 @@ def model_of(raw_ids: list[str], settings: Settings = SETTINGS) -> Exported:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.3)
+        model.item_table.weight[0] = 0  # padding
     likes_V = np.array([0, *(int(raw) * 7 % 11 for raw in raw_ids)])
     return Exported(settings, model, raw_ids, likes_V, 4.0, "digest")
 
@@ -63,7 +64,7 @@ def brute_force(trained: Exported, raw: list[str], users: UserLists, place: int,
     else:
         popularity = {name: math.log(1 + trained.num_positive_V[number]) for name, number in known.items()}
         unit = [table_VD[item] / table_VD[item].norm() for item in disliked[-trained.model.max_length :]]
-        mean = sum(unit) / sum(unit).norm() if unit else table_VD[0] * 0
+        mean = torch.stack(unit).sum(0) / torch.stack(unit).sum(0).norm() if unit else table_VD[0] * 0
         cosine = {name: float(table_VD[n] @ mean / table_VD[n].norm()) for name, n in known.items()}
         scores = {name: popularity[name] * (1 - max(cosine[name], 0)) for name in known}
     seen = {raw[item - 1] for item in row(users.seen, place)}

@@ -8,31 +8,17 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 import pytest
+from tiny_training import SETTINGS, trained
 
-from pnfrec_dist.config import EncoderSettings, History, LossSettings, Settings, TrainSettings
+from pnfrec_dist.config import History, LossSettings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.distributed import World
-from pnfrec_dist.events import Event
+from pnfrec_dist.exported import of_checkpoint
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.recommender import Recommender, Users
 from pnfrec_dist.serving import save_model
 from pnfrec_dist.training.checkpoint import load_model
-from pnfrec_dist.training.loop import Hooks, TrainLoop, build_model
-
-SETTINGS = Settings(
-    epochs=1,
-    encoder=EncoderSettings(hidden_size=8, num_blocks=1, max_length=3),
-    loss=LossSettings(0.45, 0.25),
-    train=TrainSettings(batch_size=8),
-)
-
-
-def trained(data: PreparedData, settings: Settings, directory: Path) -> Path:
-    """The checkpoint of a training."""
-    events = list[Event]()
-    TrainLoop(settings, data, directory, World(), Hooks(events.append, lambda: False)).run()
-    return Path(next(e for e in events if e["kind"] == "test")["checkpoint"])
+from pnfrec_dist.training.loop import build_model
 
 
 @dataclasses.dataclass
@@ -64,7 +50,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..
         encoder = dataclasses.replace(SETTINGS.encoder, history=history)
         settings = dataclasses.replace(SETTINGS, encoder=encoder, loss=LossSettings(alpha, 0.25))
         checkpoint = trained(data, settings, directory / history / "run")
-        save_model(directory / history / "model", checkpoint, settings, data)
+        save_model(directory / history / "model", of_checkpoint(checkpoint, settings, data))
         assert sorted(path.name for path in (directory / history).iterdir()) == ["model", "run"], "no drafts are left"
         model = build_model(data.num_items, settings).eval()
         load_model(checkpoint, model)
@@ -119,7 +105,7 @@ def test_an_interrupted_export_leaves_the_old_model(
 ) -> None:
     data = open_prepared(prepared)
     checkpoint = trained(data, SETTINGS, tmp_path / "run")
-    save_model(tmp_path / "model", checkpoint, SETTINGS, data)
+    save_model(tmp_path / "model", of_checkpoint(checkpoint, SETTINGS, data))
     before = {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()}
 
     def full(*_: object, **__: object) -> None:
@@ -127,7 +113,7 @@ def test_an_interrupted_export_leaves_the_old_model(
 
     monkeypatch.setattr(mlflow.pyfunc, "save_model", full)
     with pytest.raises(OSError, match="No space left"):
-        save_model(tmp_path / "model", checkpoint, SETTINGS, data)
+        save_model(tmp_path / "model", of_checkpoint(checkpoint, SETTINGS, data))
     assert {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()} == before
     assert not list(tmp_path.glob(".model*"))
 
@@ -139,6 +125,7 @@ def test_an_interrupted_export_leaves_the_old_model(
         {"liked": "1"},
         {"liked": ["1"], "top_k": "many"},
         {"liked": ["1"], "gamma": -1},
+        {"likes": ["1"]},
         {"history": [["1"]]},
         {"history": [["1", "liked"]]},
         {"history": [["1", float("nan")]]},
@@ -153,5 +140,5 @@ def test_a_query_that_is_none_is_refused(cases: dict[History, Case], query: dict
 
 
 def test_gamma_is_refused_by_a_model_without_a_negative_encoder(cases: dict[History, Case]) -> None:
-    with pytest.raises(ValueError, match="no negative encoder"):
+    with pytest.raises(mlflow.MlflowException, match="no negative encoder"):
         cases["all"].served.predict([{"liked": ["1"], "gamma": 0.5}])

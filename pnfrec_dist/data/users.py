@@ -70,8 +70,11 @@ def read_users(part: UserPart, num_items: int, only: pa.Array | None = None) -> 
     table = _read(part, ["user_id", *LISTS, "num_holdout"])
     if only is not None:
         table = table.filter(pc.is_in(table["user_id"], only))
-    lists = [ragged(_column(table, name), num_items, f"{part.file}: {name}") for name in LISTS]
-    return UserLists(_column(table, "user_id"), *lists, table["num_holdout"].to_numpy())
+    items, is_positive, positive, negative, seen = (
+        ragged(_column(table, name), num_items, f"{part.file}: {name}") for name in LISTS
+    )
+    num_holdout = table["num_holdout"].to_numpy()
+    return UserLists(_column(table, "user_id"), items, is_positive, positive, negative, seen, num_holdout)
 
 
 def find_users(data: PreparedData, wanted: pa.Array) -> Iterator[UserLists]:

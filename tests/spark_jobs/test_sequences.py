@@ -53,8 +53,8 @@ def slow_user(user: str, events: list[tuple], count: int, split: int) -> dict:
     history = [event for event in events[:-1] if event[5]]
     seen = {"seen_items": sorted({event[3] for event in history})}
     known = [event for event in events if event[5]]
-    listed = {"seen_items": sorted({event[3] for event in known})}
-    listed["num_holdout"] = sum(event[1] >= split for event in known[-count:])
+    num_holdout = sum(event[1] >= split for event in known[-count:])
+    listed = {"seen_items": sorted({event[3] for event in known}), "num_holdout": num_holdout}
     target = {"target_item": item, "target_is_positive": positive, "target_timestamp": time}
     return {
         "raw_user_id": user,

@@ -1,0 +1,96 @@
+"""A trained model found in MLflow: by run, by version, by alias, by name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow_server import mlflow_server
+from tiny_training import SETTINGS, trained
+
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.exported import of_checkpoint
+from pnfrec_dist.runs import Run
+from pnfrec_dist.sender import FINISHED, SCORE_TAG
+from pnfrec_dist.serving import save_model
+from pnfrec_dist.tracking import TrackedRun, opening_of_training
+from pnfrec_dist.trained import open_trained
+
+pytestmark = pytest.mark.integration
+
+
+def logged(directory: Path, data: PreparedData, uri: str, seed: int, *, with_model: bool = True) -> TrackedRun:
+    """A training that MLflow knows, registered as `lists`, the better the higher its seed is."""
+    settings = replace(SETTINGS, seed=seed)
+    run = Run(directory / f"run-{seed}", {}, data.manifest.digest)
+    run.write()
+    tracked = TrackedRun(run.directory, run.key, uri, print)
+    tracked.start(opening_of_training(settings, data.manifest, data.directory))
+    if with_model:
+        checkpoint = trained(data, settings, run.directory)
+        save_model(run.directory / "model", of_checkpoint(checkpoint, settings, data))
+        tracked.log_metrics("test/1", {"test/ndcg_p_at_10": 0.5}, 1)
+        tags = {"model": settings.model, "dataset": settings.dataset}
+        tracked.log_model("model/1", run.directory / "model", tags, 1, "test/1")
+        about = {"data_digest": data.manifest.digest, SCORE_TAG: repr(0.1 * seed)}
+        tracked.register("best", run.key, "lists", "text", about)
+    tracked.close(FINISHED)
+    assert not tracked.spool.unsent
+    return tracked
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "server"])
+def test_a_model_is_found_by_every_name_it_has(
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prepared_writer: Callable[..., Path],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = open_prepared(prepared_writer(tmp_path / "prepared" / "tiny"))
+    if kind == "sqlite":
+        uri = f"sqlite:///{tmp_path}/mlflow.db"
+        check_names(tmp_path, data, uri, monkeypatch)
+    else:
+        with mlflow_server(tmp_path, "--artifacts-destination", str(tmp_path / "artifacts")) as port:
+            check_names(tmp_path, data, f"http://127.0.0.1:{port}", monkeypatch)
+
+
+def check_names(directory: Path, data: PreparedData, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    ids = [logged(directory, data, uri, seed).run_id for seed in (2, 3, 1)]
+    client = MlflowClient(uri)
+
+    def seed_of(reference: str) -> int:
+        return open_trained(reference, "nowhere").settings.seed
+
+    assert [seed_of(name) for name in (ids[0], f"runs:/{ids[1]}", "models:/lists/3")] == [2, 3, 1]
+    assert [seed_of(name) for name in ("lists", "models:/lists", "models:/lists@best")] == [3, 3, 3]
+    assert seed_of(str(client.get_model_version("lists", "1").source)) == 2, "models:/<id of a logged model>"
+    client.delete_registered_model_alias("lists", "best")
+    assert seed_of("lists") == 1, "the newest, where none is called best"
+
+    without = logged(directory, data, uri, 4, with_model=False).run_id
+    for reference, message in {
+        "list": "no model 'list' is registered .*did you mean 'lists'",
+        "models:/lists/9": "gives no model 'models:/lists/9' .*; name another one",
+        "models:/lists@first": "no alias 'first' .*; it has none",
+        "models:/a/b/c": "names no model; write",
+        "0" * 32: "gives no model '0+' .*; name another one",
+        without: "has no model; name one that was trained to its end",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            open_trained(reference, "nowhere")
+
+
+def test_an_mlflow_that_is_not_there_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match=r"there is no MLflow at sqlite:///.*set MLFLOW_TRACKING_URI"):
+        open_trained("lists", "nowhere")
+    assert not list(tmp_path.iterdir()), "no database was made"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:9 gives no model 'lists' .*check"):
+        open_trained("lists", "nowhere")
