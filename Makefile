@@ -1,4 +1,5 @@
-# make help lists every target. DATASET, RAW, MODEL, EPOCHS, SEEDS, MODELS, STAGES, ARGS and PREP_ARGS are the variables to set.
+# make help lists every target. DATASET, RAW, MODEL, EPOCHS, SEEDS, MODELS, STAGES, RUN, OUT, PORT, ARGS and PREP_ARGS are the
+# variables to set.
 
 DATASET ?= synthetic
 MODEL   ?= pnfrec
@@ -11,7 +12,9 @@ BETAS   ?=
 STAGES  ?=
 ARGS    ?=
 PREP_ARGS ?=
-PORT    ?= 5000
+RUN     ?=
+OUT     ?=
+PORT    ?=
 DIST    ?= dist
 PIP_ARGS ?=
 
@@ -22,7 +25,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train reproduce tune mlflow-ui test test-slow soak bench bench-prep bench-recommend check format lock clean
+.PHONY: help setup spark-prep py-files train reproduce tune serve export mlflow-ui test test-slow soak bench bench-prep bench-recommend check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -57,9 +60,15 @@ reproduce: spark-prep  ## all models, all seeds, a report beside the paper's fig
 tune: spark-prep  ## search training settings: the paper's stages, best.yaml in the end (STAGES="encoder alpha beta" EPOCHS=... ARGS="...")
 	@$(BIN)/python -m tune --dataset "$(DATASET)" $(if $(STAGES),--stages $(STAGES)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
+serve: $(STAMP)  ## a trained model over HTTP, on this machine alone (RUN=<run directory, MLflow run id, models:/...> PORT=5001)
+	@$(BIN)/python -m pnfrec_dist.serve --run "$(RUN)" $(if $(PORT),--port "$(PORT)")
+
+export: $(STAMP)  ## a trained model as item vectors and torch.export encoder (RUN=... as serve, OUT=exported)
+	@$(BIN)/python -m pnfrec_dist.export --run "$(RUN)" --out "$(or $(OUT),exported)" $(ARGS)
+
 mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
-	@echo "http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) \
+	@echo "http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
 	--workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
 test: $(STAMP)  ## the test suite (some 15 minutes; not the slow ones)
@@ -77,8 +86,9 @@ bench: $(STAMP)  ## time the large-catalog core beside plain PyTorch, write docs
 bench-prep: $(STAMP)  ## time the preparation of 1, 5 and 20 M rows beside pandas and a plain Spark job (half an hour)
 	@$(BIN)/python -m benchmarks.prep $(ARGS)
 
-bench-recommend: $(STAMP)  ## time lists beside the plain way, kill the command ten times (10 minutes)
+bench-recommend: $(STAMP)  ## time lists beside the plain way and single requests, kill the command ten times (10 minutes)
 	@$(BIN)/python -m benchmarks.recommend $(ARGS)
+	@$(BIN)/python -m benchmarks.serve
 
 check: $(STAMP)  ## format, lint, types, fast tests
 	@$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """What every command shares: YAML from conf/, flags, one-line errors, exit codes."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -8,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 import yaml
@@ -129,6 +130,13 @@ def parse_flags(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
         if stop.code in (0, None):
             raise
         raise InputError(f"{_unboxed(errors.getvalue())}; see {prog} --help") from None
+
+
+class Parser(argparse.ArgumentParser):
+    """For commands that have no settings: wrong flags raise InputError in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _unboxed(text: str) -> str:

@@ -10,13 +10,15 @@ import math
 import shutil
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
+import torch
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -29,6 +31,9 @@ from pnfrec_dist.schema import PAD_ID
 CODE, PACKAGE = "pnfrec_dist.zip", Path(__file__).parent
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pyarrow", "safetensors", "pydantic")
 EXAMPLES = 3
+SMALL_CALL = 1 << 18
+"""Scores of a call up to which one thread makes them: several gain nothing there, and wait for each other where other
+programs run."""
 
 
 class Query(BaseModel):
@@ -93,6 +98,10 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     def predict(  # type: ignore[override]  # MLflow reads the hints
         self, model_input: list[Query], params: dict[str, Any] | None = None
     ) -> list[Answer]:
+        with _threads(1 if len(model_input) * len(self.exported.raw_ids) <= SMALL_CALL else torch.get_num_threads()):
+            return self._by_gamma(model_input)
+
+    def _by_gamma(self, model_input: list[Query]) -> list[Answer]:
         answers: list[Answer | None] = [None] * len(model_input)
         for gamma in sorted({query.gamma for query in model_input}):
             try:
@@ -142,6 +151,17 @@ class ServedModel(mlflow.pyfunc.PythonModel):
             every = [*disliked, *liked]
         reads_all = self.exported.settings.encoder.history == "all"
         return (every if reads_all else liked), disliked, every
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch's threads for what follows."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _ragged(lists: Sequence[Sequence[int]]) -> Ragged:

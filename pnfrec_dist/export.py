@@ -1,0 +1,40 @@
+"""The command python -m pnfrec_dist.export: a trained model for search indexes and programs with torch alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pnfrec_dist.cli import Parser, run_command
+
+PROG = "python -m pnfrec_dist.export"
+
+
+def main(args: Sequence[str]) -> int:
+    """Exports and returns the exit code. Raises InputError for wrong input."""
+    parser = Parser(
+        prog=PROG,
+        allow_abbrev=False,
+        description="Writes a trained model as item vectors (NumPy and Parquet, for any search index) and as an "
+        "encoder of users (torch.export): a user's vector times an item's is the model's score. What is written is "
+        "compared with the model before it gets its name.",
+        epilog=f"Example: {PROG} --run models:/pnfrec-dist-ml1m@best --out exported/ml1m",
+    )
+    parser.add_argument(
+        "--run",
+        required=True,
+        help="the model: a run's directory or one of its checkpoints, an MLflow run id, models:/<name>/<version>, "
+        "models:/<name>@<alias>, or the name of a registered model",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new, or an earlier export to replace")
+    parser.add_argument("--data-dir", default="data/prepared", help="of a checkpoint's data set (default: %(default)s)")
+    found = parser.parse_args(args)
+    # These import torch, which takes too long for --help or a typo.
+    from pnfrec_dist.export_files import export, require_replaceable
+    from pnfrec_dist.trained import open_trained
+
+    require_replaceable(found.out)
+    print(export(open_trained(found.run, found.data_dir), found.out))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

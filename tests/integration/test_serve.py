@@ -1,0 +1,122 @@
+"""A model served over HTTP, as users start it: the same lists as in process, and errors that can be read."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import pytest
+from mlflow_server import free_port
+from tiny_training import SETTINGS, trained
+
+from pnfrec_dist import serve
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.exported import of_checkpoint
+from pnfrec_dist.runs import Run
+from pnfrec_dist.serving import save_model
+
+pytestmark = pytest.mark.integration
+
+
+@dataclass
+class Served:
+    """A run whose model is being served."""
+
+    run_dir: Path
+    port: int
+    greeting: list[str]
+
+    def ask(self, content: object) -> tuple[int, Any]:
+        """Status and content of the answer."""
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        url, head = f"http://127.0.0.1:{self.port}/invocations", {"Content-Type": "application/json"}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, body, head), timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> Iterator[Served]:
+    directory = tmp_path_factory.mktemp("serve")
+    data = open_prepared(prepared_writer(directory / "prepared" / "tiny"))
+    run = Run(directory / "run", {}, data.manifest.digest)
+    run.write()
+    checkpoint = trained(data, SETTINGS, run.directory)
+    save_model(run.directory / "model", of_checkpoint(checkpoint, SETTINGS, data))
+    port = free_port()
+    line = [sys.executable, "-m", "pnfrec_dist.serve", "--run", str(run.directory), "--port", str(port)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    assert process.stdout is not None
+    lines = list[str]()
+    while not lines or not lines[-1].startswith("curl"):
+        lines.append(process.stdout.readline())
+        assert lines[-1], f"it ended: {lines}"
+    yield Served(run.directory, port, lines)
+    process.send_signal(signal.SIGTERM)
+    process.stdout.read()
+    assert process.wait(30) == 0
+    serve.require_free(port)
+
+
+def test_the_greeting_is_a_request_that_is_answered(served: Served) -> None:
+    command = shlex.split(served.greeting[-1])
+    assert command[0] == "curl" and command[2] == f"http://127.0.0.1:{served.port}/invocations"
+    status, content = served.ask(command[-1].encode())
+    assert status == 200 and len(content["predictions"][0]["items"]) == 5
+
+
+def test_answers_equal_those_in_process(served: Served) -> None:
+    model = mlflow.pyfunc.load_model(str(served.run_dir / "model"))
+    queries: list[dict[str, Any]] = [
+        {"liked": ["1", "2"], "disliked": ["5"], "top_k": 4},
+        {"liked": ["1", "2"], "disliked": ["5"], "gamma": 0.5},
+        {"history": [["3", 5], ["1", 2.0], ["what", 4]], "top_k": 12},
+        {"liked": ["unknown", "7"]},
+        {"disliked": ["4"]},
+        {},
+    ]
+    expected = [answer.model_dump() for answer in model.predict(queries)]
+    assert served.ask({"inputs": queries}) == (200, {"predictions": expected})
+    for query, answer in zip(queries, expected, strict=True):
+        (alone,) = served.ask({"inputs": [query]})[1]["predictions"]
+        assert alone["items"] == answer["items"] and alone["unknown"] == answer["unknown"]
+    assert expected[2]["unknown"] == ["what"] and expected[-1]["popular"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "valid JSON"),
+        ({"queries": []}, "inputs"),
+        ({"inputs": [{"liked": ["1"], "top_k": 0}]}, "top_k"),
+        ({"inputs": [{"liked": "1"}]}, "liked"),
+        ({"inputs": [{"likes": ["1"]}]}, "likes"),
+        ({"inputs": [{"liked": ["1"], "history": [["1", 5]]}]}, "say history, or liked and disliked, not both"),
+        ({"inputs": [{"history": [["1", "much"]]}]}, "entries must be [item, relevance], relevance a number"),
+    ],
+)
+def test_a_wrong_request_is_answered_with_its_reason(served: Served, content: object, message: str) -> None:
+    status, answer = served.ask(content)
+    assert status == 400 and message in answer["message"], answer
+    assert "Traceback" not in json.dumps(answer)
+
+
+def test_what_cannot_be_served_is_refused(served: Served, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"--port is {served.port}, which cannot be used"):
+        serve.main(["--run", str(served.run_dir), "--port", str(served.port)])
+    (checkpoint,) = (served.run_dir / "checkpoints").glob("step-*")
+    with pytest.raises(InputError, match="but no model to serve"):
+        serve.main(["--run", str(checkpoint), "--port", str(free_port())])
+    with pytest.raises(InputError, match="there is no directory"):
+        serve.main(["--run", "runs/none", "--port", str(free_port())])
