@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -255,8 +256,7 @@ class TrackedRun:
 def _origin(manifest: Manifest) -> dict[str, str]:
     """Tags that say of what data and code a run is."""
     tags = {"dataset": manifest.dataset, "data_digest": manifest.digest}
-    tags["versions"] = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    tags["versions"] += f", python {platform.python_version()}"
+    tags["versions"] = _versions(PACKAGES)
     tags["mlflow.source.type"] = "LOCAL"
     commit = git_commit()
     if commit:
@@ -275,8 +275,16 @@ def git_commit() -> str:
 
 def code_versions() -> str:
     """The commit and the packages that a reader may want to know."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "mlflow", "pyspark"))
-    return f"{(git_commit() or 'no repository')[:12]}, {versions}, Python {platform.python_version()}"
+    return f"{(git_commit() or 'no repository')[:12]}, {_versions(('torch', 'ray', 'mlflow', 'pyspark'))}"
+
+
+def _versions(packages: Sequence[str]) -> str:
+    """Of those that are installed (a machine that trains needs no Spark), and of Python."""
+    found = []
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join([*found, f"Python {platform.python_version()}"])
 
 
 def _dataset(manifest: Manifest, data_dir: Location) -> dict[str, str]:
