@@ -44,7 +44,9 @@ def main(args: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="pnfrec-") as scratch:
         directory = trained_directory(found.run, Path(scratch))
         if not (directory / MLMODEL).is_file():
-            raise InputError(f"{found.run} has a checkpoint, but no model to serve: its training did not end; end it")
+            raise InputError(
+                f"{found.run} has no model to serve, a checkpoint alone; name a run whose training has ended"
+            )
         with contextlib.suppress(KeyboardInterrupt), _server(directory, found.port) as server:
             _wait_until_ready(server, found.port)
             print(_greeting(directory, found.port), flush=True)

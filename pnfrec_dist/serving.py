@@ -20,7 +20,15 @@ import mlflow.pyfunc
 import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
@@ -66,6 +74,16 @@ class Query(BaseModel):
             if len(entry) != 2 or not _is_number(entry[1]):
                 raise ValueError(f"history has {entry!r}; its entries must be [item, relevance], relevance a number")
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told_in_short(cls, content: Any, validate: ModelWrapValidatorHandler["Query"]) -> "Query":
+        """What is wrong, where MLflow would tell a client of all fields. Last, so that it is around all checks."""
+        try:
+            return validate(content)
+        except ValidationError as error:
+            told = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()]
+            raise MlflowException.invalid_parameter_value("; ".join(told)) from error
 
 
 def _is_number(text: str) -> bool:

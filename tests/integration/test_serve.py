@@ -109,14 +109,14 @@ def test_answers_equal_those_in_process(served: Served) -> None:
 def test_a_wrong_request_is_answered_with_its_reason(served: Served, content: object, message: str) -> None:
     status, answer = served.ask(content)
     assert status == 400 and message in answer["message"], answer
-    assert "Traceback" not in json.dumps(answer)
+    assert "Traceback" not in answer["message"] and len(answer["message"]) < 400, "the reason alone"
 
 
 def test_what_cannot_be_served_is_refused(served: Served, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"--port is {served.port}, which cannot be used"):
         serve.main(["--run", str(served.run_dir), "--port", str(served.port)])
     (checkpoint,) = (served.run_dir / "checkpoints").glob("step-*")
-    with pytest.raises(InputError, match="but no model to serve"):
+    with pytest.raises(InputError, match="has no model to serve, a checkpoint alone"):
         serve.main(["--run", str(checkpoint), "--port", str(free_port())])
     with pytest.raises(InputError, match="there is no directory"):
         serve.main(["--run", "runs/none", "--port", str(free_port())])
