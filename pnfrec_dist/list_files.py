@@ -55,23 +55,37 @@ class ListFiles:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[dict[int, Part]]:
-        """The parts that are made already, by number. Raises InputError where another command makes them."""
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        """The parts that are made already, by number.
+
+        Raises InputError where another command makes them, and where nothing can be written.
+        """
         lock = self.directory.with_name(f".{self.directory.name}.lock")
-        with lock.open("a") as held:
+        with contextlib.ExitStack() as stack:
+            with _writing(self.directory.parent):
+                self.directory.parent.mkdir(parents=True, exist_ok=True)
+                held = stack.enter_context(lock.open("a"))
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 way_out = "wait for it, or name another --out"
                 raise InputError(f"{self.directory} is being made by another command; {way_out}") from error
             try:
-                self._settle_old()
-                yield self._taken_up()
+                with _writing(self.directory.parent):
+                    self._settle_old()
+                    done = self._taken_up()
+                yield done
             finally:
                 lock.unlink(missing_ok=True)
 
     def publish(self, parts: Iterable[Part], about: dict[str, Any]) -> None:
-        """Puts the lists in their place. Killed between its two moves it leaves none; the next start mends that."""
+        """Puts the lists in their place. Killed between its two moves it leaves none; the next start mends that.
+
+        Raises InputError where that cannot be written.
+        """
+        with _writing(self.directory.parent):
+            self._publish(parts, about)
+
+    def _publish(self, parts: Iterable[Part], about: dict[str, Any]) -> None:
         content = {"kind": KIND, **about, "files": [asdict(part) for part in parts]}
         for left in [*self.making.glob("*.json"), *self.making.glob(".part-*")]:
             left.unlink()
@@ -107,19 +121,28 @@ class ListFiles:
         return found
 
 
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        way_out = "make room, or name another --out"
+        raise InputError(f"cannot write below {directory} ({error.strerror or error}); {way_out}") from error
+
+
 def write_part(making: Path, number: int, lists: pa.Table, users: int, popular: int) -> Part:
-    """Writes one part and, once it is on the disk, its note."""
+    """Writes one part and, once it is on the disk, its note. Raises InputError where that cannot be done."""
     file = making / f"part-{number:05d}.parquet"
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(lists, draft, compression="zstd")
-    sync_to_disk(draft)
-    draft.rename(file)
-    part = Part(file.name, users, popular, len(lists), file.stat().st_size, sha256_of(file))
     note = file.with_suffix(".json")
-    draft = note.with_name(f".{note.name}.{os.getpid()}")
-    draft.write_text(json.dumps(asdict(part)) + "\n", encoding="utf-8")
-    sync_to_disk(draft)
-    draft.rename(note)
+    drafts = [place.with_name(f".{place.name}.{os.getpid()}") for place in (file, note)]
+    with _writing(making):
+        pq.write_table(lists, drafts[0], compression="zstd")
+        sync_to_disk(drafts[0])
+        drafts[0].rename(file)
+        part = Part(file.name, users, popular, len(lists), file.stat().st_size, sha256_of(file))
+        drafts[1].write_text(json.dumps(asdict(part)) + "\n", encoding="utf-8")
+        sync_to_disk(drafts[1])
+        drafts[1].rename(note)
     return part
 
 

@@ -54,7 +54,7 @@ def recommend(settings: RecommendSettings) -> int:
     started = time.monotonic()
     with files.opened() as done:
         if done:
-            print(f"going on: {len(done)} of {len(parts)} parts are made already", flush=True)
+            print(f"going on: {len(done)} of {len(parts)} parts are there", flush=True)
         missing = [part for part in parts if part.number not in done]
         if missing:
             with ray_session(launch) as plan:
@@ -158,10 +158,8 @@ def _about(settings: RecommendSettings, trained: Exported, data: PreparedData, u
     known = trained.data_digest == data.manifest.digest
     of_old = "" if known else ", trained on another state of the data: items that it does not know are passed over"
     gamma = f", gamma {settings.gamma:g}" if settings.gamma else ""
-    return (
-        f"{trained.settings.model} ({len(trained.raw_ids):,} items{of_old})\n"
-        f"top {settings.top_k} for {users:,} users of {data.directory}, in {parts:,} parts{gamma}"
-    )
+    whose = f"{users:,} users of {data.directory}, in {parts:,} part{'s' if parts != 1 else ''}"
+    return f"{trained.settings.model} ({len(trained.raw_ids):,} items{of_old})\ntop {settings.top_k} for {whose}{gamma}"
 
 
 class _Progress:

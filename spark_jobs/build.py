@@ -42,6 +42,8 @@ from spark_jobs.writer import shard_count, write_items, write_no_quarantine, wri
 
 EXAMPLES = 5
 BINS = 60
+USERS_AT_ONCE = 2_000
+"""Of a row group of users/, which is a worker's unit when lists are made."""
 
 
 class Build:
@@ -260,7 +262,7 @@ class Build:
         self.done("users", users=total)
         shards = shard_count(entries, total, self.num_items, self.settings.shard_mb)
         lists = sequences.select(F.col("raw_user_id").alias("user_id"), "whole.*")
-        self.written += write_users(lists, building / USERS, SCHEMAS[USERS], shards)
+        self.written += write_users(lists, building / USERS, SCHEMAS[USERS], shards, USERS_AT_ONCE)
 
     def write_catalog(self, items: DataFrame, building: Location) -> None:
         """items.parquet, and titles.parquet where the source has titles."""

@@ -26,13 +26,16 @@ def shard_count(entries: int, users: int, num_items: int, shard_mb: int) -> int:
     return max(1, round(size / (shard_mb << 20)))
 
 
-def write_users(rows: DataFrame, directory: Location, schema: pa.Schema, shards: int) -> list[FileEntry]:
+def write_users(
+    rows: DataFrame, directory: Location, schema: pa.Schema, shards: int, group: int | None = None
+) -> list[FileEntry]:
     """Writes one row per user as directory/part-NNNNN.parquet, the same bytes for the same rows.
 
-    A hash of user_id says which shard holds a user; within it users are sorted by user_id.
+    A hash of user_id says which shard holds a user; within it users are sorted by user_id. group: most users of a row
+    group.
     """
     rows = rows.repartition(shards, "user_id").sortWithinPartitions("user_id")
-    return write_parts(rows, directory, schema)
+    return write_parts(rows, directory, schema, group=group)
 
 
 def write_quarantine(rejected: DataFrame, directory: Location, rows: int) -> list[FileEntry]:
@@ -55,7 +58,9 @@ def write_items(items: DataFrame, directory: Location) -> FileEntry:
     return dataclasses.replace(entry, path=ITEMS_NAME)
 
 
-def write_parts(rows: DataFrame, directory: Location, schema: pa.Schema, *, name: str = "") -> list[FileEntry]:
+def write_parts(
+    rows: DataFrame, directory: Location, schema: pa.Schema, *, name: str = "", group: int | None = None
+) -> list[FileEntry]:
     """Writes each partition as one Parquet file (name, or part-NNNNN.parquet); executors must reach `directory`.
 
     The executors write with pyarrow: Spark's own writer orders a set in the footer by object identity, so that its
@@ -67,7 +72,7 @@ def write_parts(rows: DataFrame, directory: Location, schema: pa.Schema, *, name
         context = TaskContext.get()
         assert context is not None
         file = directory / (name or _part(context.partitionId()))
-        entry = write_file(batches, file, schema, draft=f".{file.name}.{context.taskAttemptId()}")
+        entry = write_file(batches, file, schema, f".{file.name}.{context.taskAttemptId()}", group)
         yield pa.RecordBatch.from_pylist([dataclasses.asdict(entry)])
 
     written = rows.select(*schema.names).mapInArrow(write, ENTRY).collect()
@@ -75,8 +80,13 @@ def write_parts(rows: DataFrame, directory: Location, schema: pa.Schema, *, name
     return sorted(entries, key=lambda entry: entry.path)
 
 
-def write_file(batches: Iterable[pa.RecordBatch], file: Location, schema: pa.Schema, draft: str) -> FileEntry:
-    """Writes one Parquet file, on this machine as `draft` until it is whole; an object store shows no other."""
+def write_file(
+    batches: Iterable[pa.RecordBatch], file: Location, schema: pa.Schema, draft: str, group: int | None = None
+) -> FileEntry:
+    """Writes one Parquet file, on this machine as `draft` until it is whole; an object store shows no other.
+
+    group: most rows of a row group.
+    """
     place = file.parent / draft if file.is_local else file
     rows = 0
     with (
@@ -84,7 +94,7 @@ def write_file(batches: Iterable[pa.RecordBatch], file: Location, schema: pa.Sch
         pq.ParquetWriter(sink, schema, compression="zstd") as writer,
     ):
         for batch in batches:
-            writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+            writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=group)
             rows += batch.num_rows
     if file.is_local:
         place.path.replace(file.path)

@@ -93,3 +93,12 @@ def test_two_commands_do_not_share_a_directory(tmp_path: Path) -> None:
     other = ListFiles(out, {})
     with ListFiles(out, {}).opened(), pytest.raises(InputError, match="made by another command"), other.opened():
         raise AssertionError("both have it")
+
+
+def test_where_nothing_can_be_written_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InputError, match=r"cannot write below .*/file \(.*\); make room"),
+        ListFiles(tmp_path / "file" / "recs", {}).opened(),
+    ):
+        pass
