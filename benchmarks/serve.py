@@ -1,4 +1,4 @@
-"""How long one user waits for a list: 1,000 single requests, in process and over HTTP (make bench-serve).
+"""How long one user waits for a list: 1,000 single requests, in process and over HTTP (make bench-recommend).
 
 A model of ML-1M's size with random weights; users like 1 to 50 items and dislike 1 to 50.
 """
