@@ -103,6 +103,38 @@ def test_every_user_s_list_equals_brute_force(prepared: Path, history: str, olde
     assert seen_users == 31
 
 
+def test_on_ml1m_s_shape_lists_equal_torch_s_own_top_k() -> None:
+    """3,412 items, 400 users with up to 200 likes, batches that do not come out even."""
+    rng, items, count = np.random.default_rng(0), 3_412, 400
+    lengths = rng.integers(1, 200, count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    liked = Ragged(offsets, rng.integers(1, items + 1, offsets[-1]))
+    none, flags = (
+        Ragged(np.zeros(count + 1, np.int64), np.empty(0, np.int64)),
+        Ragged(offsets, np.ones(offsets[-1], bool)),
+    )
+    seen = [np.unique(row(liked, place)) for place in range(count)]
+    seen_offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in seen])])
+    names = pa.array([f"u{place:03d}" for place in range(count)])
+    whole = Ragged(seen_offsets, np.concatenate(seen))
+    users = UserLists(names, liked, flags, liked, none, whole, np.zeros(count, np.int32))
+    trained = model_of([str(item) for item in range(1, items + 1)])
+    lists = ListSettings(top_k=20, gamma=0.0, keep_seen=False, batch_size=150)
+    table = ListMaker(trained, pa.array(trained.raw_ids), lists, Filters(), CPU).make(users)
+    with torch.inference_mode():
+        hidden_BD = trained.model.last_hidden(history_batch(liked, np.arange(count), 4, CPU))
+        scores_BV = (hidden_BD.double() @ trained.model.item_table.weight.double().T).numpy()
+    scores_BV[:, 0] = -np.inf
+    for place, ids in enumerate(seen):
+        scores_BV[place, ids] = -np.inf
+    best = np.argsort(-scores_BV, axis=1, kind="stable")[:, :20]
+    found = np.array(table["raw_item_id"].to_pylist(), dtype=np.int64).reshape(count, 20)
+    scores = table["score"].to_numpy().reshape(count, 20)
+    np.testing.assert_allclose(scores, np.take_along_axis(scores_BV, best, axis=1), atol=1e-4)
+    assert (found == best).mean() > 0.999, "but for scores that float32 cannot tell apart"
+    assert not any(set(found[place]) & set(ids) for place, ids in enumerate(seen))
+
+
 def test_a_user_without_likes_gets_popular_items_and_says_so(prepared: Path) -> None:
     data = open_prepared(prepared)
     maker = ListMaker(model_of(data.raw_item_ids().to_pylist()), data.raw_item_ids(), LISTS, Filters(), CPU)

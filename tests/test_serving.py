@@ -8,12 +8,15 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 import pytest
+import torch
 from tiny_training import SETTINGS, trained
 
-from pnfrec_dist.config import History, LossSettings
+from pnfrec_dist.config import History, LossSettings, Settings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.exported import of_checkpoint
+from pnfrec_dist.data.users import read_users, user_parts
+from pnfrec_dist.exported import Exported, of_checkpoint
+from pnfrec_dist.lists import Filters, ListMaker, ListSettings
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.recommender import Recommender, Users
 from pnfrec_dist.serving import save_model
@@ -28,6 +31,7 @@ class Case:
     served: Any
     model: PNFRec
     data: PreparedData
+    settings: Settings
 
     def expected(self, read: list[int], disliked: list[int], seen: list[int], k: int, gamma: float = 0.0) -> list[int]:
         users = Users(
@@ -54,7 +58,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..
         assert sorted(path.name for path in (directory / history).iterdir()) == ["model", "run"], "no drafts are left"
         model = build_model(data.num_items, settings).eval()
         load_model(checkpoint, model)
-        found[history] = Case(mlflow.pyfunc.load_model(str(directory / history / "model")), model, data)
+        found[history] = Case(mlflow.pyfunc.load_model(str(directory / history / "model")), model, data, settings)
     return found
 
 
@@ -142,3 +146,26 @@ def test_a_query_that_is_none_is_refused(cases: dict[History, Case], query: dict
 def test_gamma_is_refused_by_a_model_without_a_negative_encoder(cases: dict[History, Case]) -> None:
     with pytest.raises(mlflow.MlflowException, match="no negative encoder"):
         cases["all"].served.predict([{"liked": ["1"], "gamma": 0.5}])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.4])
+def test_one_user_s_answer_is_that_user_s_list_of_the_batch_job(cases: dict[History, Case], gamma: float) -> None:
+    """All users of the data set, asked for one by one with raw ids."""
+    case = cases["positive"]
+    raw_ids = case.data.raw_item_ids()
+    likes_V = case.data.item_counts(positive_only=True)
+    exported = Exported(case.settings, case.model, raw_ids.to_pylist(), likes_V, 4.0, "digest")
+    settings = ListSettings(top_k=5, gamma=gamma, keep_seen=False, batch_size=7)
+    maker = ListMaker(exported, raw_ids, settings, Filters(), torch.device("cpu"))
+    for part in user_parts(case.data):
+        users = read_users(part, case.data.num_items)
+        batch = maker.make(users).to_pydict()
+        for row, user_id in enumerate(users.user_ids.to_pylist()):
+            liked, disliked = (
+                [str(item) for item in lists.values[lists.offsets[row] : lists.offsets[row + 1]]]
+                for lists in (users.positive, users.negative)
+            )
+            (answer,) = case.served.predict([{"liked": liked, "disliked": disliked, "top_k": 5, "gamma": gamma}])
+            places = [place for place, name in enumerate(batch["user_id"]) if name == user_id]
+            assert answer.items == [batch["raw_item_id"][place] for place in places]
+            assert answer.scores == pytest.approx([batch["score"][place] for place in places], abs=1e-6)
