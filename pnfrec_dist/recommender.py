@@ -17,6 +17,9 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.retrieval import Ranking, Scores, rank_items, table_scores
 
+USERS_ENCODED = {"cpu": 64}
+"""Users whose histories are encoded at a time, where the memory that takes counts beside the blocks of scores."""
+
 
 @dataclass(frozen=True)
 class Users:
@@ -66,7 +69,7 @@ class Recommender:
 
     def by_history(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
         """How users with a history score the catalog, hidden items included."""
-        hidden_BD = self.model.last_hidden(self._batch(users.history, rows))
+        hidden_BD = self._encoded(self.model.last_hidden, users.history, rows)
         if gamma:
             hidden_BD = hidden_BD - gamma * self._disliking(users, rows)
         return table_scores(hidden_BD, self.model.item_table)
@@ -88,11 +91,15 @@ class Recommender:
 
     def _disliking(self, users: Users, rows: np.ndarray) -> Tensor:
         """The negative encoder's output at each user's newest negative, 0 for users without, [B, D]."""
-        hidden_BD = self.model.last_negative_hidden(self._batch(users.negative, rows))
+        hidden_BD = self._encoded(self.model.last_negative_hidden, users.negative, rows)
         return hidden_BD * torch.from_numpy(users.negative.lengths[rows] > 0).to(self.device)[:, None]
 
-    def _batch(self, histories: Ragged, rows: np.ndarray) -> HistoryBatch:
-        return history_batch(histories, rows, self.model.max_length, self.device)
+    def _encoded(self, encode: Callable[[HistoryBatch], Tensor], histories: Ragged, rows: np.ndarray) -> Tensor:
+        """An encoder's output at each user's newest item, [B, D]."""
+        at_once = USERS_ENCODED.get(self.device.type, len(rows))
+        parts = [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
+        batches = (history_batch(histories, part, self.model.max_length, self.device) for part in parts)
+        return torch.cat([encode(batch) for batch in batches])
 
     def _listed(self, scores: Scores) -> Scores:
         """Without hidden items."""

@@ -17,6 +17,8 @@ from pnfrec_dist.schema import PAD_ID
 
 BLOCK_SCORES = {"cpu": 2**18, "cuda": 2**24}
 """Scores made at a time: on a CPU what its cache holds."""
+FEW_BLOCKS = 4
+"""So many blocks or fewer are made as one."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ def rank_items(
     hide = _SeenItems(seen, rows, target_B, empty_B0.device)
     best = _Best(empty_B0, k)
     ahead = _Ahead(scores, target_B) if target_B is not None else None
-    block_scores = block_scores or BLOCK_SCORES.get(empty_B0.device.type, BLOCK_SCORES["cpu"])
+    if block_scores is None:
+        block_scores = BLOCK_SCORES.get(empty_B0.device.type, BLOCK_SCORES["cpu"])
+        if len(rows) * (scores.end - scores.first) <= FEW_BLOCKS * block_scores:  # work per block would weigh more
+            block_scores *= FEW_BLOCKS
     size = max(block_scores // max(len(rows), 1), 1)
     for first in range(scores.first, scores.end, size):
         scores_Bn = scores.block(first, min(first + size, scores.end))
