@@ -137,8 +137,8 @@ class Trial(tune.Trainable):
 def _log_state(job: Job, tracked: TrackedRun, status: str, last: dict[str, Event], epochs: list[Event]) -> None:
     """How the trial ended, and the best of its epochs, as tags and a metric to sort by."""
     number = len(tracked.spool.records)
-    tags = {"state": STATES[status]}
-    for kind in ("refused", "diverged"):
+    tags = {"state": STATES[status], "reason": ""}  # a trial that is run again may have had one
+    for kind in ("refused", "diverged", "failed"):
         if kind in last:
             tags["reason"] = str(last[kind].get("text", "the loss or a gradient is not finite"))
     if epochs:
