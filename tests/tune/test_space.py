@@ -229,6 +229,7 @@ def test_other_stages_are_another_sweep() -> None:
     ("flags", "named"),
     [
         (["--stages", "alhpa"], "did you mean 'alpha'"),
+        (["--stages", "alpha,beta"], "unknown stage 'alpha,beta'"),
         (["--time-budget", "3x"], "--time-budget is '3x'"),
         (["--time-budget", "0h"], "--time-budget is '0h'"),
         (["--num-samples", "0"], "--num-samples is 0"),
