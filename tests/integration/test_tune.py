@@ -192,8 +192,8 @@ def test_optuna_with_halving_adds_trials_and_repeats_none(workspace: Path) -> No
 
 
 @pytest.mark.slow
-def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(workspace: Path) -> None:
-    rates = [0.001, 0.002, 0.003, 0.004, 0.005, 1e30]
+def test_trials_that_crash_hang_and_diverge_are_marked_and_the_next_one_finishes(workspace: Path) -> None:
+    rates = [0.001, 0.002, 1e30, 0.003]
     add_stage(workspace, "rates", LR.format(values=rates))
     more = ["--stages", "rates", "--epochs", "200", "--train.patience", "200", "--encoder.hidden-size", "8"]
     limits = ["--stall-timeout", "8", "--max-failures", "0", "--max-concurrent", "1"]
@@ -212,10 +212,8 @@ def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(wor
     assert {rate: record.state for rate, record in ended.items()} == {
         0.001: "failed",
         0.002: "failed",
-        0.003: "finished",
-        0.004: "finished",
-        0.005: "finished",
         1e30: "failed",
+        0.003: "finished",
     }
     _, stages = mlflow_tree(workspace)
     (trials,) = stages.values()
@@ -225,4 +223,4 @@ def test_trials_that_crash_hang_and_diverge_are_marked_and_the_others_finish(wor
         assert reason in ended[rate].reason and f"- lr {rate:.4g}: {ended[rate].reason}" in table
         assert states[rate].info.status == "FAILED" and states[rate].data.tags["state"] == "failed"
         assert reason in states[rate].data.tags["reason"]
-    assert {states[rate].info.status for rate in (0.003, 0.004, 0.005)} == {"FINISHED"}
+    assert (states[0.003].info.status, states[0.003].data.tags["reason"]) == ("FINISHED", "")

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 from mlflow import MlflowClient
-from sweeps import LR, Sweep, add_stage, mlflow_tree, read, read_best, trained_here, wait_until
+from sweeps import LR, Sweep, add_stage, mlflow_tree, read, trained_here, wait_until
 
 from pnfrec_dist.runs import read_run
-from tune.records import TRIAL, ended_and_begun
+from tune.records import TRIAL, ended_and_begun, trial_name
 from tune.space import Point
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+
+RATES, ALPHAS = [0.001, 0.01], [0.1, 0.9]
 
 
 @pytest.fixture
@@ -57,12 +59,13 @@ def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: 
 
 def test_kills_between_stages_and_in_the_test_change_nothing(workspace: Path) -> None:
     """SIGKILL after a stage's last trial, before the next one's first has ended, and twice in the winner's test."""
-    add_stage(workspace, "rates", LR.format(values=[0.001, 0.01]))
-    add_stage(workspace, "alphas", "model: pnfrec_pn\nsearch: grid\nspace:\n  loss.alpha: [0.1, 0.9]\n")
-    flags = ["--stages", "rates", "alphas", "--epochs", "3", "--encoder.hidden-size", "8", "--max-concurrent", "1"]
-    Sweep(workspace, *flags, "--name", "alone").succeed()
-    alone, killed = workspace / "runs/alone", workspace / "runs/killed"
-    winner = killed / "alphas" / read_best(alone / "alphas").name
+    add_stage(workspace, "rates", LR.format(values=RATES))
+    add_stage(workspace, "alphas", f"model: pnfrec_pn\nsearch: grid\nspace:\n  loss.alpha: {ALPHAS}\n")
+    small = ["--epochs", "3", "--encoder.hidden-size", "8"]
+    flags = ["--stages", "rates", "alphas", *small, "--max-concurrent", "1"]
+    best = best_without_ray(workspace, small)
+    killed = workspace / "runs/killed"
+    winner = killed / "alphas" / trial_name({"loss.alpha": best["loss.alpha"]})
     sweeps: list[Sweep] = []
 
     def start() -> Sweep:
@@ -95,9 +98,23 @@ def test_kills_between_stages_and_in_the_test_change_nothing(workspace: Path) ->
     lines = [line for sweep in sweeps for line in sweep.output.splitlines() if line.startswith("started")]
     started = sorted(line.split(maxsplit=1)[1] for line in lines)
     assert started == ["alpha 0.1", "alpha 0.1", "alpha 0.9", "lr 0.001", "lr 0.01"]
-    found = [yaml.safe_load((directory / "best.yaml").read_text()) for directory in (alone, killed)]
-    assert found[0] == found[1]
+    found = yaml.safe_load((killed / "best.yaml").read_text())
+    assert {"optimizer.lr": found["optimizer"]["lr"], "loss.alpha": found["loss"]["alpha"]} == best
     require_tested_once(workspace, killed, winner)
+
+
+def best_without_ray(workspace: Path, flags: list[str]) -> Point:
+    """The rate, and the alpha with that rate, whose trainings score best."""
+    best: Point = {}
+    for model, name, values in (("sasrec_p", "optimizer.lr", RATES), ("pnfrec_pn", "loss.alpha", ALPHAS)):
+        points: list[Point] = [best | {name: value} for value in values]
+        found = [
+            trained_here(workspace, ["--model", model, *flags], point, workspace / f"here/{name}-{point[name]}")
+            for point in points
+        ]
+        best = points[found.index(max(found))]
+        assert found[0] != found[1]
+    return best
 
 
 def ended_as(run: Path) -> str:
