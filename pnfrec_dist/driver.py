@@ -21,7 +21,7 @@ from pnfrec_dist.config import Settings
 from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
 from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
 from pnfrec_dist.dataset_config import DatasetSettings
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.events import Event
 from pnfrec_dist.launch import Phase, WorkerPlan, ray_session, run_training, stop_requests
 from pnfrec_dist.machine_metrics import MachineMetrics
@@ -183,7 +183,10 @@ def train(
             print(f"going on with {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
         with ProgressReport(settings.epochs, epoch, plan.num_workers) as progress, stop_requests() as stop:
             job = Job(settings, plan, data, run, uri, opening, phase)
-            last = run_tracked(job, progress, stop, _log_test)
+            try:
+                last = run_tracked(job, progress, stop, _log_test)
+            except RunError as error:
+                raise RunError(f"{error}; the same command goes on from the newest checkpoint") from error
     if "test" not in last:
         print(f"stopped; run {last['tracked']['run_id']} is marked {last['tracked']['status']}")
         return None
@@ -227,7 +230,8 @@ AtEnd = Callable[[Job, TrackedRun, str, dict[str, Event], list[Event]], None]
 def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd) -> dict[str, Event]:
     """Runs the workers and logs what they report; MLflow's run ends in the state that came true.
 
-    Returns the last event of each kind, and "tracked": MLflow's {"run_id", "status"}. Raises as train() does.
+    Returns the last event of each kind, and "tracked": MLflow's {"run_id", "status"}. at_end is told of an error,
+    such as workers that failed for good, as of an event, "failed". Raises as train() does.
     """
     run = job.run
     last: dict[str, Event] = {}
@@ -249,6 +253,10 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
                 directories = job.data.directory, run.directory
                 run_training(job.settings, job.plan, *directories, on_event, stop, job.phase)
         status = FINISHED if ending in last else FAILED if last.keys() & {"diverged", "refused"} else KILLED
+    except Exception as error:
+        first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        last["failed"] = {"kind": "failed", "text": first}
+        raise
     except KeyboardInterrupt:
         status = KILLED
         raise

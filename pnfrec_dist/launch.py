@@ -347,8 +347,7 @@ def _say_failed(error: BaseException, reason: str, settings: Settings, run_dir: 
         file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         where = f" (more in {file})"
     times = f"more than --max-failures {settings.max_failures} times"
-    way_out = "the same command goes on from the newest checkpoint"
-    return f"workers failed {times}, at last: {reason or error}{where}; {way_out}"
+    return f"workers failed {times}, at last: {reason or error}{where}"
 
 
 @contextlib.contextmanager

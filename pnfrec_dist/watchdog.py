@@ -75,7 +75,7 @@ class Watchdog:
         if not self.workers:
             if silence > self.seconds + START_SECONDS:
                 limit = f"--stall-timeout {self.seconds:g} and {START_SECONDS:g} s to start"
-                way_out = "see whether the cluster has room, and type the same command again"
+                way_out = "see whether the cluster has room"
                 raise RunError(f"no worker has begun for {silence:.0f} s ({limit}); {way_out}")
             if silence < WAITING_SECONDS or self._told:
                 return ""

@@ -61,13 +61,12 @@ def parse(args: Sequence[str]) -> Options:
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be >= {least}")
     stages = tuple(dict.fromkeys(found.stages))
-    name = "-".join(["tune", found.dataset, *(stages if stages != PAPER else ())]) if found.name is None else found.name
-    config = "x" if found.write_config is None else found.write_config
-    for flag, value in (("--dataset", found.dataset), ("--name", name), ("--write-config", config)):
-        if not re.fullmatch(r"\w[\w.-]*", value):
-            raise InputError(f"{flag} is {value!r}; a name has letters, digits, '.', '_' and '-' alone")
+    for flag, value in (("--dataset", found.dataset), ("--name", found.name), ("--write-config", found.write_config)):
+        if value is not None and not re.fullmatch(r"\w[\w.-]{0,99}", value):
+            raise InputError(f"{flag} is {value!r}; a name has at most 100 letters, digits, '.', '_' and '-'")
+    name = found.name or "-".join(["tune", found.dataset, *(stages if stages != PAPER else ())])
     if found.write_config is not None:
-        _require_new_config(config)
+        _require_new_config(found.write_config)
     return Options(
         dataset=found.dataset,
         stages=stages,
@@ -92,6 +91,10 @@ def _require_flags(flags: Sequence[str], own: Sequence[str]) -> None:
     names = [flag.partition("=")[0] for flag in flags]
     if {"--model", "--output-dir", "--num-workers", "--min-workers", "--num-gpus"} & set(names):
         raise InputError("--model is the stage's; workers are set by --workers-per-trial and --gpus-per-trial")
+    if "--resume" in names:
+        raise InputError(
+            "--resume is for a single training: the same sweep goes on by itself, another has another --name"
+        )
     if flags and not flags[0].startswith("-"):
         raise InputError(f"{flags[0]!r} stands where a flag is expected; see python -m tune --help")
     for name in names:

@@ -1,11 +1,13 @@
 """What a sweep is asked for, and its stages with that over conf/tune/."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pnfrec_dist.cli import parse_train_settings
 from pnfrec_dist.config import Settings
+from pnfrec_dist.errors import InputError
 from tune.space import Point, Stage, load_stage, require_space, with_point
 
 FOUND_BY = "# Found by: "
@@ -44,7 +46,21 @@ def planned_stages(options: Options) -> list[Stage]:
         stage = load_stage(name, **{key: value for key, value in own.items() if value is not None})
         require_space(stage, base_settings(options, stage, {}))
         stages.append(stage)
+    if options.num_samples and all(stage.search == "grid" for stage in stages):
+        way_out = "leave it out, or say --search random or optuna as well"
+        raise InputError(f"--num-samples is {options.num_samples}, but a grid has all of its points; {way_out}")
+    _require_not_searched(options.flags, stages)
     return stages
+
+
+def _require_not_searched(flags: Sequence[str], stages: Sequence[Stage]) -> None:
+    """Raises InputError about a flag for what a stage searches: its trials would have other values."""
+    names = {flag.partition("=")[0].removeprefix("--").replace("-", "_"): flag for flag in flags}
+    for stage in stages:
+        for parameter in stage.parameters:
+            if parameter.name in names:
+                flag = names[parameter.name].partition("=")[0]
+                raise InputError(f"{flag} is what stage {stage.name} searches; leave it out, or write another stage")
 
 
 def base_settings(options: Options, stage: Stage, found: Point) -> Settings:

@@ -69,9 +69,6 @@ class DistinctPoints(Searcher):
         self.is_exhausted = True
         return Searcher.FINISHED
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.optuna.on_trial_result(self.keys[trial_id][0], result)
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         key, name = self.keys[trial_id]
         if result is not None:

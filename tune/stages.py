@@ -17,9 +17,10 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from pnfrec_dist.config import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.launch import Node, WorkerPlan, plan_workers
+from pnfrec_dist.launch import Node, WorkerPlan, plan_workers, stop_requests
 from pnfrec_dist.runs import RUN_FILE, read_run
 from pnfrec_dist.tracking import TrackedRun
+from tune.ending import Ending
 from tune.records import Record, best_of, ended_and_begun, trial_name
 from tune.search import DistinctPoints, listed_points, scheduler
 from tune.space import Stage
@@ -30,10 +31,11 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "1000",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "600",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-"""Read by Ray Tune: no loggers beside ours, no tables, patience with trials that are stopping."""
+"""Read by Ray Tune: no loggers beside ours, no tables, patience with trials that are stopping, signals are ours."""
 
 DRIVER = {"memory": 1.0}
 """What a trial asks for itself: a byte, since Tune wants something. Its workers ask for their CPUs or GPUs; were the
@@ -110,6 +112,7 @@ def run_stage(
     points = [point for point in listed if trial_name(point) not in over]
     missing = max(stage.num_samples - len(ended), 0) if stage.search == "optuna" else len(points)
     if not missing or (seconds_left is not None and seconds_left <= 0):
+        _tidy(directory, ended, uri)  # an earlier command may have been killed before it did
         return StageResult(ended, not missing, missing > 0, 0.0, 0.0)
     trial = Assignment(stage.name, settings, plan.workers, data.directory.uri, str(directory), uri, parent)
     watch = Watch(stage.name, directory, settings.epochs, ended, missing, plan.concurrent)
@@ -118,19 +121,20 @@ def run_stage(
     if stage.search == "optuna":
         search = DistinctPoints(stage, settings.seed, ended, begun)
         how = {"search_alg": ConcurrencyLimiter(search, plan.concurrent), "num_samples": missing}
-    how |= {"scheduler": scheduler(stage, settings.epochs, ended), "time_budget_s": seconds_left}
-    with watch, contextlib.nullcontext() if settings.ray_address else _placement_groups_freed():
-        _fit(trial, {"point": tune.grid_search(points)} if points else {}, how, watch)
+    how |= {"scheduler": scheduler(stage, settings.epochs, ended)}
+    freed = contextlib.nullcontext() if settings.ray_address else _placement_groups_freed()
+    with watch, freed, stop_requests() as asked:
+        ending = Ending(asked, seconds_left, watch.running)
+        _fit(trial, {"point": tune.grid_search(points)} if points else {}, how, watch, ending)
     is_over = watch.done >= missing or (search is not None and search.is_exhausted)
-    is_cut = not is_over and seconds_left is not None and time.monotonic() - started >= seconds_left
-    drop_checkpoints(directory, watch.records, best_of(watch.records))
-    _settle(directory, uri)
+    is_cut = ending.is_cut and not is_over
+    _tidy(directory, watch.records, uri)
     records = [*watch.records, *(watch.cut_off() if is_cut else [])]
     own = sum(record.seconds for record in records if record.name not in over)
     return StageResult(records, is_over, is_cut, time.monotonic() - started, own)
 
 
-def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], watch: Watch) -> None:
+def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], watch: Watch, ending: Ending) -> None:
     """Ray Tune's part; what it writes goes with it, as `watch` keeps what is needed."""
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -143,6 +147,7 @@ def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], wat
             name=str(time.time_ns()),
             storage_path=str(files),
             callbacks=[watch],
+            stop=ending,
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -156,10 +161,10 @@ def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], wat
         shutil.rmtree(files, ignore_errors=True)
 
 
-def _settle(directory: Path, uri: str) -> None:
-    """Tells MLflow of the trials whose processes were killed."""
-    ended, _ = ended_and_begun(directory)
-    known = {record.name: record for record in ended}
+def _tidy(directory: Path, records: list[Record], uri: str) -> None:
+    """Keeps the best trial's checkpoints alone, and tells MLflow of the trials whose processes were killed."""
+    drop_checkpoints(directory, records, best_of(records))
+    known = {record.name: record for record in records}
     for trial in directory.glob("trial-*"):
         if (trial / RUN_FILE).exists():
             record = known.get(trial.name)

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
@@ -21,7 +21,7 @@ from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.launch import ray_cluster
 from pnfrec_dist.mappings import flatten, to_mapping
 from pnfrec_dist.progress import duration, headline_table
-from pnfrec_dist.runs import RUN_FILE, Run, read_run
+from pnfrec_dist.runs import AUTO_MAY_CHANGE, RUN_FILE, Run, read_run
 from pnfrec_dist.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking import Opening, TrackedRun, tracking_uri
 from pnfrec_dist.training.result import read_result
@@ -32,16 +32,12 @@ from tune.search import listed_points
 from tune.space import Point, Stage, described, require_space, with_point
 from tune.stages import StageResult, TrialPlan, plan_trials, run_stage
 
-MAY_CHANGE = ("num_workers", "num_gpus", "ray_address", "data_dir", "output_dir", "dry_run", "experiment")
-"""Settings that may differ when a sweep goes on."""
-
 
 def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     """Runs what is missing of a sweep, reports, and returns the exit code. Raises InputError, RunError."""
     settings = base_settings(options, stages[0], {})
     data, uri = open_data(settings), tracking_uri()
-    run = _sweep_run(options, stages, settings, data)
-    with ray_cluster(settings, dashboard=True) as nodes:
+    with _own_directory(options, stages, settings, data) as run, ray_cluster(settings, dashboard=True) as nodes:
         plan = plan_trials(nodes, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
         if plan.workers.use_gpu:
             options = dataclasses.replace(options, gpus_per_trial=plan.workers.num_workers)
@@ -58,23 +54,40 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
         if options.dry_run:
             print("dry run: nothing was trained")
             return 0
-        options.directory.mkdir(parents=True, exist_ok=True)
-        with run.locked(way_out="say another --name"):
-            run.write()
-            tracked = TrackedRun(run.directory, run.key, uri, print)
-            tracked.start(_opening(run.directory.name.replace("-", " "), "sweep", settings, data, ""))
-            status = FAILED
-            try:
-                status = FINISHED if Sweep(options, data, uri, plan, run, tracked).run(stages) else KILLED
-            except KeyboardInterrupt:
-                status = KILLED
-                raise
-            finally:
-                tracked.close(status)
+        run.write()
+        tracked = TrackedRun(run.directory, run.key, uri, print)
+        tracked.start(_opening(run.directory.name.replace("-", " "), "sweep", settings, data, ""))
+        status = FAILED
+        try:
+            status = FINISHED if Sweep(options, data, uri, plan, run, tracked).run(stages) else KILLED
+        except KeyboardInterrupt:
+            status = KILLED
+            raise
+        except OSError as error:
+            raise RunError(f"the sweep stopped ({error}); mend that, and the same command goes on") from error
+        finally:
+            tracked.close(status)
     if status == KILLED:
         print("stopped; the same command goes on")
         return EXIT_INTERRUPTED
     return 0
+
+
+@contextlib.contextmanager
+def _own_directory(options: Options, stages: Sequence[Stage], settings: Settings, data: PreparedData) -> Iterator[Run]:
+    """The sweep's run, which no other command drives as long as the context lasts; of a dry run nothing is written.
+
+    Raises InputError where another does, where it is another sweep's, and where it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            run = _sweep_run(options, stages, settings, data)
+            if not options.dry_run:
+                stack.enter_context(run.locked(way_out="say another --name"))
+        except OSError as error:
+            way_out = "make room, or choose another --output-dir"
+            raise InputError(f"cannot write to {options.directory} ({error.strerror}); {way_out}") from error
+        yield run
 
 
 class Sweep:
@@ -177,7 +190,7 @@ class Sweep:
         print(headline_table({settings.model: test.test, **test.floors}))
         metrics = {f"test/{name}": value for name, value in test.test.items()}
         metrics["best_val/ndcg_p_at_10"] = record.best_score or 0.0
-        self.tracked.log_metrics(f"best/{len(self.tracked.spool.records)}", metrics, 0)
+        self.tracked.log_metrics(f"best/{directory.relative_to(self.options.directory)}", metrics, 0)
         config = self.options.write_config or self.written[0]
         print(f"\nbest settings: {' and '.join(self.written)}")
         line = (
@@ -227,14 +240,14 @@ def stage_run(directory: Path, settings: Settings, data: PreparedData) -> Run:
             place.mkdir(parents=True, exist_ok=True)
             return Run(place, to_mapping(settings), data.manifest.digest)
         run = read_run(place)
-        if {name: value for name, value in flatten(run.settings).items() if name not in MAY_CHANGE} == shared:
+        if {name: value for name, value in flatten(run.settings).items() if name not in AUTO_MAY_CHANGE} == shared:
             return run
     raise AssertionError
 
 
 def _shared(settings: Settings) -> dict[str, object]:
     """Settings that a sweep, or a stage of it, cannot change and be the same; as they are read again from a file."""
-    found = {name: value for name, value in flatten(to_mapping(settings)).items() if name not in MAY_CHANGE}
+    found = {name: value for name, value in flatten(to_mapping(settings)).items() if name not in AUTO_MAY_CHANGE}
     return json.loads(json.dumps(found))
 
 
@@ -247,6 +260,8 @@ def _sweep_run(options: Options, stages: Sequence[Stage], settings: Settings, da
     if not (options.directory / RUN_FILE).exists():
         return Run(options.directory, content, data.manifest.digest)
     run = read_run(options.directory)
+    if "sweeps" not in run.settings:
+        raise InputError(f"{options.directory} is the run of a training; say another --name")
     if run.data_digest != data.manifest.digest:
         raise InputError(f"{options.directory} is a sweep on other data; say another --name")
     stored, now = flatten(run.settings), flatten(content)

@@ -32,6 +32,7 @@ from tune.space import Point, described, with_point
 
 LOG, SOURCE = "trial.log", "python -m tune"
 SELECTION = "val/ndcg_p_at_10"
+HEARING_SECONDS = 2.0
 STATES: dict[str, State] = {FINISHED: "finished", KILLED: "stopped", FAILED: "failed"}
 """MLflow's states of a run -> those of a trial."""
 
@@ -54,7 +55,7 @@ class Assignment:
 
 
 class Trial(tune.Trainable):
-    """Reports after each epoch, earlier ones of the same run included, and once more at its end."""
+    """Reports each epoch, earlier ones of the same run included, and its end."""
 
     def setup(self, config: dict[str, Any], assignment: Assignment | None = None) -> None:
         """assignment: handed over by tune.with_parameters; None is of Tune's own signature."""
@@ -70,7 +71,11 @@ class Trial(tune.Trainable):
         self.thread.start()
 
     def step(self) -> dict[str, Any]:
-        return self.items.get()
+        """What is new, or soon the same once more: an actor hears nothing as long as a call of it goes on."""
+        try:
+            return self.items.get(timeout=HEARING_SECONDS)
+        except queue.Empty:
+            return self.newest | {"trial_seconds": self._seconds()}
 
     def cleanup(self) -> None:
         self.asked_to_stop.set()
@@ -137,8 +142,8 @@ class Trial(tune.Trainable):
 def _log_state(job: Job, tracked: TrackedRun, status: str, last: dict[str, Event], epochs: list[Event]) -> None:
     """How the trial ended, and the best of its epochs, as tags and a metric to sort by."""
     number = len(tracked.spool.records)
-    tags = {"state": STATES[status]}
-    for kind in ("refused", "diverged"):
+    tags = {"state": STATES[status], "reason": ""}  # a trial that is run again may have had one
+    for kind in ("refused", "diverged", "failed"):
         if kind in last:
             tags["reason"] = str(last[kind].get("text", "the loss or a gradient is not finite"))
     if epochs:

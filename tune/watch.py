@@ -36,6 +36,7 @@ class Watch(Callback):
         self.epochs: dict[str, list[dict[str, Any]]] = {}
         self.newest: dict[str, dict[str, Any]] = {}
         self.points: dict[str, Point] = {}
+        self.trials: dict[str, TuneTrial] = {}
         self.console = Console(highlight=False, soft_wrap=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
@@ -59,7 +60,7 @@ class Watch(Callback):
 
     def _begun(self, trial: TuneTrial) -> None:
         key = trial.trial_id
-        self.points[key] = trial.config["point"]
+        self.trials[key], self.points[key] = trial, trial.config["point"]
         self.started[key], self.epochs[key] = time.monotonic(), []
         begin_record(self.directory / trial_name(self.points[key]), self.points[key])
 
@@ -85,6 +86,11 @@ class Watch(Callback):
         if trial.trial_id not in self.points:  # before it had started
             self._begun(trial)
         self._ended(trial.trial_id, "failed", "its process died")
+
+    def running(self) -> list[Any]:
+        """Handles of the actors of the trials that did not end."""
+        actors = (trial.temporary_state.ray_actor for trial in self.trials.values())
+        return [actor for actor in actors if actor is not None]
 
     def cut_off(self) -> list[Record]:
         """Those that the time budget stopped, of which Tune says nothing. They go on another time."""

@@ -1,4 +1,4 @@
-"""Two Ray nodes, processes of this machine on loopback, with token authentication; one of them is killed."""
+"""Two Ray nodes, processes of this machine on loopback, with token authentication: a node is killed, a sweep joins."""
 
 import os
 import re
@@ -17,6 +17,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from recovery import ENVIRONMENT, Command
+from sweeps import LR, Sweep, add_stage, trained_here
+
+from tune.records import ended_and_begun
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -134,3 +137,20 @@ def test_a_cluster_does_not_take_who_has_no_token(
     command = Command(tmp_path, "--ray-address", cluster.address, **other)
     assert command.end() == 2
     assert re.search(r"error: could not join Ray at --ray-address .*RAY_AUTH_TOKEN", command.output)
+
+
+def test_a_sweep_joins_a_cluster(prepared_writer: Callable[..., Path], tmp_path: Path, cluster: Cluster) -> None:
+    """A trial on each node, then a sweep with a worker on each: the first has left nothing behind."""
+    prepared_writer(tmp_path / "data/prepared/tiny")
+    flags = ["--epochs", "3", "--encoder.hidden-size", "8"]
+    joined = [*flags, "--ray-address", cluster.address, "--stages", "rates"]
+    add_stage(tmp_path, "rates", LR.format(values=[0.001, 0.01, 0.03]))
+    output = Sweep(tmp_path, *joined, **cluster.environment).succeed()
+    assert "trials: 2 trials at a time, each with 1 worker" in output and "test of the winner:" in output
+    for record in ended_and_begun(tmp_path / "runs/tune-tiny-rates/rates")[0]:
+        scored = trained_here(tmp_path, ["--model", "sasrec_p", *flags], record.point, tmp_path / record.name)
+        assert record.best_score == pytest.approx(scored, abs=1e-6)
+    both = [*joined, "--workers-per-trial", "2", "--name", "both"]
+    output = Sweep(tmp_path, *both, **cluster.environment).succeed()
+    assert "trials: one trial at a time, each with 2 workers" in output and output.count("finished ") == 3
+    assert cluster.listeners() <= {"127.0.0.1", "::1"}

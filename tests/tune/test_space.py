@@ -146,7 +146,6 @@ def test_optuna_suggests_every_point_of_a_small_space_once() -> None:
     suggested = [found.suggest(f"trial {place}") for place in range(3)]
     assert suggested[0] == {"point": points[3]}
     assert sorted(map(str, suggested)) == sorted(str({"point": point}) for point in points[3:])
-    found.on_trial_result("trial 0", {"score": 0.2, "training_iteration": 1})
     found.on_trial_complete("trial 0", {"score": 0.2, "failed": ""})
     found.on_trial_complete("trial 1", {"score": 0.4, "failed": "it diverged"})
     found.on_trial_complete("trial 2", None, error=True)
@@ -230,10 +229,16 @@ def test_other_stages_are_another_sweep() -> None:
     ("flags", "named"),
     [
         (["--stages", "alhpa"], "did you mean 'alpha'"),
+        (["--stages", "alpha,beta"], "unknown stage 'alpha,beta'"),
         (["--time-budget", "3x"], "--time-budget is '3x'"),
         (["--time-budget", "0h"], "--time-budget is '0h'"),
         (["--num-samples", "0"], "--num-samples is 0"),
         (["--max-concurrent", "0"], "--max-concurrent is 0"),
+        (["--stages", "alpha", "--num-samples", "5"], "--num-samples is 5, but a grid has all of its points"),
+        (["--optimizer.lr=0.1"], "--optimizer.lr is what stage encoder searches"),
+        (["--encoder.hidden-size", "8"], "--encoder.hidden-size is what stage encoder searches"),
+        (["--resume", "never"], "--resume is for a single training"),
+        (["--name", "x" * 101], "at most 100 letters"),
         (["--name", "a/b"], "--name is 'a/b'"),
         (["--model", "pnfrec"], "--model is the stage's"),
         (["--search", "tpe"], "invalid choice: 'tpe'"),

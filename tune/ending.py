@@ -1,0 +1,43 @@
+"""How a search ends before its trials do: on a signal, or when the time budget is used up."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.tune import Stopper
+
+POLL_SECONDS = 1.0
+
+
+class Ending(Stopper):
+    """Asks the trials to stop and waits for them; then Tune ends the search.
+
+    Tune itself would kill a trial ten seconds after it is asked, before the step in progress and its checkpoint may be
+    over.
+    """
+
+    def __init__(self, asked: threading.Event, seconds_left: float | None, running: Callable[[], list[Any]]) -> None:
+        """asked: by a signal; seconds_left: of the time budget; running: handles of the trials' actors."""
+        self.asked, self.running = asked, running
+        self.deadline = None if seconds_left is None else time.monotonic() + seconds_left
+        self.is_cut = False
+        """by the time budget"""
+        self.is_over = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune stores it for a way of going on that is not ours."""
+        return {}
+
+    def stop_all(self) -> bool:
+        self.is_cut = self.is_cut or (self.deadline is not None and time.monotonic() >= self.deadline)
+        if (self.asked.is_set() or self.is_cut) and not self.is_over:
+            left = [actor.cleanup.remote() for actor in self.running()]
+            while left:  # a dead actor answers at once, with an error that nobody asks for
+                _, left = ray.wait(left, timeout=POLL_SECONDS)
+            self.is_over = True
+        return self.is_over
