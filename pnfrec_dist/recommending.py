@@ -139,6 +139,7 @@ def _request(settings: RecommendSettings, trained: Exported, data: PreparedData)
         },
         "data": {
             "dataset": data.manifest.dataset,
+            "digest": data.manifest.digest,
             "users": [[entry.path, entry.sha256] for entry in data.manifest.files_of("users")],
         },
         "lists": dataclasses.asdict(_list_settings(settings)),
