@@ -30,9 +30,8 @@ def run(settings: EvaluateSettings) -> int:
     trained = open_trained(settings.run, settings.data_dir)
     data = open_prepared(Location(settings.data_dir) / trained.settings.dataset)
     if trained.data_digest != data.manifest.digest:
-        raise InputError(
-            f"{data.directory} is not the data that {settings.run} was trained on; name them in --data-dir"
-        )
+        way_out = "say where that state lies with --data-dir"
+        raise InputError(f"{data.directory} is another state of the data than {settings.run} was trained on; {way_out}")
     gammas = sorted({0.0, *settings.gammas}) if trained.model.encoders.negative is not None else [0.0]
     split = Split(trained, data, "validation")
     validation = {}
