@@ -138,7 +138,7 @@ def test_run_holds_params_metrics_data_and_checkpoint(workspace: Path, trained: 
     assert dataset.dataset.name == "tiny" and digest.startswith(dataset.dataset.digest)
     assert run.data.tags["data_digest"] == digest
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", run.data.tags["mlflow.source.git.commit"])
-    assert re.search(r"\btorch 2\.\d+.*, ray 2\.\d+.*, python 3\.\d+", run.data.tags["versions"])
+    assert re.search(r"\btorch 2\.\d+.*, ray 2\.\d+.*, Python 3\.\d+", run.data.tags["versions"])
     artifacts = {a.path for folder in ("checkpoint", "data") for a in client.list_artifacts(run.info.run_id, folder)}
     assert {"checkpoint/COMMITTED", "checkpoint/model.safetensors", "data/manifest.json"} <= artifacts
     assert list((workspace / "mlartifacts").iterdir())
