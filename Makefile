@@ -61,14 +61,14 @@ tune: spark-prep  ## search training settings: the paper's stages, best.yaml in 
 	@$(BIN)/python -m tune --dataset "$(DATASET)" $(if $(STAGES),--stages $(STAGES)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 serve: $(STAMP)  ## a trained model over HTTP, on this machine alone (RUN=<run directory, MLflow run id, models:/...> PORT=5001)
-	@$(BIN)/python -m pnfrec_dist.serve --run "$(RUN)" $(if $(PORT),--port "$(PORT)")
+	@$(if $(RUN),,$(error say which model: RUN=runs/<run>, an MLflow run id, or models:/<name>/<version>))exec $(BIN)/python -m pnfrec_dist.serve --run "$(RUN)" $(if $(PORT),--port "$(PORT)")
 
 export: $(STAMP)  ## a trained model as item vectors and torch.export encoder (RUN=... as serve, OUT=exported)
-	@$(BIN)/python -m pnfrec_dist.export --run "$(RUN)" --out "$(or $(OUT),exported)" $(ARGS)
+	@$(if $(RUN),,$(error say which model: RUN=runs/<run>, an MLflow run id, or models:/<name>/<version>))$(BIN)/python -m pnfrec_dist.export --run "$(RUN)" --out "$(or $(OUT),exported)" $(ARGS)
 
 mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 	@echo "http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)"
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
+	@exec env MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
 	--workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
 test: $(STAMP)  ## the test suite (some 15 minutes; not the slow ones)

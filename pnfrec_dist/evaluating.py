@@ -3,7 +3,10 @@
 B users of a batch, U users of a split.
 """
 
+import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ MEASURES = (("HR", "hr"), ("NDCG", "ndcg"))
 
 def run(settings: EvaluateSettings) -> int:
     """Prints the tables and writes the file. Raises InputError for a model of other data."""
+    if settings.out:
+        _write(Path(settings.out), None)  # better known now than in the end
     trained = open_trained(settings.run, settings.data_dir)
     data = open_prepared(Location(settings.data_dir) / trained.settings.dataset)
     if trained.data_digest != data.manifest.digest:
@@ -100,10 +105,17 @@ def _table(rows: dict[float, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: dict[str, Any] | None) -> None:
+    """None: whether it can be written alone."""
     draft = path.with_name(f".{path.name}.writing")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        if content is not None:
+            draft.replace(path)
     except OSError as error:
         raise InputError(f"cannot write --out {path} ({error.strerror}); name another file") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)

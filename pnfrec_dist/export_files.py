@@ -74,8 +74,8 @@ def export(exported: Exported, directory: Path) -> str:
     draft, old = (directory.with_name(f".{directory.name}.{what}") for what in ("writing", "replaced"))
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    draft.mkdir(parents=True)
     try:
+        draft.mkdir(parents=True)
         _write(exported, draft)
         _compare(exported.model, draft)
         manifest = _manifest(exported, draft)
@@ -83,6 +83,8 @@ def export(exported: Exported, directory: Path) -> str:
         if directory.exists():
             directory.rename(old)
         draft.rename(directory)
+    except OSError as error:
+        raise InputError(f"cannot write --out {str(directory)!r} ({error.strerror or error}); name another") from error
     finally:
         for leftover in (draft, old):
             shutil.rmtree(leftover, ignore_errors=True)

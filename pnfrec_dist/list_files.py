@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from pnfrec_dist.storage import sha256_of, sync_to_disk
 
 MANIFEST, REQUEST, KIND = "_manifest.json", "request.json", "recommendations"
 """Readers of a directory of Parquet pass over names that begin with _."""
+NOTES, OWN = "part-*.json", r"_manifest\.json|request\.json|\.?part-\d+\.(parquet|json)(\.\d+)?"
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,11 @@ class ListFiles:
         self.directory, self.request = directory, request
         self.making = directory.with_name(f".{directory.name}.making")
         self.old = directory.with_name(f".{directory.name}.old")
-        if directory.exists() and not _is_lists(directory) and (not directory.is_dir() or any(directory.iterdir())):
-            raise InputError(f"{directory} is there and holds no lists; name another --out")
+        for place in (directory, self.making, self.old):
+            if place.exists() and (found := _foreign(place)):
+                raise InputError(
+                    f"{found} is there, which is none of earlier lists; move it away, or name another --out"
+                )
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[dict[int, Part]]:
@@ -75,6 +80,8 @@ class ListFiles:
                     done = self._taken_up()
                 yield done
             finally:
+                if not list(self.making.glob(NOTES)):  # nothing to go on with
+                    shutil.rmtree(self.making, ignore_errors=True)
                 lock.unlink(missing_ok=True)
 
     def publish(self, parts: Iterable[Part], about: dict[str, Any]) -> None:
@@ -113,7 +120,7 @@ class ListFiles:
             request.write_text(wanted, encoding="utf-8")
             return {}
         found = {}
-        for note in self.making.glob("part-*.json"):
+        for note in self.making.glob(NOTES):
             part = Part(**json.loads(note.read_text(encoding="utf-8")))
             file = self.making / part.path
             if file.is_file() and sha256_of(file) == part.sha256:
@@ -126,7 +133,7 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        way_out = "make room, or name another --out"
+        way_out = "name another --out, or make room"
         raise InputError(f"cannot write below {directory} ({error.strerror or error}); {way_out}") from error
 
 
@@ -146,8 +153,12 @@ def write_part(making: Path, number: int, lists: pa.Table, users: int, popular: 
     return part
 
 
-def _is_lists(directory: Path) -> bool:
-    try:
-        return json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("kind") == KIND
-    except (OSError, ValueError, AttributeError):
-        return False
+def _foreign(place: Path) -> Path | None:
+    """What in a directory of lists, whole or being made, is none of ours; the directory itself where all of it is."""
+    if not place.is_dir():
+        return place
+    names = sorted(path.name for path in place.iterdir())
+    others = [name for name in names if not re.fullmatch(OWN, name)]
+    if others and len(others) == len(names):
+        return place
+    return place / others[0] if others else None

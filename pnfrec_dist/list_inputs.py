@@ -1,5 +1,6 @@
 """What python -m pnfrec_dist.recommend reads beside model and data: files of users and of items, checked by name."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ NAMED = 3
 def read_ids(path: str, flag: str) -> pa.Array:
     """The distinct ids of a text file, one a line. Raises InputError for a file without any."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{flag} {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
@@ -32,7 +33,10 @@ def read_ids(path: str, flag: str) -> pa.Array:
 
 
 def parts_with(data: PreparedData, wanted: pa.Array | None) -> list[UserPart]:
-    """The parts that hold users who are wanted (None: all). Raises InputError for users whom the data set lacks."""
+    """The parts that hold users who are wanted (None: all), `rows` of them each.
+
+    Raises InputError for users whom the data set lacks.
+    """
     parts = user_parts(data)
     if wanted is None:
         return parts
@@ -41,7 +45,7 @@ def parts_with(data: PreparedData, wanted: pa.Array | None) -> list[UserPart]:
         ids = user_ids(part)
         here = ids.filter(pc.is_in(ids, wanted))
         if len(here):
-            held.append(part)
+            held.append(dataclasses.replace(part, rows=len(here)))
             found.append(here)
     unknown = _outside(wanted, pa.concat_arrays(found))
     if unknown:

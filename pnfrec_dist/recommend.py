@@ -65,6 +65,8 @@ def main(args: Sequence[str]) -> int:
     settings = parse_flags(RecommendSettings, RecommendSettings(), args, PROG)
     if not settings.run:
         raise InputError(f"--run is missing; name the model, such as runs/<run>; see {PROG} --help")
+    if "--show" in args and (settings.out or not settings.show):
+        raise InputError("--show takes users and writes nothing; name some users, and leave --out out")
     if not (settings.out or settings.show):
         raise InputError("--out is missing; name the directory of the lists, or look at some with --show USER")
     if not settings.ray_address:

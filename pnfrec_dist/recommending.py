@@ -1,8 +1,10 @@
 """What python -m pnfrec_dist.recommend does: opens model, data and filters, makes lists over Ray, publishes them."""
 
+import contextlib
 import dataclasses
 import hashlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def recommend(settings: RecommendSettings) -> int:
     filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
     wanted = read_ids(settings.users, "--users") if settings.users else None
     parts = parts_with(data, wanted)
-    total = sum(part.rows for part in parts) if wanted is None else len(wanted)
+    total = sum(part.rows for part in parts)
     files = ListFiles(Path(settings.out).resolve(), request := _request(settings, trained, data))
     launch = dataclasses.replace(
         Settings(),
@@ -52,7 +54,7 @@ def recommend(settings: RecommendSettings) -> int:
         print("dry run: nothing was written")
         return 0
     started = time.monotonic()
-    with files.opened() as done:
+    with files.opened() as done, _told_when_interrupted():
         if done:
             print(f"going on: {len(done)} of {len(parts)} parts are there", flush=True)
         missing = [part for part in parts if part.number not in done]
@@ -69,7 +71,7 @@ def recommend(settings: RecommendSettings) -> int:
                 run_units(plan, _make_part, work, missing, on_done)
         made = [done[number] for number in sorted(done)]
         users, popular, rows = (sum(getattr(part, name) for part in made) for name in ("users", "popular", "rows"))
-        files.publish(made, {**request, "users": users, "popular": popular, "rows": rows})
+        files.publish(made, {"run": settings.run, **request, "users": users, "popular": popular, "rows": rows})
     fallback = f"; {popular:,} of them, without a known like, have popular items" if popular else ""
     print(f"wrote {rows:,} rows for {users:,} users{fallback}, in {duration(time.monotonic() - started)}")
     print(f"lists: {files.directory}")
@@ -132,7 +134,6 @@ def _request(settings: RecommendSettings, trained: Exported, data: PreparedData)
     files = {name: getattr(settings, name) for name in ("users", "allow", "deny", "deny_pairs")}
     return {
         "model": {
-            "run": settings.run,
             "settings": to_mapping(trained.settings),
             "data_digest": trained.data_digest,
             "weights_sha256": _weights_digest(trained),
@@ -142,7 +143,7 @@ def _request(settings: RecommendSettings, trained: Exported, data: PreparedData)
             "digest": data.manifest.digest,
             "users": [[entry.path, entry.sha256] for entry in data.manifest.files_of("users")],
         },
-        "lists": dataclasses.asdict(_list_settings(settings)),
+        "lists": {name: getattr(settings, name) for name in ("top_k", "gamma", "keep_seen")},
         "filters": {name: sha256_of(Path(path)) if path else None for name, path in files.items()},
     }
 
@@ -156,11 +157,28 @@ def _weights_digest(trained: Exported) -> str:
 
 
 def _about(settings: RecommendSettings, trained: Exported, data: PreparedData, users: int, parts: int) -> str:
-    known = trained.data_digest == data.manifest.digest
-    of_old = "" if known else ", trained on another state of the data: items that it does not know are passed over"
+    of_old = ""
+    if trained.data_digest != data.manifest.digest:
+        shared = len(set(trained.raw_ids) & set(data.raw_item_ids().to_pylist()))
+        was = trained.settings.dataset
+        of = (
+            f"another state of {was}"
+            if was == data.manifest.dataset
+            else f"{was}, the users are of {data.manifest.dataset}"
+        )
+        of_old = f"; trained on {of}: by raw id it knows {shared:,} of their {data.num_items:,} items"
     gamma = f", gamma {settings.gamma:g}" if settings.gamma else ""
     whose = f"{users:,} users of {data.directory}, in {parts:,} part{'s' if parts != 1 else ''}"
     return f"{trained.settings.model} ({len(trained.raw_ids):,} items{of_old})\ntop {settings.top_k} for {whose}{gamma}"
+
+
+@contextlib.contextmanager
+def _told_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the parts that are there", flush=True)
+        raise
 
 
 class _Progress:

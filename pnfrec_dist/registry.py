@@ -25,7 +25,7 @@ def model_location(reference: str, uri: str) -> str:
     Raises InputError where MLflow has none of it or does not answer.
     """
     with _told(reference, uri) as client:
-        if run := re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})", reference):
+        if run := re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/model)?", reference):
             return _of_run(client, run[1], uri)
         if model := re.fullmatch(r"models:/(m-[0-9a-f]{32})", reference):
             return client.get_logged_model(model[1]).artifact_location

@@ -55,16 +55,18 @@ class Query(BaseModel):
         default=[], description="[raw item id, relevance] of each interaction, in place of liked and disliked"
     )
     top_k: int = Field(default=10, ge=1, description="length of the list")
-    gamma: float = Field(default=0.0, ge=0, description="weight of the negative encoder's score, taken off; 0: none")
+    gamma: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="weight of the negative encoder's score, taken off; 0: none"
+    )
 
-    @field_validator("history", mode="before")
+    @field_validator("liked", "disliked", "history", mode="before")
     @classmethod
     def _as_text(cls, entries: Any) -> Any:
-        """Numbers as text: MLflow has no type for a list of both."""
-        if not isinstance(entries, list):
-            return entries
-        numbers = (int, float)
-        return [[str(v) if isinstance(v, numbers) else v for v in e] if isinstance(e, list) else e for e in entries]
+        """Numbers as text: ids often are some, and MLflow has no type for a list of both."""
+        if isinstance(entries, list):
+            return [cls._as_text(entry) for entry in entries]
+        is_number = isinstance(entries, (int, float)) and not isinstance(entries, bool)
+        return str(entries) if is_number else entries
 
     @model_validator(mode="after")
     def _require_history(self) -> "Query":

@@ -76,16 +76,35 @@ def test_a_kill_between_the_two_moves_is_mended(tmp_path: Path) -> None:
     out.rename(tmp_path / ".recs.old")
     with ListFiles(out, {"n": 2}).opened():
         assert json.loads((out / "_manifest.json").read_text())["n"] == 1
-    assert names(tmp_path) == [".recs.making", "recs"]
+    assert names(tmp_path) == ["recs"]
 
 
 def test_what_is_no_list_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     for place in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
-        with pytest.raises(InputError, match="holds no lists; name another --out"):
+        with pytest.raises(
+            InputError, match=r"mine(/thesis\.txt)? is there, which is none of earlier lists; move it away"
+        ):
             ListFiles(place, {})
     ListFiles(tmp_path / "new", {})
+    out = tmp_path / "recs"
+    files = ListFiles(out, {})
+    with files.opened():
+        files.publish([write_part(files.making, 0, TABLE, 2, 0)], {})
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"recs/notes\.txt is there"):
+        ListFiles(out, {})
+    (tmp_path / ".new.making").mkdir()
+    (tmp_path / ".new.making" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"\.new\.making is there"):
+        ListFiles(tmp_path / "new", {})
+
+
+def test_a_command_that_made_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), ListFiles(tmp_path / "recs", {}).opened():
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_commands_do_not_share_a_directory(tmp_path: Path) -> None:
@@ -98,7 +117,7 @@ def test_two_commands_do_not_share_a_directory(tmp_path: Path) -> None:
 def test_where_nothing_can_be_written_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(InputError, match=r"cannot write below .*/file \(.*\); make room"),
+        pytest.raises(InputError, match=r"cannot write below .*/file \(.*\); name another"),
         ListFiles(tmp_path / "file" / "recs", {}).opened(),
     ):
         pass

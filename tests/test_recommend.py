@@ -30,6 +30,8 @@ def line(checkpoint: Path, prepared: Path, *more: str) -> Sequence[str]:
     [
         (["--out", "recs"], "--run is missing"),
         (["--run", "x"], "--out is missing"),
+        (["--run", "x", "--show"], "--show takes users and writes nothing"),
+        (["--run", "x", "--show", "7", "--out", "recs"], "--show takes users and writes nothing"),
         (["--run", "runs/none", "--out", "recs"], "there is no directory 'runs/none'"),
         (["--run", "x", "--out", "recs", "--top-k", "0"], "--top-k is 0; it must be >= 1"),
         (["--run", "x", "--out", "recs", "--gamma", "-1"], "--gamma is -1.0; it must be a finite number >= 0"),
@@ -62,6 +64,21 @@ def test_wrong_files_are_named(
     with pytest.raises(InputError, match=message):
         recommend.main(line(checkpoint, prepared, "--out", str(tmp_path / "recs"), flag, str(file)))
     assert not (tmp_path / "recs").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(
+    checkpoint: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deny.txt").write_bytes(b"\xef\xbb\xbf3\r\n4\r\n")
+    recommend.main(
+        line(
+            checkpoint, prepared, "--show", "u004", "--top-k", "12", "--keep-seen", "--deny", str(tmp_path / "deny.txt")
+        )
+    )
+    text = capsys.readouterr().out
+    assert "warning" not in text
+    listed = text.partition("list from the whole history")[2].partition("list from before")[0].split()
+    assert sorted(listed[2::3], key=int) == [str(item) for item in range(1, 13) if item not in (3, 4)]
 
 
 def test_pairs_need_their_columns(checkpoint: Path, prepared: Path, tmp_path: Path) -> None:
@@ -100,6 +117,15 @@ def test_gamma_is_picked_on_validation_and_tested_once(
     assert set(found["test"]) == {"0.0", above}
     text = capsys.readouterr().out
     assert "test, all (10 users)" in text and "at most 4 likes" in text
+
+
+def test_where_figures_cannot_be_written_it_is_said_at_once(
+    checkpoint: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in (tmp_path, tmp_path / "none" / "gamma.json"):
+        with pytest.raises(InputError, match="cannot write --out"):
+            evaluate.main(line(checkpoint, prepared, "--out", str(out)))
+    assert not capsys.readouterr().out and not list(tmp_path.parent.glob(".*.writing"))
 
 
 def test_evaluating_as_trained_gives_the_run_s_test_metrics(checkpoint: Path, prepared: Path, tmp_path: Path) -> None:

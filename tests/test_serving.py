@@ -169,3 +169,12 @@ def test_one_user_s_answer_is_that_user_s_list_of_the_batch_job(cases: dict[Hist
             places = [place for place, name in enumerate(batch["user_id"]) if name == user_id]
             assert answer.items == [batch["raw_item_id"][place] for place in places]
             assert answer.scores == pytest.approx([batch["score"][place] for place in places], abs=1e-6)
+
+
+def test_ids_may_be_numbers_and_gamma_is_finite(cases: dict[History, Case]) -> None:
+    served = cases["positive"].served
+    (text,), (numbers,) = (served.predict([{"liked": ids, "top_k": 4}]) for ids in (["1", "7"], [1, 7]))
+    assert text.items == numbers.items
+    for wrong in ({"liked": [True]}, {"liked": ["1"], "gamma": float("inf")}, {"liked": ["1"], "gamma": float("nan")}):
+        with pytest.raises(Exception, match=r"liked|gamma"):
+            served.predict([wrong])
