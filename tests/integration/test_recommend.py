@@ -1,5 +1,6 @@
 """python -m pnfrec_dist.recommend over real Ray: every user once, equal to lists made one by one, also after a kill."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,6 +90,23 @@ def test_a_killed_command_leaves_the_old_lists_and_goes_on(
     assert done.returncode == 0, done.stderr
     assert "going on: 1 of 2 parts are there" in done.stdout
     assert by_user(pq.read_table(out)) == expected(checkpoint, data)
+
+
+@pytest.mark.slow
+def test_what_a_lost_worker_had_is_made_again(checkpoint: Path, data: PreparedData, tmp_path: Path) -> None:
+    line = command(checkpoint, data, tmp_path / "recs", "--batch-size", "1")
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    lost, deadline = 0, time.monotonic() + 120
+    while not lost:
+        assert process.poll() is None and time.monotonic() < deadline
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if not lost and child.cmdline()[0].startswith("ray::_make_part"):
+                    child.kill()
+                    lost = child.pid
+        time.sleep(0.1)
+    assert process.communicate()[0] and process.returncode == 0
+    assert by_user(pq.read_table(tmp_path / "recs")) == expected(checkpoint, data)
 
 
 @pytest.mark.slow
