@@ -196,7 +196,7 @@ def test_trials_that_crash_hang_and_diverge_are_marked_and_the_next_one_finishes
     rates = [0.001, 0.002, 1e30, 0.003]
     add_stage(workspace, "rates", LR.format(values=rates))
     more = ["--stages", "rates", "--epochs", "200", "--train.patience", "200", "--encoder.hidden-size", "8"]
-    limits = ["--stall-timeout", "8", "--max-failures", "0", "--max-concurrent", "1"]
+    limits = ["--stall-timeout", "25", "--max-failures", "0", "--max-concurrent", "1"]
     sweep = Sweep(workspace, *more, *limits)
     directory = workspace / "runs" / "tune-tiny-rates" / "rates"
     left = {"lr 0.001": "crash", "lr 0.002": "hang"}
