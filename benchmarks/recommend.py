@@ -27,9 +27,9 @@ from benchmarks.prepared_like import write_prepared_like
 from benchmarks.shapes import ml1m_like
 from pnfrec_dist.config import EncoderSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.batch import history_batch
-from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.data.users import UserLists
+from pnfrec_dist.data.users import UserLists, read_users, user_parts
 from pnfrec_dist.distributed import World
 from pnfrec_dist.exported import Exported
 from pnfrec_dist.lists import Filters, ListMaker, ListSettings, joined
@@ -72,8 +72,8 @@ def lists(method: str, items: int, times: int) -> Result:
             hidden_BD = model.last_hidden(history_batch(users.positive, rows, 50, torch.device("cpu")))
             scores_BV = hidden_BD @ model.item_table.weight.T
             is_seen_BV = torch.zeros(scores_BV.shape, dtype=torch.bool)
-            for place, row in enumerate(rows):
-                is_seen_BV[place, users.seen.values[users.seen.offsets[row] : users.seen.offsets[row + 1]]] = True
+            for place, row in enumerate(rows.tolist()):
+                is_seen_BV[place, users.seen.row(row)] = True
             is_seen_BV[:, 0] = True
             best = scores_BV.masked_fill_(is_seen_BV, -torch.inf).topk(K, dim=1)
             ids, scores = best.indices.numpy().ravel(), best.values.numpy().ravel()
@@ -172,12 +172,10 @@ def _content(directory: Path) -> pa.Table:
     return pq.read_table(directory, schema=None).combine_chunks()
 
 
-def _seen(data: object) -> set[tuple[str, str]]:
-    from pnfrec_dist.data.users import read_users, user_parts
-
+def _seen(data: PreparedData) -> set[tuple[str, str]]:
     found = set()
-    for part in user_parts(data):  # type: ignore[arg-type]
-        users = read_users(part, data.num_items)  # type: ignore[attr-defined]
+    for part in user_parts(data):
+        users = read_users(part, data.num_items)
         owner = np.repeat(np.arange(len(users)), users.seen.lengths)
         found |= set(zip(users.user_ids.take(pa.array(owner)).to_pylist(), map(str, users.seen.values), strict=True))
     return found

@@ -43,7 +43,7 @@ def cards(maker: ListMaker, raw_ids: pa.Array, users: UserLists) -> list[Card]:
     now, before = maker.make(users), maker.make(before_split(users))
     found = []
     for row, user_id in enumerate(users.user_ids.to_pylist()):
-        items, is_positive = _row(users.items, row), _row(users.is_positive, row)
+        items, is_positive = users.items.row(row), users.is_positive.row(row)
         later = np.arange(len(items)) >= len(items) - users.num_holdout[row]
         listed, is_popular = _entries(now, user_id)
         has_both = later.any() and not later.all()
@@ -75,20 +75,20 @@ def write_cards(file: Path, trained: Exported, data: PreparedData, count: int = 
 def before_split(users: UserLists) -> UserLists:
     """The users as they were known before T, as far back as the lists reach."""
     rows = range(len(users))
-    kept = [len(_row(users.items, row)) - users.num_holdout[row] for row in rows]
+    kept = [len(users.items.row(row)) - users.num_holdout[row] for row in rows]
     columns: dict[str, list[np.ndarray]] = {
         name: [] for name in ("items", "is_positive", "positive", "negative", "seen")
     }
     for row in rows:
-        items, is_positive = _row(users.items, row), _row(users.is_positive, row)
+        items, is_positive = users.items.row(row), users.is_positive.row(row)
         later, was_liked = items[kept[row] :], is_positive[kept[row] :]
-        positive, negative, seen = (_row(lists, row) for lists in (users.positive, users.negative, users.seen))
+        positive, negative, seen = (lists.row(row) for lists in (users.positive, users.negative, users.seen))
         columns["items"].append(items[: kept[row]])
         columns["is_positive"].append(is_positive[: kept[row]])
         columns["positive"].append(positive[: len(positive) - was_liked.sum()])
         columns["negative"].append(negative[: len(negative) - (~was_liked).sum()])
         columns["seen"].append(seen[~np.isin(seen, np.setdiff1d(later, items[: kept[row]]))])
-    lists = {name: _ragged(values) for name, values in columns.items()}
+    lists = {name: Ragged.of(values, bool if name == "is_positive" else np.int64) for name, values in columns.items()}
     return UserLists(users.user_ids, **lists, num_holdout=np.zeros_like(users.num_holdout))
 
 
@@ -136,12 +136,3 @@ def _entries(lists: pa.Table, user_id: str) -> tuple[list[Entry], bool]:
 
 def _named(raw_ids: pa.Array, items: np.ndarray) -> list[str]:
     return raw_ids.take(pa.array(items[::-1].astype(np.int64) - 1)).to_pylist()
-
-
-def _row(lists: Ragged, row: int) -> np.ndarray:
-    return lists.values[lists.offsets[row] : lists.offsets[row + 1]]
-
-
-def _ragged(rows: Sequence[np.ndarray]) -> Ragged:
-    offsets = np.concatenate([[0], np.cumsum([len(values) for values in rows], dtype=np.int64)])
-    return Ragged(offsets, np.concatenate([np.empty(0, rows[0].dtype if len(rows) else np.int64), *rows]))

@@ -70,7 +70,7 @@ class ListMaker:
         sides = [users.items if self.reads_all else users.positive, users.negative, users.seen]
         history, negative, seen = (self._known(side) for side in sides)
         if self.settings.keep_seen:
-            seen = _no_lists(len(users))
+            seen = Ragged.of([[]] * len(users))
         if self.filters.denied:
             seen = joined(seen, self._denied(users.user_ids))
         known = Users(history, negative, seen)
@@ -131,7 +131,3 @@ def joined(first: Ragged, second: Ragged) -> Ragged:
         places = np.arange(len(lists.values)) + np.repeat(starts - lists.offsets[:-1], lists.lengths)
         values[places] = lists.values
     return Ragged(offsets, values)
-
-
-def _no_lists(rows: int) -> Ragged:
-    return Ragged(np.zeros(rows + 1, dtype=np.int64), np.empty(0, dtype=np.int64))

@@ -139,7 +139,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         known = [
             [[self.item_ids[raw] for raw in side if raw in self.item_ids] for side in of_user] for of_user in sides
         ]
-        users = Users(*(_ragged([of_user[place] for of_user in known]) for place in range(3)))
+        users = Users(*(Ragged.of([of_user[place] for of_user in known]) for place in range(3)))
         longest = min(max(query.top_k for query in queries), len(raw_ids))
         ranking = self.recommender.rank(users, np.arange(len(queries)), longest, gamma)
         answers = []
@@ -182,11 +182,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _ragged(lists: Sequence[Sequence[int]]) -> Ragged:
-    offsets = np.concatenate([[0], np.cumsum([len(items) for items in lists], dtype=np.int64)])
-    return Ragged(offsets, np.array([item for items in lists for item in items], dtype=np.int64))
 
 
 def save_model(directory: Path, exported: Exported) -> None:

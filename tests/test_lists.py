@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pnfrec_dist.cards import before_split, card_text, cards
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.config import EncoderSettings, History, LossSettings, Settings
 from pnfrec_dist.data.batch import history_batch
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
@@ -83,13 +83,13 @@ def listed(table: pa.Table) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("history", ["positive", "all"])
 @pytest.mark.parametrize("older", [False, True])
-def test_every_user_s_list_equals_brute_force(prepared: Path, history: str, older: bool) -> None:
+def test_every_user_s_list_equals_brute_force(prepared: Path, history: History, older: bool) -> None:
     """older: the model knows half of the items in another order, and two that the data set lacks."""
     data = open_prepared(prepared)
     raw = data.raw_item_ids().to_pylist()
     catalog = ["77", *raw[::-2], "99"] if older else raw
     loss = SETTINGS.loss if history == "positive" else LossSettings(0.0, 0.0)
-    encoder = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, history=history)  # type: ignore[arg-type]
+    encoder = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, history=history)
     trained = model_of(catalog, Settings(dataset="tiny", encoder=encoder, loss=loss))
     hidden = {catalog[2], catalog[4]}
     is_hidden_V = np.array([False, *(name in hidden for name in catalog)])

@@ -1,5 +1,6 @@
 """Lists of different lengths as two arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,16 @@ class Ragged:
     @cached_property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int] | np.ndarray], dtype: type = np.int64) -> "Ragged":
+        """From one list a row."""
+        offsets = np.concatenate([[0], np.cumsum([len(values) for values in rows], dtype=np.int64)])
+        parts = [np.asarray(values, dtype=dtype) for values in rows]
+        return cls(offsets, np.concatenate([np.empty(0, dtype=dtype), *parts]))
+
+    def row(self, number: int) -> np.ndarray:
+        return self.values[self.offsets[number] : self.offsets[number + 1]]
 
     def newest(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The last `count` values of each row: (ids [rows, longest] right-padded with PAD_ID, lengths [rows]).
