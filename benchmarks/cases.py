@@ -19,15 +19,15 @@ from torch.nn import functional as F
 
 from benchmarks.plain_step import IGNORE_INDEX, PlainModel, plain_step
 from benchmarks.shapes import ITEMS, ml1m_like
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.batch import Sampled, train_batch
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data.batches import Sampled, train_batch
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.cross_entropy import cross_entropy, plan_tiles
 from pnfrec_dist.losses.objective import CPU_TILE_MIB
 from pnfrec_dist.losses.sampled import sampled_softmax
 from pnfrec_dist.model.item_table import ItemTable
-from pnfrec_dist.retrieval import rank_items, table_scores
+from pnfrec_dist.model.top_k import rank_items, table_scores
 from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.step import Requests, train_step
 

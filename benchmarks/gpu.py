@@ -17,8 +17,8 @@ from torch import Tensor
 
 from benchmarks.cases import DTYPES, Result
 from benchmarks.shapes import ml1m_like
-from pnfrec_dist.config import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.batch import train_batch
+from pnfrec_dist.config.settings import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.cross_entropy import cross_entropy
 from pnfrec_dist.losses.objective import plan_softmax

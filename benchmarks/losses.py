@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.cases import status_kib
-from pnfrec_dist.config import EncoderSettings, LossSettings, SampledSettings, Settings, TrainSettings
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings, SampledSettings, Settings, TrainSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
-from pnfrec_dist.events import Event
+from pnfrec_dist.training.events import Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 BASE = LossSettings(alpha=0.45, beta=0.25)

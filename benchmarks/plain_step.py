@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnfrec_dist.config import EncoderSettings, LossSettings
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings
 
 IGNORE_INDEX = -100
 

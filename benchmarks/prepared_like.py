@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.shapes import ITEMS, ml1m_like
-from pnfrec_dist.schema import (
+from pnfrec_dist.data.schema import (
     HOLDOUT_SCHEMA,
     ITEMS_SCHEMA,
     QUARANTINE_SCHEMA,
@@ -19,7 +19,7 @@ from pnfrec_dist.schema import (
     settings_hash,
     write_manifest,
 )
-from pnfrec_dist.storage import sha256_of
+from pnfrec_dist.files.locations import sha256_of
 
 TRAIN_USERS, HOLDOUT_USERS, GROUP = 1_000, 50, 1_000
 """GROUP: users of a row group, which is a unit of work."""

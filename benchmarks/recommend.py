@@ -25,14 +25,14 @@ import torch
 from benchmarks.cases import Result, measure
 from benchmarks.prepared_like import write_prepared_like
 from benchmarks.shapes import ml1m_like
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.batch import history_batch
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data.batches import history_batch
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.data.users import UserLists, read_users, user_parts
+from pnfrec_dist.data.user_histories import UserLists, read_users, user_parts
 from pnfrec_dist.distributed import World
-from pnfrec_dist.exported import Exported
-from pnfrec_dist.lists import Filters, ListMaker, ListSettings, joined
+from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings, joined
 from pnfrec_dist.training.loop import Hooks, TrainLoop, build_model
 
 CATALOGS = (3_412, 100_000, 1_000_000)

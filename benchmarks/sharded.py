@@ -18,8 +18,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.cases import Result
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
-from pnfrec_dist.data.batch import train_batch
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World

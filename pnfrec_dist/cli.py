@@ -14,9 +14,9 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 import yaml
 
-from pnfrec_dist.config import Settings
+from pnfrec_dist.config.mappings import override
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, RunError, nearest
-from pnfrec_dist.mappings import override
 
 T = TypeVar("T")
 

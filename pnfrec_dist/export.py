@@ -28,8 +28,8 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--data-dir", default="data/prepared", help="of a checkpoint's data set (default: %(default)s)")
     found = parser.parse_args(args)
     # These import torch, which takes too long for --help or a typo.
-    from pnfrec_dist.export_files import export, require_replaceable
-    from pnfrec_dist.trained import open_trained
+    from pnfrec_dist.inference.export import export, require_replaceable
+    from pnfrec_dist.inference.trained_model import open_trained
 
     require_replaceable(found.out)
     print(export(open_trained(found.run, found.data_dir), found.out))

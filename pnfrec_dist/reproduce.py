@@ -1,15 +1,14 @@
 """The command python -m pnfrec_dist.reproduce: all models, all seeds, and a report beside the published figures."""
 
 import argparse
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import run_command
+from pnfrec_dist.cluster.environment import stay_on_this_machine
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.experiment import MODELS, Options, planned
-from pnfrec_dist.train import RAY_CLUSTER
+from pnfrec_dist.experiments.plan import MODELS, Options, planned
 
 MAX_SEEDS = 100
 
@@ -77,9 +76,11 @@ def _values(weight: str, given: list[str] | None) -> tuple[float, ...]:
 def main(args: Sequence[str]) -> int:
     """Reproduces and returns the exit code. Raises InputError for wrong input."""
     options = parse(args)
-    os.environ.setdefault(RAY_CLUSTER, "0")
     trainings = planned(options)
-    from pnfrec_dist.reproduction import reproduce  # imports Ray, torch and MLflow, too long for --help or a typo
+    stay_on_this_machine(trainings[0].settings.ray_address)
+    from pnfrec_dist.experiments.reproduction import (
+        reproduce,  # imports Ray, torch and MLflow, too long for --help or a typo
+    )
 
     return reproduce(options, trainings)
 

@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
     found = parser.parse_args(args)
     require_free(found.port)
     # This imports torch, which takes too long for --help or a typo.
-    from pnfrec_dist.trained import MLMODEL, trained_directory
+    from pnfrec_dist.inference.trained_model import MLMODEL, trained_directory
 
     with tempfile.TemporaryDirectory(prefix="pnfrec-") as scratch:
         directory = trained_directory(found.run, Path(scratch))

@@ -8,9 +8,8 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
-from pnfrec_dist.dataset_config import EPOCH_UNITS, DatasetSettings
-from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import (
+from pnfrec_dist.config.dataset_settings import EPOCH_UNITS, DatasetSettings
+from pnfrec_dist.data.schema import (
     REPORT_NAME,
     SCHEMA_VERSION,
     SCHEMAS,
@@ -20,7 +19,8 @@ from pnfrec_dist.schema import (
     settings_hash,
     write_manifest,
 )
-from pnfrec_dist.storage import Location
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import Location
 from spark_jobs import transforms
 from spark_jobs.clean import (
     HEADER_AGAIN,

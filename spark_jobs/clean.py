@@ -11,7 +11,13 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DateType, DoubleType, FloatType, StringType, TimestampNTZType, TimestampType
 
-from pnfrec_dist.dataset_config import EPOCH_UNITS, CleanSettings, DatasetSettings, FeedbackSettings, SourceSettings
+from pnfrec_dist.config.dataset_settings import (
+    EPOCH_UNITS,
+    CleanSettings,
+    DatasetSettings,
+    FeedbackSettings,
+    SourceSettings,
+)
 from spark_jobs.sources import FILE_SHIFT, HEADER_AGAIN, RawFile, position
 
 INTERACTION = ("raw_user_id", "raw_item_id", "relevance", "timestamp")

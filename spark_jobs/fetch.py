@@ -9,7 +9,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from pnfrec_dist.dataset_config import SourceSettings
+from pnfrec_dist.config.dataset_settings import SourceSettings
 from pnfrec_dist.errors import InputError
 from spark_jobs.synthetic import write_ratings
 

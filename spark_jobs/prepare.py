@@ -11,10 +11,10 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 
 from pnfrec_dist.cli import load_conf, parse_flags, selected
-from pnfrec_dist.dataset_config import DatasetSettings
+from pnfrec_dist.config.dataset_settings import DatasetSettings
+from pnfrec_dist.data.schema import REPORT_NAME, Manifest, settings_hash
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import REPORT_NAME, Manifest, settings_hash
-from pnfrec_dist.storage import Location
+from pnfrec_dist.files.locations import Location
 from spark_jobs.build import Build
 from spark_jobs.fetch import obtain_raw
 from spark_jobs.publish import build_directory, publish, whole_manifest

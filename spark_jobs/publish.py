@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import psutil
 
+from pnfrec_dist.data.schema import SUCCESS_NAME, Manifest, read_manifest, verify_files
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import SUCCESS_NAME, Manifest, read_manifest, verify_files
-from pnfrec_dist.storage import Location
+from pnfrec_dist.files.locations import Location
 
 
 @contextlib.contextmanager

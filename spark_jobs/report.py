@@ -11,8 +11,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pnfrec_dist.dataset_config import ExpectedSettings
-from pnfrec_dist.schema import SPLITS, Manifest
+from pnfrec_dist.config.dataset_settings import ExpectedSettings
+from pnfrec_dist.data.schema import SPLITS, Manifest
 from spark_jobs.clean import TICKS
 from spark_jobs.quantile import Bucket, ranked
 

@@ -18,7 +18,7 @@ import pyarrow.compute
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pnfrec_dist.schema import HOLDOUT_SCHEMA, TRAIN_SCHEMA, USERS_SCHEMA
+from pnfrec_dist.data.schema import HOLDOUT_SCHEMA, TRAIN_SCHEMA, USERS_SCHEMA
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 COUNTS = ("train_rows", "train_positives", "holdout_rows", "holdout_positives")

@@ -15,10 +15,10 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 
-from pnfrec_dist.dataset_config import SourceSettings
+from pnfrec_dist.config.dataset_settings import SourceSettings
+from pnfrec_dist.data.schema import FileEntry
 from pnfrec_dist.errors import InputError, nearest
-from pnfrec_dist.schema import FileEntry
-from pnfrec_dist.storage import Location
+from pnfrec_dist.files.locations import Location
 from spark_jobs.fetch import raw_directory
 
 ROLES = ("user", "item", "relevance", "timestamp")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pnfrec_dist.dataset_config import TitlesSettings
+from pnfrec_dist.config.dataset_settings import TitlesSettings
+from pnfrec_dist.data.schema import ITEMS_NAME, TITLES_NAME, TITLES_SCHEMA, FileEntry
 from pnfrec_dist.errors import InputError, nearest
-from pnfrec_dist.schema import ITEMS_NAME, TITLES_NAME, TITLES_SCHEMA, FileEntry
-from pnfrec_dist.storage import Location
+from pnfrec_dist.files.locations import Location
 from spark_jobs.writer import write_file
 
 

@@ -9,7 +9,7 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from pnfrec_dist.dataset_config import FeedbackSettings, FilterSettings, SplitSettings
+from pnfrec_dist.config.dataset_settings import FeedbackSettings, FilterSettings, SplitSettings
 from pnfrec_dist.errors import InputError
 from spark_jobs.clean import NEGATIVE_LABEL, POSITIVE_LABEL
 from spark_jobs.quantile import Bucket, order_statistics

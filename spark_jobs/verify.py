@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import (
+from pnfrec_dist.data.schema import (
     ITEMS_NAME,
     ITEMS_SCHEMA,
     QUARANTINE,
@@ -22,7 +21,8 @@ from pnfrec_dist.schema import (
     read_manifest,
     verify_files,
 )
-from pnfrec_dist.storage import Location
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import Location
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 ROWS_AT_ONCE = 8192

@@ -10,8 +10,8 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from pnfrec_dist.schema import ITEMS_NAME, ITEMS_SCHEMA, QUARANTINE, QUARANTINE_SCHEMA, FileEntry
-from pnfrec_dist.storage import Location
+from pnfrec_dist.data.schema import ITEMS_NAME, ITEMS_SCHEMA, QUARANTINE, QUARANTINE_SCHEMA, FileEntry
+from pnfrec_dist.files.locations import Location
 
 ENTRY = "path string, bytes bigint, sha256 string, rows bigint"
 ROWS_PER_QUARANTINE_SHARD = 1_000_000

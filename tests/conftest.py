@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pnfrec_dist.schema import (
+from pnfrec_dist.data.schema import (
     HOLDOUT_SCHEMA,
     ITEMS_SCHEMA,
     QUARANTINE_SCHEMA,
@@ -25,7 +25,7 @@ from pnfrec_dist.schema import (
     settings_hash,
     write_manifest,
 )
-from pnfrec_dist.storage import sha256_of
+from pnfrec_dist.files.locations import sha256_of
 
 torch.set_num_threads(1)
 

@@ -1,140 +1,136 @@
-"""Imports point one way, and each heavy package has its home."""
+"""Rooms: imports point one way and in no circle, heavy packages have a home, files and functions stay small."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = [
-    {"errors", "events"},
-    {"storage", "mappings", "spool"},
-    {"schema"},
-    {"config", "dataset_config", "distributed"},
-    {"data", "model", "losses", "metrics", "retrieval", "cli"},
-    {"evaluation", "recommender", "comparison", "experiment", "list_files"},
-    {"training", "sender", "plots"},
-    {"tracking", "exported"},
-    {"serving", "registry", "export_files", "lists"},
-    {"progress", "board", "watchdog", "launch", "runs", "machine_metrics", "serving_model", "cards", "list_inputs"},
-    {"outcome", "recorded", "report", "trained", "pool"},
-    {"driver"},
-    {"train", "export", "serve", "recommend", "recommending", "evaluate", "evaluating"},
-    {"reproduction"},
-    {"reproduce"},
+PACKAGES = ("pnfrec_dist", "spark_jobs", "tune")
+COMMANDS = {"train", "evaluate", "recommend", "serve", "export", "reproduce"}
+FLOORS = [
+    {"errors", "distributed"},
+    {"files"},
+    {"config"},
+    {"cli", "data"},
+    {"model"},
+    {"losses", "evaluation"},
+    {"training"},
+    {"cluster", "tracking"},
+    {"inference"},
+    {"experiments"},
+    COMMANDS,
 ]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+"""A room imports from its own floor's own room and from floors above it in this list, which is written bottom up."""
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+BARE_ROOMS = {"errors", "distributed", "files", "config", "data", "model", "losses", "evaluation", "training"}
+"""They run where only BARE_PACKAGES are installed."""
+BARE_PACKAGES = {"torch", "triton", "numpy", "pyarrow", "safetensors", "yaml", "pnfrec_dist"}
+"""torch brings triton where there is a GPU."""
 HOME = {
     "pyspark": {"spark_jobs"},
     "py4j": {"spark_jobs"},
-    "ray": {
-        "pnfrec_dist/launch.py",
-        "pnfrec_dist/board.py",
-        "pnfrec_dist/watchdog.py",
-        "pnfrec_dist/pool.py",
-        "tune",
-    },
+    "ray": {"pnfrec_dist/cluster", "tune"},
     "optuna": {"tune"},
-    "mlflow": {
-        "pnfrec_dist/tracking.py",
-        "pnfrec_dist/sender.py",
-        "pnfrec_dist/machine_metrics.py",
-        "pnfrec_dist/registry.py",
-        "pnfrec_dist/serving.py",
-        "pnfrec_dist/serving_model.py",
-    },
+    "mlflow": {"pnfrec_dist/tracking", "pnfrec_dist/inference/pyfunc.py", "pnfrec_dist/inference/pyfunc_script.py"},
     "tyro": {"pnfrec_dist/cli.py"},
-    "rich": {"pnfrec_dist/progress.py", "tune/watch.py"},
-    "matplotlib": {"pnfrec_dist/plots.py", "spark_jobs/report.py"},
-    "triton": {"pnfrec_dist/losses/fused.py"},
+    "rich": {"pnfrec_dist/experiments/progress.py", "tune/watch.py"},
+    "matplotlib": {"pnfrec_dist/experiments/plots.py", "spark_jobs/report.py"},
+    "triton": {"pnfrec_dist/losses/gpu_kernels.py"},
+    "markdown_it": {"pnfrec_dist/files/pages.py"},
+    "fcntl": {"pnfrec_dist/files/locks.py"},
 }
-BARE = {
-    "training",
-    "model",
-    "losses",
-    "data",
-    "retrieval",
-    "metrics",
-    "evaluation",
-    "recommender",
-    "exported",
-    "lists",
-    "distributed",
-    "config",
-    "dataset_config",
-    "schema",
-    "storage",
-    "mappings",
-    "events",
-    "errors",
-}
-BARE_PACKAGES = {"torch", "triton", "numpy", "pyarrow", "safetensors", "pnfrec_dist"}
-"""torch brings triton where there is a GPU."""
+SPARK_JOBS_NEED = {"data.schema", "files", "config", "errors", "cli"}
+TUNE_FILES = ["space", "records", "options", "search", "trial", "ending", "watch", "stages", "report", "sweep"]
+TUNE_FILES.append("__main__")
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of all modules of the packages."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+EACH_MODULE = pytest.mark.parametrize("module", MODULES)
 
 
 def imports(path: Path) -> set[str]:
     """Dotted names of all modules that a file imports, wherever in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            found.add(node.module or "")
+            of_modules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= of_modules or {node.module or ""}
     return found
 
 
-def files(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def room(module: str) -> str:
+    """ "pnfrec_dist.training.loop" -> "training"."""
+    return module.split(".")[1]
 
 
-@pytest.mark.parametrize("path", files("pnfrec_dist"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_package_imports_point_down(path: Path) -> None:
-    own = path.relative_to(ROOT / "pnfrec_dist").parts[0].removesuffix(".py")
-    for module in imports(path):
-        assert module.split(".")[0] not in ("spark_jobs", "tune"), f"{path} imports {module}"
-        if own == "__init__" or not module.startswith("pnfrec_dist."):
-            continue
-        other = module.split(".")[1]
-        assert LEVEL[other] <= LEVEL[own], f"{own} may not import {other}"
+def own(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("path", files("spark_jobs"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_spark_jobs_need_only_the_contract(path: Path) -> None:
-    allowed = {f"pnfrec_dist.{name}" for name in ("schema", "storage", "dataset_config", "errors", "cli")}
-    assert {m for m in imports(path) if m.startswith("pnfrec_dist")} <= allowed
+@EACH_MODULE
+def test_imports_point_down(module: str) -> None:
+    package = module.partition(".")[0]
+    for other in imports(MODULES[module]) & MODULES.keys():
+        if package == "pnfrec_dist":
+            assert other.startswith("pnfrec_dist"), f"{module} imports {other}"
+            if module.count(".") and other.count("."):
+                assert room(other) == room(module) or FLOOR[room(other)] < FLOOR[room(module)], (
+                    f"{module} may not import {other}"
+                )
+        elif package == "spark_jobs" and not other.startswith("spark_jobs"):
+            needed = any(other.startswith(f"pnfrec_dist.{name}") for name in SPARK_JOBS_NEED)
+            assert needed, f"{module} imports {other}"
+        elif package == "tune":
+            assert not other.startswith("spark_jobs"), f"{module} imports {other}"
+            if other.startswith("pnfrec_dist."):
+                assert room(other) not in COMMANDS, f"{module} imports {other}"
+            elif module.count(".") and other.count("."):
+                order = [TUNE_FILES.index(name.split(".")[1]) for name in (other, module)]
+                assert order[0] < order[1], f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("path", files("tune"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_tune_stands_on_the_driver(path: Path) -> None:
-    """Above what runs a training, beside what reproduces the paper; its own files point down, too."""
-    order = ["space", "records", "options", "search", "trial", "ending", "watch", "stages", "report", "sweep"]
-    order.append("__main__")
-    allowed = {name for name, level in LEVEL.items() if level <= LEVEL["train"]}
-    for module in imports(path):
-        package, _, rest = module.partition(".")
-        assert package not in ("spark_jobs",)
-        if package == "pnfrec_dist" and rest:
-            assert rest.split(".")[0] in allowed, f"{path} imports {module}"
-        if package == "tune" and rest:
-            assert order.index(rest) < order.index(path.stem), f"{path} imports {module}"
+def test_there_is_no_circle() -> None:
+    """Of modules, within a room as between rooms."""
+    left = {name: imports(path) & MODULES.keys() for name, path in MODULES.items()}
+    while leaves := [name for name, needs in left.items() if not needs & left.keys() - {name}]:
+        for name in leaves:
+            del left[name]
+    assert not left, f"a circle is among {sorted(left)}"
 
 
-@pytest.mark.parametrize(
-    "path", [*files("pnfrec_dist"), *files("spark_jobs"), *files("tune")], ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_heavy_packages_stay_home(path: Path) -> None:
-    relative = path.relative_to(ROOT).as_posix()
-    for module in imports(path):
-        places = tuple(HOME.get(module.split(".")[0], {relative}))
-        assert relative.startswith(places), f"{relative} imports {module}"
+def test_only_the_named_modules_lie_at_the_top() -> None:
+    found = {path.stem for path in (ROOT / "pnfrec_dist").glob("*.py")}
+    assert found == {"__init__", "cli", "errors", "distributed", *COMMANDS}
+    assert {path.name for path in (ROOT / "pnfrec_dist").iterdir() if path.is_dir()} - {"__pycache__"} == {
+        room for room in FLOOR if (ROOT / "pnfrec_dist" / room).is_dir()
+    }
 
 
-def test_training_runs_on_a_bare_gpu_box() -> None:
-    import sys
+@EACH_MODULE
+def test_heavy_packages_stay_home(module: str) -> None:
+    path = MODULES[module]
+    for imported in imports(path):
+        places = tuple(HOME.get(imported.split(".")[0], {own(path)}))
+        assert own(path).startswith(places), f"{own(path)} imports {imported}"
 
-    for path in files("pnfrec_dist"):
-        if path.relative_to(ROOT / "pnfrec_dist").parts[0].removesuffix(".py") in BARE:
-            packages = {m.split(".")[0] for m in imports(path)}
-            extra = packages - BARE_PACKAGES - set(sys.stdlib_module_names)
-            assert not extra, f"{path} imports {extra}"
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("pnfrec_dist.") and room(m) in BARE_ROOMS])
+def test_training_runs_on_a_bare_gpu_box(module: str) -> None:
+    packages = {name.split(".")[0] for name in imports(MODULES[module])}
+    extra = packages - BARE_PACKAGES - set(sys.stdlib_module_names)
+    assert not extra, f"{module} imports {extra}"

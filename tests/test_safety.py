@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from pnfrec_dist.cli import load_conf
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.mapped import cache_directory
+from pnfrec_dist.config.dataset_settings import DatasetSettings
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data.cache import cache_directory
 from pnfrec_dist.data.prepared import open_prepared
-from pnfrec_dist.dataset_config import DatasetSettings
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.storage import sha256_of
+from pnfrec_dist.files.locations import sha256_of
+from pnfrec_dist.training.checkpoint_manager import checkpoints
 from pnfrec_dist.training.loop import Hooks, TrainLoop
-from pnfrec_dist.training.saver import checkpoints
 
 ROOT = Path(__file__).parents[1]
 MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

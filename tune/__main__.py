@@ -2,16 +2,15 @@
 
 import argparse
 import difflib
-import os
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import conf_names, run_command
+from pnfrec_dist.cluster.environment import stay_on_this_machine
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.train import RAY_CLUSTER
-from tune.options import FOUND_BY, Options, planned_stages
+from tune.options import FOUND_BY, Options, base_settings, planned_stages
 from tune.space import SCHEDULERS, SEARCHES
 
 PAPER = ("encoder", "alpha", "beta")
@@ -126,8 +125,7 @@ def main(args: Sequence[str]) -> int:
     """Searches and returns the exit code. Raises InputError for wrong input."""
     options = parse(args)
     stages = planned_stages(options)
-    if not any(flag.partition("=")[0] == "--ray-address" for flag in options.flags):
-        os.environ.setdefault(RAY_CLUSTER, "0")
+    stay_on_this_machine(base_settings(options, stages[0], {}).ray_address)
     from tune.sweep import run_sweep  # imports Ray, torch and MLflow, too long for --help or a typo
 
     return run_sweep(options, stages)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pnfrec_dist.cli import parse_train_settings
-from pnfrec_dist.config import Settings
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 from tune.space import Point, Stage, load_stage, require_space, with_point
 

@@ -9,12 +9,12 @@ from typing import Any
 import optuna
 import yaml
 
-from pnfrec_dist import plots
 from pnfrec_dist.cli import CHOSEN_BY_FLAG
-from pnfrec_dist.comparison import spread
-from pnfrec_dist.config import Settings
-from pnfrec_dist.mappings import to_mapping
-from pnfrec_dist.progress import duration
+from pnfrec_dist.config.mappings import to_mapping
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.evaluation.bootstrap import spread
+from pnfrec_dist.experiments import plots
+from pnfrec_dist.experiments.progress import duration
 from tune.options import FOUND_BY
 from tune.records import Record
 from tune.space import Stage, described

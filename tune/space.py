@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pnfrec_dist.cli import conf_content, conf_names
-from pnfrec_dist.config import Settings
+from pnfrec_dist.config.mappings import override, to_mapping
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, nearest, require
-from pnfrec_dist.mappings import override, to_mapping
 
 Point = dict[str, Any]
 """Dotted name of a setting -> value."""

@@ -14,12 +14,12 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from pnfrec_dist.config import Settings
+from pnfrec_dist.cluster.trainer import Node, WorkerPlan, plan_workers, stop_requests
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.launch import Node, WorkerPlan, plan_workers, stop_requests
-from pnfrec_dist.runs import RUN_FILE, read_run
-from pnfrec_dist.tracking import TrackedRun
+from pnfrec_dist.tracking.run import TrackedRun
+from pnfrec_dist.training.run_directory import RUN_FILE, read_run
 from tune.ending import Ending
 from tune.records import Record, best_of, ended_and_begun, trial_name
 from tune.search import DistinctPoints, listed_points, scheduler

@@ -14,17 +14,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
-from pnfrec_dist.config import Settings
+from pnfrec_dist.cluster.trainer import ray_cluster
+from pnfrec_dist.config.mappings import flatten, to_mapping
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
-from pnfrec_dist.driver import checked_plan, open_data, train
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.launch import ray_cluster
-from pnfrec_dist.mappings import flatten, to_mapping
-from pnfrec_dist.progress import duration, headline_table
-from pnfrec_dist.runs import AUTO_MAY_CHANGE, RUN_FILE, Run, read_run
-from pnfrec_dist.sender import FAILED, FINISHED, KILLED
-from pnfrec_dist.tracking import Opening, TrackedRun, tracking_uri
+from pnfrec_dist.experiments.progress import duration, headline_table
+from pnfrec_dist.experiments.tracked_training import checked_plan, open_data, train
+from pnfrec_dist.tracking.run import Opening, TrackedRun, tracking_uri
+from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.result import read_result
+from pnfrec_dist.training.run_directory import AUTO_MAY_CHANGE, RUN_FILE, Run, read_run
 from tune.options import Options, base_settings
 from tune.records import Record, best_of, forget_failed
 from tune.report import best_yaml, stage_markdown, workers_flag, write_best, write_stage_report

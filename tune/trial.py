@@ -15,17 +15,17 @@ from typing import Any
 
 from ray import tune
 
-from pnfrec_dist.config import Settings
+from pnfrec_dist.cluster.trainer import WorkerPlan, name_ray_to_helpers, prepare_process
+from pnfrec_dist.config.mappings import to_mapping
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
-from pnfrec_dist.driver import Job, run_tracked, taken_up
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.events import Event
-from pnfrec_dist.launch import WorkerPlan, name_ray_to_helpers, prepare_process
-from pnfrec_dist.mappings import to_mapping
-from pnfrec_dist.runs import RUN_FILE, Run, read_run
-from pnfrec_dist.sender import FAILED, FINISHED, KILLED
-from pnfrec_dist.storage import Location
-from pnfrec_dist.tracking import TrackedRun, opening_of_training
+from pnfrec_dist.experiments.tracked_training import Job, run_tracked, taken_up
+from pnfrec_dist.files.locations import Location
+from pnfrec_dist.tracking.run import TrackedRun, opening_of_training
+from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
+from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.run_directory import RUN_FILE, Run, read_run
 from tune.records import State, trial_name
 from tune.search import EPOCH, SCORE
 from tune.space import Point, described, with_point

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pnfrec_dist.progress import duration
+from pnfrec_dist.experiments.progress import duration
 from tune.records import Record, State, begin_record, best_of, trial_name, write_record
 from tune.search import EPOCH
 from tune.space import Point, described

@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from pnfrec_dist.config import History
-from pnfrec_dist.data.mapped import cache_directory, mapped
+from pnfrec_dist.config.mappings import flatten
+from pnfrec_dist.config.settings import History
+from pnfrec_dist.data.cache import cache_directory, mapped
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.errors import InputError
-from pnfrec_dist.mappings import flatten
-from pnfrec_dist.schema import (
+from pnfrec_dist.data.schema import (
     ITEMS_NAME,
     ITEMS_SCHEMA,
     SCHEMAS,
@@ -25,7 +24,8 @@ from pnfrec_dist.schema import (
     read_manifest,
     verify_files,
 )
-from pnfrec_dist.storage import Location
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import Location
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 _COLUMNS: dict[History, str] = {"positive": "positive_items", "all": "items"}

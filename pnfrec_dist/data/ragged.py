@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pnfrec_dist.schema import PAD_ID
+from pnfrec_dist.data.schema import PAD_ID
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pnfrec_dist.config import ContrastiveSettings
-from pnfrec_dist.data.batch import Groups
+from pnfrec_dist.config.settings import ContrastiveSettings
+from pnfrec_dist.data.batches import Groups
 
 
 def contrastive(

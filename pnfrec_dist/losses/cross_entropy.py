@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pnfrec_dist.config import ExactPath
+from pnfrec_dist.config.settings import ExactPath
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.item_table import ItemTable, add_rows
 
@@ -206,7 +206,10 @@ def _fused_sweeps(
     shards: World,
 ) -> tuple[Tensor, Tensor]:
     """As _two_sweeps; the first also yields the gradient of hidden, the softmax's mean of this rank's classes."""
-    from pnfrec_dist.losses.fused import add_class_gradient, softmax_mean  # Triton comes with torch's GPU builds alone
+    from pnfrec_dist.losses.gpu_kernels import (  # Triton comes with torch's GPU builds alone
+        add_class_gradient,
+        softmax_mean,
+    )
 
     padding = -hidden_TD.shape[1] % 16  # rows that start at multiples of 32 bytes load as vectors
     hidden_TW, classes_NW = (F.pad(rows.to(matmul_dtype), (0, padding)) for rows in (hidden_TD, classes_ND))

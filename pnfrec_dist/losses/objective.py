@@ -5,14 +5,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
-from pnfrec_dist.data.batch import Sequences, TrainBatch
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.data.batches import Sequences, TrainBatch
+from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.contrastive import contrastive
 from pnfrec_dist.losses.cross_entropy import MAX_FUSED_WIDTH, Tiling, cross_entropy, plan_tiles
 from pnfrec_dist.losses.sampled import gbce, sampled_softmax, sce
 from pnfrec_dist.model.item_table import ItemTable, take
-from pnfrec_dist.schema import PAD_ID
 
 MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 CPU_TILE_MIB, GPU_TILE_MIB = 8, 256

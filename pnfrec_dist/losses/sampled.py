@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pnfrec_dist.config import SampledSettings
-from pnfrec_dist.data.batch import Sampled
+from pnfrec_dist.config.settings import SampledSettings
+from pnfrec_dist.data.batches import Sampled
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.losses.cross_entropy import blocks
 from pnfrec_dist.model.item_table import ItemTable, take
-from pnfrec_dist.retrieval import rank_items, table_scores
+from pnfrec_dist.model.top_k import rank_items, table_scores
 
 CHUNK_LOGITS = 1 << 21
 """Logits that exist at a time; backward makes them again."""

@@ -6,8 +6,8 @@ B users, P tokens, U distinct items of a batch, D width, N items.
 import torch
 from torch import Tensor, nn
 
-from pnfrec_dist.config import EncoderSettings, LossSettings
-from pnfrec_dist.data.batch import HistoryBatch, TrainBatch
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings
+from pnfrec_dist.data.batches import HistoryBatch, TrainBatch
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.encoder import INIT_STD, Encoder, initialize
 from pnfrec_dist.model.item_table import ItemTable, take

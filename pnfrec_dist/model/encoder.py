@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnfrec_dist.config import EncoderSettings
-from pnfrec_dist.data.batch import Groups
+from pnfrec_dist.config.settings import EncoderSettings
+from pnfrec_dist.data.batches import Groups
 from pnfrec_dist.model.dropout import Dropout, dropout
 
 LAYER_NORM_EPS = 1e-8

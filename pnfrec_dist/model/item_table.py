@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.distributed import World
-from pnfrec_dist.schema import PAD_ID
 
 DRAW_ROWS = 1 << 16
 

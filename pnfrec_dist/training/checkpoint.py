@@ -28,9 +28,9 @@ from torch.optim import Optimizer
 
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import sha256_of, sync_to_disk
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.item_table import ItemTable
-from pnfrec_dist.storage import sha256_of, sync_to_disk
 
 FORMAT_VERSION = 4
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"

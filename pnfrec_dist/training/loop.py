@@ -14,24 +14,24 @@ from pathlib import Path
 
 import torch
 
-from pnfrec_dist.config import Settings
+from pnfrec_dist.config.mappings import to_mapping
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
-from pnfrec_dist.data.feed import epoch_batches
+from pnfrec_dist.data.item_sampler import ItemSampler
+from pnfrec_dist.data.loader import epoch_batches
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
-from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World, initial_generator, seed_step
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.evaluation import Evaluation, evaluate, model_scores, popularity_scores
-from pnfrec_dist.events import Event
+from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, model_scores, popularity_scores
+from pnfrec_dist.evaluation.metrics import FLOORS
 from pnfrec_dist.losses.objective import term_names, term_weights
-from pnfrec_dist.mappings import to_mapping
-from pnfrec_dist.metrics import FLOORS
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
-from pnfrec_dist.training.plan import plan_step
+from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable
+from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.memory_plan import plan_step
 from pnfrec_dist.training.result import Result, write_result
-from pnfrec_dist.training.saver import Saver, checkpoint_path, newest_usable
 from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import Requests, StepSums, train_step
 

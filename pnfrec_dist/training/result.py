@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.evaluation import Evaluation
+from pnfrec_dist.evaluation.holdout import Evaluation
 
 DIRECTORY, RESULT, TEST_USERS = "result", "result.json", "test_users.parquet"
 RESULT_VERSION = 1

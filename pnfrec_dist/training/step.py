@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pnfrec_dist.config import Settings
-from pnfrec_dist.data.batch import TrainBatch
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.batches import TrainBatch
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.objective import term_counts, term_weights, weighted_loss
 from pnfrec_dist.model.dual_encoder import PNFRec

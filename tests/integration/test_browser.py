@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.mlflow_server import mlflow_server
+from helpers.recovery import ENVIRONMENT
 from mlflow import MlflowClient
-from mlflow_server import mlflow_server
 from playwright.sync_api import Error, Page, expect, sync_playwright
-from recovery import ENVIRONMENT
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -15,15 +15,21 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.recovery import ENVIRONMENT, Command
+from helpers.sweeps import LR, Sweep, add_stage, trained_here
 from mlflow import MlflowClient
-from recovery import ENVIRONMENT, Command
-from sweeps import LR, Sweep, add_stage, trained_here
 
 from tune.records import ended_and_begun
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
-RAY = [sys.executable, str(Path(__file__).parents[1] / "ray_node.py"), "start", "--node-ip-address", "127.0.0.1"]
+RAY = [
+    sys.executable,
+    str(Path(__file__).parents[1] / "helpers" / "ray_node.py"),
+    "start",
+    "--node-ip-address",
+    "127.0.0.1",
+]
 
 
 class Cluster:

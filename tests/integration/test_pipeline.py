@@ -22,8 +22,8 @@ from mlflow.entities import Run
 
 from pnfrec_dist import train
 from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.schema import Manifest, read_manifest
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import Manifest, read_manifest
 from spark_jobs import prepare
 from spark_jobs.synthetic import generate_ratings
 

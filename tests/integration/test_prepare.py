@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from preparation import events, write_log
+from helpers.preparation import events, write_log
 
 from pnfrec_dist.errors import InputError
 from spark_jobs import prepare

@@ -17,8 +17,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from pnfrec_dist.schema import read_manifest
-from pnfrec_dist.storage import Location
+from pnfrec_dist.data.schema import read_manifest
+from pnfrec_dist.files.locations import Location
 from spark_jobs.publish import whole_manifest
 from spark_jobs.session import ensure_java
 from spark_jobs.verify import verify

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.preparation import SMALL, START, build, random_log, train_bytes, write_log
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from preparation import SMALL, START, build, random_log, train_bytes, write_log
 from pyspark.sql import SparkSession
 
-from pnfrec_dist.dataset_config import CleanSettings, DatasetSettings, FeedbackSettings, FilterSettings
+from pnfrec_dist.config.dataset_settings import CleanSettings, DatasetSettings, FeedbackSettings, FilterSettings
+from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import Manifest
 
 pytestmark = pytest.mark.integration
 

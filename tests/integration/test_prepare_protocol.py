@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from preparation import SMALL, START, build, random_log, write_log
+from helpers.preparation import SMALL, START, build, random_log, write_log
 from pyspark.sql import SparkSession
 
-from pnfrec_dist.dataset_config import CleanSettings
+from pnfrec_dist.config.dataset_settings import CleanSettings
 from pnfrec_dist.errors import InputError
 
 pytestmark = pytest.mark.integration

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from preparation import build, events
+from helpers.preparation import build, events
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.cli import load_conf
-from pnfrec_dist.dataset_config import DatasetSettings
+from pnfrec_dist.config.dataset_settings import DatasetSettings
 
 pytestmark = pytest.mark.integration
 

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_training import SETTINGS, trained
+from helpers.tiny_training import SETTINGS, trained
 
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
-from pnfrec_dist.data.users import read_users, user_parts
-from pnfrec_dist.lists import LIST_SCHEMA, Filters, ListMaker, ListSettings
-from pnfrec_dist.trained import open_trained
+from pnfrec_dist.data.user_histories import read_users, user_parts
+from pnfrec_dist.inference.list_maker import LIST_SCHEMA, Filters, ListMaker, ListSettings
+from pnfrec_dist.inference.trained_model import open_trained
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 USERS = 1_500

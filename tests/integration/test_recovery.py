@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from recovery import Command, only_run, require_same_end
+from helpers.recovery import Command, only_run, require_same_end
 
 Soak = Callable[[str, str, str], None]
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.recovery import ENVIRONMENT
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from recovery import ENVIRONMENT
 
 pytestmark = pytest.mark.integration
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import mlflow.pyfunc
 import pytest
-from mlflow_server import free_port
-from tiny_training import SETTINGS, trained
+from helpers.mlflow_server import free_port
+from helpers.tiny_training import SETTINGS, trained
 
 from pnfrec_dist import serve
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.exported import of_checkpoint
-from pnfrec_dist.runs import Run
-from pnfrec_dist.serving import save_model
+from pnfrec_dist.inference.artifact import of_checkpoint
+from pnfrec_dist.inference.pyfunc import save_model
+from pnfrec_dist.training.run_directory import Run
 
 pytestmark = pytest.mark.integration
 

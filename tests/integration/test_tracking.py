@@ -14,21 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.mlflow_server import ENVIRONMENT, free_port, mlflow_server
+from helpers.recovery import Command, metric_histories
 from mlflow import MlflowClient
-from mlflow_server import ENVIRONMENT, free_port, mlflow_server
-from recovery import Command, metric_histories
 
-from pnfrec_dist import tracking
-from pnfrec_dist.config import EncoderSettings, Settings
+from pnfrec_dist.config.settings import EncoderSettings, Settings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.events import Event
-from pnfrec_dist.outcome import log_outcome
-from pnfrec_dist.runs import Run
-from pnfrec_dist.sender import FINISHED, KILLED, shown
-from pnfrec_dist.tracking import TrackedRun, opening_of_training
+from pnfrec_dist.experiments.outcome import log_outcome
+from pnfrec_dist.tracking import run as tracking
+from pnfrec_dist.tracking.run import TrackedRun, opening_of_training
+from pnfrec_dist.tracking.sender import FINISHED, KILLED, shown
+from pnfrec_dist.training.events import Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
+from pnfrec_dist.training.run_directory import Run
 
 pytestmark = pytest.mark.integration
 

@@ -5,18 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.mlflow_server import mlflow_server
+from helpers.tiny_training import SETTINGS, trained
 from mlflow import MlflowClient
-from mlflow_server import mlflow_server
-from tiny_training import SETTINGS, trained
 
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.exported import of_checkpoint
-from pnfrec_dist.runs import Run
-from pnfrec_dist.sender import FINISHED, SCORE_TAG
-from pnfrec_dist.serving import save_model
-from pnfrec_dist.tracking import TrackedRun, opening_of_training
-from pnfrec_dist.trained import open_trained
+from pnfrec_dist.inference.artifact import of_checkpoint
+from pnfrec_dist.inference.pyfunc import save_model
+from pnfrec_dist.inference.trained_model import open_trained
+from pnfrec_dist.tracking.run import TrackedRun, opening_of_training
+from pnfrec_dist.tracking.sender import FINISHED, SCORE_TAG
+from pnfrec_dist.training.run_directory import Run
 
 pytestmark = pytest.mark.integration
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mlflow import MlflowClient
-from recovery import ENVIRONMENT
-from sweeps import (
+from helpers.recovery import ENVIRONMENT
+from helpers.sweeps import (
     LR,
     Sweep,
     add_stage,
@@ -22,6 +21,7 @@ from sweeps import (
     wait_for_epoch,
     wait_until,
 )
+from mlflow import MlflowClient
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
 from tune.records import ended_and_begun

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.sweeps import LR, Sweep, add_stage, mlflow_tree, read, trained_here, wait_until
 from mlflow import MlflowClient
-from sweeps import LR, Sweep, add_stage, mlflow_tree, read, trained_here, wait_until
 
-from pnfrec_dist.runs import read_run
+from pnfrec_dist.training.run_directory import read_run
 from tune.records import TRIAL, ended_and_begun, trial_name
 from tune.space import Point
 

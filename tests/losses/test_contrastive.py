@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from slow_losses import random, slow_contrastive
+from helpers.slow_losses import random, slow_contrastive
 from torch import Tensor
 
-from pnfrec_dist.config import ContrastiveSettings
+from pnfrec_dist.config.settings import ContrastiveSettings
 from pnfrec_dist.losses.contrastive import contrastive
 
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from slow_losses import random, slow_cross_entropy
+from helpers.slow_losses import random, slow_cross_entropy
 from torch import Tensor, nn
 
-from pnfrec_dist.config import ExactPath
+from pnfrec_dist.config.settings import ExactPath
 from pnfrec_dist.losses.cross_entropy import MIN_CHUNK_ROWS, Tiling, cross_entropy, plan_tiles
 from pnfrec_dist.model.item_table import ItemTable
 

@@ -5,10 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from slow_losses import random, slow_contrastive, slow_cross_entropy
+from helpers.slow_losses import random, slow_contrastive, slow_cross_entropy
 
-from pnfrec_dist.config import ContrastiveSettings, EncoderSettings, LossSettings, Settings
-from pnfrec_dist.data.batch import train_batch
+from pnfrec_dist.config.settings import ContrastiveSettings, EncoderSettings, LossSettings, Settings
+from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.losses.objective import term_counts, weighted_loss

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from slow_losses import random
+from helpers.slow_losses import random
 from torch import Tensor, nn
 
-from pnfrec_dist.config import SampledSettings
-from pnfrec_dist.data.batch import Sampled
+from pnfrec_dist.config.settings import SampledSettings
+from pnfrec_dist.data.batches import Sampled
 from pnfrec_dist.losses import sampled as module
 from pnfrec_dist.losses.cross_entropy import Tiling, cross_entropy
 from pnfrec_dist.losses.sampled import gbce, sampled_softmax, sce

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pnfrec_dist.config import EncoderSettings, LossSettings, Settings
-from pnfrec_dist.data.batch import history_batch, train_batch
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.data.batches import history_batch, train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.losses.objective import term_counts, term_weights, weighted_loss

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import torch
 
-from pnfrec_dist.config import EncoderSettings
+from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.model.encoder import Encoder, initialize
 
 SETTINGS = EncoderSettings(hidden_size=6, num_blocks=2, num_heads=2, max_length=7, dropout=0.0)

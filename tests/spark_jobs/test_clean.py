@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from pnfrec_dist.dataset_config import CleanSettings, DatasetSettings, FeedbackSettings, SourceSettings
+from pnfrec_dist.config.dataset_settings import CleanSettings, DatasetSettings, FeedbackSettings, SourceSettings
 from spark_jobs.clean import accepted, epoch_ticks, rejected, timestamp_unit, typed_rows, unreadable
 from spark_jobs.sources import HEADER_AGAIN, RawFile, find_raw, read_rows
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from pnfrec_dist.dataset_config import FeedbackSettings, FilterSettings, SplitSettings
+from pnfrec_dist.config.dataset_settings import FeedbackSettings, FilterSettings, SplitSettings
 from spark_jobs import transforms
 from spark_jobs.sequences import user_sequences
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.storage import Location
+from pnfrec_dist.files.locations import Location
 from spark_jobs.publish import build_directory, clear_leftovers, publish, whole_manifest
 
 DEAD = f"{socket.gethostname()}-{2**22 + 1}"

@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pnfrec_dist.dataset_config import TitlesSettings
+from pnfrec_dist.config.dataset_settings import TitlesSettings
+from pnfrec_dist.data.schema import ITEMS_SCHEMA
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import ITEMS_SCHEMA
-from pnfrec_dist.storage import Location
+from pnfrec_dist.files.locations import Location
 from spark_jobs.titles import read_titles, write_titles
 
 LIKE_ML1M = TitlesSettings(

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pnfrec_dist.data.schema import read_manifest, write_manifest
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.schema import read_manifest, write_manifest
-from pnfrec_dist.storage import Location, sha256_of
+from pnfrec_dist.files.locations import Location, sha256_of
 from spark_jobs.verify import verify
 
 

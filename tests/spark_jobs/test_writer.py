@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from pnfrec_dist.schema import SCHEMAS
-from pnfrec_dist.storage import Location
+from pnfrec_dist.data.schema import SCHEMAS
+from pnfrec_dist.files.locations import Location
 from spark_jobs.sequences import TRAIN_COLUMNS
 from spark_jobs.writer import shard_count, write_users
 

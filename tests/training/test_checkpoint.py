@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import spawn
+from helpers.ranks import spawn
 
-from pnfrec_dist.config import EncoderSettings, LossSettings
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.model.dual_encoder import PNFRec

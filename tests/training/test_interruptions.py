@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from pnfrec_dist.config import CheckpointSettings, EncoderSettings, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data import feed
+from pnfrec_dist.config.settings import CheckpointSettings, EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data import loader as feed
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
-from pnfrec_dist.events import Event
 from pnfrec_dist.training import loop
+from pnfrec_dist.training.checkpoint_manager import checkpoints, newest_usable
+from pnfrec_dist.training.events import Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
-from pnfrec_dist.training.saver import checkpoints, newest_usable
 
 Soak = Callable[[str, str, str], None]
 USERS, BATCH = 60, 8

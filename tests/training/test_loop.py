@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pnfrec_dist.config import (
+from pnfrec_dist.config.settings import (
     CheckpointSettings,
     EncoderSettings,
     EvaluationSettings,
@@ -25,13 +25,13 @@ from pnfrec_dist.config import (
 )
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
-from pnfrec_dist.evaluation import Evaluation
-from pnfrec_dist.events import Event
-from pnfrec_dist.metrics import FLOORS
+from pnfrec_dist.evaluation.holdout import Evaluation
+from pnfrec_dist.evaluation.metrics import FLOORS
 from pnfrec_dist.training import loop
 from pnfrec_dist.training.checkpoint import read_state
+from pnfrec_dist.training.checkpoint_manager import checkpoint_path, checkpoints
+from pnfrec_dist.training.events import Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
-from pnfrec_dist.training.saver import checkpoint_path, checkpoints
 
 SETTINGS = Settings(
     epochs=4,

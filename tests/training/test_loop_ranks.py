@@ -5,14 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import spawn
+from helpers.ranks import spawn
 
-from pnfrec_dist.config import EncoderSettings, EvaluationSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.config.settings import EncoderSettings, EvaluationSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
-from pnfrec_dist.events import Event
+from pnfrec_dist.training.checkpoint_manager import checkpoint_path
+from pnfrec_dist.training.events import Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
-from pnfrec_dist.training.saver import checkpoint_path
 
 SETTINGS = Settings(
     epochs=3,

@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 
 from benchmarks.plain_step import IGNORE_INDEX, PlainModel, plain_step
 from benchmarks.shapes import ml1m_like
-from pnfrec_dist.config import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.batch import train_batch
+from pnfrec_dist.config.settings import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
+from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders

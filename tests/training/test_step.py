@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import spawn
+from helpers.ranks import spawn
 from safetensors.torch import load_file, save_file
 
-from pnfrec_dist.config import (
+from pnfrec_dist.config.settings import (
     EncoderSettings,
     LossSettings,
     OptimizerSettings,
@@ -19,11 +19,11 @@ from pnfrec_dist.config import (
     Settings,
     TrainSettings,
 )
-from pnfrec_dist.data.batch import train_batch
+from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
+from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.prepared import TrainData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.data.sampler import ItemSampler
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.training.loop import build_model

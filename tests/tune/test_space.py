@@ -7,7 +7,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from pnfrec_dist.cli import conf_names, parse_train_settings
-from pnfrec_dist.config import Settings
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 from tune.__main__ import parse
 from tune.options import base_settings, planned_stages

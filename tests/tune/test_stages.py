@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pnfrec_dist.config import Settings
+from pnfrec_dist.cluster.trainer import Node, WorkerPlan, plan_workers
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
-from pnfrec_dist.driver import checked_plan
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.launch import Node, WorkerPlan, plan_workers
+from pnfrec_dist.experiments.tracked_training import checked_plan
 from tune.space import load_stage, with_point
 from tune.stages import plan_trials
 

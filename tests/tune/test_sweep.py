@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.mappings import to_mapping
-from pnfrec_dist.runs import Run
+from pnfrec_dist.training.run_directory import Run
 from tune.__main__ import parse
 from tune.options import planned_stages
 from tune.space import with_point

@@ -1,0 +1,1 @@
+"""Ray: planning, starting and watching workers."""

@@ -1,0 +1,91 @@
+"""What workers and the driver tell each other over Ray: events one way, the request to stop the other.
+
+The board is a process of its own that starts with every training: nothing here imports torch or Ray Train.
+"""
+
+import time
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pnfrec_dist.training.events import Event
+
+PROGRESS_SECONDS = 1.0
+
+
+class Board:
+    """Where workers leave events for the driver, and the driver leaves the request to stop."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.stop = False
+
+    def post(self, events: list[Event]) -> bool:
+        self.events += events
+        return self.stop
+
+    def take(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def request_stop(self) -> None:
+        self.stop = True
+
+
+def remote_board() -> Any:
+    """On the driver's node, whose loss ends the run anyway."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote_class: Any = ray.remote(num_cpus=0)(Board)
+    return remote_class.options(scheduling_strategy=here).remote()
+
+
+class BoardHooks:
+    """The loop's hooks. Posts without waiting; the answer to the last post tells whether to stop.
+
+    Of step events only the newest is kept while a post is under way, so a slow driver never slows a step.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+        self.pending: list[Event] = []
+        self.answer: Any = None
+        self.stop = False
+        self.last_post = 0.0
+
+    def report(self, event: Event) -> None:
+        if self.pending and self.pending[-1]["kind"] == event["kind"] == "step":
+            self.pending[-1] = event
+        else:
+            self.pending.append(event)
+        if event["kind"] not in ("step", "warning"):
+            self.flush()
+        elif self._answered():
+            self._post()
+
+    def progress(self) -> None:
+        """Tells that the worker is alive and getting on."""
+        if time.monotonic() - self.last_post > PROGRESS_SECONDS and self._answered():
+            self.pending.append({"kind": "progress"})
+            self._post()
+
+    def should_stop(self) -> bool:
+        self._answered()
+        return self.stop
+
+    def flush(self) -> None:
+        """Posts everything and waits until the board has it."""
+        self._post()
+        self.stop = bool(ray.get(self.answer)) or self.stop
+
+    def _post(self) -> None:
+        self.answer = self.board.post.remote(self.pending)
+        self.pending, self.last_post = [], time.monotonic()
+
+    def _answered(self) -> bool:
+        if self.answer is None:
+            return True
+        done, _ = ray.wait([self.answer], timeout=0)
+        if done:
+            self.stop = bool(ray.get(self.answer)) or self.stop
+        return bool(done)

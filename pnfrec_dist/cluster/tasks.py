@@ -1,0 +1,53 @@
+"""Units of work over Ray tasks, some at a time. Ray runs again what a lost worker had."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError, WorkerCrashedError
+
+from pnfrec_dist.cluster.trainer import WorkerPlan
+from pnfrec_dist.errors import InputError, RunError
+
+POLL_SECONDS = 1.0
+MAX_LOST = 3
+"""Times that one unit's worker may be lost."""
+
+
+def run_units(
+    plan: WorkerPlan,
+    work: Callable[..., Any],
+    arguments: Sequence[Any],
+    units: Iterable[Any],
+    on_done: Callable[[Any, Any], None],
+) -> None:
+    """Calls work(plan.use_gpu, cpus, unit, *arguments) for each unit, plan.num_workers at a time.
+
+    Workers get the arguments through Ray's object store. on_done gets (unit, its result), in the order in which they
+    end. Raises InputError as a worker raised it, and RunError where a unit's worker was lost too often.
+    """
+    shared = [ray.put(argument) for argument in arguments]
+    remote: Any = ray.remote(num_cpus=plan.cpus_per_worker, num_gpus=int(plan.use_gpu), max_retries=MAX_LOST)(work)
+    waiting, running = iter(units), {}
+
+    def start_next() -> None:
+        for unit in waiting:
+            running[remote.remote(plan.use_gpu, plan.cpus_per_worker, unit, *shared)] = unit
+            return
+
+    for _ in range(plan.num_workers):
+        start_next()
+    while running:
+        done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
+        for result in done:
+            unit = running.pop(result)
+            try:
+                on_done(unit, ray.get(result))
+            except RayTaskError as error:
+                if isinstance(error.cause, InputError):
+                    raise error.cause from error
+                raise
+            except WorkerCrashedError as error:
+                way_out = "is there too little memory? the same command goes on where it stands"
+                raise RunError(f"workers were lost more than {MAX_LOST} times in a row; {way_out}") from error
+            start_next()

@@ -1,0 +1,1 @@
+"""Settings: typed, checked, from YAML."""

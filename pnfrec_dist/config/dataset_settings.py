@@ -1,0 +1,240 @@
+"""Settings of a data set: conf/dataset/<name>.yaml, typed, frozen, each checked where it is defined."""
+
+import datetime
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pnfrec_dist.config.mappings import to_mapping
+from pnfrec_dist.errors import require
+
+EPOCH_UNITS = ("s", "ms", "us")
+"""Units of time since 1970-01-01 UTC."""
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Where the raw interactions are and how their file is laid out."""
+
+    format: Literal["csv", "json", "parquet"] = "csv"
+    """delimited text (csv, tsv, ...), one JSON object a line, or Parquet; text may be compressed (.gz, .bz2)"""
+    files: str = "*.csv"
+    """file name or glob below the raw directory"""
+    directory: str = ""
+    """directory (or URI) of the raw files; empty: data/raw/<data set>; RAW (--raw) wins"""
+    separator: str = ","
+    """between the fields of a text line; more than one character is allowed"""
+    quote: str = '"'
+    """quoting character of text fields; empty: none"""
+    header: bool = True
+    """whether each text file opens with a line of column names"""
+    fields: tuple[str, ...] = ()
+    """column names of a text file without a header, in order"""
+    user: str = "user"
+    """column that holds the user id"""
+    item: str = "item"
+    """column that holds the item id"""
+    relevance: str = "rating"
+    """column that holds the relevance (a rating, a watched share, ...) or the label (liked, skipped, true, ...)"""
+    timestamp: str = "timestamp"
+    """column that holds the time"""
+    time_format: str = "s"
+    """s, ms, us: whole numbers since 1970-01-01 UTC; iso: ISO 8601 text; else a pattern such as yyyy-MM-dd HH:mm:ss"""
+    url: str = ""
+    """official file (zip, or the file itself) to fetch when no raw directory is given; empty: none"""
+    md5: str = ""
+    """md5 of what the url gives, as its publisher states it"""
+    generator: Literal["", "synthetic"] = ""
+    """what makes the raw files when no raw directory is given"""
+
+    def __post_init__(self) -> None:
+        relative = self.files != "" and not self.files.startswith("/") and ".." not in self.files
+        require(relative, "source.files", self.files, "a name or glob below the raw directory")
+        require(self.separator != "", "source.separator", self.separator, "at least one character")
+        require(len(self.quote) <= 1, "source.quote", self.quote, "one character or empty")
+        require(
+            self.header or bool(self.fields) or self.format != "csv",
+            "source.fields",
+            self.fields,
+            "the column names in order, as the file has no header (source.header: false)",
+        )
+        is_time = self.time_format in (*EPOCH_UNITS, "iso") or re.search("yy|uu", self.time_format) is not None
+        require(is_time, "source.time_format", self.time_format, "s, ms, us, iso or a pattern such as yyyy-MM-dd")
+
+
+@dataclass(frozen=True)
+class TitlesSettings:
+    """Where the items' titles are. Nothing is trained on them: they are for people who look at lists."""
+
+    file: str = ""
+    """delimited text below the raw directory; empty: there are none"""
+    separator: str = ","
+    """between the fields of a line; more than one character is allowed"""
+    encoding: str = "utf-8"
+    """utf-8, latin-1, ..."""
+    header: bool = True
+    """whether the file opens with a line of column names"""
+    fields: tuple[str, ...] = ()
+    """column names of a file without a header, in order; further columns need no name"""
+    item: str = "item"
+    """column that holds the item id, as the interactions have it"""
+    title: str = "title"
+    """column that holds the title"""
+
+    def __post_init__(self) -> None:
+        relative = not self.file.startswith("/") and ".." not in self.file
+        require(relative, "titles.file", self.file, "a name below the raw directory")
+        require(self.separator != "", "titles.separator", self.separator, "at least one character")
+        named = self.header or not self.file or {self.item, self.title} <= set(self.fields)
+        way_out = f"column names, {self.item} and {self.title} among them, as the file has no header"
+        require(named, "titles.fields", self.fields, way_out)
+
+
+@dataclass(frozen=True)
+class CleanSettings:
+    """What happens to rows that cannot be read, and to those that say the same twice."""
+
+    max_quarantine_share: float = 0.01
+    """share of rows that may be unreadable and go to quarantine/; above it the build fails"""
+    duplicates: Literal["keep_all", "keep_first", "keep_last"] = "keep_all"
+    """which rows stay when a user meets an item at several times (equal rows always collapse)"""
+    earliest: str = "1990-01-01"
+    """rows before this date are unreadable; empty: any date"""
+    latest: str = "2100-01-01"
+    """rows from this date on are unreadable; empty: any date"""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.max_quarantine_share < 1, "clean.max_quarantine_share", self.max_quarantine_share, "in [0, 1)"
+        )
+        for name in ("earliest", "latest"):
+            value = getattr(self, name)
+            require(value == "" or _is_date(value), f"clean.{name}", value, "a date such as 1990-01-01, or empty")
+        ordered = not (self.earliest and self.latest) or self.earliest < self.latest
+        require(ordered, "clean.latest", self.latest, f"after clean.earliest {self.earliest}")
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class FeedbackSettings:
+    """What counts as positive."""
+
+    threshold: float | Literal["median", "quantile", "labels"] = "median"
+    """positive when relevance >= this number, >= the median or a quantile of train's relevances, or by its label"""
+    quantile: float | None = None
+    """for threshold: quantile; in [0, 1], the nearest observed relevance"""
+    positive_labels: tuple[str, ...] = ()
+    """for threshold: labels; values of the relevance column that are positive (upper and lower case alike)"""
+    negative_labels: tuple[str, ...] = ()
+    """for threshold: labels; values that are negative, others are unreadable; empty: every other value is negative"""
+
+    def __post_init__(self) -> None:
+        rule = self.threshold
+        finite = isinstance(rule, str) or math.isfinite(rule)
+        require(finite, "feedback.threshold", rule, "a finite number, 'median', 'quantile' or 'labels'")
+        if rule == "quantile":
+            ok = self.quantile is not None and 0 <= self.quantile <= 1
+            require(ok, "feedback.quantile", self.quantile, "in [0, 1], as feedback.threshold is 'quantile'")
+        else:
+            require(self.quantile is None, "feedback.quantile", self.quantile, "left out: the threshold is no quantile")
+        if rule == "labels":
+            way_out = "at least one label, as feedback.threshold is 'labels'"
+            require(bool(self.positive_labels), "feedback.positive_labels", self.positive_labels, way_out)
+        else:
+            for name in ("positive_labels", "negative_labels"):
+                labels = getattr(self, name)
+                require(not labels, f"feedback.{name}", labels, "left out, unless feedback.threshold is 'labels'")
+        both = {v.lower() for v in self.positive_labels} & {v.lower() for v in self.negative_labels}
+        require(not both, "feedback.negative_labels", self.negative_labels, "none of the positive labels")
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """Support filter: items first, then users."""
+
+    min_users_per_item: int = 5
+    """items with fewer distinct users are dropped"""
+    min_items_per_user: int = 5
+    """then users with fewer distinct items are dropped"""
+    iterate: bool = False
+    """repeat both passes until nothing changes"""
+    scope: Literal["train", "all"] = "train"
+    """what is counted: interactions before T (nothing later can change train), or all of them (the paper)"""
+
+    def __post_init__(self) -> None:
+        require(self.min_users_per_item >= 0, "filter.min_users_per_item", self.min_users_per_item, ">= 0")
+        require(self.min_items_per_user >= 0, "filter.min_items_per_user", self.min_items_per_user, ">= 0")
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Global temporal split, then holdout users halved into validation and test."""
+
+    quantile: float = 0.9
+    """T is this quantile of all timestamps (nearest observed value); train: < T, holdout: >= T"""
+    assignment: Literal["permutation", "hash"] = "hash"
+    """how holdout users are halved: a seeded permutation of the sorted ids, or a seeded hash of each id"""
+    seed: int = 42
+    """seed of the assignment"""
+    min_positives: int = 2
+    """users need this many positives in train, and validation/test users in the holdout; 0 turns it off"""
+
+    def __post_init__(self) -> None:
+        require(0 < self.quantile < 1, "split.quantile", self.quantile, "in (0, 1)")
+        require(0 <= self.seed < 2**32, "split.seed", self.seed, "in [0, 2^32)")
+        require(self.min_positives >= 0, "split.min_positives", self.min_positives, ">= 0")
+
+
+@dataclass(frozen=True)
+class ExpectedSettings:
+    """What is known of a build from the official file (the paper's Table 1); the job compares. Empty: not compared."""
+
+    rows: int | None = None
+    """rows of the official file"""
+    users: int | None = None
+    """users after the filter"""
+    items: int | None = None
+    """items after the filter, or those of them that train has"""
+    actions: int | None = None
+    """interactions after the filter"""
+    negative_percent: int | None = None
+    """share of them that is negative, rounded"""
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """One data set: conf/dataset/<name>.yaml."""
+
+    source: SourceSettings = field(default_factory=SourceSettings)
+    titles: TitlesSettings = field(default_factory=TitlesSettings)
+    clean: CleanSettings = field(default_factory=CleanSettings)
+    feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
+    filter: FilterSettings = field(default_factory=FilterSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    expected: ExpectedSettings = field(default_factory=ExpectedSettings)
+    max_history: int = 200
+    """newest entries that each list column keeps (seen_items is complete)"""
+    shard_mb: int = 64
+    """about this many MB a shard"""
+
+    def __post_init__(self) -> None:
+        require(self.max_history >= 2, "max_history", self.max_history, ">= 2")
+        require(self.shard_mb >= 1, "shard_mb", self.shard_mb, ">= 1")
+
+    def prepared(self) -> dict[str, Any]:
+        """The part that decides what the prepared data set holds."""
+        mapping = to_mapping(self)
+        kept = {name: mapping[name] for name in ("source", "titles", "clean", "feedback", "filter", "split")}
+        for section, name in (
+            *(("source", name) for name in ("directory", "url", "md5", "generator")),
+            ("clean", "max_quarantine_share"),
+        ):
+            del kept[section][name]
+        return {**kept, "max_history": self.max_history, "shard_mb": self.shard_mb}

@@ -1,0 +1,79 @@
+"""Settings of the commands that use a trained model."""
+
+from dataclasses import dataclass
+
+from pnfrec_dist.errors import require
+
+
+@dataclass(frozen=True)
+class RecommendSettings:
+    """Writes the best items for every user of a prepared data set, from the user's whole history, as Parquet.
+
+    A command that was stopped or killed goes on where it stood; --out holds the old lists until the new ones are whole.
+    """
+
+    run: str = ""
+    """the model: a run's directory, a checkpoint, an MLflow run id, a registered model (name, models:/name/version)"""
+    dataset: str = ""
+    """prepared data set with the users; default: the one that the model was trained on"""
+    out: str = ""
+    """directory of the lists"""
+    top_k: int = 20
+    """length of a list"""
+    gamma: float = 0.0
+    """weight of the negative encoder's score, taken off (python -m pnfrec_dist.evaluate picks one); 0: none"""
+    users: str = ""
+    """text file of the users that are wanted, one raw id a line; default: all"""
+    keep_seen: bool = False
+    """list what the user has met as well"""
+    allow: str = ""
+    """text file of the items that may be listed, one raw id a line; default: all"""
+    deny: str = ""
+    """text file of items that are never listed, one raw id a line"""
+    deny_pairs: str = ""
+    """Parquet file with columns user_id and raw_item_id: what single users are not shown"""
+    show: tuple[str, ...] = ()
+    """print the lists of these users beside what they liked and disliked, and write nothing"""
+    data_dir: str = "data/prepared"
+    """directory of prepared data sets"""
+    num_workers: int | None = None
+    """CPU workers; default: 2, or one per GPU where Ray sees GPUs"""
+    num_gpus: int | None = None
+    """GPUs to use, one worker each; 0 keeps to the CPU"""
+    ray_address: str = ""
+    """address of a running Ray cluster, whose machines reach --out; empty: start Ray on this machine"""
+    batch_size: int = 256
+    """users ranked at once by one worker"""
+    dry_run: bool = False
+    """open everything, print the plan, write nothing"""
+
+    def __post_init__(self) -> None:
+        require(self.top_k >= 1, "--top-k", self.top_k, ">= 1")
+        require(0 <= self.gamma < float("inf"), "--gamma", self.gamma, "a finite number >= 0")
+        require(self.batch_size >= 1, "--batch-size", self.batch_size, ">= 1")
+        require("://" not in self.out, "--out", self.out, "a path that all workers reach, not an object store")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Ranks the catalog for held-out users by s_p - gamma * s_n and picks gamma on validation users.
+
+    s_p is the main encoder's score and s_n the negative encoder's; gamma 0 is the model as it was trained to rank. Test
+    users then show gamma 0 and the best gamma above 0.
+    """
+
+    run: str = ""
+    """the model: a run's directory, a checkpoint, an MLflow run id, a registered model (name, models:/name/version)"""
+    gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+    """what is tried; 0 is always among them, and alone for a model without a negative encoder"""
+    few: int = 20
+    """users whose history holds at most so many likes are shown apart, too"""
+    out: str = ""
+    """JSON file of all figures; default: they are printed alone"""
+    data_dir: str = "data/prepared"
+    """directory of prepared data sets"""
+
+    def __post_init__(self) -> None:
+        in_range = all(0 <= gamma < float("inf") for gamma in self.gammas)
+        require(bool(self.gammas) and in_range, "--gammas", self.gammas, "finite numbers >= 0")
+        require(self.few >= 1, "--few", self.few, ">= 1")

@@ -1,0 +1,93 @@
+"""Ragged arrays in files that all workers of a node map into memory: read once, held once, whatever their number."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import sha256_of
+
+FIELDS = ("offsets", "values")
+CHECKSUMS, DRAFT = "checksums.json", ".draft-"
+UNUSED_DAYS = 30
+"""After these, the next that writes into the cache removes a directory."""
+
+
+def mapped(directory: Path, make: Callable[[], dict[str, Ragged]]) -> dict[str, Ragged]:
+    """The arrays of `directory`, memory-mapped; where they are missing or damaged, those of make() are written first.
+
+    Several processes may ask at once: each writes a draft of its own, and the first to rename it wins. The name of
+    `directory` must hold all that the arrays depend on. Raises InputError when the directory cannot be written.
+    """
+    if not _is_whole(directory):
+        arrays = make()
+        try:
+            _write(directory, arrays)
+            _remove_unused(directory.parent)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(
+                f"cannot write to the cache {directory.parent} ({reason}); name another directory in PNFREC_CACHE"
+            ) from error
+    with contextlib.suppress(OSError):
+        os.utime(directory)  # marks it as used
+    names = sorted({file.name.split(".")[0] for file in directory.glob("*.npy")})
+    return {
+        name: Ragged(*(np.load(_file(directory, name, field), mmap_mode="r") for field in FIELDS)) for name in names
+    }
+
+
+def cache_directory() -> Path:
+    """Where this machine keeps mapped arrays: $PNFREC_CACHE, else pnfrec-dist in the user's cache directory."""
+    named = os.environ.get("PNFREC_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(named) if named else base / "pnfrec-dist"
+
+
+def _file(directory: Path, name: str, field: str) -> Path:
+    return directory / f"{name}.{field}.npy"
+
+
+def _remove_unused(cache: Path) -> None:
+    """Processes that have mapped a file keep it."""
+    for entry in cache.iterdir():
+        is_ours = (entry / CHECKSUMS).is_file() or entry.name.startswith(DRAFT)
+        with contextlib.suppress(OSError):
+            if is_ours and entry.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether every file is there and is what was written."""
+    try:
+        checksums = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
+        return all(sha256_of(directory / name) == checksum for name, checksum in checksums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _write(directory: Path, arrays: dict[str, Ragged]) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=directory.parent))
+    try:
+        for name, ragged in arrays.items():
+            for field in FIELDS:
+                np.save(_file(draft, name, field), getattr(ragged, field))
+        checksums = {file.name: sha256_of(file) for file in draft.iterdir()}
+        (draft / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
+        if directory.is_dir() and not _is_whole(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+        draft.rename(directory)
+    except OSError:
+        if not _is_whole(directory):  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

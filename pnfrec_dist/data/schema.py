@@ -1,0 +1,198 @@
+"""The contract between Spark, which writes a prepared data set, and torch, which reads it.
+
+Layout of a prepared data set (a directory):
+
+    manifest.json                 what was built, from what, with which settings; size and sha256 of every file
+    items.parquet                 the catalog, item_id 1..num_items
+    train/part-*.parquet          one row per training user
+    validation/part-*.parquet     one row per holdout user: history before the target, and the target
+    test/part-*.parquet           the same
+    users/part-*.parquet          one row per user, training user or not: the whole history, to recommend from
+    titles.parquet                items' titles, where the source has them
+    quarantine/part-*.parquet     rejected source rows with their reason
+    report.html                   what was built, for people
+    _SUCCESS                      written last; holds the sha256 of manifest.json
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import Location
+
+SCHEMA_VERSION = 3
+PAD_ID = 0
+"""item_id of padding; real items are 1..num_items."""
+
+MANIFEST_NAME = "manifest.json"
+SUCCESS_NAME = "_SUCCESS"
+ITEMS_NAME = "items.parquet"
+TITLES_NAME = "titles.parquet"
+REPORT_NAME = "report.html"
+SPLITS = ("train", "validation", "test")
+USERS = "users"
+QUARANTINE = "quarantine"
+
+_ITEM_IDS = pa.list_(pa.int32())
+_HISTORY = [
+    pa.field("user_id", pa.string()),
+    pa.field("items", _ITEM_IDS),
+    pa.field("is_positive", pa.list_(pa.bool_())),
+    pa.field("positive_items", _ITEM_IDS),
+    pa.field("negative_items", _ITEM_IDS),
+]
+TRAIN_SCHEMA = pa.schema(_HISTORY)
+HOLDOUT_SCHEMA = pa.schema(
+    [
+        *_HISTORY,
+        pa.field("seen_items", _ITEM_IDS),
+        pa.field("target_item", pa.int32()),
+        pa.field("target_is_positive", pa.bool_()),
+        pa.field("target_timestamp", pa.int64()),
+    ]
+)
+USERS_SCHEMA = pa.schema([*_HISTORY, pa.field("seen_items", _ITEM_IDS), pa.field("num_holdout", pa.int32())])
+"""num_holdout: how many of `items`, the newest ones, lie at or after T."""
+ITEMS_SCHEMA = pa.schema(
+    [
+        pa.field("item_id", pa.int32()),
+        pa.field("raw_item_id", pa.string()),
+        pa.field("num_positive", pa.int64()),
+        pa.field("num_negative", pa.int64()),
+    ]
+)
+TITLES_SCHEMA = pa.schema([pa.field("item_id", pa.int32()), pa.field("title", pa.string())])
+QUARANTINE_SCHEMA = pa.schema(
+    [pa.field("source_file", pa.string()), pa.field("row", pa.string()), pa.field("reason", pa.string())]
+)
+SCHEMAS = {
+    "train": TRAIN_SCHEMA,
+    "validation": HOLDOUT_SCHEMA,
+    "test": HOLDOUT_SCHEMA,
+    USERS: USERS_SCHEMA,
+    QUARANTINE: QUARANTINE_SCHEMA,
+}
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the data set or of its source: path relative to its directory, with size and sha256."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json holds.
+
+    counts: stage -> {"rows"|"users"|"items"|...: int}; settings: the data set's resolved settings;
+    threshold: relevance at and above which feedback is positive (labels count as 1 and 0);
+    split_timestamp: T; it and target_timestamp are whole timestamp_unit ("s", "ms" or "us") since 1970-01-01 UTC.
+    """
+
+    schema_version: int
+    dataset: str
+    settings: dict[str, Any]
+    settings_hash: str
+    sources: list[FileEntry]
+    counts: dict[str, dict[str, int]]
+    threshold: float
+    split_timestamp: int
+    timestamp_unit: str
+    files: list[FileEntry]
+
+    @property
+    def num_items(self) -> int:
+        return self.counts["train"]["items"]
+
+    @property
+    def digest(self) -> str:
+        """The content hash over what trainings and evaluations read: equal digests mean equal data for them.
+
+        What is there for looking and for recommending (the report, titles, users) is left out.
+        """
+        left_out = {REPORT_NAME, TITLES_NAME, *(entry.path for entry in self.files_of(USERS))}
+        lines = sorted(f"{entry.path} {entry.sha256}" for entry in self.files if entry.path not in left_out)
+        return _sha256("\n".join(lines).encode())
+
+    def files_of(self, part: str) -> list[FileEntry]:
+        """The entries below one sub-directory, in name order."""
+        return sorted((e for e in self.files if e.path.startswith(part + "/")), key=lambda e: e.path)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """sha256 of settings as canonical JSON."""
+    return _sha256(json.dumps(settings, sort_keys=True).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_manifest(directory: Path | Location, manifest: Manifest) -> None:
+    """Writes manifest.json, then _SUCCESS, which makes the data set whole."""
+    content = manifest.to_json().encode()
+    (Location(directory) / MANIFEST_NAME).write_bytes(content)
+    (Location(directory) / SUCCESS_NAME).write_bytes(f"{_sha256(content)}\n".encode())
+
+
+def read_manifest(directory: Path | Location) -> Manifest:
+    """Reads manifest.json. Raises InputError when the data set is absent, half-written or of another version."""
+    directory = Location(directory)
+    path = directory / MANIFEST_NAME
+    rebuild = f"rebuild it: make spark-prep DATASET={directory.name}"
+    if not directory.is_dir():
+        raise InputError(f"no prepared data set at {directory}; build it: make spark-prep DATASET={directory.name}")
+    if not (directory / SUCCESS_NAME).is_file():
+        raise InputError(f"{directory} is half-written: it has no {SUCCESS_NAME}; {rebuild}")
+    if not path.is_file():
+        raise InputError(f"{directory} has no {MANIFEST_NAME}; {rebuild}")
+    text = path.read_bytes()
+    if (directory / SUCCESS_NAME).read_bytes().decode("ascii", errors="replace").strip() != _sha256(text):
+        raise InputError(f"{path} does not match its sha256 in {SUCCESS_NAME}; {rebuild}")
+    try:
+        raw = json.loads(text)
+        version = raw["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; {rebuild}")
+        raw["sources"] = [FileEntry(**entry) for entry in raw["sources"]]
+        raw["files"] = [FileEntry(**entry) for entry in raw["files"]]
+        manifest = Manifest(**raw)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a manifest ({error}); {rebuild}") from error
+    return manifest
+
+
+def verify_files(directory: Path | Location, manifest: Manifest) -> None:
+    """Compares every file below `directory` with the manifest: names, sizes, sha256.
+
+    Raises InputError naming the first file that is missing, unlisted, or of other size or content.
+    """
+    directory = Location(directory)
+    rebuild = f"rebuild it: make spark-prep DATASET={directory.name}"
+    listed = {entry.path: entry for entry in manifest.files}
+    sizes = directory.files()
+    for extra in sorted(sizes.keys() - listed.keys() - {MANIFEST_NAME, SUCCESS_NAME}):
+        raise InputError(f"{directory / extra} is not listed in the manifest; {rebuild}")
+    for path, entry in sorted(listed.items()):
+        file = directory / path
+        if path not in sizes:
+            raise InputError(f"{file} is listed in the manifest but missing; {rebuild}")
+        if sizes[path] != entry.bytes:
+            raise InputError(f"{file} has {sizes[path]} bytes, the manifest says {entry.bytes}; {rebuild}")
+        if file.sha256() != entry.sha256:
+            raise InputError(f"{file} does not match its sha256 in the manifest; {rebuild}")

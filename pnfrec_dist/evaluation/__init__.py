@@ -1,0 +1,1 @@
+"""Ranking of held-out users, metrics, baselines, intervals."""

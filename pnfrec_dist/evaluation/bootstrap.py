@@ -1,0 +1,99 @@
+"""Runs of several models side by side: means over seeds, differences with intervals over test users.
+
+S seeds, U test users, C compared values, R resamples.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pnfrec_dist.evaluation.metrics import measure
+
+MOST_RESAMPLES, LEAST_RESAMPLES, RESAMPLE_CELLS = 10_000, 1_000, 1 << 26
+CHUNK_CELLS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over seeds."""
+
+    mean: float
+    sd: float
+    """of a sample; nan of a single seed"""
+    count: int = 0
+    """seeds; 0 of what has none"""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference of two models, and where 95 % of its resamples lie."""
+
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def spread(values: list[float]) -> Spread:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return Spread(float(np.mean(values)), sd, len(values))
+
+
+def resample_count(users: int) -> int:
+    """10,000, fewer for more than some 6,700 users, but 1,000 at least."""
+    return max(LEAST_RESAMPLES, min(MOST_RESAMPLES, RESAMPLE_CELLS // max(users, 1)))
+
+
+def metric_parts(metric: str) -> tuple[str, str, int]:
+    """ "ndcg_delta_at_10" -> ("ndcg", "delta", 10)."""
+    name, group, _, k = metric.split("_")
+    return name, group, int(k)
+
+
+def paired_intervals(
+    metrics: list[str],
+    model_SU: np.ndarray,
+    reference_SU: np.ndarray,
+    is_positive_U: np.ndarray,
+    *,
+    resamples: int = 0,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Model minus reference in each metric, with 95 % percentile intervals by a paired bootstrap over test users (Efron
+    and Tibshirani, 1993, section 13.3).
+
+    model_SU, reference_SU: target ranks under each seed. A user's value is the mean over seeds; users are drawn with
+    repetition, those with a positive target and those with a negative one apart, the same for both models. A metric of
+    a group without users is left out. resamples: 0 for resample_count().
+    """
+    resamples = resamples or resample_count(len(is_positive_U))
+    names = list(dict.fromkeys((name, k) for name, _, k in map(metric_parts, metrics)))
+    values_UC = np.stack(
+        [(measure(name, model_SU, k).mean(0) - measure(name, reference_SU, k).mean(0)) for name, k in names], axis=1
+    )
+    rng = np.random.default_rng(seed)
+    found, drawn = {}, {}
+    for group, chosen in (("p", is_positive_U), ("n", ~is_positive_U)):
+        if chosen.any():
+            found[group], drawn[group] = values_UC[chosen].mean(0), _resampled(values_UC[chosen], resamples, rng)
+    if len(found) == 2:
+        found["delta"], drawn["delta"] = found["p"] - found["n"], drawn["p"] - drawn["n"]
+    result = {}
+    for metric in metrics:
+        name, group, k = metric_parts(metric)
+        if group in found:
+            column = names.index((name, k))
+            low, high = np.quantile(drawn[group][:, column], [0.025, 0.975])
+            result[metric] = Interval(float(found[group][column]), float(low), float(high))
+    return result
+
+
+def _resampled(values_UC: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means over as many users as there are, drawn with repetition: [R, C]."""
+    users = len(values_UC)
+    parts = np.array_split(np.arange(resamples), max(1, resamples * users // CHUNK_CELLS))
+    shares = np.full(users, 1 / users)
+    return np.concatenate([rng.multinomial(users, shares, size=len(part)) @ values_UC / users for part in parts])

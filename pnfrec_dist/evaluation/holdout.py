@@ -1,0 +1,90 @@
+"""Model + holdout shard -> metrics (all items minus seen ones; p, n, delta; coverage)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pnfrec_dist.config.settings import EvaluationSettings
+from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.data.epoch_plan import rank_share
+from pnfrec_dist.data.prepared import HoldoutData
+from pnfrec_dist.distributed import World
+from pnfrec_dist.evaluation.metrics import coverage, summarize
+from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.top_k import Scores, rank_items, table_scores
+
+ScoreRows = Callable[[np.ndarray], Scores]
+"""Rows of a holdout shard -> how those users score the catalog."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of all users of a holdout shard."""
+
+    metrics: dict[str, float]
+    target_rank: np.ndarray
+    """1-based place of each user's target, int64 [U]"""
+
+
+def model_scores(model: PNFRec, holdout: HoldoutData, world: World) -> ScoreRows:
+    """Scores of the main encoder after each user's newest history."""
+
+    def score(rows: np.ndarray) -> Scores:
+        hidden_BD = model.last_hidden(history_batch(holdout.history, rows, model.max_length, world.device))
+        return table_scores(hidden_BD, model.item_table)
+
+    return score
+
+
+def popularity_scores(item_counts: np.ndarray, world: World) -> ScoreRows:
+    """The same for everybody: how often each item occurs in train. item_counts: [num_items + 1]."""
+    counts_V = torch.from_numpy(item_counts).double().to(world.device)
+
+    def score(rows: np.ndarray) -> Scores:
+        return Scores(
+            first=1,
+            end=len(counts_V),
+            block=lambda first, end: counts_V[first:end].repeat(len(rows), 1),
+            of_items=lambda ids_B: (counts_V[ids_B], torch.zeros_like(counts_V[ids_B])),
+        )
+
+    return score
+
+
+@torch.inference_mode()
+def evaluate(
+    score_rows: ScoreRows,
+    holdout: HoldoutData,
+    num_items: int,
+    settings: EvaluationSettings,
+    world: World,
+    *,
+    share_catalog: bool = False,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Ranks the catalog for all users of a holdout shard; the same result on each rank.
+
+    Ranks share the users, or the catalog where the item table is sharded. A target that the user has met before stays a
+    candidate. on_batch is called after each batch of users.
+    """
+    users = np.arange(len(holdout))
+    mine = users if share_catalog else rank_share(users, world.rank, world.size)
+    ranks_U = torch.zeros(len(users), dtype=torch.int64, device=world.device)
+    listed_KV = torch.zeros(len(settings.cutoffs), num_items + 1, dtype=torch.uint8, device=world.device)
+    for start in range(0, len(mine), settings.batch_size):
+        rows = mine[start : start + settings.batch_size]
+        target_B = torch.from_numpy(holdout.target_item[rows].astype(np.int64)).to(world.device)
+        ranking = rank_items(score_rows(rows), max(settings.cutoffs), holdout.seen, rows, target_B)
+        assert ranking.target_rank_B is not None
+        ranks_U[torch.from_numpy(rows).to(world.device)] = ranking.target_rank_B
+        for place, k in enumerate(settings.cutoffs):
+            listed_KV[place, ranking.items_BK[:, :k].flatten()] = 1
+        on_batch()
+    if not share_catalog:
+        ranks_U, listed_KV = world.sum(ranks_U), world.max(listed_KV)
+    ranks, listed = ranks_U.cpu().numpy(), listed_KV.cpu().numpy()[:, 1:] > 0
+    metrics = summarize(ranks, holdout.target_is_positive.astype(bool), settings.cutoffs)
+    metrics.update({f"coverage_at_{k}": coverage(listed[place]) for place, k in enumerate(settings.cutoffs)})
+    return Evaluation(metrics, ranks)

@@ -1,0 +1,1 @@
+"""Trainings that are tracked, compared and reported."""

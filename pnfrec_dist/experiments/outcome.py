@@ -1,0 +1,83 @@
+"""What MLflow gets of a tested training: metrics, description, curves, each user's rank, lists of some users, the
+model, the checkpoint."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.prepared import PreparedData
+from pnfrec_dist.experiments import plots
+from pnfrec_dist.experiments.progress import HEADLINE
+from pnfrec_dist.inference.artifact import MODEL_DIRECTORY, Exported, of_checkpoint
+from pnfrec_dist.inference.cards import write_cards
+from pnfrec_dist.inference.pyfunc import save_model
+from pnfrec_dist.tracking.run import TrackedRun
+from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.result import DIRECTORY as RESULT_DIRECTORY
+
+LISTS = "lists.txt"
+"""The lists of some users, for people."""
+
+
+def log_outcome(
+    tracked: TrackedRun, settings: Settings, data: PreparedData, epochs: Sequence[Event], test: Event
+) -> None:
+    """Logs the test of the best epoch. Keys hold that epoch: a run that is trained for longer may find a better one."""
+    best, run_dir = test["best_epoch"], tracked.spool.directory
+    metrics = {f"test/{name}": value for name, value in test["metrics"].items()}
+    for floor, found in test["floors"].items():
+        metrics.update({f"test_{floor}/{name}": value for name, value in found.items()})
+    tracked.log_metrics(f"test/{best}", metrics, best)
+    note = _description({settings.model: test["metrics"], **test["floors"]}, settings, best)
+    tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best), "mlflow.note.content": note})
+    checkpoint = Path(test["checkpoint"])
+    result, model = run_dir / RESULT_DIRECTORY, run_dir / MODEL_DIRECTORY
+    trained: list[Exported] = []
+
+    def write_model() -> None:
+        trained.append(of_checkpoint(checkpoint, settings, data))
+        save_model(model, trained[0])
+
+    _try(tracked.say, "curves", lambda: _write_curves(result, settings.model, epochs))
+    has_model = _try(tracked.say, "model", write_model)
+    if has_model and result.is_dir():
+        _try(tracked.say, "lists of some users", lambda: write_cards(result / LISTS, trained[0], data))
+    if result.is_dir():
+        tracked.log_directory(f"result/{best}", result, RESULT_DIRECTORY)
+    if has_model:
+        tags = {"model": settings.model, "dataset": settings.dataset, "seed": str(settings.seed)}
+        tracked.log_model(f"model/{best}", model, tags, best, f"test/{best}")
+    tracked.log_directory(f"checkpoint/{best}", checkpoint, "checkpoint")
+
+
+def _try(say: Callable[[str], None], what: str, write: Callable[[], object]) -> bool:
+    """Whether it could be written. Whatever goes wrong here, a full disk or a library, costs a run nothing else."""
+    try:
+        write()
+    except Exception as error:
+        say(f"warning: cannot write the {what} ({str(error).strip() or type(error).__name__}); the rest is kept")
+        return False
+    return True
+
+
+def _description(rows: dict[str, dict[str, float]], settings: Settings, best: int) -> str:
+    """Markdown for the top of the run's page."""
+    head = ["", *(title for title, _ in HEADLINE)]
+    lines = [head, ["---"] + ["---:"] * len(HEADLINE)]
+    for name, metrics in rows.items():
+        lines.append([f"`{name}`", *(f"{metrics[key]:.4f}" if key in metrics else "-" for _, key in HEADLINE)])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    what = f"`{settings.model}` on `{settings.dataset}`, seed {settings.seed}: test users after epoch {best}"
+    more = f"curves and each user's rank: `{RESULT_DIRECTORY}/` among the artifacts"
+    return f"{table}\n\n{what}, the best on validation NDCG_p@10; {more}."
+
+
+def _write_curves(directory: Path, model: str, epochs: Sequence[Event]) -> None:
+    plots.save_png(plots.learning_curves({model: [epochs]}), directory / "learning_curves.png")
+    names = list(dict.fromkeys(name for entry in epochs for name in entry["metrics"]))
+    with (directory / "learning_curves.csv").open("w", newline="", encoding="utf-8") as file:
+        rows: list[list[Any]] = [["epoch", *names]]
+        rows += [[entry["epoch"], *(entry["metrics"].get(name, "") for name in names)] for entry in epochs]
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,0 +1,101 @@
+"""What a reproduction consists of: the trainings that the paper's experiments take on one data set."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pnfrec_dist.cli import conf_content, conf_names, parse_train_settings
+from pnfrec_dist.config.mappings import flatten
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.errors import InputError, nearest
+from pnfrec_dist.evaluation.metrics import FLOORS
+
+MODELS = ("pnfrec", "pnfrec_pn", "pnfrec_pc", "sasrec_p", "sasrec_c", "sasrec")
+"""The rows of the paper's Table 2."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be reproduced."""
+
+    dataset: str
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    curves: dict[str, tuple[float, ...]]
+    """loss weight -> its values"""
+    directory: Path
+    report_only: bool
+    flags: tuple[str, ...]
+    """further flags of the training command"""
+
+
+CURVES = {"alpha": "pnfrec_pn", "beta": "pnfrec"}
+"""Loss weights that are varied -> the model whose other settings stay (Figure 2, and the same for beta)."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of the plan."""
+
+    settings: Settings
+    name: str
+    weight: str = ""
+    """the loss weight that a curve varies, or "" for a row of the table"""
+
+    @property
+    def value(self) -> float:
+        """Of the varied weight; nan without one."""
+        return getattr(self.settings.loss, self.weight) if self.weight else math.nan
+
+
+def planned(options: Options) -> list[Training]:
+    """All trainings, in the order in which they run: the table seed by seed, then the curves seed by seed.
+
+    Raises InputError.
+    """
+    dataset, directory, flags = options.dataset, options.directory, options.flags
+    trainings = []
+    rows = {model: _settings(dataset, model, directory, flags) for model in options.models}
+    for seed in options.seeds:
+        for model, settings in rows.items():
+            name = f"{model} {dataset} seed {seed}"
+            trainings.append(Training(dataclasses.replace(settings, seed=seed), name))
+    for weight, values in options.curves.items():
+        settings = _settings(dataset, CURVES[weight], directory, flags)
+        for seed in options.seeds:
+            for value in values:
+                loss = dataclasses.replace(settings.loss, **{weight: value})
+                name = f"{settings.model} {dataset} {weight} {value:g} seed {seed}"
+                trainings.append(Training(dataclasses.replace(settings, seed=seed, loss=loss), name, weight))
+    return trainings
+
+
+def _own(model: str) -> list[str]:
+    """Names of the settings that make the model."""
+    return list(flatten(conf_content("model", model)))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _settings(dataset: str, model: str, directory: Path, flags: Sequence[str]) -> Settings:
+    if model in FLOORS:
+        raise InputError(f"--models has {model!r}, which is not trained: the report has it in any case; leave it out")
+    if "," in model:
+        raise InputError(f"--models has {model!r}; put blanks between names, not commas")
+    if model not in conf_names("model"):
+        raise InputError(f"--models has {model!r}; {nearest(model, conf_names('model'))}")
+    if {"--model", "--seed"} & {flag.partition("=")[0] for flag in flags}:
+        raise InputError("--model and --seed are not flags of this command; say --models and --seeds")
+    for flag in sorted({flag.partition("=")[0] for flag in flags} & {_flag(name) for name in _own(model)}):
+        raise InputError(
+            f"{flag} is what makes {model} ({model}.yaml in conf/model/); vary a weight with --alphas or --betas, "
+            "or write a model of your own"
+        )
+    settings = parse_train_settings(["--dataset", dataset, "--model", model, "--output-dir", str(directory), *flags])
+    if settings.resume != Settings.resume:
+        raise InputError(f"--resume is {settings.resume!r}; this command always goes on, or say another --name")
+    return settings

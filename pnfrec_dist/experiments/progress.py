@@ -1,0 +1,122 @@
+"""What a person sees while a run goes: a bar on a terminal, plain lines in a log; tables at the end."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.loop import SELECTION_METRIC
+
+HEADLINE = (
+    ("HR_p@10", "hr_p_at_10"),
+    ("NDCG_p@10", "ndcg_p_at_10"),
+    ("dHR@10", "hr_delta_at_10"),
+    ("dNDCG@10", "ndcg_delta_at_10"),
+)
+LINE_SECONDS = 30.0
+
+
+class ProgressReport:
+    """Shows step and epoch events. A long epoch in a log gets a line every 30 seconds."""
+
+    def __init__(self, max_epochs: int, first_epoch: int, num_workers: int) -> None:
+        self.max_epochs, self.first_epoch, self.num_workers = max_epochs, first_epoch, num_workers
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.first: tuple[float, int] | None = None
+        self.starts = 0
+        self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.bar.add_task("starting workers", total=None, state="")
+
+    def __enter__(self) -> "ProgressReport":
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self.bar.stop()
+
+    def show(self, event: Event) -> None:
+        """Any event; those that mean nothing to a reader are left out."""
+        kind = event["kind"]
+        if kind == "step":
+            self.step(event)
+        elif kind == "epoch":
+            self.epoch(event)
+        elif kind == "warning":
+            self.line(f"warning: {event['text']}")
+        elif kind == "failure":
+            ranks = "; ".join(f"worker {rank}: {reason}" for rank, reason in event["reasons"].items())
+            self.line(f"warning: workers failed ({ranks or 'no reason given'})")
+        elif kind == "started":
+            self.started(event)
+
+    def started(self, event: Event) -> None:
+        """{"epoch", "step", "workers"}; said when it is not the first time, or not the planned number."""
+        if self.starts or event["workers"] != self.num_workers:
+            again = "again " if self.starts else ""
+            where = f"epoch {event['epoch']} after step {event['step']}"
+            self.line(f"workers run {again}({event['workers']} of {self.num_workers}), from {where}")
+        self.starts += 1
+
+    def step(self, event: Event) -> None:
+        """{"epoch", "step", "steps", "loss", "users_per_s"}."""
+        now = time.monotonic()
+        done = (event["epoch"] - self.first_epoch) * event["steps"] + event["step"]
+        total = (self.max_epochs - self.first_epoch + 1) * event["steps"]
+        text = f"step {event['step']}/{event['steps']}  loss {event['loss']:.4f}  {event['users_per_s']:,.0f} users/s"
+        if self.first is None:
+            self.first = (now, done)
+        elif done > self.first[1]:
+            per_step = (now - self.first[0]) / (done - self.first[1])
+            text += f"  at most {duration(per_step * (total - done))} left"
+        head = f"epoch {event['epoch']}/{self.max_epochs}"
+        if self.console.is_terminal:
+            self.bar.update(self.task, description=head, total=total, completed=done, state=text)
+        elif now - self.last_line >= LINE_SECONDS:
+            self.line(f"{head}  {text}")
+
+    def epoch(self, event: Event) -> None:
+        """{"epoch", "metrics", "seconds", "is_best"}."""
+        metrics = event["metrics"]
+        star = "  *best" if event["is_best"] else ""
+        skipped = int(metrics.get("train/skipped_steps", 0))
+        left_out = f"  {skipped} steps left out" if skipped else ""
+        self.line(
+            f"epoch {event['epoch']:>3}/{self.max_epochs}  loss {metrics['train/loss']:.4f}  "
+            f"val NDCG_p@10 {metrics['val/' + SELECTION_METRIC]:.4f}  "
+            f"{metrics['train/users_per_s']:,.0f} users/s  {event['seconds']:.1f} s{left_out}{star}"
+        )
+
+    def line(self, text: str) -> None:
+        self.last_line = time.monotonic()
+        self.console.print(text, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """3725 -> 1h02m, 125 -> 2m05s, 7 -> 7s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def headline_table(rows: dict[str, dict[str, float]]) -> str:
+    """Model by headline metric; a metric that a group without users lacks is shown as -."""
+    width = max(len(name) for name in [*rows, "model"])
+    lines = [f"{'model':<{width}}" + "".join(f"  {title:>9}" for title, _ in HEADLINE)]
+    for name, metrics in rows.items():
+        cells = (f"{metrics[key]:.4f}" if key in metrics else "-" for _, key in HEADLINE)
+        lines.append(f"{name:<{width}}" + "".join(f"  {cell:>9}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,311 @@
+"""Recorded trainings -> report.md, report.html, figures (PNG) and their numbers (CSV)."""
+
+import base64
+import datetime
+import math
+import re
+import shutil
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+from pnfrec_dist.config.mappings import flatten
+from pnfrec_dist.data.schema import Manifest
+from pnfrec_dist.evaluation.bootstrap import Interval, Spread, resample_count, spread
+from pnfrec_dist.experiments import plots
+from pnfrec_dist.experiments.progress import duration
+from pnfrec_dist.experiments.results import (
+    HEADLINE,
+    REFERENCE,
+    SELECTION,
+    Comparison,
+    Recorded,
+    counted,
+    curve_points,
+    published_width,
+    write_tables,
+)
+
+REPORT, PAGE = "report.md", "report.html"
+BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
+CURVE_METRICS = ("ndcg_p_at_10", "ndcg_delta_at_10", SELECTION)
+FEW_USERS = 100
+SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
+"""Sections of the settings that a reader of results asks for; those of sampling where items are sampled."""
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.55 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-size: 14px }}
+th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; font-variant-numeric: tabular-nums }}
+th:first-child, td:first-child {{ text-align: left }}
+img {{ max-width: 100% }} code {{ background: #f3f4f5; padding: .1rem .25rem }}
+pre {{ background: #f3f4f5; padding: .6rem 1rem; overflow-x: auto }} pre code {{ padding: 0 }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report says of itself."""
+
+    title: str
+    command: str
+    manifest: Manifest
+    code: str
+    """commit and versions"""
+    planned: int
+    """trainings"""
+    recorded: int
+    """of them"""
+    problems: Sequence[str] = ()
+    """of trainings that failed"""
+
+
+def headline_markdown(comparison: Comparison) -> str:
+    """Table 2: mean +- SD over seeds, the published figure, and ours minus it."""
+    spreads, published = comparison.spreads(), comparison.published
+    rows = []
+    for model, metrics in spreads.items():
+        cells = [str(len(comparison.runs[model])) if model in comparison.runs else ""]
+        for metric in HEADLINE:
+            cell = _spread(metrics.get(metric))
+            if metric in published.get(model, {}) and metric in metrics:
+                paper = published[model][metric]
+                cell += f" ({four(paper)}, {signed(metrics[metric].mean - paper)})"
+            cells.append(cell)
+        rows.append([f"`{model}`", *cells])
+    return _table(["model", "seeds", *map(plots.metric_title, HEADLINE)], rows)
+
+
+def missing_markdown(planned: int, recorded: int) -> str:
+    """A sentence where not all planned trainings have a result."""
+    has = "has" if recorded == 1 else "have"
+    text = f"**{recorded} of the {planned} planned trainings {has} a result; the rest is missing here.**"
+    return text if recorded < planned else ""
+
+
+def write_report(directory: Path, about: About, comparison: Comparison, curves: dict[str, list[Recorded]]) -> Path:
+    """Writes all files into `directory`, in place of what it held, and returns the path of report.html.
+
+    curves: loss weight -> the trainings along it.
+    """
+    draft = directory.with_name(f".{directory.name}.writing")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        _write_all(draft, about, comparison, curves)
+        shutil.rmtree(directory, ignore_errors=True)
+        draft.rename(directory)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return directory / PAGE
+
+
+def _write_all(directory: Path, about: About, comparison: Comparison, curves: dict[str, list[Recorded]]) -> None:
+    write_tables(directory / "tables", comparison, curves)
+    parts = [_opening(about, comparison)]
+    if comparison.runs:
+        parts += _table_parts(directory, about, comparison)
+    for weight, runs in curves.items():
+        parts += _curve(directory, weight, runs)
+    if comparison.runs:
+        parts += ["## Settings", *_settings(comparison)]
+    if about.problems:
+        parts += ["## Trainings that failed", "\n".join(f"- {problem}" for problem in about.problems)]
+    text = "\n\n".join(parts) + "\n"
+    (directory / REPORT).write_text(text, encoding="utf-8")
+    html = MarkdownIt("commonmark").enable("table").render(text)
+    html = re.sub(r'src="(figures/[\w.]+)"', lambda found: f'src="{_embedded(directory / found[1])}"', html)
+    (directory / PAGE).write_text(_PAGE.format(title=about.title, body=html), encoding="utf-8")
+
+
+def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[str]:
+    """All that the models of the table, side by side, have to show."""
+    plots.save_png(plots.comparison_bars(comparison.spreads(), BARS), directory / "figures" / "bars.png")
+    lines = {model: [run.result.epochs for run in runs] for model, runs in comparison.runs.items()}
+    plots.save_png(plots.learning_curves(lines), directory / "figures" / "learning_curves.png")
+    parts = ["## Table 2" if comparison.published else "## Test users", _table2_text(comparison)]
+    parts += [headline_markdown(comparison), "![p, n and delta of every model](figures/bars.png)"]
+    if REFERENCE in comparison.runs:
+        parts += [f"## Against `{REFERENCE}`", _interval_text(about.manifest), _interval_table(comparison)]
+    parts += ["## At other k, and coverage", _cutoff_table(comparison)]
+    parts += ["## Training", _training_table(comparison), "![learning curves](figures/learning_curves.png)"]
+    parts.append("Means over a model's seeds, up to the epoch that all of them reached, and the range of the seeds.")
+    return parts
+
+
+def _opening(about: About, comparison: Comparison) -> str:
+    counts = about.manifest.counts
+    test = counts["test"]
+    users = f"{test['positive_targets']:,} with a liked target and {test['negative_targets']:,} with a disliked one"
+    models = f"{counted({len(comparison.runs)}, 'model')} with {comparison.seeds}; " if comparison.runs else ""
+    written = f"{models}written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by"
+    lines = [
+        f"# {about.title}",
+        written[0].upper() + written[1:],
+        f"```\n{about.command}\n```",
+        f"Data: `{about.manifest.dataset}`, {counts['train_users']['users']:,} training users, "
+        f"{about.manifest.num_items:,} items, {counts['validation']['users']:,} validation users, test users: {users}; "
+        f"digest `{about.manifest.digest[:12]}`. Code: {about.code}.",
+    ]
+    if missing := missing_markdown(about.planned, about.recorded):
+        lines.append(missing)
+    if test["positive_targets"] < FEW_USERS:
+        lines.append(
+            f"**{test['positive_targets']} test users with a liked target are few: one of them is worth "
+            f"{1 / max(test['positive_targets'], 1):.3f} of HR_p. Such data show that things work, not which model is "
+            "better.**"
+        )
+    return "\n\n".join(lines)
+
+
+def _table2_text(comparison: Comparison) -> str:
+    text = (
+        "Mean ± SD over seeds. `_p`: users whose next item is one they like; d: that minus the same for users whose "
+        "next item is one they dislike. The whole catalog minus seen items is ranked; the epoch of the best validation "
+        "NDCG_p@10 is tested."
+    )
+    if comparison.published:
+        text += " In brackets: the published figure (mean of 5 seeds), and ours minus it."
+        settings = comparison.any_run().result.settings
+        own, width = settings["encoder"]["hidden_size"], published_width(settings["dataset"])
+        if width and own != width:
+            text += f" **The published models have a hidden size of {width}, these of {own}.**"
+    return text
+
+
+def _interval_text(manifest: Manifest) -> str:
+    test = manifest.counts["test"]
+    resamples = resample_count(test["positive_targets"] + test["negative_targets"])
+    users = f"{test['positive_targets']:,} users with a liked and {test['negative_targets']:,} with a disliked target"
+    return (
+        f"Difference of the means, and the 95 % interval of a paired bootstrap over the test users ({resamples:,} "
+        f"resamples of {users}; each user's value is the mean over the seeds that both models have). It says what "
+        "another draw of test users "
+        "would change, not another seed. **Bold**: the interval leaves out 0."
+    )
+
+
+def _interval_table(comparison: Comparison) -> str:
+    rows, intervals = [], comparison.intervals(HEADLINE)
+    for model in comparison.spreads():
+        if model != REFERENCE:
+            cells = [_interval(intervals.get(model, {}).get(metric)) for metric in HEADLINE]
+            rows.append([f"`{model}`", str(comparison.shared_seeds(model)), *cells])
+    return _table(["model", "seeds of both", *map(plots.metric_title, HEADLINE)], rows)
+
+
+def _cutoff_table(comparison: Comparison) -> str:
+    spreads = comparison.spreads()
+    cutoffs = sorted({int(m.rpartition("_")[2]) for m in comparison.any_run().result.test if m.startswith("coverage")})
+    names = ("hr_p", "hr_n", "hr_delta", "ndcg_p", "ndcg_n", "ndcg_delta", "mrr_p", "coverage")
+    head = ["model", "k", *(plots.metric_title(f"{name}_at_0").removesuffix("@0") for name in names)]
+    rows = []
+    for model, metrics in spreads.items():
+        for k in cutoffs:
+            cells = [_spread(metrics.get(f"{name}_at_{k}")) for name in names]
+            rows.append([f"`{model}`" if k == cutoffs[0] else "", str(k), *cells])
+    return _table(head, rows)
+
+
+def _training_table(comparison: Comparison) -> str:
+    head = ["model", "seeds", "best validation NDCG_p@10", "best epoch", "epochs", "training", "an epoch", "workers"]
+    rows = []
+    for model, runs in comparison.runs.items():
+        results = [run.result for run in runs]
+        best = spread([run.best_validation for run in runs])
+        epoch_seconds = [statistics.median(e["seconds"] for e in r.epochs) for r in results]
+        rows.append(
+            [
+                f"`{model}`",
+                " ".join(str(run.seed) for run in runs),
+                _spread(best),
+                _range([r.best_epoch for r in results]),
+                _range([len(r.epochs) for r in results]),
+                duration(statistics.mean(r.seconds for r in results)),
+                f"{statistics.mean(epoch_seconds):.1f} s",
+                _range([r.num_workers for r in results]),
+            ]
+        )
+    return _table(head, rows)
+
+
+def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
+    points = curve_points(runs)
+    model = runs[0].model
+    figure = plots.weight_curve(weight, model, points, CURVE_METRICS)
+    plots.save_png(figure, directory / "figures" / f"{weight}.png")
+    seeds = {value: points[value][SELECTION].count for value in points}
+    titles = [plots.metric_title(m.removeprefix("val/")) + (", validation" if "/" in m else "") for m in CURVE_METRICS]
+    rows = [
+        [f"{value:g}", str(seeds[value]), *(_spread(points[value].get(m)) for m in CURVE_METRICS)]
+        for value in sorted(points)
+    ]
+    comparable = [value for value in points if seeds[value] == max(seeds.values())]
+    chosen = max(comparable, key=lambda value: points[value][SELECTION].mean)
+    of_which = "" if len(comparable) == len(points) else f", of those with {counted({max(seeds.values())}, 'seed')}"
+    return [
+        f"## Over {weight}",
+        f"`{model}` with {counted(seeds.values(), 'seed')} for each value; whiskers: SD over seeds. A value is "
+        f"chosen on validation alone: here {chosen:g}{of_which}.",
+        f"![over {weight}](figures/{weight}.png)",
+        _table([weight, "seeds", *titles], rows),
+    ]
+
+
+def _settings(comparison: Comparison) -> list[str]:
+    """What all share, and what each model has of its own."""
+    flat = {model: flatten(runs[0].result.settings) for model, runs in comparison.runs.items()}
+    samples = any(settings["loss.cross_entropy"] != "exact" for settings in flat.values())
+    sections = {*SHOWN, "sampled"} if samples else SHOWN
+    names = [name for name in next(iter(flat.values())) if name.partition(".")[0] in sections]
+    shared = [name for name in names if len({repr(settings.get(name)) for settings in flat.values()}) == 1]
+    own = [name for name in names if name not in shared]
+    parts = []
+    if own:
+        rows = [[f"`{model}`", *(str(settings[name]) for name in own)] for model, settings in flat.items()]
+        parts.append(_table(["model", *own], rows))
+    values = next(iter(flat.values()))
+    parts.append("All: " + ", ".join(f"{name} {values[name]}" for name in shared) + ".")
+    return parts
+
+
+def _embedded(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def four(value: float) -> str:
+    """0.0982 -> .0982, -0.0174 -> -.0174."""
+    return f"{round(value, 4) + 0.0:.4f}".replace("0.", ".", 1)  # + 0.0: no minus before zero
+
+
+def signed(value: float) -> str:
+    return ("+" if value >= 0 else "") + four(value)
+
+
+def _spread(found: Spread | None) -> str:
+    if found is None:
+        return "-"
+    return four(found.mean) + ("" if math.isnan(found.sd) else f" ± {four(found.sd)}")
+
+
+def _interval(found: Interval | None) -> str:
+    if found is None:
+        return "-"
+    text = f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
+    return f"**{text}**" if found.excludes_zero else text
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,244 @@
+"""The paper's experiments on one data set: which trainings they take, and running those that have no result yet.
+
+runs/reproduce-<dataset>/            run.json, run.lock, tracking.jsonl of the parent in MLflow
+runs/reproduce-<dataset>/<run>/      each training, as `python -m pnfrec_dist.train` leaves it
+runs/reproduce-<dataset>/report/     what report.py makes of them
+"""
+
+import contextlib
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pnfrec_dist.cli import EXIT_INTERRUPTED
+from pnfrec_dist.cluster.trainer import ray_session
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.prepared import PreparedData
+from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.experiments.plan import Options, Training
+from pnfrec_dist.experiments.progress import HEADLINE, duration
+from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
+from pnfrec_dist.experiments.results import Comparison, Recorded, published_figures
+from pnfrec_dist.experiments.tracked_training import checked_plan, open_data, train
+from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
+from pnfrec_dist.tracking.run import Opening, TrackedRun, code_versions, model_name, tracking_uri
+from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, SCORE_TAG
+from pnfrec_dist.training.result import read_result, read_test_users
+from pnfrec_dist.training.run_directory import RUN_FILE, Run, choose_run, finished_run, read_run, trained
+
+
+def recorded(training: Training, data_digest: str) -> Recorded | None:
+    """What a training left, or None while it has no result. Raises InputError when that cannot be read."""
+    run = finished_run(training.settings, data_digest)
+    result = read_result(run.directory) if run is not None else None
+    if run is None or result is None:
+        return None
+    settings, users = training.settings, read_test_users(run.directory)
+    has_model = (run.directory / MODEL_DIRECTORY).is_dir()
+    return Recorded(settings.model, settings.seed, result, users, run.key, has_model, training.weight, training.value)
+
+
+def run_missing(
+    trainings: Sequence[Training], data: PreparedData, uri: str, parent: str, after_seed: Callable[[list[str]], object]
+) -> tuple[bool, list[str]]:
+    """Runs the trainings that have no result, on one Ray: (whether none was stopped, what became of those that failed).
+
+    parent: key of the run that MLflow shows them under; after_seed is told the failures so far. A training that fails
+    is left out, the others go on.
+    """
+    digest, problems, started, done = data.manifest.digest, [], time.monotonic(), 0
+    missing = still_missing(trainings, digest)
+    if not missing:
+        return True, []
+    with ray_session(missing[0].settings) as plan:
+        plans = [checked_plan(training.settings, data, plan) for training in missing]
+        print(f"{missing[0].name}\n{plans[0]}", flush=True)
+        for number, training in enumerate(missing, 1):
+            if number > 1 and missing[number - 2].settings.seed != training.settings.seed:
+                after_seed(problems)
+            print(f"[{number}/{len(missing)}] {training.name}{_time_left(started, done, len(missing) - number + 1)}")
+            try:
+                run = choose_run(training.settings, digest)
+                test = train(training.settings, plan, data, run, uri, training.name, parent)
+            except (InputError, RunError) as error:
+                problems.append(f"{training.name}: {error}")
+                print(f"warning: {problems[-1]}", flush=True)
+                continue
+            if test is None:
+                return False, problems
+            found = "  ".join(f"{title} {test['metrics'].get(key, math.nan):.4f}" for title, key in HEADLINE)
+            print(f"test, epoch {test['best_epoch']}: {found}", flush=True)
+            if test["asked_to_stop"]:
+                return False, problems
+            done += 1
+    return True, problems
+
+
+def still_missing(trainings: Sequence[Training], data_digest: str) -> list[Training]:
+    """What is to be trained, none twice: a curve may pass through a model of the table."""
+    firsts = {trained(training.settings): training for training in reversed(trainings)}
+    return [t for t in trainings if firsts[trained(t.settings)] is t and recorded(t, data_digest) is None]
+
+
+def _time_left(started: float, done: int, left: int) -> str:
+    if not done:
+        return ""
+    seconds = time.monotonic() - started
+    return f"  ({duration(seconds)} so far, about {duration(seconds / done * left)} left)"
+
+
+def reproduce(options: Options, trainings: Sequence[Training]) -> int:
+    """Runs what has no result yet, reports, and returns the exit code. Raises InputError, and RunError of failures."""
+    published_figures(options.dataset)  # a file that cannot be read is better found now
+    data, uri = open_data(trainings[0].settings), tracking_uri()
+    digest = data.manifest.digest
+    if trainings[0].settings.dry_run:
+        missing = still_missing(trainings, digest)
+        for training in trainings:
+            state = "has its result" if recorded(training, digest) is not None else "to be trained"
+            if state == "to be trained" and training not in missing:
+                state = f"is {next(t.name for t in missing if trained(t.settings) == trained(training.settings))}"
+            print(f"{training.name:<50}{state}")
+        print(f"dry run: nothing was trained; {len(missing)} trainings are missing")
+        return 0
+    if options.report_only:
+        with _writing(options.directory):
+            page = write(options, data, trainings, [])
+        if page is None:
+            raise InputError(f"there is no result in {options.directory} to report yet; run it without --report-only")
+        print(page)
+        return 0
+    parent = _parent(options, digest)
+    with contextlib.ExitStack() as stack:
+        with _writing(parent.directory):
+            parent.directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(parent.locked(way_out="say another --name"))
+            parent.write()
+        tracked = TrackedRun(parent.directory, parent.key, uri, print)
+        tracked.start(_opening(trainings[0].settings, data, options))
+        status = FAILED
+
+        def report(problems: list[str]) -> Path | None:
+            with _writing(parent.directory):
+                page = write(options, data, trainings, problems)
+            _tell(options, data, trainings, tracked)
+            return page
+
+        try:
+            went_on, problems = run_missing(trainings, data, uri, parent.key, report)
+            page = report(problems)
+            status = KILLED if not went_on else FAILED if problems else FINISHED
+        except KeyboardInterrupt:
+            status = KILLED
+            print("stopped; the same command goes on, --report-only reports what there is", flush=True)
+            raise
+        finally:
+            tracked.close(status)
+    done = sum(recorded(training, digest) is not None for training in trainings)
+    print(f"\ntrainings with a result: {done} of {len(trainings)}{f'; report: {page}' if page else ''}")
+    print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it with: make mlflow-ui")
+    if not went_on:
+        print("stopped; the same command goes on")
+        return EXIT_INTERRUPTED
+    if problems:
+        raise RunError(f"{len(problems)} of {len(trainings)} trainings failed: {'; '.join(problems)}")
+    return 0
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Raises InputError where the directory cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        way_out = "make room, or choose another --output-dir"
+        raise InputError(f"cannot write to {directory} ({error.strerror}); {way_out}") from error
+
+
+def _parent(options: Options, data_digest: str) -> Run:
+    """The reproduction's own directory, found again or new."""
+    if not (options.directory / RUN_FILE).exists():
+        return Run(options.directory, {"reproduces": options.dataset}, data_digest)
+    try:
+        parent = read_run(options.directory)
+    except InputError as error:
+        raise InputError(f"{str(error).partition(';')[0]}; mend it, or say another --name") from error
+    if parent.settings.get("reproduces") != options.dataset or parent.data_digest != data_digest:
+        raise InputError(f"{options.directory} is about something else than these data; say another --name")
+    return parent
+
+
+def _opening(settings: Settings, data: PreparedData, options: Options) -> Opening:
+    tags = {"kind": "reproduction", "mlflow.source.name": "python -m pnfrec_dist.reproduce"}
+    name = options.directory.name.replace("-", " ")
+    return Opening(settings.experiment, name, tags, {}, data.manifest, data.directory)
+
+
+def write(options: Options, data: PreparedData, trainings: Sequence[Training], problems: Sequence[str]) -> Path | None:
+    """Writes the report of what there is; returns report.html's path, or None where there is nothing."""
+    found = _found(trainings, data.manifest.digest)
+    if not found:
+        return None
+    curves = {weight: [r for r in found if r.weight == weight] for weight in options.curves}
+    about = About(
+        title=f"{options.dataset}: the paper's experiments",
+        command=_command(options),
+        manifest=data.manifest,
+        code=code_versions(),
+        planned=len(trainings),
+        recorded=len(found),
+        problems=problems,
+    )
+    curves = {weight: runs for weight, runs in curves.items() if runs}
+    return write_report(options.directory / "report", about, _comparison(found, options), curves)
+
+
+def _tell(options: Options, data: PreparedData, trainings: Sequence[Training], tracked: TrackedRun) -> None:
+    """Tells MLflow: the report's files, the table as description, means as metrics, the model that validated best."""
+    found = _found(trainings, data.manifest.digest)
+    if not found:
+        return
+    comparison = _comparison(found, options)
+    number = sum(record["key"].startswith("report/") for record in tracked.spool.records)
+    tracked.log_directory(f"report/{number}", options.directory / "report", "report")
+    parts, where = [], "All of it: `report/report.html` among the artifacts."
+    if comparison.runs:
+        parts, where = [headline_markdown(comparison)], f"Mean ± SD over {comparison.seeds}. {where}"
+    parts += [missing_markdown(len(trainings), len(found)), where]
+    tags = {"models": " ".join(options.models), "flags": shlex.join(options.flags)}
+    tags["seeds"] = comparison.seeds.partition(" seed")[0] if comparison.runs else str(len(options.seeds))
+    tags["mlflow.note.content"] = "\n\n".join(part for part in parts if part)
+    tracked.log_tags(f"description/{number}", tags)
+    spreads = comparison.spreads()
+    means = {f"{model}/{metric}": s.mean for model, metrics in spreads.items() for metric, s in metrics.items()}
+    tracked.log_metrics(f"means/{number}", means, number)
+    exported = [run for run in found if run.has_model]
+    if exported:
+        best = max(exported, key=lambda run: run.best_validation)
+        what = f"Models of `{options.dataset}` that validated best; `best` has the best of them on the same data."
+        tags = {"model": best.model, "seed": str(best.seed), "data_digest": data.manifest.digest}
+        tags |= {best.weight: f"{best.value:g}"} if best.weight else {}
+        tags[SCORE_TAG] = repr(best.best_validation)
+        tracked.register(f"best/{number}", best.key, model_name("pnfrec-dist", options.dataset), what, tags)
+
+
+def _found(trainings: Sequence[Training], data_digest: str) -> list[Recorded]:
+    return [found for training in trainings if (found := recorded(training, data_digest)) is not None]
+
+
+def _comparison(found: Sequence[Recorded], options: Options) -> Comparison:
+    """Rows of the table in the order asked for."""
+    rows = {model: [r for r in found if r.model == model and not r.weight] for model in options.models}
+    return Comparison({model: runs for model, runs in rows.items() if runs}, published_figures(options.dataset))
+
+
+def _command(options: Options) -> str:
+    curves = [f"--{weight}s {' '.join(f'{value:g}' for value in values)}" for weight, values in options.curves.items()]
+    parts = [f"--dataset {options.dataset}", f"--seeds {len(options.seeds)}", f"--models {' '.join(options.models)}"]
+    if options.directory.parent != Path("runs").resolve():
+        parts.append(f"--output-dir {shlex.quote(str(options.directory.parent))}")
+    if options.directory.name != f"reproduce-{options.dataset}":
+        parts.append(f"--name {options.directory.name}")
+    return " ".join(["python -m pnfrec_dist.reproduce", *parts, *curves, *map(shlex.quote, options.flags)])

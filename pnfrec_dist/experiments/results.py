@@ -1,0 +1,199 @@
+"""Recorded trainings, gathered: by model over seeds, along a loss weight, beside the published figures; and as CSV."""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pnfrec_dist.cli import conf_content
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, spread
+from pnfrec_dist.training.result import Result, TestUsers
+
+HEADLINE = ("hr_p_at_10", "ndcg_p_at_10", "hr_delta_at_10", "ndcg_delta_at_10")
+SELECTION = "val/ndcg_p_at_10"
+REFERENCE = "sasrec_p"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A training that has its result."""
+
+    model: str
+    seed: int
+    result: Result
+    users: TestUsers
+    key: str
+    """names its run in MLflow"""
+    has_model: bool
+    """whether its model was exported"""
+    weight: str = ""
+    """the loss weight that a curve varies, or "" for a row of the table"""
+    value: float = math.nan
+    """of that weight"""
+
+    @property
+    def best_validation(self) -> float:
+        """NDCG_p@10 of the best epoch."""
+        return max(epoch["metrics"][SELECTION] for epoch in self.result.epochs)
+
+
+@dataclass
+class Comparison:
+    """The models of one data set with all their seeds; models in the order given."""
+
+    runs: dict[str, list[Recorded]]
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    """model -> metric -> the paper's figure"""
+
+    @property
+    def seeds(self) -> str:
+        """How many each model has: "5 seeds", "2 to 4 seeds"."""
+        return counted({len(runs) for runs in self.runs.values()}, "seed")
+
+    def any_run(self) -> Recorded:
+        return next(iter(self.runs.values()))[0]
+
+    def spreads(self) -> dict[str, dict[str, Spread]]:
+        """Model or floor -> metric -> spread over seeds. A floor has one value and no spread."""
+        if not self.runs:
+            return {}
+        found = {}
+        for model, runs in self.runs.items():
+            names = runs[0].result.test
+            found[model] = {m: spread([run.result.test[m] for run in runs if m in run.result.test]) for m in names}
+        for floor, metrics in self.any_run().result.floors.items():
+            found[floor] = {name: Spread(value, math.nan) for name, value in metrics.items()}
+        return found
+
+    def shared_seeds(self, model: str) -> int:
+        """How many a model shares with REFERENCE; a floor, which has none, those of REFERENCE."""
+        reference = {run.seed for run in self.runs.get(REFERENCE, [])}
+        return len(reference & {run.seed for run in self.runs[model]} if model in self.runs else reference)
+
+    def intervals(self, metrics: Sequence[str]) -> dict[str, dict[str, Interval]]:
+        """Model or floor -> metric -> difference from REFERENCE, over the seeds that both have."""
+        reference = {run.seed: run.users for run in self.runs.get(REFERENCE, [])}
+        if not reference:
+            return {}
+        found = {}
+        for model, runs in self.runs.items():
+            shared = [run for run in runs if run.seed in reference]
+            if model != REFERENCE and shared:
+                own = np.stack([run.users.target_rank["model"] for run in shared])
+                others = np.stack([reference[run.seed].target_rank["model"] for run in shared])
+                found[model] = paired_intervals(list(metrics), own, others, shared[0].users.target_is_positive)
+        users = next(iter(reference.values()))
+        every = np.stack([found.target_rank["model"] for found in reference.values()])
+        for floor in self.any_run().result.floors:
+            own = users.target_rank[floor][None]
+            found[floor] = paired_intervals(list(metrics), own, every, users.target_is_positive)
+        return found
+
+
+def counted(numbers: Iterable[int], what: str) -> str:
+    """{5} -> 5 seeds, {2, 3, 4} -> 2 to 4 seeds."""
+    low, high = min(numbers), max(numbers)
+    return f"{low if low == high else f'{low} to {high}'} {what}{'s' if high != 1 else ''}"
+
+
+def published_width(dataset: str) -> int | None:
+    """encoder.hidden_size of the published figures, where it is known."""
+    width = conf_content("published", dataset).get("hidden_size")
+    return width if isinstance(width, int) else None
+
+
+def published_figures(dataset: str) -> dict[str, dict[str, float]]:
+    """Model -> metric -> the paper's figure, from conf/published/<dataset>.yaml; empty where it has none."""
+    content = conf_content("published", dataset)
+    content.pop("hidden_size", None)
+    try:
+        found: dict[str, dict[str, float]] = {}
+        for model, values in content.items():
+            found[model] = dict(zip(HEADLINE, map(float, values), strict=True))
+        if not all(math.isfinite(value) for metrics in found.values() for value in metrics.values()):
+            raise ValueError("a figure is not finite")
+        return found
+    except (TypeError, ValueError, AttributeError) as error:
+        wanted = f"<model>: [{', '.join(HEADLINE)}]"
+        raise InputError(f"conf/published/{dataset}.yaml must hold lines of {wanted} ({error})") from error
+
+
+def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:
+    """Value of the varied weight -> metric -> spread over seeds; the validation score is that of the best epoch."""
+    values: dict[float, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        for metric, value in run.result.test.items():
+            values[run.value][metric].append(value)
+        values[run.value][SELECTION].append(run.best_validation)
+    return {value: {m: spread(found) for m, found in metrics.items()} for value, metrics in values.items()}
+
+
+def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list[Recorded]]) -> None:
+    """runs.csv, learning_curves.csv, comparison.csv and one for each curve."""
+    directory.mkdir(parents=True, exist_ok=True)
+    runs = [run for of_model in comparison.runs.values() for run in of_model]
+    names = list(dict.fromkeys(name for run in runs for name in run.result.test))
+    _write_csv(
+        directory / "runs.csv",
+        ["model", "seed", "best_epoch", "epochs", "seconds", *names],
+        (
+            [run.model, run.seed, run.result.best_epoch, len(run.result.epochs), round(run.result.seconds, 1)]
+            + [run.result.test.get(name, "") for name in names]
+            for run in runs
+        ),
+    )
+    logged = list(dict.fromkeys(name for run in runs for e in run.result.epochs for name in e["metrics"]))
+    _write_csv(
+        directory / "learning_curves.csv",
+        ["model", "seed", "epoch", *logged],
+        (
+            [run.model, run.seed, e["epoch"], *(e["metrics"].get(name, "") for name in logged)]
+            for run in runs
+            for e in run.result.epochs
+        ),
+    )
+    spreads, intervals = comparison.spreads(), comparison.intervals([name for name in names if "coverage" not in name])
+    _write_csv(
+        directory / "comparison.csv",
+        ["model", "metric", "seeds", "mean", "sd", "published", f"minus_{REFERENCE}", "low", "high"],
+        (
+            [
+                model,
+                metric,
+                found.count or "",
+                found.mean,
+                _plain(found.sd),
+                comparison.published.get(model, {}).get(metric, ""),
+            ]
+            + ([of.difference, of.low, of.high] if (of := intervals.get(model, {}).get(metric)) else ["", "", ""])
+            for model, metrics in spreads.items()
+            for metric, found in metrics.items()
+        ),
+    )
+    for weight, along in curves.items():
+        points = curve_points(along)
+        _write_csv(
+            directory / f"{weight}.csv",
+            [weight, "metric", "seeds", "mean", "sd"],
+            (
+                [value, metric, found.count, found.mean, _plain(found.sd)]
+                for value in sorted(points)
+                for metric, found in points[value].items()
+            ),
+        )
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def _plain(value: float) -> float | str:
+    return "" if math.isnan(value) else value

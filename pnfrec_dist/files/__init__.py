@@ -1,0 +1,1 @@
+"""Files wherever they are, whole or absent; text and tables for people."""

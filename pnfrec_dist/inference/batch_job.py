@@ -1,0 +1,198 @@
+"""What python -m pnfrec_dist.recommend does: opens model, data and filters, makes lists over Ray, publishes them."""
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import torch
+
+from pnfrec_dist.cluster.tasks import run_units
+from pnfrec_dist.cluster.trainer import ray_session
+from pnfrec_dist.config.inference_settings import RecommendSettings
+from pnfrec_dist.config.mappings import to_mapping
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
+from pnfrec_dist.data.user_histories import UserPart, find_users, read_users
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.experiments.progress import duration
+from pnfrec_dist.files.locations import Location, sha256_of
+from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.cards import card_text, cards
+from pnfrec_dist.inference.filters import parts_with, read_filters, read_ids
+from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
+from pnfrec_dist.inference.output import ListFiles, Part, write_part
+from pnfrec_dist.inference.recommender import require_gamma
+from pnfrec_dist.inference.trained_model import open_trained
+
+pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
+LINE_SECONDS = 10.0
+
+
+def recommend(settings: RecommendSettings) -> int:
+    """Writes the lists of all users that are wanted. Raises InputError, and RunError where workers are lost."""
+    trained, data = _opened(settings)
+    filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
+    wanted = read_ids(settings.users, "--users") if settings.users else None
+    parts = parts_with(data, wanted)
+    total = sum(part.rows for part in parts)
+    files = ListFiles(Path(settings.out).resolve(), request := _request(settings, trained, data))
+    launch = dataclasses.replace(
+        Settings(),
+        num_workers=settings.num_workers,
+        num_gpus=settings.num_gpus,
+        ray_address=settings.ray_address,
+        dataset=data.manifest.dataset,
+    )
+    print(_about(settings, trained, data, total, len(parts)), flush=True)
+    if settings.dry_run:
+        print("dry run: nothing was written")
+        return 0
+    started = time.monotonic()
+    with files.opened() as done, _told_when_interrupted():
+        if done:
+            print(f"going on: {len(done)} of {len(parts)} parts are there", flush=True)
+        missing = [part for part in parts if part.number not in done]
+        if missing:
+            with ray_session(launch) as plan:
+                print(plan, flush=True)
+                progress = _Progress(sum(part.rows for part in missing))
+
+                def on_done(part: UserPart, made: Part) -> None:
+                    done[part.number] = made
+                    progress.show(part.rows)
+
+                work = (files.making, trained, data.raw_item_ids(), _list_settings(settings), filters, wanted)
+                run_units(plan, _make_part, work, missing, on_done)
+        made = [done[number] for number in sorted(done)]
+        users, popular, rows = (sum(getattr(part, name) for part in made) for name in ("users", "popular", "rows"))
+        files.publish(made, {"run": settings.run, **request, "users": users, "popular": popular, "rows": rows})
+    fallback = f"; {popular:,} of them, without a known like, have popular items" if popular else ""
+    print(f"wrote {rows:,} rows for {users:,} users{fallback}, in {duration(time.monotonic() - started)}")
+    print(f"lists: {files.directory}")
+    return 0
+
+
+def _make_part(
+    use_gpu: bool,
+    cpus: float,
+    part: UserPart,
+    making: Path,
+    trained: Exported,
+    data_raw_ids: pa.Array,
+    settings: ListSettings,
+    filters: Filters,
+    wanted: pa.Array | None,
+) -> Part:
+    """What one Ray task does."""
+    torch.set_num_threads(max(1, int(cpus)))
+    maker = ListMaker(trained, data_raw_ids, settings, filters, torch.device("cuda" if use_gpu else "cpu"))
+    users = read_users(part, len(data_raw_ids), wanted)
+    lists = maker.make(users)
+    popular = pc.sum(pc.and_(lists["is_popular"], pc.equal(lists["rank"], 1))).as_py() or 0
+    return write_part(making, part.number, lists, len(users), popular)
+
+
+def show(settings: RecommendSettings) -> int:
+    """Prints the cards of settings.show. Raises InputError for users that the data set does not have."""
+    trained, data = _opened(settings)
+    filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
+    raw_ids = data.raw_item_ids()
+    maker = ListMaker(trained, raw_ids, _list_settings(settings), filters, torch.device("cpu"))
+    wanted = pa.array(settings.show, pa.string())
+    found = {card.user_id: card for users in find_users(data, wanted) for card in cards(maker, raw_ids, users)}
+    if missing := [user for user in settings.show if user not in found]:
+        raise InputError(f"--show: {data.directory} has no user {missing[0]!r}; give the source's own ids")
+    titles = data.titles()
+    print("\n\n".join(card_text(found[user], titles) for user in dict.fromkeys(settings.show)))
+    return 0
+
+
+def _opened(settings: RecommendSettings) -> tuple[Exported, PreparedData]:
+    trained = open_trained(settings.run, settings.data_dir)
+    data = open_prepared(Location(settings.data_dir) / (settings.dataset or trained.settings.dataset))
+    if data.manifest.threshold != trained.threshold:
+        raise InputError(
+            f"{data.directory} takes relevance >= {data.manifest.threshold:g} for a like, the model >= "
+            f"{trained.threshold:g}; prepare the data with the same feedback.threshold"
+        )
+    require_gamma(trained.model, settings.gamma)
+    return trained, data
+
+
+def _list_settings(settings: RecommendSettings) -> ListSettings:
+    return ListSettings(settings.top_k, settings.gamma, settings.keep_seen, settings.batch_size)
+
+
+def _request(settings: RecommendSettings, trained: Exported, data: PreparedData) -> dict[str, Any]:
+    """All that the lists depend on."""
+    files = {name: getattr(settings, name) for name in ("users", "allow", "deny", "deny_pairs")}
+    return {
+        "model": {
+            "settings": to_mapping(trained.settings),
+            "data_digest": trained.data_digest,
+            "weights_sha256": _weights_digest(trained),
+        },
+        "data": {
+            "dataset": data.manifest.dataset,
+            "digest": data.manifest.digest,
+            "users": [[entry.path, entry.sha256] for entry in data.manifest.files_of("users")],
+        },
+        "lists": {name: getattr(settings, name) for name in ("top_k", "gamma", "keep_seen")},
+        "filters": {name: sha256_of(Path(path)) if path else None for name, path in files.items()},
+    }
+
+
+def _weights_digest(trained: Exported) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trained.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _about(settings: RecommendSettings, trained: Exported, data: PreparedData, users: int, parts: int) -> str:
+    of_old = ""
+    if trained.data_digest != data.manifest.digest:
+        shared = len(set(trained.raw_ids) & set(data.raw_item_ids().to_pylist()))
+        was = trained.settings.dataset
+        of = (
+            f"another state of {was}"
+            if was == data.manifest.dataset
+            else f"{was}, the users are of {data.manifest.dataset}"
+        )
+        of_old = f"; trained on {of}: by raw id it knows {shared:,} of their {data.num_items:,} items"
+    gamma = f", gamma {settings.gamma:g}" if settings.gamma else ""
+    whose = f"{users:,} users of {data.directory}, in {parts:,} part{'s' if parts != 1 else ''}"
+    return f"{trained.settings.model} ({len(trained.raw_ids):,} items{of_old})\ntop {settings.top_k} for {whose}{gamma}"
+
+
+@contextlib.contextmanager
+def _told_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with the parts that are there", flush=True)
+        raise
+
+
+class _Progress:
+    """A line now and then, and at the end."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.started = self.said = time.monotonic()
+
+    def show(self, users: int) -> None:
+        self.done += users
+        now = time.monotonic()
+        if now - self.said >= LINE_SECONDS or self.done == self.total:
+            speed = self.done / (now - self.started)
+            left = duration((self.total - self.done) / speed)
+            print(f"{self.done:,} of {self.total:,} users  {speed:,.0f} users/s  {left} left", flush=True)
+            self.said = now

@@ -1,0 +1,178 @@
+"""The files of an export: vectors and encoders that need nothing of this package, compared with the model they are of.
+
+items.npy             [N, D] float32; row i: the vector of item i + 1
+items.parquet         item_id, raw_item_id, vector
+encoder.pt2           torch.export: item ids [B, L] -> user vectors [B, D]; see PlainEncoder
+negative_encoder.pt2  the same of the negative encoder, where the model has one
+manifest.json         what model it is, how it is used, sizes and sha256 of the files
+
+B users, L positions, D width, N items.
+"""
+
+import json
+import shutil
+import textwrap
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pnfrec_dist.config.mappings import to_mapping
+from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.schema import ITEMS_NAME, MANIFEST_NAME, PAD_ID
+from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.files.locations import sha256_of
+from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.standalone_encoder import PlainEncoder
+
+KIND = "pnfrec-dist export"
+VECTORS, ENCODER, NEGATIVE_ENCODER = "items.npy", "encoder.pt2", "negative_encoder.pt2"
+TOLERANCE = 1e-5
+"""Of scores, in units of the largest one where that is above 1."""
+
+USE = {
+    VECTORS: "row i is the vector of item i + 1; a user's vector times it is the item's score",
+    ITEMS_NAME: "item_id, raw_item_id, vector",
+    ENCODER: "item ids that were liked (reads: positive) or met (reads: all), int64 [users, length], oldest first, the "
+    "newest max_length of them, right-padded with 0 -> user vectors [users, hidden_size]",
+    NEGATIVE_ENCODER: "the same of disliked items; user vector - gamma * this one: scores with gamma",
+}
+"""What manifest.json says of the files."""
+COMPARED = 10_000
+"""Items whose scores are compared, spread over the catalog."""
+
+
+def require_replaceable(directory: Path) -> None:
+    """Raises InputError where `directory` holds what is not of an earlier export."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
+    try:
+        manifest = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+        own = {MANIFEST_NAME, *manifest["files"]} if manifest["kind"] == KIND else set[str]()
+    except (OSError, ValueError, KeyError, TypeError):
+        own = set[str]()
+    if not own:
+        raise InputError(f"--out is {str(directory)!r}, which is there and is no earlier export; name a new directory")
+    for path in sorted(directory.iterdir()):
+        if path.name not in own:
+            raise InputError(f"{path} is not of the earlier export in {directory}; move it away, or name a new --out")
+
+
+def export(exported: Exported, directory: Path) -> str:
+    """Writes the export, in place of an earlier one, and gives the text to be shown.
+
+    Raises InputError for a directory that holds something else, RunError where the files do not score as the model.
+    """
+    require_replaceable(directory)
+    draft, old = (directory.with_name(f".{directory.name}.{what}") for what in ("writing", "replaced"))
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        _write(exported, draft)
+        _compare(exported.model, draft)
+        manifest = _manifest(exported, draft)
+        (draft / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if directory.exists():
+            directory.rename(old)
+        draft.rename(directory)
+    except OSError as error:
+        raise InputError(f"cannot write --out {str(directory)!r} ({error.strerror or error}); name another") from error
+    finally:
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    lines = [f"  {name:<22}{entry['bytes'] / 1e6:8.1f} MB" for name, entry in manifest["files"].items()]
+    return "\n".join([f"{directory}:", *lines, "", usage(directory, exported)])
+
+
+def usage(directory: Path, exported: Exported) -> str:
+    """How the files give scores, as Python."""
+    example = list(range(1, min(3, exported.model.max_length, len(exported.raw_ids)) + 1))
+    return textwrap.dedent(f"""\
+        import numpy as np, torch
+        items_ND = np.load("{directory / VECTORS}")
+        encoder = torch.export.load("{directory / ENCODER}").module()
+        user_BD = encoder(torch.tensor([{example}]))  # item ids, oldest first, right-padded with 0
+        scores_BN = user_BD.detach().numpy() @ items_ND.T  # column i: item i + 1""")
+
+
+def _write(exported: Exported, draft: Path) -> None:
+    vectors_ND = exported.model.item_table.weight.detach().cpu()[PAD_ID + 1 :].numpy()
+    np.save(draft / VECTORS, vectors_ND)
+    columns = {
+        "item_id": pa.array(np.arange(PAD_ID + 1, len(vectors_ND) + 1, dtype=np.int32)),
+        "raw_item_id": pa.array(exported.raw_ids),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1]),
+    }
+    pq.write_table(pa.table(columns), draft / ITEMS_NAME)
+    for name, encoder in _encoders(exported.model).items():
+        length = exported.model.max_length
+        dynamic = {0: torch.export.Dim("users", min=1)}
+        if length > 1:
+            dynamic[1] = torch.export.Dim("length", min=1, max=length)
+        example_BL = torch.ones(2, length, dtype=torch.int64)
+        with torch.no_grad():
+            program = torch.export.export(encoder, (example_BL,), dynamic_shapes=(dynamic,))
+        torch.export.save(program, draft / name)
+
+
+def _encoders(model: PNFRec) -> dict[str, PlainEncoder]:
+    """By name of file."""
+    found = {ENCODER: model.encoders.main, NEGATIVE_ENCODER: model.encoders.negative}
+    return {name: PlainEncoder(model.item_table, part).eval() for name, part in found.items() if part is not None}
+
+
+def _compare(model: PNFRec, draft: Path) -> None:
+    """Raises RunError unless the files give the model's own scores, for users of all lengths, alone and together."""
+    vectors_ND = np.load(draft / VECTORS, mmap_mode="r")
+    chosen = np.unique(np.linspace(0, len(vectors_ND) - 1, COMPARED).astype(int))
+    vectors_DN = torch.from_numpy(vectors_ND[chosen]).T
+    own_DN = model.item_table.weight[torch.from_numpy(chosen) + PAD_ID + 1].T
+    own = {ENCODER: model.last_hidden, NEGATIVE_ENCODER: model.last_negative_hidden}
+    rng, longest = np.random.default_rng(0), model.max_length
+    for name in _encoders(model):
+        written = torch.export.load(draft / name).module()
+        for users, length in ((1, 1), (1, longest), (3, (longest + 1) // 2), (2 * longest + 1, longest)):
+            lengths = np.arange(length, length - users, -1) % (length + 1)  # longest first; one without an item
+            histories = Ragged(
+                np.concatenate([[0], np.cumsum(lengths)]),
+                rng.integers(PAD_ID + 1, len(vectors_ND) + 1, int(lengths.sum())),
+            )
+            rows = np.arange(users)
+            items_BL = torch.from_numpy(histories.newest(rows, longest)[0])
+            with torch.no_grad():
+                found_BN = written(items_BL) @ vectors_DN
+                hidden_BD = own[name](history_batch(histories, rows, longest, torch.device("cpu")))
+                _require_equal(found_BN, hidden_BD @ own_DN, f"{name} {users} users")
+
+
+def _require_equal(found_BN: Tensor, model_BN: Tensor, what: str) -> None:
+    difference = (found_BN - model_BN).abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, model_BN.abs().max().item()):
+        raise RunError(f"{what}: scores differ from the model's by {difference:.2e}; nothing is exported")
+
+
+def _manifest(exported: Exported, draft: Path) -> dict[str, Any]:
+    settings, files = exported.settings, sorted(draft.iterdir())
+    return {
+        "kind": KIND,
+        "model": settings.model,
+        "dataset": settings.dataset,
+        "data_digest": exported.data_digest,
+        "num_items": len(exported.raw_ids),
+        "hidden_size": settings.encoder.hidden_size,
+        "max_length": exported.model.max_length,
+        "reads": settings.encoder.history,
+        "threshold": exported.threshold,
+        "use": {file.name: USE[file.name] for file in files},
+        "settings": to_mapping(settings),
+        "torch": metadata.version("torch"),
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files},
+    }

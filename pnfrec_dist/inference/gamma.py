@@ -1,0 +1,121 @@
+"""What python -m pnfrec_dist.evaluate does.
+
+B users of a batch, U users of a split.
+"""
+
+import contextlib
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pnfrec_dist.config.inference_settings import EvaluateSettings
+from pnfrec_dist.config.settings import EvaluationSettings
+from pnfrec_dist.data.prepared import HoldoutData, PreparedData, open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluation.holdout import Evaluation, evaluate
+from pnfrec_dist.evaluation.metrics import summarize
+from pnfrec_dist.files.locations import Location
+from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.recommender import Recommender, Users
+from pnfrec_dist.inference.trained_model import open_trained
+from pnfrec_dist.training.loop import SELECTION_METRIC
+
+MEASURES = (("HR", "hr"), ("NDCG", "ndcg"))
+
+
+def run(settings: EvaluateSettings) -> int:
+    """Prints the tables and writes the file. Raises InputError for a model of other data."""
+    if settings.out:
+        _write(Path(settings.out), None)  # better known now than in the end
+    trained = open_trained(settings.run, settings.data_dir)
+    data = open_prepared(Location(settings.data_dir) / trained.settings.dataset)
+    if trained.data_digest != data.manifest.digest:
+        way_out = "say where that state lies with --data-dir"
+        raise InputError(f"{data.directory} is another state of the data than {settings.run} was trained on; {way_out}")
+    gammas = sorted({0.0, *settings.gammas}) if trained.model.encoders.negative is not None else [0.0]
+    split = Split(trained, data, "validation")
+    validation = {}
+    print(f"{'gamma':>6}  validation NDCG_p@10", flush=True)
+    for gamma in gammas:
+        validation[gamma] = split.evaluated(gamma).metrics[SELECTION_METRIC]
+        print(f"{gamma:>6g}  {validation[gamma]:.4f}", flush=True)
+    by_score = sorted(gammas, key=lambda gamma: (-validation[gamma], gamma))
+    best = by_score[0]
+    print(f"best on validation: gamma {best:g}\n", flush=True)
+    shown = list(dict.fromkeys([0.0, *[gamma for gamma in by_score if gamma][:1]]))
+    split = Split(trained, data, "test")
+    tested = {gamma: split.groups(split.evaluated(gamma), settings.few) for gamma in shown}
+    for group, count in split.group_sizes(settings.few).items():
+        print(f"test, {group} ({count} users)")
+        print(_table({gamma: groups[group] for gamma, groups in tested.items()}), end="\n\n")
+    if settings.out:
+        _write(Path(settings.out), {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested})
+    return 0
+
+
+class Split:
+    """The users of "validation" or "test", and how a model ranks for them."""
+
+    def __init__(self, trained: Exported, data: PreparedData, name: str) -> None:
+        history = trained.settings.encoder.history
+        self.settings, self.data = trained.settings.evaluation, data
+        self.holdout: HoldoutData = data.holdout(name, history)
+        self.users = Users(self.holdout.history, data.holdout_negatives(name), self.holdout.seen)
+        self.likes_U = self.holdout.history.lengths if history == "positive" else data.holdout(name).history.lengths
+        self.recommender = Recommender(trained.model.eval(), trained.num_positive_V)
+
+    def evaluated(self, gamma: float) -> Evaluation:
+        """Ranks and metrics of all users."""
+
+        def scores(rows: np.ndarray) -> Any:
+            return self.recommender.by_history(self.users, rows, gamma)
+
+        return evaluate(scores, self.holdout, self.data.num_items, self.settings, World())
+
+    def groups(self, found: Evaluation, few: int) -> dict[str, dict[str, float]]:
+        """Metrics of all users, and of those with few likes."""
+        is_positive_U = self.holdout.target_is_positive.astype(bool)
+        cutoffs = EvaluationSettings.cutoffs
+        return {
+            name: summarize(found.target_rank[chosen_U], is_positive_U[chosen_U], cutoffs)
+            for name, chosen_U in self._chosen(few).items()
+        }
+
+    def group_sizes(self, few: int) -> dict[str, int]:
+        return {name: int(chosen_U.sum()) for name, chosen_U in self._chosen(few).items()}
+
+    def _chosen(self, few: int) -> dict[str, np.ndarray]:
+        has_few_U = self.likes_U <= few
+        found = {"all": np.ones_like(has_few_U), f"at most {few} likes": has_few_U}
+        return {name: chosen_U for name, chosen_U in found.items() if chosen_U.any()}
+
+
+def _table(rows: dict[float, dict[str, float]]) -> str:
+    columns = [(f"{title}_{group}@10", f"{name}_{group}_at_10") for title, name in MEASURES for group in "pn"]
+    columns += [(f"d{title}@10", f"{name}_delta_at_10") for title, name in MEASURES]
+    lines = [f"{'gamma':>6}" + "".join(f"{title:>11}" for title, _ in columns)]
+    for gamma, metrics in rows.items():
+        cells = (f"{metrics[name]:.4f}" if name in metrics else "-" for _, name in columns)
+        lines.append(f"{gamma:>6g}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _write(path: Path, content: dict[str, Any] | None) -> None:
+    """None: whether it can be written alone."""
+    draft = path.with_name(f".{path.name}.writing")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if content is not None:
+            draft.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write --out {path} ({error.strerror}); name another file") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)

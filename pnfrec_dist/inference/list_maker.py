@@ -1,0 +1,133 @@
+"""Lists for the users of a prepared data set, from a model that may have been trained on an older state of it.
+
+B users of a batch, K list length, V = N + 1 of the model's catalog.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.dataset as ds
+import torch
+
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.schema import PAD_ID
+from pnfrec_dist.data.user_histories import UserLists
+from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.recommender import Recommender, Users
+
+pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
+LIST_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string()),
+        pa.field("rank", pa.int32()),
+        pa.field("raw_item_id", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("is_popular", pa.bool_()),
+    ]
+)
+"""rank from 1; is_popular: the list of a user without a known like, whose scores are of another kind."""
+
+
+@dataclass(frozen=True)
+class ListSettings:
+    """What lists are wanted."""
+
+    top_k: int
+    gamma: float
+    keep_seen: bool
+    batch_size: int
+    """users ranked at once"""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is left out of lists."""
+
+    is_hidden_V: np.ndarray | None = None
+    """items that nobody is shown"""
+    denied: str = ""
+    """Parquet file of pairs (user_id, raw_item_id); empty: none"""
+
+
+class ListMaker:
+    """Ranks the model's catalog for users whose histories are in the data set's ids."""
+
+    def __init__(
+        self, trained: Exported, data_raw_ids: pa.Array, settings: ListSettings, filters: Filters, device: torch.device
+    ) -> None:
+        """data_raw_ids: the data set's catalog, in order of item_id from 1."""
+        self.settings, self.filters = settings, filters
+        self.reads_all = trained.settings.encoder.history == "all"
+        self.raw_ids = pa.array(trained.raw_ids, pa.string())
+        self.model_item_of = model_items(data_raw_ids, self.raw_ids)
+        self.recommender = Recommender(trained.model.to(device).eval(), trained.num_positive_V, filters.is_hidden_V)
+
+    def make(self, users: UserLists) -> pa.Table:
+        """LIST_SCHEMA: at most top_k rows a user, users in their order."""
+        sides = [users.items if self.reads_all else users.positive, users.negative, users.seen]
+        history, negative, seen = (self._known(side) for side in sides)
+        if self.settings.keep_seen:
+            seen = Ragged.of([[]] * len(users))
+        if self.filters.denied:
+            seen = joined(seen, self._denied(users.user_ids))
+        known = Users(history, negative, seen)
+        size = self.settings.batch_size
+        tables = [
+            self._batch(users, known, np.arange(n, min(n + size, len(users)))) for n in range(0, len(users), size)
+        ]
+        return pa.concat_tables([LIST_SCHEMA.empty_table(), *tables])
+
+    def _batch(self, users: UserLists, known: Users, rows: np.ndarray) -> pa.Table:
+        length = min(self.settings.top_k, len(self.raw_ids))
+        ranking = self.recommender.rank(known, rows, length, self.settings.gamma)
+        items_BK, scores_BK = ranking.items_BK.cpu().numpy(), ranking.scores_BK.float().cpu().numpy()
+        place, at = np.nonzero(items_BK != PAD_ID)
+        columns = [
+            users.user_ids.take(pa.array(rows[place])),
+            pa.array(at + 1, pa.int32()),
+            self.raw_ids.take(pa.array(items_BK[place, at] - 1)),
+            pa.array(scores_BK[place, at]),
+            pa.array(known.history.lengths[rows[place]] == 0),
+        ]
+        return pa.table(columns, schema=LIST_SCHEMA)
+
+    def _known(self, lists: Ragged) -> Ragged:
+        """In the model's ids, without items that it does not know."""
+        if self.model_item_of is None:
+            return lists
+        items = self.model_item_of[lists.values]
+        is_known = items != PAD_ID
+        before = np.concatenate([[0], np.cumsum(is_known)])
+        return Ragged(before[lists.offsets], items[is_known])
+
+    def _denied(self, user_ids: pa.Array) -> Ragged:
+        """What each of the users must not be shown."""
+        pairs = ds.dataset(self.filters.denied).to_table(filter=ds.field("user_id").isin(user_ids))
+        user = pc.index_in(pairs["user_id"].combine_chunks(), user_ids).to_numpy(zero_copy_only=False)
+        item = pc.fill_null(pc.index_in(pairs["raw_item_id"].combine_chunks(), self.raw_ids), -1).to_numpy() + 1
+        user, item = user[item != PAD_ID], item[item != PAD_ID]
+        order = np.argsort(user, kind="stable")
+        offsets = np.searchsorted(user[order], np.arange(len(user_ids) + 1))
+        return Ragged(offsets, item[order])
+
+
+def model_items(data_raw_ids: pa.Array, model_raw_ids: pa.Array) -> np.ndarray | None:
+    """The model's item of each of the data set's, PAD_ID of unknown ones, [num_items + 1]; None: they are the same."""
+    if data_raw_ids.equals(model_raw_ids):
+        return None
+    found = pc.fill_null(pc.index_in(data_raw_ids, model_raw_ids), -1).to_numpy()
+    return np.concatenate([[PAD_ID], found + 1])
+
+
+def joined(first: Ragged, second: Ragged) -> Ragged:
+    """Row by row, both lists."""
+    lengths = first.lengths + second.lengths
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    values = np.empty(offsets[-1], dtype=np.int64)
+    for lists, starts in ((first, offsets[:-1]), (second, offsets[:-1] + first.lengths)):
+        places = np.arange(len(lists.values)) + np.repeat(starts - lists.offsets[:-1], lists.lengths)
+        values[places] = lists.values
+    return Ragged(offsets, values)

@@ -1,0 +1,164 @@
+"""Where lists go: made beside their place, part by part, put there whole, gone on with after a kill.
+
+recs/part-00000.parquet, ...    lists.LIST_SCHEMA, one file for each part of the data set's users
+recs/_manifest.json             how they were made, and every file's size, rows and sha256
+.recs.making/                   what is being made: request.json, parts, and a note beside each that is whole
+.recs.old/                      the ones before, for the moment in which both exist
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import sha256_of, sync_to_disk
+
+MANIFEST, REQUEST, KIND = "_manifest.json", "request.json", "recommendations"
+"""Readers of a directory of Parquet pass over names that begin with _."""
+NOTES, OWN = "part-*.json", r"_manifest\.json|request\.json|\.?part-\d+\.(parquet|json)(\.\d+)?"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of a part that is whole."""
+
+    path: str
+    users: int
+    popular: int
+    """of them, those whose list is of popular items"""
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class ListFiles:
+    """The files of one directory of lists, while a command makes them."""
+
+    def __init__(self, directory: Path, request: dict[str, Any]) -> None:
+        """request: all that the lists depend on; parts made for another one are thrown away.
+
+        Raises InputError where `directory` holds something else than lists.
+        """
+        self.directory, self.request = directory, request
+        self.making = directory.with_name(f".{directory.name}.making")
+        self.old = directory.with_name(f".{directory.name}.old")
+        for place in (directory, self.making, self.old):
+            if place.exists() and (found := _foreign(place)):
+                raise InputError(
+                    f"{found} is there, which is none of earlier lists; move it away, or name another --out"
+                )
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[dict[int, Part]]:
+        """The parts that are made already, by number.
+
+        Raises InputError where another command makes them, and where nothing can be written.
+        """
+        lock = self.directory.with_name(f".{self.directory.name}.lock")
+        with contextlib.ExitStack() as stack:
+            with _writing(self.directory.parent):
+                self.directory.parent.mkdir(parents=True, exist_ok=True)
+                held = stack.enter_context(lock.open("a"))
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                way_out = "wait for it, or name another --out"
+                raise InputError(f"{self.directory} is being made by another command; {way_out}") from error
+            try:
+                with _writing(self.directory.parent):
+                    self._settle_old()
+                    done = self._taken_up()
+                yield done
+            finally:
+                if not list(self.making.glob(NOTES)):  # nothing to go on with
+                    shutil.rmtree(self.making, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+
+    def publish(self, parts: Iterable[Part], about: dict[str, Any]) -> None:
+        """Puts the lists in their place. Killed between its two moves it leaves none; the next start mends that.
+
+        Raises InputError where that cannot be written.
+        """
+        with _writing(self.directory.parent):
+            self._publish(parts, about)
+
+    def _publish(self, parts: Iterable[Part], about: dict[str, Any]) -> None:
+        content = {"kind": KIND, **about, "files": [asdict(part) for part in parts]}
+        for left in [*self.making.glob("*.json"), *self.making.glob(".part-*")]:
+            left.unlink()
+        (self.making / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for place in (self.making / MANIFEST, self.making):
+            sync_to_disk(place)
+        if self.directory.exists():
+            self.directory.rename(self.old)
+        self.making.rename(self.directory)
+        sync_to_disk(self.directory.parent)
+        shutil.rmtree(self.old, ignore_errors=True)
+
+    def _settle_old(self) -> None:
+        """What a kill in publish() left."""
+        if self.old.exists() and not self.directory.exists():
+            self.old.rename(self.directory)
+        shutil.rmtree(self.old, ignore_errors=True)
+
+    def _taken_up(self) -> dict[int, Part]:
+        request = self.making / REQUEST
+        wanted = json.dumps(self.request, sort_keys=True, indent=1) + "\n"
+        if not request.is_file() or request.read_text(encoding="utf-8") != wanted:
+            shutil.rmtree(self.making, ignore_errors=True)
+            self.making.mkdir()
+            request.write_text(wanted, encoding="utf-8")
+            return {}
+        found = {}
+        for note in self.making.glob(NOTES):
+            part = Part(**json.loads(note.read_text(encoding="utf-8")))
+            file = self.making / part.path
+            if file.is_file() and sha256_of(file) == part.sha256:
+                found[int(note.stem.removeprefix("part-"))] = part
+        return found
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        way_out = "name another --out, or make room"
+        raise InputError(f"cannot write below {directory} ({error.strerror or error}); {way_out}") from error
+
+
+def write_part(making: Path, number: int, lists: pa.Table, users: int, popular: int) -> Part:
+    """Writes one part and, once it is on the disk, its note. Raises InputError where that cannot be done."""
+    file = making / f"part-{number:05d}.parquet"
+    note = file.with_suffix(".json")
+    drafts = [place.with_name(f".{place.name}.{os.getpid()}") for place in (file, note)]
+    with _writing(making):
+        pq.write_table(lists, drafts[0], compression="zstd")
+        sync_to_disk(drafts[0])
+        drafts[0].rename(file)
+        part = Part(file.name, users, popular, len(lists), file.stat().st_size, sha256_of(file))
+        drafts[1].write_text(json.dumps(asdict(part)) + "\n", encoding="utf-8")
+        sync_to_disk(drafts[1])
+        drafts[1].rename(note)
+    return part
+
+
+def _foreign(place: Path) -> Path | None:
+    """What in a directory of lists, whole or being made, is none of ours; the directory itself where all of it is."""
+    if not place.is_dir():
+        return place
+    names = sorted(path.name for path in place.iterdir())
+    others = [name for name in names if not re.fullmatch(OWN, name)]
+    if others and len(others) == len(names):
+        return place
+    return place / others[0] if others else None

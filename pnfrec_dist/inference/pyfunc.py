@@ -1,0 +1,213 @@
+"""The exported model as an MLflow pyfunc from code: safetensors, JSON and Parquet, no pickle.
+
+model/                       what mlflow.pyfunc.load_model and models:/... read
+  artifacts/exported/        what exported.py writes, and pnfrec_dist.zip: this package, so that a process without it
+                             can load the model
+"""
+
+import logging
+import math
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import torch
+from mlflow.exceptions import MlflowException
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.schema import PAD_ID
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.inference.artifact import Exported, load_exported, write_exported
+from pnfrec_dist.inference.recommender import Recommender, Users, require_gamma
+
+CODE, PACKAGE = "pnfrec_dist.zip", Path(__file__).parents[1]
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pyarrow", "safetensors", "pydantic")
+EXAMPLES = 3
+SMALL_CALL = 1 << 18
+"""Scores of a call up to which one thread makes them: several gain nothing there, and wait for each other where other
+programs run."""
+
+
+class Query(BaseModel):
+    """One user: what is liked and disliked, or the history of both with its relevances; all oldest first."""
+
+    model_config = ConfigDict(extra="forbid")  # a misspelt key would be a user without it
+
+    liked: list[str] = Field(default=[], description="raw item ids that the user likes")
+    disliked: list[str] = Field(default=[], description="raw item ids that the user dislikes")
+    history: list[list[str]] = Field(
+        default=[], description="[raw item id, relevance] of each interaction, in place of liked and disliked"
+    )
+    top_k: int = Field(default=10, ge=1, description="length of the list")
+    gamma: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="weight of the negative encoder's score, taken off; 0: none"
+    )
+
+    @field_validator("liked", "disliked", "history", mode="before")
+    @classmethod
+    def _as_text(cls, entries: Any) -> Any:
+        """Numbers as text: ids often are some, and MLflow has no type for a list of both."""
+        if isinstance(entries, list):
+            return [cls._as_text(entry) for entry in entries]
+        is_number = isinstance(entries, (int, float)) and not isinstance(entries, bool)
+        return str(entries) if is_number else entries
+
+    @model_validator(mode="after")
+    def _require_history(self) -> "Query":
+        if self.history and (self.liked or self.disliked):
+            raise ValueError("say history, or liked and disliked, not both")
+        for entry in self.history:
+            if len(entry) != 2 or not _is_number(entry[1]):
+                raise ValueError(f"history has {entry!r}; its entries must be [item, relevance], relevance a number")
+        return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told_in_short(cls, content: Any, validate: ModelWrapValidatorHandler["Query"]) -> "Query":
+        """What is wrong, where MLflow would tell a client of all fields. Last, so that it is around all checks."""
+        try:
+            return validate(content)
+        except ValidationError as error:
+            told = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()]
+            raise MlflowException.invalid_parameter_value("; ".join(told)) from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+class Answer(BaseModel):
+    """The list for one user."""
+
+    items: list[str] = Field(description="raw item ids, best first, without those asked with")
+    scores: list[float]
+    unknown: list[str] = Field(description="items asked with that the model does not know")
+    popular: bool = Field(
+        description="whether no item that the model reads was known, so that popular items are listed"
+    )
+
+
+class ServedModel(mlflow.pyfunc.PythonModel):
+    """list[Query] -> list[Answer], by recommender.Recommender."""
+
+    def load_context(self, context: Any) -> None:
+        directory = Path(context.artifacts["exported"])
+        self.exported = load_exported(directory)
+        self.recommender = Recommender(self.exported.model, self.exported.num_positive_V)
+        self.item_ids = {raw: number for number, raw in enumerate(self.exported.raw_ids, PAD_ID + 1)}
+
+    def predict(  # type: ignore[override]  # MLflow reads the hints
+        self, model_input: list[Query], params: dict[str, Any] | None = None
+    ) -> list[Answer]:
+        with _threads(1 if len(model_input) * len(self.exported.raw_ids) <= SMALL_CALL else torch.get_num_threads()):
+            return self._by_gamma(model_input)
+
+    def _by_gamma(self, model_input: list[Query]) -> list[Answer]:
+        answers: list[Answer | None] = [None] * len(model_input)
+        for gamma in sorted({query.gamma for query in model_input}):
+            try:
+                require_gamma(self.exported.model, gamma)
+            except InputError as error:  # MLflow's server tells a client the reason of its own errors alone
+                raise MlflowException.invalid_parameter_value(str(error)) from error
+            places = [place for place, query in enumerate(model_input) if query.gamma == gamma]
+            for place, answer in zip(places, self._answers([model_input[p] for p in places], gamma), strict=True):
+                answers[place] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _answers(self, queries: Sequence[Query], gamma: float) -> list[Answer]:
+        raw_ids = self.exported.raw_ids
+        sides = [self._sides(query) for query in queries]
+        known = [
+            [[self.item_ids[raw] for raw in side if raw in self.item_ids] for side in of_user] for of_user in sides
+        ]
+        users = Users(*(Ragged.of([of_user[place] for of_user in known]) for place in range(3)))
+        longest = min(max(query.top_k for query in queries), len(raw_ids))
+        ranking = self.recommender.rank(users, np.arange(len(queries)), longest, gamma)
+        answers = []
+        for place, query in enumerate(queries):
+            items, scores = ranking.items_BK[place].tolist(), ranking.scores_BK[place].tolist()
+            count = min(query.top_k, longest - items.count(PAD_ID))
+            answers.append(
+                Answer(
+                    items=[raw_ids[item - 1] for item in items[:count]],
+                    scores=scores[:count],
+                    unknown=[raw for raw in dict.fromkeys(sides[place][2]) if raw not in self.item_ids],
+                    popular=not known[place][0],
+                )
+            )
+        return answers
+
+    def _sides(self, query: Query) -> tuple[list[str], list[str], list[str]]:
+        """Raw ids that the main encoder reads, those disliked, and all, oldest first.
+
+        Of liked and disliked together, the order is not known: a model that reads both kinds gets the likes last.
+        """
+        if query.history:
+            every = [item for item, _ in query.history]
+            is_liked = [float(relevance) >= self.exported.threshold for _, relevance in query.history]
+            liked = [raw for raw, is_one in zip(every, is_liked, strict=True) if is_one]
+            disliked = [raw for raw, is_one in zip(every, is_liked, strict=True) if not is_one]
+        else:
+            liked, disliked = query.liked, query.disliked
+            every = [*disliked, *liked]
+        reads_all = self.exported.settings.encoder.history == "all"
+        return (every if reads_all else liked), disliked, every
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch's threads for what follows."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def save_model(directory: Path, exported: Exported) -> None:
+    """Writes a model into `directory`, in MLflow's form, with signature and input example."""
+    workspace = directory.with_name(f".{directory.name}.writing")
+    files, draft = workspace / "exported", workspace / directory.name
+    settings = exported.settings
+    about = {"model": settings.model, "dataset": settings.dataset, "data_digest": exported.data_digest}
+    shutil.rmtree(workspace, ignore_errors=True)
+    try:
+        write_exported(files, exported)
+        with zipfile.ZipFile(files / CODE, "w", zipfile.ZIP_DEFLATED) as archive:  # a file each would be sent apart
+            for file in sorted(PACKAGE.rglob("*.py")):
+                archive.write(file, Path(PACKAGE.name) / file.relative_to(PACKAGE))
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mlflow.pyfunc.save_model(
+                path=draft,
+                python_model=str(PACKAGE / "inference" / "pyfunc_script.py"),
+                artifacts={"exported": str(files)},
+                input_example=[Query(liked=exported.raw_ids[:EXAMPLES], top_k=5).model_dump()],
+                pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
+                metadata=about,
+            )
+        shutil.rmtree(directory, ignore_errors=True)
+        draft.rename(directory)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)

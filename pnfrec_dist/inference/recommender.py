@@ -1,0 +1,129 @@
+"""The list of each user: by the encoders from a history, by what is liked in general without one.
+
+B users, N items, n items of one block, V = N + 1, D width, K list length.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pnfrec_dist.data.batches import HistoryBatch, history_batch
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.top_k import Ranking, Scores, rank_items, table_scores
+
+USERS_ENCODED = {"cpu": 64}
+"""Users whose histories are encoded at a time, where the memory that takes counts beside the blocks of scores."""
+
+
+@dataclass(frozen=True)
+class Users:
+    """Whose lists are wanted, oldest interaction first."""
+
+    history: Ragged
+    """what the main encoder reads: positives, or all items"""
+    negative: Ragged
+    seen: Ragged
+    """what is never listed"""
+
+
+class Recommender:
+    """Ranks the catalog for users.
+
+    s = s_p - gamma * s_n: the main encoder's score of an item as the next liked one minus gamma times the negative
+    encoder's of it as the next disliked one, for users that have negatives (the paper's future work; gamma 0: s_p
+    alone, as in the paper). Users without a history: log(1 + likes in train) in place of s_p; with gamma 0 times
+    1 - the item's cosine to the mean of what the user dislikes, where that is above 0.
+    """
+
+    def __init__(self, model: PNFRec, num_positive_V: np.ndarray, is_hidden_V: np.ndarray | None = None) -> None:
+        """num_positive_V: likes of each item in train; is_hidden_V: items that are listed for nobody."""
+        assert not model.item_table.is_sharded
+        self.model = model
+        self.device = model.item_table.weight.device
+        self.popularity_V = torch.from_numpy(np.log1p(num_positive_V)).float().to(self.device)
+        self.is_hidden_V = None if is_hidden_V is None else torch.from_numpy(is_hidden_V).to(self.device)
+
+    @torch.inference_mode()
+    def rank(self, users: Users, rows: np.ndarray, k: int, gamma: float = 0.0) -> Ranking:
+        """The k best items of the users `rows`, as rank_items gives them.
+
+        Raises InputError for a gamma that the model has no encoder for.
+        """
+        require_gamma(self.model, gamma)
+        has_history_B = users.history.lengths[rows] > 0
+        items_BK = torch.empty(len(rows), k, dtype=torch.int64, device=self.device)
+        scores_BK = torch.empty(len(rows), k, device=self.device)
+        for chosen_B, scores_of in ((has_history_B, self.by_history), (~has_history_B, self._by_popularity)):
+            if chosen_B.any():
+                scores = self._listed(scores_of(users, rows[chosen_B], gamma))
+                found = rank_items(scores, k, users.seen, rows[chosen_B])
+                places = torch.from_numpy(np.flatnonzero(chosen_B)).to(self.device)
+                items_BK[places], scores_BK[places] = found.items_BK, found.scores_BK
+        return Ranking(items_BK, scores_BK, None)
+
+    def by_history(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
+        """How users with a history score the catalog, hidden items included."""
+        hidden_BD = self._encoded(self.model.last_hidden, users.history, rows)
+        if gamma:
+            hidden_BD = hidden_BD - gamma * self._disliking(users, rows)
+        return table_scores(hidden_BD, self.model.item_table)
+
+    def _by_popularity(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
+        table = self.model.item_table
+        if gamma:
+            by_dislikes = table_scores(-gamma * self._disliking(users, rows), table)
+            return _changed(by_dislikes, lambda scores_Bn, first, end: scores_Bn.add_(self.popularity_V[first:end]))
+        ids_BN, _ = users.negative.newest(rows, self.model.max_length)
+        unit_BND = F.normalize(table.weight[torch.from_numpy(ids_BN).to(self.device)], dim=-1)  # padding: 0
+        mean_BD = F.normalize(unit_BND.sum(1), dim=-1)
+
+        def popular_unlike(scores_Bn: Tensor, first: int, end: int) -> Tensor:
+            norm_n = table.weight[first:end].norm(dim=1).clamp(min=torch.finfo(scores_Bn.dtype).tiny)
+            return scores_Bn.div_(norm_n).clamp_(min=0).neg_().add_(1).mul_(self.popularity_V[first:end])
+
+        return _changed(table_scores(mean_BD, table), popular_unlike)
+
+    def _disliking(self, users: Users, rows: np.ndarray) -> Tensor:
+        """The negative encoder's output at each user's newest negative, 0 for users without, [B, D]."""
+        hidden_BD = self._encoded(self.model.last_negative_hidden, users.negative, rows)
+        return hidden_BD * torch.from_numpy(users.negative.lengths[rows] > 0).to(self.device)[:, None]
+
+    def _encoded(self, encode: Callable[[HistoryBatch], Tensor], histories: Ragged, rows: np.ndarray) -> Tensor:
+        """An encoder's output at each user's newest item, [B, D]."""
+        at_once = USERS_ENCODED.get(self.device.type, len(rows))
+        parts = [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
+        batches = (history_batch(histories, part, self.model.max_length, self.device) for part in parts)
+        return torch.cat([encode(batch) for batch in batches])
+
+    def _listed(self, scores: Scores) -> Scores:
+        """Without hidden items."""
+        is_hidden_V = self.is_hidden_V
+        if is_hidden_V is None:
+            return scores
+        return _changed(
+            scores, lambda scores_Bn, first, end: scores_Bn.masked_fill_(is_hidden_V[first:end], -torch.inf)
+        )
+
+
+def require_gamma(model: PNFRec, gamma: float) -> None:
+    """Raises InputError for a gamma that the model has no encoder for."""
+    if gamma and model.encoders.negative is None:
+        raise InputError(f"gamma is {gamma:g}, but the model has no negative encoder; say 0, or train pnfrec")
+
+
+def _changed(scores: Scores, change: Callable[[Tensor, int, int], Tensor]) -> Scores:
+    """Scores whose blocks are changed, for lists without targets."""
+
+    def no_items(_: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("changed scores are for lists alone")
+
+    def block(first: int, end: int) -> Tensor:
+        return change(scores.block(first, end), first, end)
+
+    return Scores(scores.first, scores.end, block, no_items, scores.shards)

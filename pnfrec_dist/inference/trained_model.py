@@ -1,0 +1,88 @@
+"""A trained model by what a user calls it: a run's directory, a checkpoint, or what MLflow knows of it."""
+
+import tempfile
+from pathlib import Path
+
+from pnfrec_dist.config.mappings import override
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import Location
+from pnfrec_dist.inference.artifact import IN_MLFLOW, MODEL_DIRECTORY, Exported, load_exported, of_checkpoint
+from pnfrec_dist.training.checkpoint import COMMITTED, STATE, read_state, stored_state
+from pnfrec_dist.training.checkpoint_manager import checkpoint_path, newest_usable
+from pnfrec_dist.training.run_directory import RUN_FILE
+
+MLMODEL = "MLmodel"
+WAYS = (
+    "give a run's directory (runs/<run>), one of its checkpoints, an MLflow run id, models:/<name>/<version>, "
+    "models:/<name>@<alias> or the name of a registered model"
+)
+
+
+def open_trained(reference: str, data_dir: str) -> Exported:
+    """The model of a run's directory (its exported one, else its best checkpoint), of a model's directory in MLflow's
+    form, of a checkpoint, or of what registry.py finds in MLflow.
+
+    data_dir: where prepared data sets lie; a checkpoint has its catalog from the one that it was trained on.
+    Raises InputError naming what is missing, damaged or does not agree.
+    """
+    with tempfile.TemporaryDirectory(prefix="pnfrec-") as scratch:
+        directory = trained_directory(reference, Path(scratch))
+        if not (directory / MLMODEL).is_file():
+            return _from_checkpoint(directory, data_dir)
+        try:
+            return load_exported(directory / IN_MLFLOW)
+        except InputError as error:
+            raise InputError(f"{reference}: {str(error).replace(f'{directory}/', '')}") from error
+
+
+def trained_directory(reference: str, scratch: Path) -> Path:
+    """That of the model, which has MLMODEL, or of the checkpoint. What MLflow holds is copied to below `scratch`.
+
+    Raises InputError as open_trained.
+    """
+    directory = _local_directory(reference)
+    if directory is not None:
+        return directory
+    # MLflow takes seconds to import, and a directory does without.
+    from pnfrec_dist.tracking.model_registry import download, model_location
+    from pnfrec_dist.tracking.run import tracking_uri
+
+    uri = tracking_uri()
+    return download(model_location(reference, uri), scratch, uri)
+
+
+def _local_directory(reference: str) -> Path | None:
+    """None where MLflow is to be asked."""
+    if not reference.strip():
+        raise InputError(f"the name of a model is empty; {WAYS}")
+    directory = Path(reference).expanduser()
+    if not directory.is_dir():
+        if directory.is_file() or ("/" in reference and not reference.startswith(("models:/", "runs:/"))):
+            raise InputError(f"there is no directory {reference!r}; {WAYS}")
+        return None
+    if (directory / MLMODEL).is_file() or (directory / STATE).is_file() or (directory / COMMITTED).is_file():
+        return directory
+    if not (directory / RUN_FILE).is_file():
+        raise InputError(f"{directory} is neither a run nor a checkpoint nor a model; {WAYS}")
+    if (directory / MODEL_DIRECTORY / MLMODEL).is_file():
+        return directory / MODEL_DIRECTORY
+    path, problems = newest_usable(directory)
+    if path is None:
+        why = f" ({problems[0].partition(';')[0]})" if problems else ""
+        raise InputError(f"{directory} has no model and no whole checkpoint{why}; name another run")
+    best = stored_state(path)["train_state"]["best_steps"]
+    return checkpoint_path(directory, best) if best else path
+
+
+def _from_checkpoint(directory: Path, data_dir: str) -> Exported:
+    state = read_state(directory)
+    settings = override(Settings(), state["settings"], str(directory / STATE))
+    data = open_prepared(Location(data_dir) / settings.dataset)
+    if data.manifest.digest != state["data_digest"]:
+        raise InputError(
+            f"{directory} was trained on another build of {settings.dataset!r} than {data.directory}; say where that "
+            "build lies with --data-dir, or name the run's exported model"
+        )
+    return of_checkpoint(directory, settings, data)

@@ -1,0 +1,35 @@
+"""An encoder as one plain function of item ids, for programs that have torch alone.
+
+B users, L positions, P = B L tokens, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pnfrec_dist.data.schema import PAD_ID
+from pnfrec_dist.model.encoder import Encoder
+from pnfrec_dist.model.item_table import ItemTable
+
+
+class PlainEncoder(nn.Module):
+    """Item ids -> user vectors, with the weights of the model it is made of.
+
+    All users are one group of the encoder, so that nothing of how the model packs its batches is in a traced graph.
+    """
+
+    def __init__(self, table: ItemTable, encoder: Encoder) -> None:
+        assert not table.is_sharded
+        super().__init__()
+        self.item_vectors = table.weight
+        self.encoder = encoder
+
+    def forward(self, items_BL: Tensor) -> Tensor:
+        """items_BL: int64, oldest first, right-padded with PAD_ID; L at most the encoder's positions.
+
+        -> the output at each user's newest item, [B, D]; without an item, at a padding one.
+        """
+        users, length = items_BL.shape
+        hidden_PD = self.encoder(F.embedding(items_BL.flatten(), self.item_vectors), ((users, length),))
+        last_B = (items_BL != PAD_ID).sum(1).clamp(min=1) - 1
+        return hidden_PD.view(users, length, -1)[torch.arange(users, device=items_BL.device), last_B]

@@ -1,0 +1,85 @@
+"""Models that MLflow holds: which one a user means, and where its files are."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+
+from pnfrec_dist.errors import InputError, nearest
+from pnfrec_dist.tracking.sender import models_of, shown
+
+BEST = "best"
+"""The alias that reproduce gives; see Sender._register."""
+NO_SUCH = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def model_location(reference: str, uri: str) -> str:
+    """Where the files of a logged model are, as a URI.
+
+    reference: a run's id or runs:/<id>, models:/<name>/<version>, models:/<name>@<alias>, models:/<model id> or the
+    name of a registered model, whose best version is taken, else its newest. uri: MLflow's.
+    Raises InputError where MLflow has none of it or does not answer.
+    """
+    with _told(reference, uri) as client:
+        if run := re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/model)?", reference):
+            return _of_run(client, run[1], uri)
+        if model := re.fullmatch(r"models:/(m-[0-9a-f]{32})", reference):
+            return client.get_logged_model(model[1]).artifact_location
+        named = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:/(\d+)|@([^/:@]+))?", reference)
+        if named is None:
+            raise InputError(f"{reference!r} names no model; write models:/<name>/<version> or models:/<name>@<alias>")
+        name, version, alias = named.groups()
+        return client.get_model_version_download_uri(name, version or _version(client, name, alias, uri))
+
+
+def download(location: str, into: Path, uri: str) -> Path:
+    """The files at `location`, copied to below `into`."""
+    with _told(location, uri):
+        return Path(download_artifacts(location, dst_path=str(into), tracking_uri=uri))
+
+
+def _of_run(client: MlflowClient, run_id: str, uri: str) -> str:
+    """The newest of a run's models: one that was trained for longer has several."""
+    found = models_of(client, client.get_run(run_id).info.experiment_id, run_id)
+    if not found:
+        raise InputError(f"run {run_id} in MLflow at {shown(uri)} has no model; name one that was trained to its end")
+    return found[0].artifact_location
+
+
+def _version(client: MlflowClient, name: str, alias: str | None, uri: str) -> str:
+    """The version with this alias; without one, the best, else the newest."""
+    try:
+        aliases = client.get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = [model.name for model in client.search_registered_models()]
+        which = nearest(name, known) if known else "none is"
+        raise InputError(f"no model {name!r} is registered in MLflow at {shown(uri)}; {which}") from error
+    if alias is not None and alias not in aliases:
+        has = nearest(alias, aliases) if aliases else "it has none"
+        raise InputError(f"model {name!r} has no alias {alias!r} in MLflow at {shown(uri)}; {has}")
+    if (alias or BEST) in aliases:
+        return aliases[alias or BEST]
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not versions:
+        raise InputError(f"model {name!r} in MLflow at {shown(uri)} has no version; name another one")
+    return str(max(int(version.version) for version in versions))
+
+
+@contextmanager
+def _told(what: str, uri: str) -> Iterator[MlflowClient]:
+    """A client, whose trouble is told in one line. A database that is not there stays so: MLflow would make it."""
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise InputError(f"cannot look for {what!r}: there is no MLflow at {uri}; set MLFLOW_TRACKING_URI")
+    try:
+        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except (MlflowException, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown(uri))
+        code = getattr(error, "error_code", "")
+        what_now = "name another one" if code in NO_SUCH else "check MLFLOW_TRACKING_URI"
+        raise InputError(f"MLflow at {shown(uri)} gives no model {what!r} ({reason}); {what_now}") from error

@@ -1,0 +1,213 @@
+"""A run's records -> MLflow: each kind of record is sent so that sending it twice changes nothing."""
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the sending thread tries again by itself
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from pnfrec_dist.data.schema import MANIFEST_NAME
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.tracking.spool import Record, Spool
+
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+KEY_TAG = "pnfrec.run"
+"""Tag by which a run is found again, whatever became of the answer to its creation."""
+MODEL_KEY_TAG = "pnfrec.model"
+"""The same of a logged model."""
+SCORE_TAG = "validation_ndcg_p_at_10"
+"""Of a registered model's version: what the alias "best" is decided by."""
+
+
+def shown(uri: str) -> str:
+    """Without the name and password that it may hold, well formed or not."""
+    if uri.startswith("sqlite:"):
+        return uri
+    return re.sub(r"(password|token)=[^&]*", r"\1=***", re.sub(r"//.*@", "//", uri))
+
+
+class NotYetError(Exception):
+    """MLflow does not have another run or its model yet, which this record is about."""
+
+
+class Sender:
+    """Sends the records of a spool in order. Whatever was sent before, in part or unanswered, may be sent again."""
+
+    def __init__(self, spool: Spool, key: str, uri: str) -> None:
+        self.spool, self.key, self.uri = spool, key, uri
+        self.run_id = ""
+        self.missing: list[str] = []
+        """directories that were to be sent and are gone"""
+        self._client: MlflowClient | None = None
+
+    def send_next(self) -> None:
+        """Sends one record, if there is one. Raises InputError where MLflow refuses, others where it is in trouble."""
+        record = self.spool.next()
+        if record is None:
+            return
+        client = self._client
+        if client is None or not self.run_id:
+            with _one_at_a_time(self.uri):
+                client = self._client = client or MlflowClient(tracking_uri=self.uri)
+                self.run_id = self.run_id or self._find(client)
+            if not self.run_id and self.spool.sent:  # another server than last time: it gets all of it
+                self.spool.mark_sent(0)
+                return
+        _SEND[record["kind"]](self, client, record)
+        self.spool.mark_sent(self.spool.sent + 1)
+
+    def _find(self, client: MlflowClient) -> str:
+        experiment = client.get_experiment_by_name(self.spool.records[0]["experiment"])
+        if experiment is None or experiment.lifecycle_stage == "deleted":
+            return ""
+        return _run_of_key(client, experiment.experiment_id, self.key)
+
+    def _parent(self, client: MlflowClient, experiment: str, key: str) -> str:
+        if run_id := _run_of_key(client, experiment, key):
+            return run_id
+        raise NotYetError("the run that this one is part of was not sent yet; send that one first")
+
+    def _start(self, client: MlflowClient, record: Record) -> None:
+        with _one_at_a_time(self.uri):
+            experiment = _experiment(client, record["experiment"], self.uri)
+        if not self.run_id:
+            tags = {KEY_TAG: self.key, **record["tags"]}
+            if parent := record.get("parent"):  # records of earlier versions have none
+                tags["mlflow.parentRunId"] = self._parent(client, experiment, parent)
+            created = client.create_run(experiment, start_time=record["at"], run_name=record["name"], tags=tags)
+            self.run_id = created.info.run_id
+        client.log_batch(self.run_id, params=[Param(k, v) for k, v in record["params"].items()])
+        dataset = Dataset(source_type="local", **record["dataset"])
+        client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        client.log_text(self.run_id, record["manifest"], f"data/{MANIFEST_NAME}")
+
+    def _metrics(self, client: MlflowClient, record: Record) -> None:
+        metrics = [Metric(name, value, record["at"], record["step"]) for name, value in record["metrics"].items()]
+        client.log_batch(self.run_id, metrics)
+
+    def _tags(self, client: MlflowClient, record: Record) -> None:
+        client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in record["tags"].items()])
+
+    def _artifacts(self, client: MlflowClient, record: Record) -> None:
+        directory = self.spool.directory / record["directory"]
+        if directory.is_dir():
+            client.log_artifacts(self.run_id, str(directory), record["path"])
+        else:
+            self.missing.append(str(directory))
+
+    def _model(self, client: MlflowClient, record: Record) -> None:
+        """A logged model of this run, with its metrics, in place of a folder of artifacts."""
+        directory = self.spool.directory / record["directory"]
+        if not directory.is_dir():
+            self.missing.append(str(directory))
+            return
+        experiment = client.get_run(self.run_id).info.experiment_id
+        tags = {MODEL_KEY_TAG: record["key"], **record["tags"]}
+        found = [m for m in models_of(client, experiment, self.run_id) if m.tags.get(MODEL_KEY_TAG) == record["key"]]
+        model = found[0] if found else client.create_logged_model(experiment, record["name"], self.run_id, tags)
+        described = Model.load(str(directory))
+        described.run_id, described.model_id = self.run_id, model.model_id
+        described.artifact_path = model.artifact_location
+        described.save(str(directory / "MLmodel"))
+        client.log_model_artifacts(model.model_id, str(directory))
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, record["step"])])
+        for told in self.spool.records:
+            if told["key"] == record["metrics"]:  # the same points of the same time, which the run has once
+                at, step = told["at"], told["step"]
+                of_model = [Metric(n, v, at, step, model_id=model.model_id) for n, v in told["metrics"].items()]
+                client.log_batch(self.run_id, of_model)
+
+    def _register(self, client: MlflowClient, record: Record) -> None:
+        """A run's model as a version of a registered one; the alias "best" goes to it if it validated better than the
+        one that has it, on the same data."""
+        experiment = client.get_run(self.run_id).info.experiment_id
+        run_id = _run_of_key(client, experiment, record["run"])
+        models = models_of(client, experiment, run_id) if run_id else []
+        if not models:
+            raise NotYetError("the model to be registered was not sent yet; send its run first")
+        name, tags = record["name"], record["tags"]
+        try:
+            client.create_registered_model(name, description=record["description"])
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        if not versions:
+            source = f"models:/{models[0].model_id}"
+            versions = [client.create_model_version(name, source, run_id, tags, model_id=models[0].model_id)]
+        aliases = client.get_registered_model(name).aliases
+        holder = client.get_model_version(name, aliases["best"]).tags if "best" in aliases else {}
+        if holder.get("data_digest") != tags["data_digest"] or float(holder[SCORE_TAG]) < float(tags[SCORE_TAG]):
+            client.set_registered_model_alias(name, "best", versions[0].version)
+
+    def _status(self, client: MlflowClient, record: Record) -> None:
+        if record["status"] == RUNNING:
+            client.update_run(self.run_id, status=RUNNING)
+        else:
+            client.set_terminated(self.run_id, record["status"], record["at"])
+
+
+_SEND: dict[str, Callable[[Sender, MlflowClient, Record], None]] = {
+    "start": Sender._start,
+    "metrics": Sender._metrics,
+    "tags": Sender._tags,
+    "artifacts": Sender._artifacts,
+    "model": Sender._model,
+    "register": Sender._register,
+    "status": Sender._status,
+}
+
+
+def models_of(client: MlflowClient, experiment: str, run_id: str) -> list[LoggedModel]:
+    """Newest first."""
+    order = [{"field_name": "creation_timestamp", "ascending": False}]
+    return client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order).to_list()
+
+
+def _run_of_key(client: MlflowClient, experiment: str, key: str) -> str:
+    """MLflow's id of the run with this KEY_TAG, or ""."""
+    runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    return runs[0].info.run_id if runs else ""
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Programs that meet a new SQLite database together would all create its tables and fail: they queue here."""
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _experiment(client: MlflowClient, name: str, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise InputError(f"the MLflow experiment {name!r} was deleted; restore it or choose another --experiment")
+        return found.experiment_id
+    artifacts = Path("mlartifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
+    return client.create_experiment(name, artifact_location=artifacts)

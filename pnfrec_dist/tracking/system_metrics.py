@@ -1,0 +1,57 @@
+"""Use of the machine that the driver runs on, measured by MLflow's own monitors and kept as records like all else."""
+
+import contextlib
+import threading
+from typing import Any
+
+import psutil
+from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+from pnfrec_dist.tracking.run import TrackedRun
+
+SAMPLE_SECONDS, SAMPLES = 5.0, 6
+"""A point is the mean of so many samples. The workers of other machines are not seen."""
+
+
+class MachineMetrics:
+    """Logs system/* from a thread until it is left; MLflow's page shows them under System metrics."""
+
+    def __init__(self, tracked: TrackedRun) -> None:
+        self.tracked = tracked
+        self._monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        with contextlib.suppress(ImportError, RuntimeError):  # nvidia-ml-py is not installed, or there is no GPU
+            self._monitors.append(GPUMonitor())
+        self._points = sum(record["key"].startswith("system/") for record in tracked.spool.records)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="machine-metrics", daemon=True)
+
+    def __enter__(self) -> "MachineMetrics":
+        psutil.cpu_percent()  # the first reading has nothing to compare with
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        taken = 0
+        while not self._ended.wait(SAMPLE_SECONDS):
+            for monitor in self._monitors:
+                monitor.collect_metrics()
+            taken += 1
+            if taken == SAMPLES:
+                self._log()
+                taken = 0
+        if taken:
+            self._log()
+
+    def _log(self) -> None:
+        found = {f"system/{k}": float(v) for m in self._monitors for k, v in m.aggregate_metrics().items()}
+        for monitor in self._monitors:
+            monitor.clear_metrics()
+        self.tracked.log_metrics(f"system/{self._points}", found, self._points)
+        self._points += 1

@@ -1,0 +1,110 @@
+"""What is decided and estimated before a worker starts: who holds the item table, and how much memory a step takes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.losses.objective import plan_softmax
+from pnfrec_dist.losses.sampled import CHUNK_LOGITS
+
+FLOAT = 4
+LIBRARIES = 600 * 2**20
+"""Python, torch and Ray in one worker."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Expected bytes of one worker, of the parts that grow with the settings, and where the item table lies."""
+
+    is_sharded: bool
+    table: int
+    """this worker's rows of the item table"""
+    table_training: int
+    """their gradient and Adam's two moments"""
+    encoders: int
+    """weights, gradients and moments"""
+    activations: int
+    """both encoders' intermediate results kept for the backward pass, and what goes into the softmax"""
+    passing: int
+    """further gradients of this worker's rows that exist for a moment"""
+    logits: int
+    """what the loss holds at a time: a tile of the exact softmax, or what a loss over some items draws and scores"""
+    data: int
+    """the training users' lists"""
+    checkpoint: int
+    """copy that is written while training goes on; of a GPU's worker it lies outside its memory and is not counted"""
+
+    @property
+    def total(self) -> int:
+        table = self.table + self.table_training + self.passing
+        rest = self.activations + self.logits + self.data + self.checkpoint
+        return table + self.encoders + rest + LIBRARIES
+
+
+def plan_step(
+    settings: Settings, data: TrainData, num_items: int, num_workers: int, *, on_gpu: bool = False
+) -> StepPlan:
+    """The plan for steps of the longest users.
+
+    item_table auto: a replicated table costs N rows of gradient traffic a step, a sharded one the hidden states of
+    all ranks' targets and the rows that this rank looks up. So it is sharded when N > R * T + U (R ranks, T targets
+    and U looked-up items of a rank).
+    """
+    encoder, width = settings.encoder, settings.encoder.hidden_size
+    sides = [data.history]
+    if settings.loss.alpha > 0:
+        assert data.negative is not None
+        sides.append(data.negative)
+    users = -(-min(settings.train.batch_size, len(data)) // num_workers)
+    targets = sum(_largest_targets(side, encoder.positions, users) for side in sides)
+    looked_up = targets
+    if settings.loss.beta > 0 and data.negative is not None:
+        looked_up += _largest_targets(data.negative, encoder.positions, users)
+    wins = num_items > num_workers * targets + min(looked_up, num_items)
+    is_sharded = num_workers > 1 and (settings.item_table == "sharded" or (settings.item_table == "auto" and wins))
+
+    rows = -(-(num_items + 1) // num_workers) if is_sharded else num_items + 1
+    shards = num_workers if is_sharded else 1
+    tokens = -(-targets // settings.train.accumulation)
+    length = min(encoder.positions, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
+    per_token = encoder.num_blocks * (16 * width + 3 * encoder.num_heads * length) + 6 * width
+    softmax = (1 + 3 * shards) * tokens * width
+    # Of a further part, the softmax's gradient of all rows is made before it is added to the sum.
+    passing = settings.loss.cross_entropy == "exact" and settings.train.accumulation > 1
+    per_encoder = encoder.num_blocks * (6 * width * width + 10 * width) + encoder.positions * width + 2 * width
+    encoders = 4 * FLOAT * len(sides) * per_encoder
+    copies = settings.checkpoint.background and not on_gpu
+    return StepPlan(
+        is_sharded=is_sharded,
+        table=FLOAT * rows * width,
+        table_training=3 * FLOAT * rows * width,
+        encoders=encoders,
+        activations=FLOAT * (tokens * per_token + softmax),
+        passing=passing * FLOAT * rows * width,
+        logits=_logits(settings, tokens, rows, num_items, shards, on_gpu),
+        data=data.nbytes,
+        checkpoint=(3 * FLOAT * rows * width + encoders * 3 // 4) if copies else 0,
+    )
+
+
+def _logits(settings: Settings, tokens: int, rows: int, num_items: int, shards: int, on_gpu: bool) -> int:
+    """Bytes of StepPlan.logits."""
+    sampled, kind, width = settings.sampled, settings.loss.cross_entropy, settings.encoder.hidden_size
+    if kind == "exact":
+        tiling = plan_softmax(settings, shards * tokens, rows, on_gpu=on_gpu)
+        return 2 * FLOAT * tiling.rows * tiling.items
+    if kind == "sce":
+        buckets, targets, items = sampled.sce_buckets, min(sampled.sce_targets, tokens), sampled.sce_items
+        vectors = 3 * width * min(buckets * items + tokens, num_items)
+        return FLOAT * (buckets * (2 * tokens + shards * width + 4 * targets + 6 * items) + vectors)
+    distinct = min(sampled.num_items, num_items)
+    return FLOAT * (6 * sampled.num_items + 3 * width * distinct + 4 * max(CHUNK_LOGITS, distinct))
+
+
+def _largest_targets(side: Ragged, positions: int, users: int) -> int:
+    """Targets of the `users` users with the most of them."""
+    targets = np.clip(side.lengths - 1, 0, positions)
+    return int(np.sort(targets)[-users:].sum())

@@ -1,0 +1,221 @@
+"""Directories of runs: who owns one, what it was started with, which one a command goes on with.
+
+runs/<run>/run.json        settings, digest of the data, whether it is over
+runs/<run>/run.lock        held by the command that drives the run; the system lets go of it however that ends
+runs/<run>/checkpoints/    training/saver.py
+runs/<run>/tracking.jsonl  spool.py
+"""
+
+import contextlib
+import fcntl
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pnfrec_dist.config.mappings import flatten, to_mapping
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import sync_to_disk
+from pnfrec_dist.training.checkpoint import stored_state
+from pnfrec_dist.training.checkpoint_manager import checkpoints, is_checkpoint_name, newest_usable, require_usable
+
+RUN_FILE, LOCK_FILE = "run.json", "run.lock"
+MAY_CHANGE = (
+    "num_workers",
+    "min_workers",
+    "num_gpus",
+    "epochs",
+    "dry_run",
+    "resume",
+    "max_failures",
+    "stall_timeout",
+    "data_dir",
+    "output_dir",
+    "experiment",
+    "ray_address",
+    "config",
+    "item_table",
+    "train.patience",
+    "train.accumulation",
+    "train.compile",
+    "train.non_finite",
+    "loss.exact_path",
+    "loss.tile_mib",
+    "checkpoint.every_steps",
+    "checkpoint.every_minutes",
+    "checkpoint.keep",
+    "checkpoint.background",
+    "evaluation.batch_size",
+)
+"""Settings that may differ when a run goes on: they change speed, rounding, the draws of dropout (workers,
+accumulation) or duration, not what is trained."""
+AUTO_MAY_CHANGE = tuple(name for name in MAY_CHANGE if name not in ("epochs", "experiment", "train.patience"))
+"""Those that may differ for --resume auto to take a run for the same command's."""
+
+
+@dataclass
+class Run:
+    """One run's directory, while a command drives it."""
+
+    directory: Path
+    settings: dict[str, Any]
+    data_digest: str
+    key: str = field(default_factory=lambda: secrets.token_hex(16))
+    """names the run in MLflow before MLflow has given it an id"""
+    ended: str = ""
+    """"": it may go on; else how it ended"""
+
+    def write(self) -> None:
+        """In one move, so that a reader finds the old or the new."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        content = {name: value for name, value in vars(self).items() if name != "directory"}
+        draft = self.directory / f".{RUN_FILE}.writing"
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        sync_to_disk(draft)
+        draft.rename(self.directory / RUN_FILE)
+
+    @contextmanager
+    def locked(self, way_out: str = "start another run with --resume never", *, wait: bool = False) -> Iterator[None]:
+        """Raises InputError when another command drives the run; wait: waits until none does."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / LOCK_FILE).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"{self.directory} is being trained by another command; wait for it, or {way_out}"
+                ) from error
+            yield
+
+
+def read_run(directory: Path) -> Run:
+    """Raises InputError when `directory` is no run."""
+    file = directory / RUN_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return Run(directory, **content)
+    except FileNotFoundError as error:
+        raise InputError(f"{directory} is no run (it has no {RUN_FILE}); name a directory below runs/") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{file} cannot be read ({error}); name another run, or start one with --resume never"
+        ) from error
+
+
+def choose_run(settings: Settings, data_digest: str) -> Run:
+    """The run that --resume means: a new one, or one that goes on, written nowhere yet.
+
+    Raises InputError when a named run or checkpoint is not there, damaged, or of other settings or data.
+    """
+    if settings.resume == "never":
+        return _new_run(settings, data_digest)
+    if settings.resume == "auto":
+        return _unfinished(settings, data_digest) or _new_run(settings, data_digest)
+    return _named(settings, data_digest)
+
+
+def finished_run(settings: Settings, data_digest: str) -> Run | None:
+    """The newest finished run in settings.output_dir of what these settings train, whatever the model is called."""
+    same = _same_runs(settings, data_digest, (*AUTO_MAY_CHANGE, "model"))
+    return next((run for run in same if run.ended == "finished"), None)
+
+
+def trained(settings: Settings) -> str:
+    """Equal for settings that train the same, whatever the model is called; see finished_run."""
+    left_out = {*AUTO_MAY_CHANGE, "model"}
+    return repr(sorted((n, v) for n, v in flatten(to_mapping(settings)).items() if n not in left_out))
+
+
+def begin(run: Run, settings: Settings) -> tuple[int, int]:
+    """Takes the run up, once it is locked: (epoch, step) it goes on from, (1, 0) at the start.
+
+    With --resume <checkpoint>, newer checkpoints of the run are set aside: they would be gone on from otherwise.
+    """
+    named = Path(settings.resume).resolve()
+    if named.parent == run.directory / "checkpoints":
+        for newer in checkpoints(run.directory):
+            if newer.name > named.name:
+                newer.rename(newer.with_name(f"set-aside-{newer.name}-{secrets.token_hex(2)}"))
+    run.ended = ""
+    run.write()
+    path, _ = newest_usable(run.directory)
+    if path is None:
+        return 1, 0
+    state = stored_state(path)["train_state"]
+    return state["epoch"], state["step"]
+
+
+def differences(settings: Settings, data_digest: str, run: Run, may_change: tuple[str, ...] = MAY_CHANGE) -> list[str]:
+    """What in settings and data is not the run's own, as "name stored -> now"."""
+    stored, now = flatten(run.settings), flatten(to_mapping(settings))
+    found = [
+        f"{name} {stored.get(name)!r} -> {now.get(name)!r}"
+        for name in sorted(stored.keys() | now.keys())
+        if name not in may_change and stored.get(name) != now.get(name)
+    ]
+    return [*found, "the content of the data set"] if run.data_digest != data_digest else found
+
+
+def _new_run(settings: Settings, data_digest: str) -> Run:
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    name = f"{settings.model}-{settings.dataset}-{settings.seed}-{stamp}-{secrets.token_hex(2)}"
+    return Run(Path(settings.output_dir).resolve() / name, to_mapping(settings), data_digest)
+
+
+def _unfinished(settings: Settings, data_digest: str) -> Run | None:
+    """The newest run of the same settings and data that did not end and that no command drives."""
+    same = _same_runs(settings, data_digest, AUTO_MAY_CHANGE)
+    return next((run for run in same if not run.ended and not _is_driven(run)), None)
+
+
+def _same_runs(settings: Settings, data_digest: str, may_change: tuple[str, ...]) -> list[Run]:
+    """The runs in settings.output_dir of the same settings and data, newest first."""
+    found = []
+    for file in Path(settings.output_dir).resolve().glob(f"*/{RUN_FILE}"):
+        with contextlib.suppress(InputError):
+            run = read_run(file.parent)
+            if not differences(settings, data_digest, run, may_change):
+                found.append((file.stat().st_mtime, run))
+    return [run for _, run in sorted(found, key=lambda entry: entry[0], reverse=True)]
+
+
+def _is_driven(run: Run) -> bool:
+    """By another command, or one that this user may not write to."""
+    if not (run.directory / LOCK_FILE).exists():
+        return False
+    try:
+        with run.locked():
+            return False
+    except (InputError, OSError):
+        return True
+
+
+def _named(settings: Settings, data_digest: str) -> Run:
+    named = Path(settings.resume).resolve()
+    if not named.is_dir():
+        raise InputError(
+            f"--resume is {settings.resume!r}, and there is no such directory; give a run's directory or one of its "
+            "checkpoints, or auto or never"
+        )
+    is_checkpoint = named.parent.name == "checkpoints"
+    if is_checkpoint and not is_checkpoint_name(named.name):
+        raise InputError(
+            f"--resume is {settings.resume!r}, but checkpoints are called step-<steps>; to go on from one that was set "
+            "aside, rename it first"
+        )
+    run = read_run(named.parent.parent if is_checkpoint else named)
+    if found := differences(settings, data_digest, run):
+        raise InputError(f"--resume {settings.resume}: that run differs in {'; '.join(found)}; resume it as it was")
+    if is_checkpoint:
+        require_usable(named)
+        return run
+    path, problems = newest_usable(run.directory)
+    if path is None:
+        reason = f" ({problems[0]})" if problems else ""
+        raise InputError(f"--resume {settings.resume}: that run has no whole checkpoint{reason}; start another one")
+    return run

@@ -1,0 +1,165 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings
+from pnfrec_dist.data.batches import MAX_GROUPS, Groups, history_batch, train_batch
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.ragged import Ragged
+
+CPU = torch.device("cpu")
+
+
+def ragged(rows: list[list[int]]) -> Ragged:
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows], dtype=np.int64)])
+    return Ragged(offsets, np.array([i for r in rows for i in r], dtype=np.int32))
+
+
+@given(rows=st.lists(st.lists(st.integers(1, 99), max_size=12), min_size=1, max_size=8), count=st.integers(1, 15))
+def test_newest_equals_slicing_each_row(rows: list[list[int]], count: int) -> None:
+    picked = np.arange(len(rows))[::-1]
+    ids, lengths = ragged(rows).newest(picked, count)
+    wanted = [rows[i][-count:] for i in picked]
+    assert ids.shape[1] == max(1, *(len(w) for w in wanted)) if len(wanted) > 1 else ids.shape[1] >= 1
+    for row, expected, length in zip(ids, wanted, lengths, strict=True):
+        assert row[:length].tolist() == expected
+        assert not row[length:].any()
+
+
+def by_user(tokens: list[int], groups: Groups) -> list[list[int]]:
+    """A packed axis, taken apart into one list for each user."""
+    rows = []
+    for users, length in groups:
+        for _ in range(users):
+            row, tokens = tokens[:length], tokens[length:]
+            rows.append(row)
+    assert not tokens
+    return rows
+
+
+def test_train_batch_by_hand() -> None:
+    """Two users whose newest 3 items are read; with lists of 2 inputs every length is a group of its own."""
+    data = TrainData(ragged([[1, 2, 3, 4], [5, 6]]), ragged([[7], [8, 9]]))
+    batch = train_batch(data, np.array([0, 1]), EncoderSettings(max_length=2), LossSettings(alpha=1.0, beta=1.0), CPU)
+    items = batch.items_U
+    assert items.tolist() == [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert batch.main.groups == ((1, 1), (1, 2)), "the shorter user first"
+    assert items[batch.main.inputs_P].tolist() == [5, 2, 3]
+    assert batch.main.places_T.tolist() == [0, 1, 2] and batch.main.targets_T.tolist() == [6, 3, 4]
+    assert batch.negative is not None and batch.contrast is not None
+    assert batch.negative.groups == ((1, 1),), "one item predicts nothing"
+    assert items[batch.negative.inputs_P].tolist() == [8] and batch.negative.targets_T.tolist() == [9]
+    assert items[batch.contrast.next_P].tolist() == [6, 3, 4]
+    assert items[batch.contrast.negatives_BN].tolist() == [[8, 9], [7, 0]]
+
+
+@given(rows=st.lists(st.lists(st.integers(1, 99), max_size=40), min_size=1, max_size=12), max_length=st.integers(1, 30))
+def test_train_batch_holds_every_users_newest_items(rows: list[list[int]], max_length: int) -> None:
+    """Each window once, its targets one place further, padding only behind the shorter users of a group."""
+    settings, picked = EncoderSettings(max_length=max_length), np.arange(len(rows))[::-1]
+    batch = train_batch(TrainData(ragged(rows), ragged(rows[::-1])), picked, settings, LossSettings(beta=1.0), CPU)
+    assert batch.contrast is not None and batch.num_users == len(rows)
+    side, contrast = batch.main, batch.contrast
+    assert len(side.groups) <= MAX_GROUPS
+    targets = torch.zeros_like(side.inputs_P)
+    targets[side.places_T] = side.targets_T
+    assert torch.equal(batch.items_U[contrast.next_P], targets)
+    found = [
+        ([i for i in inputs if i], [i for i in targets if i], [i for i in negatives if i])
+        for inputs, targets, negatives in zip(
+            by_user(batch.items_U[side.inputs_P].tolist(), side.groups),
+            by_user(targets.tolist(), side.groups),
+            batch.items_U[contrast.negatives_BN].tolist(),
+            strict=True,
+        )
+    ]
+    window = max_length + 1
+    expected = [
+        (rows[u][-window:][:-1], rows[u][-window:][1:], rows[::-1][u][-window:]) for u in picked if len(rows[u]) > 1
+    ]
+    assert sorted(found) == sorted(expected)
+    real = sum(len(inputs) for inputs, _, _ in expected)
+    assert len(side.inputs_P) - real <= len(expected) * (-(-max_length // MAX_GROUPS) - 1)
+
+
+def test_contrast_of_a_history_of_both_kinds_by_hand() -> None:
+    """Likes 1, 3, 4, 6 and dislikes 2, 5: 1 is followed by the like 3, 3 by 4, 4 by 6; the last like by none. Of the
+    second user's window the first item is a dislike, and no like follows the only one."""
+    data = TrainData(
+        ragged([[1, 2, 3, 4, 5, 6], [7, 8, 9]]),
+        None,
+        ragged([[True, False, True, True, False, True], [False, True, False]]),
+    )
+    encoder = EncoderSettings(history="all", max_length=3)
+    batch = train_batch(data, np.array([0, 1]), encoder, LossSettings(beta=1.0), CPU)
+    contrast = batch.contrast
+    assert contrast is not None and batch.negative is None
+    assert by_user(batch.items_U[batch.main.inputs_P].tolist(), batch.main.groups) == [[7, 8], [1, 2, 3, 4, 5]]
+    assert by_user(batch.items_U[contrast.next_P].tolist(), batch.main.groups) == [[0, 0], [3, 0, 4, 6, 0]]
+    assert batch.items_U[contrast.negatives_BN].tolist() == [[7, 9], [2, 5]]
+    assert contrast.num_tokens == 3
+
+
+@given(
+    rows=st.lists(st.lists(st.tuples(st.integers(1, 99), st.booleans()), max_size=30), min_size=1, max_size=8),
+    max_length=st.integers(1, 12),
+)
+def test_contrast_of_histories_of_both_kinds(rows: list[list[tuple[int, bool]]], max_length: int) -> None:
+    """Every window beside a plain search for the next like and the dislikes."""
+    data = TrainData(
+        ragged([[item for item, _ in row] for row in rows]), None, ragged([[flag for _, flag in row] for row in rows])
+    )
+    encoder, picked = EncoderSettings(history="all", max_length=max_length), np.arange(len(rows))[::-1]
+    batch = train_batch(data, picked, encoder, LossSettings(beta=1.0), CPU)
+    assert batch.contrast is not None
+    found = [
+        ([i for i in inputs if i], following[: sum(i > 0 for i in inputs)], [i for i in negatives if i])
+        for inputs, following, negatives in zip(
+            by_user(batch.items_U[batch.main.inputs_P].tolist(), batch.main.groups),
+            by_user(batch.items_U[batch.contrast.next_P].tolist(), batch.main.groups),
+            batch.items_U[batch.contrast.negatives_BN].tolist(),
+            strict=True,
+        )
+    ]
+    expected = []
+    for user in picked:
+        window = rows[user][-(2 * max_length + 1) :]
+        if len(window) > 1:
+            following = [
+                next((item for item, liked in window[place + 1 :] if liked), 0) if window[place][1] else 0
+                for place in range(len(window) - 1)
+            ]
+            expected.append(([i for i, _ in window[:-1]], following, [i for i, liked in window if not liked]))
+    assert sorted(found) == sorted(expected)
+    assert batch.contrast.num_tokens == sum(i > 0 for _, following, _ in expected for i in following)
+
+
+def test_a_batch_carries_only_what_the_loss_uses() -> None:
+    data = TrainData(ragged([[1, 2]]), ragged([[3, 4]]))
+    rows, encoder = np.array([0]), EncoderSettings()
+    only_positive = train_batch(data, rows, encoder, LossSettings(), CPU)
+    assert only_positive.negative is None and only_positive.contrast is None
+    assert only_positive.items_U.tolist() == [0, 1], "targets are read from the softmax alone"
+    contrast_only = train_batch(data, rows, encoder, LossSettings(beta=1.0), CPU)
+    assert contrast_only.negative is None and contrast_only.contrast is not None
+
+
+def test_users_with_nothing_to_predict_and_empty_shares_make_whole_batches() -> None:
+    data = TrainData(ragged([[1], [2]]), ragged([[], []]))
+    loss = LossSettings(alpha=1.0, beta=1.0)
+    for rows in (np.array([0, 1]), np.array([], dtype=np.int64)):
+        batch = train_batch(data, rows, EncoderSettings(), loss, CPU)
+        assert batch.items_U.tolist() == [0] and batch.num_users == len(rows)
+        assert batch.main.groups == () and len(batch.main.inputs_P) == len(batch.main.targets_T) == 0
+
+
+@given(rows=st.lists(st.lists(st.integers(1, 99), max_size=9), min_size=1, max_size=8), max_length=st.integers(1, 12))
+def test_history_batch_points_at_the_newest_item(rows: list[list[int]], max_length: int) -> None:
+    picked = np.arange(len(rows))[::-1]
+    batch = history_batch(ragged(rows), picked, max_length, CPU)
+    tokens = batch.items_U[batch.inputs_P]
+    newest = [rows[u][-1] if rows[u] else 0 for u in picked]
+    assert tokens[batch.last_B].tolist() == newest
+    windows = [[i for i in row if i] for row in by_user(tokens.tolist(), batch.groups)]
+    assert sorted(windows) == sorted(row[-max_length:] for row in rows)

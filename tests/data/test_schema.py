@@ -1,0 +1,132 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.schema import read_manifest, write_manifest
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import sha256_of
+
+
+def test_a_whole_data_set_opens(prepared: Path) -> None:
+    data = open_prepared(prepared)
+    assert len(data.train()) == 30
+    assert len(data.holdout("test")) == 10
+
+
+def _flip(path: Path, at: int = -20) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def _delete_shard(d: Path) -> None:
+    (d / "train/part-00001.parquet").unlink()
+
+
+def _truncate_shard(d: Path) -> None:
+    file = d / "test/part-00000.parquet"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _flip_shard(d: Path) -> None:
+    _flip(d / "validation/part-00000.parquet", 40)
+
+
+def _flip_items(d: Path) -> None:
+    _flip(d / "items.parquet", 40)
+
+
+def _add_shard(d: Path) -> None:
+    shutil.copy(d / "train/part-00000.parquet", d / "train/part-00009.parquet")
+
+
+def _swap_shards(d: Path) -> None:
+    a, b = d / "train/part-00000.parquet", d / "train/part-00001.parquet"
+    other = b.read_bytes()
+    b.write_bytes(a.read_bytes())
+    a.write_bytes(other)
+
+
+def _flip_manifest(d: Path) -> None:
+    text = (d / "manifest.json").read_text()
+    (d / "manifest.json").write_text(text.replace('"split_timestamp": 5', '"split_timestamp": 6'))
+
+
+def _no_success(d: Path) -> None:
+    (d / "_SUCCESS").unlink()
+
+
+def _no_manifest(d: Path) -> None:
+    (d / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_delete_shard, "train/part-00001.parquet is listed in the manifest but missing"),
+        (_truncate_shard, "test/part-00000.parquet has"),
+        (_flip_shard, "validation/part-00000.parquet does not match its sha256"),
+        (_flip_items, "items.parquet does not match its sha256"),
+        (_add_shard, "train/part-00009.parquet is not listed"),
+        (_swap_shards, "train/part-0000"),
+        (_flip_manifest, "manifest.json does not match its sha256"),
+        (_no_success, "half-written"),
+        (_no_manifest, "has no manifest.json"),
+        (shutil.rmtree, "no prepared data set at"),
+    ],
+)
+def test_a_damaged_data_set_is_refused_by_file_name(prepared: Path, damage: Callable, said: str) -> None:
+    damage(prepared)
+    with pytest.raises(InputError) as caught:
+        open_prepared(prepared)
+    assert said in str(caught.value)
+    assert "make spark-prep DATASET=tiny" in str(caught.value)
+
+
+def _rewrite(directory: Path, name: str, table: pa.Table) -> None:
+    """Replaces a file and its manifest entry, as a writer with another schema would."""
+    path = directory / name
+    pq.write_table(table, path)
+    raw = json.loads((directory / "manifest.json").read_text())
+    for entry in raw["files"]:
+        if entry["path"] == name:
+            entry.update(bytes=path.stat().st_size, sha256=sha256_of(path))
+    manifest = read_manifest(directory)
+    files = [type(manifest.files[0])(**entry) for entry in raw["files"]]
+    write_manifest(directory, type(manifest)(**{**manifest.__dict__, "files": files}))
+
+
+def test_another_schema_is_refused(prepared: Path) -> None:
+    name = "train/part-00000.parquet"
+    table = pq.read_table(prepared / name)
+    _rewrite(prepared, name, table.rename_columns(["user_id", "items", "is_positive", "likes", "negative_items"]))
+    with pytest.raises(InputError, match="likes"):
+        open_prepared(prepared)
+
+
+def test_ids_outside_the_catalog_are_refused(prepared: Path) -> None:
+    name = "train/part-00000.parquet"
+    table = pq.read_table(prepared / name)
+    beyond = pa.array([[99]] * len(table), type=pa.list_(pa.int32()))
+    _rewrite(prepared, name, table.set_column(3, table.schema.field("positive_items"), beyond))
+    with pytest.raises(InputError, match=r"positive_items holds ids outside 1\.\.12"):
+        open_prepared(prepared).train()
+
+
+def test_other_settings_are_refused_with_the_difference(prepared: Path) -> None:
+    with pytest.raises(InputError, match=r"feedback.threshold 4 -> 5"):
+        open_prepared(prepared, {"feedback": {"threshold": 5}, "max_history": 200})
+    open_prepared(prepared, {"feedback": {"threshold": 4}, "max_history": 200})
+
+
+def test_another_schema_version_is_refused(prepared: Path) -> None:
+    manifest = read_manifest(prepared)
+    write_manifest(prepared, type(manifest)(**{**manifest.__dict__, "schema_version": 99}))
+    with pytest.raises(InputError, match="schema version 99"):
+        open_prepared(prepared)

@@ -1,0 +1,96 @@
+"""Spread and paired bootstrap against their definitions, in plain Python."""
+
+import math
+import random
+import statistics
+
+import numpy as np
+import pytest
+
+from pnfrec_dist.evaluation.bootstrap import paired_intervals, spread
+from pnfrec_dist.evaluation.metrics import summarize
+
+METRICS = [f"{name}_{group}_at_{k}" for name in ("hr", "ndcg") for group in ("p", "n", "delta") for k in (5, 10)]
+
+
+def ranks(seeds: int, users: int, seed: int, better: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 40 // better, (seeds, users))
+
+
+def test_spread_is_the_samples() -> None:
+    found = spread([0.1, 0.4, 0.2])
+    assert found.mean == pytest.approx(statistics.mean([0.1, 0.4, 0.2]))
+    assert found.sd == pytest.approx(statistics.stdev([0.1, 0.4, 0.2]))
+    assert math.isnan(spread([0.3]).sd)
+
+
+def test_differences_are_those_of_the_seeds_means() -> None:
+    is_positive = np.arange(50) % 3 != 0
+    ours, theirs = ranks(3, 50, 1, better=2), ranks(2, 50, 2)
+    found = paired_intervals(METRICS, ours, theirs, is_positive, resamples=20)
+    for metric in METRICS:
+        means = [
+            statistics.mean(summarize(of_seed, is_positive, (5, 10))[metric] for of_seed in seeds)
+            for seeds in (ours, theirs)
+        ]
+        assert found[metric].difference == pytest.approx(means[0] - means[1], abs=1e-12)
+        assert found[metric].low <= found[metric].high
+
+
+def slow_bootstrap(ours: np.ndarray, theirs: np.ndarray, is_positive: np.ndarray, k: int) -> tuple[float, float]:
+    """2.5 % and 97.5 % of dHR@k's difference: users drawn one by one, each kind apart, the same for both models."""
+    source = random.Random(5)
+    kinds = [np.flatnonzero(is_positive).tolist(), np.flatnonzero(~is_positive).tolist()]
+    differences = []
+    for _ in range(3000):
+        by_kind = []
+        for users in kinds:
+            drawn = [source.choice(users) for _ in users]
+            hits = [
+                statistics.mean(int(seeds[s, u] <= k) for s in range(len(seeds)))
+                for seeds in (ours, theirs)
+                for u in drawn
+            ]
+            by_kind.append(sum(hits[: len(drawn)]) / len(drawn) - sum(hits[len(drawn) :]) / len(drawn))
+        differences.append(by_kind[0] - by_kind[1])
+    differences.sort()
+    return differences[75], differences[2925]
+
+
+def test_intervals_are_those_of_a_plain_bootstrap() -> None:
+    is_positive = np.arange(40) % 3 != 0
+    ours, theirs = ranks(2, 40, 1, better=2), ranks(2, 40, 2)
+    found = paired_intervals(["hr_delta_at_10"], ours, theirs, is_positive)["hr_delta_at_10"]
+    low, high = slow_bootstrap(ours, theirs, is_positive, 10)
+    assert found.low == pytest.approx(low, abs=0.03) and found.high == pytest.approx(high, abs=0.03)
+    assert 0.2 < found.high - found.low < 0.9
+
+
+def test_the_interval_narrows_as_for_normal_means_and_covers() -> None:
+    """Of 4,000 users, 1.96 standard errors to each side; of pairs, smaller than of two unrelated samples."""
+    users = 4000
+    is_positive = np.ones(users, dtype=bool)
+    theirs = ranks(1, users, 3)
+    ours = np.where(np.random.default_rng(4).random((1, users)) < 0.05, 1, theirs)  # a twentieth is made better
+    found = paired_intervals(["hr_p_at_10"], ours, theirs, is_positive)["hr_p_at_10"]
+    gains = (ours[0] <= 10).astype(float) - (theirs[0] <= 10)
+    error = gains.std() / math.sqrt(users)
+    assert found.low == pytest.approx(found.difference - 1.96 * error, abs=0.15 * error)
+    assert found.high == pytest.approx(found.difference + 1.96 * error, abs=0.15 * error)
+    assert found.excludes_zero
+    same = paired_intervals(["hr_p_at_10"], theirs, theirs, is_positive)["hr_p_at_10"]
+    assert (same.low, same.high) == (0, 0) and not same.excludes_zero
+
+
+def test_a_group_without_users_has_no_interval() -> None:
+    found = paired_intervals(METRICS, ranks(1, 9, 0), ranks(1, 9, 1), np.ones(9, dtype=bool))
+    assert found.keys() == {metric for metric in METRICS if "_p_" in metric}
+
+
+def test_equal_draws_give_equal_intervals_in_any_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_positive = np.arange(30) % 2 == 0
+    ours, theirs = ranks(2, 30, 1), ranks(2, 30, 2)
+    whole = paired_intervals(METRICS, ours, theirs, is_positive, resamples=300)
+    assert whole == paired_intervals(METRICS, ours, theirs, is_positive, resamples=300)
+    monkeypatch.setattr("pnfrec_dist.evaluation.bootstrap.CHUNK_CELLS", 1000)
+    assert paired_intervals(METRICS, ours, theirs, is_positive, resamples=300) == whole

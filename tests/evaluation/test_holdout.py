@@ -1,0 +1,69 @@
+"""Evaluation against brute force in plain Python."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pnfrec_dist.config.settings import EncoderSettings, EvaluationSettings, LossSettings
+from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.distributed import World
+from pnfrec_dist.evaluation.holdout import evaluate, model_scores, popularity_scores
+from pnfrec_dist.evaluation.metrics import summarize
+from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.top_k import rank_items
+
+
+def brute_rank(scores: list[float], seen: set[int], target: int) -> int:
+    """Place of the target among unseen items, best first, ties by item id."""
+    candidates = [i for i in range(1, len(scores)) if i not in seen or i == target]
+    return sorted(candidates, key=lambda i: (-scores[i], i)).index(target) + 1
+
+
+def test_evaluate_equals_one_user_at_a_time(prepared: Path) -> None:
+    data = open_prepared(prepared)
+    test = data.holdout("test")
+    model = PNFRec(12, EncoderSettings(hidden_size=8, max_length=3), LossSettings(), torch.Generator())
+    model.eval()
+    settings = EvaluationSettings(cutoffs=(3, 10), batch_size=4)
+    result = evaluate(model_scores(model, test, World()), test, 12, settings, World()).metrics
+    ranks, listed = [], set()
+    for u in range(len(test)):
+        history = test.history.values[test.history.offsets[u] : test.history.offsets[u + 1]][-3:]
+        seen = set(test.seen.values[test.seen.offsets[u] : test.seen.offsets[u + 1]].tolist())
+        with torch.no_grad():
+            alone = Ragged(np.array([0, len(history)]), history)
+            hidden_BD = model.last_hidden(history_batch(alone, np.array([0]), 3, torch.device("cpu")))
+            scores = (hidden_BD @ model.item_table.weight.T)[0].tolist()
+        target = int(test.target_item[u])
+        ranks.append(brute_rank(scores, seen, target))
+        left = [i for i in range(1, 13) if i not in seen or i == target]
+        listed |= set(sorted(left, key=lambda i: -scores[i])[:3])
+    expected = summarize(np.array(ranks), test.target_is_positive, (3, 10))
+    assert {k: v for k, v in result.items() if "coverage" not in k} == pytest.approx(expected)
+    assert result["coverage_at_3"] == pytest.approx(len(listed) / 12)
+
+
+def test_popularity_ranks_by_train_counts(prepared: Path) -> None:
+    data = open_prepared(prepared)
+    test = data.holdout("test")
+    scores = popularity_scores(data.item_counts(), World())(np.array([0, 1]))
+    assert scores.block(1, 13).shape == (2, 12)
+    nothing = Ragged(np.zeros(len(test) + 1, dtype=np.int64), np.array([], dtype=np.int32))
+    assert rank_items(scores, 3, nothing, np.array([0, 1])).items_BK.tolist() == [[12, 11, 10]] * 2
+
+
+def test_popularity_counts_all_or_positive_train_interactions(prepared: Path) -> None:
+    """Item i has i positive and 1 negative ones, so an item that is seen by nobody has the rank 13 - i."""
+    data = open_prepared(prepared)
+    assert data.item_counts().tolist() == [0, *range(2, 14)]
+    assert data.item_counts(positive_only=True).tolist() == [0, *range(1, 13)]
+    test = data.holdout("test")
+    scores = popularity_scores(data.item_counts(positive_only=True), World())
+    ranks = evaluate(scores, test, 12, EvaluationSettings(), World()).target_rank
+    for user, (target, rank) in enumerate(zip(test.target_item, ranks, strict=True)):
+        seen = set(test.seen.values[test.seen.offsets[user] : test.seen.offsets[user + 1]].tolist())
+        assert rank == 1 + sum(item not in seen for item in range(target + 1, 13))

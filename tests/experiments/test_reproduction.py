@@ -1,0 +1,295 @@
+"""What is planned and taken up again, and the report of recorded trainings: those of the real loop, without Ray."""
+
+import csv
+import dataclasses
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.experiments.plan import Options, Training, planned
+from pnfrec_dist.experiments.report import About, write_report
+from pnfrec_dist.experiments.reproduction import recorded, still_missing
+from pnfrec_dist.experiments.results import Comparison, Recorded, curve_points, published_figures
+from pnfrec_dist.reproduce import parse
+from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.loop import Hooks, TrainLoop
+from pnfrec_dist.training.result import DIRECTORY, RESULT, read_result, read_test_users
+from pnfrec_dist.training.run_directory import choose_run, finished_run
+
+FLAGS = ("--epochs", "2", "--encoder.hidden-size", "8", "--encoder.max-length", "5", "--train.batch-size", "8")
+MODELS = ("pnfrec", "sasrec_p", "sasrec_c")
+PUBLISHED = "pnfrec: [0.2, 0.1, 0.05, -0.02]\nsasrec_p: [0.1, 0.1, 0.1, 0.1]\n"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> Path:
+    directory = tmp_path_factory.mktemp("reproduction")
+    prepared_writer(directory / "data" / "prepared" / "tiny")
+    (directory / "conf" / "published").mkdir(parents=True)
+    (directory / "conf" / "published" / "tiny.yaml").write_text(PUBLISHED)
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+
+
+def plan(workspace: Path, seeds: int = 2) -> list[Training]:
+    curves = {"alpha": (0.0, 0.45), "beta": (0.25,)}
+    directory = workspace / "runs"
+    return planned(Options("tiny", MODELS, tuple(range(1, seeds + 1)), curves, directory, False, FLAGS))
+
+
+def data(workspace: Path) -> PreparedData:
+    return open_prepared(workspace / "data" / "prepared" / "tiny")
+
+
+def train(training: Training, prepared: PreparedData) -> None:
+    """As the command does, without Ray and MLflow."""
+    run = choose_run(training.settings, prepared.manifest.digest)
+    run.write()
+    events: list[Event] = []
+    TrainLoop(training.settings, prepared, run.directory, World(), Hooks(events.append, lambda: False)).run()
+    run.ended = "finished"
+    run.write()
+
+
+@pytest.fixture(scope="module")
+def found(workspace: Path) -> list[Recorded]:
+    """All trainings of the plan, each that has no result yet trained in its turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        prepared = data(workspace)
+        for training in plan(workspace):
+            if recorded(training, prepared.manifest.digest) is None:
+                train(training, prepared)
+        return [r for t in plan(workspace) if (r := recorded(t, prepared.manifest.digest)) is not None]
+
+
+def test_the_table_is_planned_seed_by_seed_and_then_the_curves(workspace: Path) -> None:
+    names = [training.name for training in plan(workspace)]
+    assert names[:6] == [f"{model} tiny seed {seed}" for seed in (1, 2) for model in MODELS]
+    assert names[6:10] == [f"pnfrec_pn tiny alpha {value} seed {seed}" for seed in (1, 2) for value in ("0", "0.45")]
+    assert names[10:] == [f"pnfrec tiny beta 0.25 seed {seed}" for seed in (1, 2)]
+    settings = plan(workspace)[8].settings
+    assert (settings.model, settings.loss.alpha, settings.loss.beta, settings.seed) == ("pnfrec_pn", 0.0, 0.0, 2)
+    assert settings.epochs == 2 and settings.encoder.hidden_size == 8
+
+
+def test_what_is_missing_is_counted_once(workspace: Path) -> None:
+    assert len(still_missing(plan(workspace, seeds=3), "another")) == 12
+    assert [t.name for t in still_missing(plan(workspace, seeds=1), "another")][3:] == [
+        "pnfrec_pn tiny alpha 0.45 seed 1"
+    ]
+
+
+def test_equal_trainings_are_run_once(workspace: Path, found: list[Recorded]) -> None:
+    """pnfrec_pn at alpha 0 is sasrec_p, pnfrec at beta 0.25 is pnfrec: 12 planned, 8 trained."""
+    assert len(found) == 12
+    assert len(list((workspace / "runs").glob("*/run.json"))) == 8
+    keys = {run.key for run in found}
+    assert len(keys) == 8
+    assert {r.key for r in found if r.weight == "alpha" and r.value == 0} == {
+        r.key for r in found if r.model == "sasrec_p"
+    }
+
+
+def test_other_settings_other_data_and_unfinished_runs_are_no_result(workspace: Path, found: list[Recorded]) -> None:
+    training, digest = plan(workspace)[0], data(workspace).manifest.digest
+    assert recorded(training, digest) is not None
+    assert recorded(training, "another") is None
+    longer = dataclasses.replace(training, settings=dataclasses.replace(training.settings, epochs=3))
+    assert recorded(longer, digest) is None
+    run = finished_run(training.settings, digest)
+    assert run is not None
+    run.ended = ""
+    run.write()
+    assert recorded(training, digest) is None
+    run.ended = "finished"
+    run.write()
+    result = run.directory / DIRECTORY / RESULT
+    content = result.read_text()
+    result.write_text(content[:-20])
+    with pytest.raises(InputError, match=r"result\.json cannot be read"):
+        recorded(training, digest)
+    result.write_text(content)
+    assert recorded(training, digest) is not None
+
+
+def test_a_result_is_what_was_measured(workspace: Path, found: list[Recorded]) -> None:
+    """Metrics, from the ranks of users written beside them."""
+    for run in found:
+        users, result = run.users, run.result
+        liked = users.target_rank["model"][users.target_is_positive]
+        assert result.test["hr_p_at_5"] == pytest.approx(sum(rank <= 5 for rank in liked) / len(liked))
+        for floor, metrics in result.floors.items():
+            liked = users.target_rank[floor][users.target_is_positive]
+            assert metrics["hr_p_at_10"] == pytest.approx(sum(rank <= 10 for rank in liked) / len(liked))
+        scores = [epoch["metrics"]["val/ndcg_p_at_10"] for epoch in result.epochs]
+        assert len(scores) == 2 and result.best_epoch == scores.index(max(scores)) + 1
+    run = finished_run(plan(workspace)[0].settings, data(workspace).manifest.digest)
+    assert run is not None
+    result = read_result(run.directory)
+    assert result is not None and (run.directory / result.checkpoint / "COMMITTED").is_file()
+    assert read_test_users(run.directory).target_rank.keys() == {"model", "popularity", "popularity_positive"}
+
+
+def report(workspace: Path, found: list[Recorded], directory: Path, planned: int = 12) -> str:
+    table = {model: [r for r in found if r.model == model and not r.weight] for model in MODELS}
+    curves = {weight: [r for r in found if r.weight == weight] for weight in ("alpha", "beta")}
+    comparison = Comparison({model: runs for model, runs in table.items() if runs}, published_figures("tiny"))
+    manifest = data(workspace).manifest
+    about = About("tiny: a test", "the command", manifest, "the code", planned, len(found), ["a: failed"])
+    page = write_report(directory, about, comparison, {weight: runs for weight, runs in curves.items() if runs})
+    html = page.read_text()
+    assert html.count("data:image/png;base64") == len(re.findall(r"<img", html)) >= 2 and "<script" not in html
+    return (directory / "report.md").read_text()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def four(value: float) -> str:
+    return f"{value:.4f}".replace("0.", ".")
+
+
+def test_the_report_says_what_the_runs_measured(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    text = report(workspace, found, tmp_path)
+    for model in MODELS:
+        values = [r.result.test["ndcg_p_at_10"] for r in found if r.model == model and not r.weight]
+        assert len(values) == 2
+        mean, sd = statistics.mean(values), statistics.stdev(values)
+        (line,) = [row for row in text.split("## Table 2")[1].splitlines() if row.startswith(f"| `{model}`")][:1]
+        assert f"{four(mean)} ± {four(sd)}" in line
+        if model == "pnfrec":
+            assert f"{four(mean)} ± {four(sd)} (.1000, {'+' if mean >= 0.1 else ''}{four(mean - 0.1)})" in line
+    assert "| `popularity_positive` |" in text and "a: failed" in text and "the command" in text
+    assert "planned trainings" not in text, "all have a result"
+    written = rows_of(tmp_path / "tables" / "runs.csv")
+    assert [(row["model"], row["seed"]) for row in written] == [(m, s) for m in MODELS for s in ("1", "2")]
+    assert float(written[0]["hr_n_at_20"]) == found[0].result.test["hr_n_at_20"]
+    curves = rows_of(tmp_path / "tables" / "learning_curves.csv")
+    assert len(curves) == 3 * 2 * 2 and curves[0]["train/ce_positive"] and not curves[0]["train/ce_all"]
+    compared = {(row["model"], row["metric"]): row for row in rows_of(tmp_path / "tables" / "comparison.csv")}
+    row = compared["pnfrec", "ndcg_delta_at_10"]
+    assert float(row["low"]) <= float(row["minus_sasrec_p"]) <= float(row["high"]) and row["published"] == "-0.02"
+    means = {m: float(compared[m, "ndcg_delta_at_10"]["mean"]) for m in MODELS}
+    assert float(row["minus_sasrec_p"]) == pytest.approx(means["pnfrec"] - means["sasrec_p"])
+
+
+def test_seeds_that_not_all_have_are_counted(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    """alpha 0 has both seeds, 0.45 has one; sasrec_c has none in common with sasrec_p."""
+    left_out = [("sasrec_p", 2, ""), ("sasrec_c", 1, ""), ("pnfrec_pn", 2, "alpha")]
+    some = [r for r in found if (r.model, r.seed, r.weight) not in left_out or (r.weight and r.value == 0)]
+    text = report(workspace, some, tmp_path)
+    assert "3 models with 1 to 2 seeds" in text
+    assert "`pnfrec_pn` with 1 to 2 seeds for each value" in text and "here 0, of those with 2 seeds" in text
+    table, against = text.split("## Table 2")[1], text.split("## Against")[1]
+    assert "| `pnfrec` | 2 |" in table and "| `sasrec_p` | 1 |" in table and "| `popularity` |  |" in table
+    assert "| `pnfrec` | 1 | " in against and "| `sasrec_c` | 0 | - | - | - | - |" in against
+    rows = rows_of(tmp_path / "tables" / "alpha.csv")
+    assert {(row["alpha"], row["seeds"]) for row in rows} == {("0.0", "2"), ("0.45", "1")}
+    compared = rows_of(tmp_path / "tables" / "comparison.csv")
+    assert {row["model"]: row["seeds"] for row in compared}["sasrec_p"] == "1"
+
+
+def test_a_report_holds_nothing_of_an_earlier_one(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    report(workspace, found, tmp_path / "report")
+    assert (tmp_path / "report/tables/alpha.csv").exists()
+    report(workspace, [r for r in found if not r.weight], tmp_path / "report", planned=6)
+    assert not (tmp_path / "report/tables/alpha.csv").exists()
+    assert not (tmp_path / "report/figures/alpha.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_the_curve_is_that_of_the_points(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    text = report(workspace, found, tmp_path)
+    points = curve_points(r for r in found if r.weight == "alpha")
+    assert points.keys() == {0.0, 0.45}
+    of_zero = [r.result.test["ndcg_p_at_10"] for r in found if r.model == "sasrec_p"]
+    assert points[0.0]["ndcg_p_at_10"].mean == pytest.approx(statistics.mean(of_zero))
+    assert f"| 0 | 2 | {four(statistics.mean(of_zero))} ± {four(statistics.stdev(of_zero))} |" in text
+    assert {"alpha.png", "beta.png", "bars.png", "learning_curves.png"} == {
+        p.name for p in (tmp_path / "figures").iterdir()
+    }
+    written = {(row["alpha"], row["metric"]): float(row["mean"]) for row in rows_of(tmp_path / "tables" / "alpha.csv")}
+    assert written["0.0", "ndcg_p_at_10"] == pytest.approx(statistics.mean(of_zero))
+
+
+def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    """pnfrec has seed 1 alone, sasrec_p both: one seed has no spread, and the pair is compared on that seed."""
+    some = [r for r in found if not r.weight and (r.model, r.seed) != ("pnfrec", 2) and r.model != "sasrec_c"]
+    text = report(workspace, some, tmp_path, planned=6)
+    assert "**3 of the 6 planned trainings have a result; the rest is missing here.**" in text
+    (line,) = [row for row in text.split("## Table 2")[1].splitlines() if row.startswith("| `pnfrec`")][:1]
+    assert "±" not in line
+    compared = {(row["model"], row["metric"]): row for row in rows_of(tmp_path / "tables" / "comparison.csv")}
+    ours, theirs = (next(r for r in some if r.model == m and r.seed == 1) for m in ("pnfrec", "sasrec_p"))
+    expected = ours.result.test["hr_p_at_10"] - theirs.result.test["hr_p_at_10"]
+    assert float(compared["pnfrec", "hr_p_at_10"]["minus_sasrec_p"]) == pytest.approx(expected)
+    without = [r for r in some if r.model == "pnfrec"]
+    assert "## Against" not in report(workspace, without, tmp_path / "without", planned=1)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seeds", "0"], "--seeds is '0'; it is a number of seeds, from 1 to 100"),
+        (["--name", ""], "--name is ''; a name has"),
+        (["--models", "pnfrec,sasrec_p"], "put blanks between names"),
+        (["--loss.beta", "0.3"], "--loss.beta is what makes pnfrec "),
+        (["--models", "sasrec", "--encoder.history=positive"], "--encoder.history is what makes sasrec "),
+        (["--name", "../elsewhere"], "--name is '../elsewhere'; a name has"),
+        (["--seeds", "few"], "--seeds is 'few'; it is a number of seeds"),
+        (["--alphas", "0.1", "much"], "--alphas is '0.1 much'; it must be numbers, or grid"),
+        (["--betas", "-1"], r"loss.beta is -1.0; it must be a finite number >= 0"),
+        (["--models", "pnfrek"], "--models has 'pnfrek'; did you mean 'pnfrec'"),
+        (["--models", "popularity"], "'popularity', which is not trained"),
+        (["--seed", "3"], "--model and --seed are not flags of this command"),
+        (["--model", "pnfrec"], "--model and --seed are not flags of this command"),
+        (["--resume", "never"], "--resume is 'never'; this command always goes on"),
+        (["--epoch", "3"], "--epochs"),
+        (["--train.batch-size", "0"], "train.batch_size"),
+    ],
+)
+def test_wrong_input_is_named(args: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        planned(parse(["--dataset", "tiny", *args]))
+
+
+def test_a_data_set_with_a_wrong_name_is_named() -> None:
+    with pytest.raises(InputError, match=r"--dataset is '\.\./tiny'"):
+        parse(["--dataset", "../tiny"])
+
+
+def test_a_grid_is_the_papers() -> None:
+    options = parse(["--alphas", "grid", "--betas", "0.5", "0", "--models", "pnfrec", "pnfrec", "sasrec"])
+    assert options.curves["alpha"] == tuple(i / 20 for i in range(21)) and options.curves["beta"] == (0.0, 0.5)
+    assert options.models == ("pnfrec", "sasrec") and options.seeds == (1, 2, 3, 4, 5)
+    assert options.directory.name == "reproduce-synthetic"
+
+
+def test_a_report_of_curves_alone_has_no_table(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    text = report(workspace, [r for r in found if r.weight], tmp_path)
+    assert "## Over alpha" in text and "## Table 2" not in text and not (tmp_path / "figures" / "bars.png").exists()
+
+
+def test_published_figures_are_read_and_checked(workspace: Path) -> None:
+    assert published_figures("ml1m")["pnfrec"]["ndcg_p_at_10"] == 0.1041
+    assert published_figures("kion")["sasrec"]["ndcg_delta_at_10"] == 0.0521
+    assert published_figures("nothing") == {}
+    (workspace / "conf" / "published" / "odd.yaml").write_text("pnfrec: [1, 2]\n")
+    with pytest.raises(InputError, match=r"odd\.yaml must hold lines of"):
+        published_figures("odd")
+    (workspace / "conf" / "published" / "odd.yaml").write_text("pnfrec: [1, 2, .nan, 3]\n")
+    with pytest.raises(InputError, match="not finite"):
+        published_figures("odd")

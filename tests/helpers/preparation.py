@@ -1,0 +1,74 @@
+"""What the tests of the preparation share: small logs, and one build of them in a given session."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+from pyspark.sql import SparkSession
+
+from pnfrec_dist.config.dataset_settings import (
+    DatasetSettings,
+    FeedbackSettings,
+    FilterSettings,
+    SourceSettings,
+    SplitSettings,
+)
+from pnfrec_dist.data.schema import Manifest
+from pnfrec_dist.files.locations import Location
+from spark_jobs.build import Build
+from spark_jobs.sources import describe_sources, find_raw
+from spark_jobs.verify import verify
+
+START = 1_600_000_000
+HEADER = "user,item,rating,timestamp"
+SMALL = DatasetSettings(
+    filter=FilterSettings(2, 2), feedback=FeedbackSettings(threshold=4), split=SplitSettings(min_positives=1)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    raw: str
+    source: SourceSettings
+
+
+def build(
+    spark: SparkSession,
+    raw: Path,
+    out: Path,
+    wanted: DatasetSettings = SMALL,
+    *,
+    partitions: int = 2,
+    reverse: bool = False,
+) -> Manifest:
+    """One build in this session, checked as a whole; the files may be given in another order."""
+    files = find_raw("tiny", Place(str(raw), wanted.source))
+    spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
+    out.mkdir(parents=True)
+    given = files[::-1] if reverse else files
+    Build(spark, wanted, "tiny", given, partitions, time.monotonic()).run(Location(out), describe_sources(files))
+    return verify(Location(out))
+
+
+def random_log(rng: np.random.Generator, users: int = 50, items: int = 40, rows: int = 1000) -> list[str]:
+    """Lines with many ties in time, and a quarter of the rows at one moment, which is T."""
+    times = np.where(rng.random(rows) < 0.25, 90, rng.integers(0, 90, rows) + 12 * (rng.random(rows) < 0.08))
+    columns = (rng.integers(0, users, rows), rng.integers(0, items, rows), rng.integers(1, 6, rows), START + times)
+    return [f"u{u},{i},{r},{t}" for u, i, r, t in zip(*columns, strict=True)]
+
+
+def write_log(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([HEADER, *lines]) + "\n")
+
+
+def train_bytes(manifest: Manifest) -> dict[str, str]:
+    return {e.path: e.sha256 for e in manifest.files if e.path.startswith(("train/", "items."))}
+
+
+def events(rng: np.random.Generator) -> list[tuple[int, int, float, int]]:
+    """(user, item, rating 1..5, epoch seconds), nobody rates an item twice; a day holds many of a user's rows."""
+    pairs = [(int(u), int(i)) for u in range(60) for i in rng.choice(40, 25, replace=False)]
+    times = START + 86_400 * rng.integers(0, 60, len(pairs)) + rng.integers(0, 3, len(pairs))
+    return [(u, i, float(r), int(t)) for (u, i), r, t in zip(pairs, rng.integers(1, 6, len(pairs)), times, strict=True)]

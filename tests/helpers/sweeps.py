@@ -1,0 +1,115 @@
+"""Sweeps that are started as a user starts them, and what they leave."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from helpers.recovery import Program
+from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.tracking.spool import RECORDS
+from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.loop import Hooks, TrainLoop
+from tune.records import TRIAL, Record, best_of, ended_and_begun, read_record
+from tune.space import Point, with_point
+
+FLAGS = ["--dataset", "tiny", "--encoder.max-length", "5", "--train.batch-size", "8", "--seed", "3"]
+LR = "model: sasrec_p\nsearch: grid\nspace:\n  optimizer.lr: {values}\n"
+
+
+class Sweep(Program):
+    """One tune command."""
+
+    def __init__(self, workspace: Path, *more: str, **environment: str) -> None:
+        super().__init__(workspace, ["tune", *FLAGS, *more], {"OMP_NUM_THREADS": "1"} | environment)
+
+    def kill_after(self, finished: int) -> None:
+        """SIGKILL to the driver as soon as so many trials have finished under it."""
+        for line in self.lines():
+            finished -= line.startswith("finished")
+            if not finished:
+                self.process.send_signal(signal.SIGKILL)
+        self.process.wait(60)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.end()
+
+    def succeed(self) -> str:
+        """The output of a command that ends well."""
+        assert self.end() == 0, self.output
+        return self.output
+
+
+def add_stage(workspace: Path, name: str, content: str) -> None:
+    (workspace / "conf" / "tune").mkdir(parents=True, exist_ok=True)
+    (workspace / "conf" / "tune" / f"{name}.yaml").write_text(content)
+
+
+def trained_here(workspace: Path, settings_flags: list[str], point: Point, directory: Path) -> float:
+    """The best validation score of a point, trained without Ray and without Tune."""
+    settings = with_point(parse_train_settings([*FLAGS, *settings_flags]), point, "here")
+    events: list[Event] = []
+    data = open_prepared(workspace / "data" / "prepared" / "tiny")
+    TrainLoop(settings, data, directory, World(), Hooks(events.append, lambda: False)).train()
+    return max(e["metrics"]["val/ndcg_p_at_10"] for e in events if e["kind"] == "epoch")
+
+
+def mlflow_tree(workspace: Path, name: str = "") -> tuple[Run, dict[str, list[Run]]]:
+    """The run of the only sweep, or of that of this name; stage -> trials."""
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("pnfrec-dist")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    below: dict[str, list[Run]] = {}
+    for run in found:
+        below.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
+    (sweep,) = [run for run in below[""] if name in (run.info.run_name, "")]
+    assert sweep.data.tags["kind"] == "sweep"
+    stages = below[sweep.info.run_id]
+    return sweep, {stage.info.run_name or "": below.get(stage.info.run_id, []) for stage in stages}
+
+
+def read(directory: Path) -> Record:
+    record = read_record(directory)
+    assert record is not None
+    return record
+
+
+def read_best(stage_directory: Path) -> Record:
+    best = best_of(ended_and_begun(stage_directory)[0])
+    assert best is not None
+    return best
+
+
+def only_process(sweep: Sweep, pattern: str) -> psutil.Process:
+    """Ray changes the titles of its processes as they go."""
+    deadline, found = time.monotonic() + 20, list[psutil.Process]()
+    while time.monotonic() < deadline and len(found) != 1:
+        found = sweep.processes(pattern)
+    (process,) = found
+    return process
+
+
+def wait_for_epoch(directory: Path) -> None:
+    """Until a trial that runs has told MLflow's spool of an epoch."""
+
+    def told() -> bool:
+        running = [trial for trial in directory.glob("trial-*") if not (trial / TRIAL).exists()]
+        spools = [trial / RECORDS for trial in running if (trial / RECORDS).exists()]
+        return any('"epoch/1"' in spool.read_text() for spool in spools)
+
+    wait_until(told)
+
+
+def wait_until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)

@@ -1,0 +1,136 @@
+"""The command's errors, its plan and its cards; what it writes is tested in integration/test_recommend.py."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.tiny_training import SETTINGS, trained
+
+from pnfrec_dist import evaluate, recommend
+from pnfrec_dist.config.settings import LossSettings
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.errors import InputError
+
+
+@pytest.fixture
+def checkpoint(prepared: Path, tmp_path: Path) -> Path:
+    return trained(open_prepared(prepared), SETTINGS, tmp_path / "run")
+
+
+def line(checkpoint: Path, prepared: Path, *more: str) -> Sequence[str]:
+    return ["--run", str(checkpoint), "--data-dir", str(prepared.parent), *more]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out", "recs"], "--run is missing"),
+        (["--run", "x"], "--out is missing"),
+        (["--run", "x", "--show"], "--show takes users and writes nothing"),
+        (["--run", "x", "--show", "7", "--out", "recs"], "--show takes users and writes nothing"),
+        (["--run", "runs/none", "--out", "recs"], "there is no directory 'runs/none'"),
+        (["--run", "x", "--out", "recs", "--top-k", "0"], "--top-k is 0; it must be >= 1"),
+        (["--run", "x", "--out", "recs", "--gamma", "-1"], "--gamma is -1.0; it must be a finite number >= 0"),
+        (["--run", "x", "--out", "s3://bucket/recs"], "--out is 's3://bucket/recs'; it must be a path"),
+        (["--run", "x", "--out", "recs", "--topk", "5"], "did you mean --top-k"),
+    ],
+)
+def test_wrong_flags_are_said_before_anything_is_opened(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        recommend.main(flags)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "content", "message"),
+    [
+        ("--users", "u001\nu999\nx\n", r"--users: .*tiny lacks 2 \(u999, x\) of 3 users; take them out"),
+        ("--users", "\n", r"--users .* is empty; give one raw id a line"),
+        ("--allow", "99\n100\n", r"--allow .* holds no item that the model knows"),
+        ("--deny", None, r"--deny .* cannot be read \(No such file"),
+        ("--deny-pairs", "a,b\n", r"--deny-pairs .* is no Parquet file"),
+    ],
+)
+def test_wrong_files_are_named(
+    checkpoint: Path, prepared: Path, tmp_path: Path, flag: str, content: str | None, message: str
+) -> None:
+    file = tmp_path / "ids.txt"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError, match=message):
+        recommend.main(line(checkpoint, prepared, "--out", str(tmp_path / "recs"), flag, str(file)))
+    assert not (tmp_path / "recs").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(
+    checkpoint: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deny.txt").write_bytes(b"\xef\xbb\xbf3\r\n4\r\n")
+    recommend.main(
+        line(
+            checkpoint, prepared, "--show", "u004", "--top-k", "12", "--keep-seen", "--deny", str(tmp_path / "deny.txt")
+        )
+    )
+    text = capsys.readouterr().out
+    assert "warning" not in text
+    listed = text.partition("list from the whole history")[2].partition("list from before")[0].split()
+    assert sorted(listed[2::3], key=int) == [str(item) for item in range(1, 13) if item not in (3, 4)]
+
+
+def test_pairs_need_their_columns(checkpoint: Path, prepared: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user_id": ["u001"], "item": ["1"]}), tmp_path / "pairs.parquet")
+    with pytest.raises(InputError, match="has no text column 'raw_item_id'"):
+        recommend.main(line(checkpoint, prepared, "--out", "recs", "--deny-pairs", str(tmp_path / "pairs.parquet")))
+
+
+def test_gamma_without_a_negative_encoder_is_refused(prepared: Path, tmp_path: Path) -> None:
+    alone = trained(open_prepared(prepared), replace(SETTINGS, loss=LossSettings(0.0, 0.0)), tmp_path / "run")
+    with pytest.raises(InputError, match=r"gamma is 0\.5, but the model has no negative encoder"):
+        recommend.main(line(alone, prepared, "--out", str(tmp_path / "recs"), "--gamma", "0.5"))
+
+
+def test_a_card_is_printed(checkpoint: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recommend.main(line(checkpoint, prepared, "--show", "u004", "without likes", "--top-k", "3")) == 0
+    text = capsys.readouterr().out
+    first, second = text.split("\n\n")
+    assert first.startswith("user u004\n") and "list from the whole history" in first
+    assert second.startswith("user without likes\n") and "liked last     nothing" in second
+    assert "list popular items, as no like is known" in second
+    with pytest.raises(InputError, match="has no user 'nobody'"):
+        recommend.main(line(checkpoint, prepared, "--show", "nobody"))
+
+
+def test_gamma_is_picked_on_validation_and_tested_once(
+    checkpoint: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gamma.json"
+    assert evaluate.main(line(checkpoint, prepared, "--gammas", "0.5", "2", "--few", "4", "--out", str(out))) == 0
+    found = json.loads(out.read_text())
+    assert list(found["validation"]) == ["0.0", "0.5", "2.0"]
+    best = max(found["validation"].values())
+    assert found["validation"][str(found["best_gamma"])] == best
+    above = max(("0.5", "2.0"), key=lambda gamma: found["validation"][gamma])
+    assert set(found["test"]) == {"0.0", above}
+    text = capsys.readouterr().out
+    assert "test, all (10 users)" in text and "at most 4 likes" in text
+
+
+def test_where_figures_cannot_be_written_it_is_said_at_once(
+    checkpoint: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in (tmp_path, tmp_path / "none" / "gamma.json"):
+        with pytest.raises(InputError, match="cannot write --out"):
+            evaluate.main(line(checkpoint, prepared, "--out", str(out)))
+    assert not capsys.readouterr().out and not list(tmp_path.parent.glob(".*.writing"))
+
+
+def test_evaluating_as_trained_gives_the_run_s_test_metrics(checkpoint: Path, prepared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "gamma.json"
+    evaluate.main(line(checkpoint, prepared, "--gammas", "0", "--out", str(out)))
+    wanted = json.loads((tmp_path / "run" / "result" / "result.json").read_text())["test"]
+    found = json.loads(out.read_text())["test"]["0.0"]["all"]
+    assert found == pytest.approx({name: value for name, value in wanted.items() if "coverage" not in name})
