@@ -1,4 +1,4 @@
-"""The model: one item table, a main encoder, and a negative one where the loss uses it (paper, section 3).
+"""The model: one item table, a main encoder, and a negative one where the loss needs it (paper, section 3).
 
 B users, P tokens, U distinct items of a batch, D width, N items.
 """
@@ -6,7 +6,7 @@ B users, P tokens, U distinct items of a batch, D width, N items.
 import torch
 from torch import Tensor, nn
 
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings
+from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import HistoryBatch, TrainBatch
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.encoder import INIT_STD, Encoder, initialize
@@ -43,15 +43,17 @@ class PNFRec(nn.Module):
         self,
         num_items: int,
         encoder: EncoderSettings,
-        loss: LossSettings,
         generator: torch.Generator,
+        *,
+        with_negative: bool,
         shards: World | None = None,
     ) -> None:
-        """shards: the ranks that hold the item table's rows between them; None: each holds all."""
+        """with_negative: whether there is a negative encoder, which some terms of the loss need (losses/terms.py);
+        shards: the ranks that hold the item table's rows between them; None: each holds all."""
         super().__init__()
         self.max_length = encoder.positions
         self.item_table = ItemTable(num_items, encoder.hidden_size, shards)
-        self.encoders = DualEncoder(encoder, with_negative=loss.alpha > 0)
+        self.encoders = DualEncoder(encoder, with_negative=with_negative)
         self.item_table.initialize(INIT_STD, generator)
         initialize(self.encoders, generator)
 
