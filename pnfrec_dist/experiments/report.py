@@ -219,7 +219,7 @@ def _training_table(comparison: Comparison) -> str:
     for model, runs in comparison.runs.items():
         results = [run.result for run in runs]
         best = spread([run.best_validation for run in runs])
-        epoch_seconds = [statistics.median(e["seconds"] for e in r.epochs) for r in results]
+        epoch_seconds = [statistics.median(e.seconds for e in r.epochs) for r in results]
         rows.append(
             [
                 f"`{model}`",

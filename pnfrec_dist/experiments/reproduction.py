@@ -62,16 +62,16 @@ def run_missing(
             print(f"[{number}/{len(missing)}] {training.name}{_time_left(started, done, len(missing) - number + 1)}")
             try:
                 run = choose_run(training.settings, digest)
-                test = train(training.settings, plan, data, run, uri, training.name, parent)
+                finished = train(training.settings, plan, data, run, uri, training.name, parent)
             except (InputError, RunError) as error:
                 problems.append(f"{training.name}: {error}")
                 print(f"warning: {problems[-1]}", flush=True)
                 continue
-            if test is None:
+            if finished is None:
                 return False, problems
-            found = "  ".join(f"{title} {test['metrics'].get(key, math.nan):.4f}" for title, key in HEADLINE)
-            print(f"test, epoch {test['best_epoch']}: {found}", flush=True)
-            if test["asked_to_stop"]:
+            found = "  ".join(f"{title} {finished.test.metrics.get(key, math.nan):.4f}" for title, key in HEADLINE)
+            print(f"test, epoch {finished.test.best_epoch}: {found}", flush=True)
+            if finished.asked_to_stop:
                 return False, problems
             done += 1
     return True, problems

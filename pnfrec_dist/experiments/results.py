@@ -39,7 +39,7 @@ class Recorded:
     @property
     def best_validation(self) -> float:
         """NDCG_p@10 of the best epoch."""
-        return max(epoch["metrics"][SELECTION] for epoch in self.result.epochs)
+        return max(epoch.metrics[SELECTION] for epoch in self.result.epochs)
 
 
 @dataclass
@@ -147,12 +147,12 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
             for run in runs
         ),
     )
-    logged = list(dict.fromkeys(name for run in runs for e in run.result.epochs for name in e["metrics"]))
+    logged = list(dict.fromkeys(name for run in runs for e in run.result.epochs for name in e.metrics))
     _write_csv(
         directory / "learning_curves.csv",
         ["model", "seed", "epoch", *logged],
         (
-            [run.model, run.seed, e["epoch"], *(e["metrics"].get(name, "") for name in logged)]
+            [run.model, run.seed, e.epoch, *(e.metrics.get(name, "") for name in logged)]
             for run in runs
             for e in run.result.epochs
         ),

@@ -5,7 +5,7 @@ import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import psutil
@@ -34,7 +34,7 @@ from pnfrec_dist.files.locations import Location
 from pnfrec_dist.tracking.run import Opening, TrackedRun, opening_of_training, tracking_uri
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, shown
 from pnfrec_dist.tracking.system_metrics import MachineMetrics
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of
 from pnfrec_dist.training.memory_plan import StepPlan, plan_step
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, begin, choose_run
 
@@ -51,17 +51,17 @@ def drive(settings: Settings) -> int:
         if settings.dry_run:
             print("dry run: nothing was trained")
             return 0
-        test = train(settings, plan, data, run, uri)
-    if test is None:
+        done = train(settings, plan, data, run, uri)
+    if done is None:
         print("go on with:")
         print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {shlex.quote(str(run.directory))}")
         return EXIT_INTERRUPTED
     print()
-    print(headline_table({settings.model: test["metrics"], **test["floors"]}))
+    print(headline_table({settings.model: done.test.metrics, **done.test.floors}))
     print()
-    print(f"best epoch {test['best_epoch']}, checkpoint {test['checkpoint']}")
+    print(f"best epoch {done.test.best_epoch}, checkpoint {done.test.checkpoint}")
     where = f"at {shown(uri)}" if uri.startswith("http") else "with: make mlflow-ui"
-    print(f"MLflow run {test['run_id'] or '(not known yet)'}; see it {where}")
+    print(f"MLflow run {done.run_id or '(not known yet)'}; see it {where}")
     return 0
 
 
@@ -164,6 +164,17 @@ class Display(Protocol):
     def line(self, text: str) -> None: ...
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A training that came to its test."""
+
+    test: BestTested
+    run_id: str
+    """MLflow's, or "" as long as MLflow has not given one"""
+    asked_to_stop: bool
+    """all the same"""
+
+
 def train(
     settings: Settings,
     plan: WorkerPlan,
@@ -173,12 +184,11 @@ def train(
     name: str = "",
     parent: str = "",
     phase: Phase = "both",
-) -> Event | None:
+) -> Finished | None:
     """Trains in the foreground, shown on the terminal, until SIGINT or SIGTERM.
 
-    name, parent: see opening_of_training. Returns the test event with the MLflow run's id and whether it was
-    "asked_to_stop" all the same, or None when it stopped before the test. Raises InputError when the run refused,
-    diverged or cannot be written, RunError when its workers failed for good.
+    name, parent: see opening_of_training. Returns None when it stopped before the test. Raises InputError when the run
+    refused, diverged or cannot be written, RunError when its workers failed for good.
     """
     opening = opening_of_training(settings, data.manifest, data.directory, name, parent)
     with taken_up(run, settings) as (epoch, done):
@@ -188,13 +198,13 @@ def train(
         with ProgressReport(settings.epochs, epoch, plan.num_workers) as progress, stop_requests() as stop:
             job = Job(settings, plan, data, run, uri, opening, phase)
             try:
-                last = run_tracked(job, progress, stop, _log_test)
+                outcome = run_tracked(job, progress, stop, _log_test)
             except RunError as error:
                 raise RunError(f"{error}; the same command goes on from the newest checkpoint") from error
-    if "test" not in last:
-        print(f"stopped; run {last['tracked']['run_id']} is marked {last['tracked']['status']}")
+    if outcome.test is None:
+        print(f"stopped; run {outcome.run_id} is marked {outcome.status}")
         return None
-    return {**last["test"], "run_id": last["tracked"]["run_id"], "asked_to_stop": stop.is_set()}
+    return Finished(outcome.test, outcome.run_id, stop.is_set())
 
 
 @contextlib.contextmanager
@@ -227,61 +237,105 @@ class Job:
     phase: Phase = "both"
 
 
-AtEnd = Callable[[Job, TrackedRun, str, dict[str, Event], list[Event]], None]
-"""Logs what came of a job: told MLflow's status of it, the last event of each kind, and the epochs."""
+@dataclass
+class Outcome:
+    """What came of a job, as far as it has come."""
+
+    status: str = FAILED
+    """MLflow's"""
+    run_id: str = ""
+    """MLflow's, or "" as long as MLflow has not given one"""
+    epochs: dict[int, EpochDone] = field(default_factory=dict)
+    """by number: those told of, earlier ones of the same run included"""
+    trained: Trained | None = None
+    test: BestTested | None = None
+    diverged: Diverged | None = None
+    refused: Refused | None = None
+    failed: str = ""
+    """an error that ended it, such as workers that failed for good, in a line"""
+
+    def see(self, event: Event) -> None:
+        for epoch in epochs_of(event):
+            self.epochs[epoch.epoch] = epoch
+        if isinstance(event, Trained):
+            self.trained = event
+        elif isinstance(event, BestTested):
+            self.test = event
+        elif isinstance(event, Diverged):
+            self.diverged = event
+        elif isinstance(event, Refused):
+            self.refused = event
+
+    @property
+    def in_order(self) -> list[EpochDone]:
+        """The epochs."""
+        return [self.epochs[epoch] for epoch in sorted(self.epochs)]
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in a line; "" where it did not."""
+        if self.failed or self.diverged is not None:
+            return self.failed or "the loss or a gradient is not finite"
+        return "" if self.refused is None else self.refused.text
 
 
-def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd) -> dict[str, Event]:
+AtEnd = Callable[[Job, TrackedRun, Outcome], None]
+"""Logs what came of a job, also where it ends in an error."""
+
+
+def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd) -> Outcome:
     """Runs the workers and logs what they report; MLflow's run ends in the state that came true.
 
-    Returns the last event of each kind, and "tracked": MLflow's {"run_id", "status"}. at_end is told of an error,
-    such as workers that failed for good, as of an event, "failed". Raises as train() does.
+    Raises as train() does.
     """
-    run = job.run
-    last: dict[str, Event] = {}
-    epochs: dict[int, Event] = {}
-    status, ending = FAILED, "trained" if job.phase == "train" else "test"
+    run, outcome = job.run, Outcome()
     tracked = TrackedRun(run.directory, run.key, job.uri, display.line)
     tracked.start(job.opening)
     try:
 
         def on_event(event: Event) -> None:
-            last[event["kind"]] = event
-            for epoch in [event] if event["kind"] == "epoch" else event.get("epochs", []):
-                epochs[epoch["epoch"]] = epoch
-                tracked.log_metrics(f"epoch/{epoch['epoch']}", epoch["metrics"], epoch["epoch"])
+            outcome.see(event)
+            for epoch in epochs_of(event):
+                tracked.log_metrics(f"epoch/{epoch.epoch}", epoch.metrics, epoch.epoch)
             display.show(event)
 
         if not stop.is_set():
             with MachineMetrics(tracked):
                 directories = job.data.directory, run.directory
                 run_training(job.settings, job.plan, *directories, on_event, stop, job.phase)
-        status = FINISHED if ending in last else FAILED if last.keys() & {"diverged", "refused"} else KILLED
+        outcome.status = _status(outcome, job.phase)
     except Exception as error:
-        first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-        last["failed"] = {"kind": "failed", "text": first}
+        outcome.failed, *_ = str(error).strip().splitlines() or [type(error).__name__]
         raise
     except KeyboardInterrupt:
-        status = KILLED
+        outcome.status = KILLED
         raise
     finally:
-        at_end(job, tracked, status, last, [epochs[epoch] for epoch in sorted(epochs)])
+        at_end(job, tracked, outcome)
         try:
-            tracked.close(status)
+            tracked.close(outcome.status)
         finally:
             if not tracked.spool.pending:  # else the same command is to go on, if only to tell MLflow the end
-                run.ended = {FINISHED: "finished"}.get(status, "diverged" if "diverged" in last else "")
+                run.ended = {FINISHED: "finished"}.get(outcome.status, "diverged" if outcome.diverged else "")
                 _write(run, display)
-    if "refused" in last:
-        raise InputError(last["refused"]["text"])
-    if "diverged" in last:
-        raise InputError(_say_diverged(last["diverged"], job.settings))
-    return {**last, "tracked": {"run_id": tracked.run_id, "status": status}}
+    if outcome.refused is not None:
+        raise InputError(outcome.refused.text)
+    if outcome.diverged is not None:
+        raise InputError(_say_diverged(outcome.diverged, job.settings))
+    outcome.run_id = tracked.run_id
+    return outcome
 
 
-def _log_test(job: Job, tracked: TrackedRun, status: str, last: dict[str, Event], epochs: list[Event]) -> None:
-    if "test" in last:
-        log_outcome(tracked, job.settings, job.data, epochs, last["test"])
+def _status(outcome: Outcome, phase: Phase) -> str:
+    """MLflow's, of workers that ended by themselves."""
+    if (outcome.trained if phase == "train" else outcome.test) is not None:
+        return FINISHED
+    return KILLED if outcome.diverged is None and outcome.refused is None else FAILED
+
+
+def _log_test(job: Job, tracked: TrackedRun, outcome: Outcome) -> None:
+    if outcome.test is not None:
+        log_outcome(tracked, job.settings, job.data, outcome.in_order, outcome.test)
 
 
 def _write(run: Run, display: Display) -> None:
@@ -291,17 +345,17 @@ def _write(run: Run, display: Display) -> None:
         display.line(f"warning: cannot write {run.directory / RUN_FILE} ({error.strerror}); the run stays unended")
 
 
-def _say_diverged(event: Event, settings: Settings) -> str:
-    where = f"step {event['step']} of epoch {event['epoch']}"
+def _say_diverged(event: Diverged, settings: Settings) -> str:
+    where = f"step {event.step} of epoch {event.epoch}"
     if settings.train.non_finite == "skip":
-        what = f"{event['skipped']} steps in a row, up to {where}, had a loss or gradient that is not finite"
+        what = f"{event.skipped} steps in a row, up to {where}, had a loss or gradient that is not finite"
         way_out = f"lower --optimizer.lr {settings.optimizer.lr:g}"
     else:
         what = f"the loss or a gradient is not finite in {where}"
         way_out = (
             f"lower --optimizer.lr {settings.optimizer.lr:g}, or leave such steps out with --train.non-finite skip"
         )
-    return f"{what}; its users are in {event['batch']}; {way_out}"
+    return f"{what}; its users are in {event.batch}; {way_out}"
 
 
 def _same_run(settings: Settings) -> str:

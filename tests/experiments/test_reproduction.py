@@ -132,7 +132,7 @@ def test_a_result_is_what_was_measured(workspace: Path, found: list[Recorded]) -
         for floor, metrics in result.floors.items():
             liked = users.target_rank[floor][users.target_is_positive]
             assert metrics["hr_p_at_10"] == pytest.approx(sum(rank <= 10 for rank in liked) / len(liked))
-        scores = [epoch["metrics"]["val/ndcg_p_at_10"] for epoch in result.epochs]
+        scores = [epoch.metrics["val/ndcg_p_at_10"] for epoch in result.epochs]
         assert len(scores) == 2 and result.best_epoch == scores.index(max(scores)) + 1
     run = finished_run(plan(workspace)[0].settings, data(workspace).manifest.digest)
     assert run is not None

@@ -26,7 +26,7 @@ from pnfrec_dist.experiments.outcome import log_outcome
 from pnfrec_dist.tracking import run as tracking
 from pnfrec_dist.tracking.run import TrackedRun, opening_of_training
 from pnfrec_dist.tracking.sender import FINISHED, KILLED, shown
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import BestTested, EpochDone, Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.run_directory import Run
 
@@ -332,12 +332,13 @@ def test_a_run_that_is_trained_for_longer_tells_its_new_best_epoch(
     settings = replace(story.settings, epochs=1, encoder=EncoderSettings(hidden_size=8, num_blocks=1, max_length=5))
     events: list[Event] = []
     TrainLoop(settings, data, story.run.directory, World(), Hooks(events.append, lambda: False)).run()
-    (epoch,), (test,) = ([e for e in events if e["kind"] == kind] for kind in ("epoch", "test"))
+    (epoch,) = [event for event in events if isinstance(event, EpochDone)]
+    (test,) = [event for event in events if isinstance(event, BestTested)]
     scores = {3: 0.25, 5: 0.5}
     for best in (3, 3, 5):
         tracked = story.begin()
-        metrics = {**test["metrics"], "a": scores[best]}
-        log_outcome(tracked, settings, data, [epoch], {**test, "metrics": metrics, "best_epoch": best})
+        metrics = {**test.metrics, "a": scores[best]}
+        log_outcome(tracked, settings, data, [epoch], replace(test, metrics=metrics, best_epoch=best))
         tracked.close(FINISHED)
     client = MlflowClient(story.uri)
     run = client.get_run(tracked.run_id)
