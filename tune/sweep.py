@@ -32,6 +32,7 @@ from tune.report import best_yaml, stage_markdown, workers_flag, write_best, wri
 from tune.search import listed_points
 from tune.space import Point, Stage, described, require_space, with_point
 from tune.stages import StageResult, TrialPlan, plan_trials, run_stage
+from tune.trial import BEST_METRIC
 
 
 def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
@@ -191,7 +192,7 @@ class Sweep:
         print("\ntest of the winner:")
         print(headline_table({settings.model: test.test, **test.floors}))
         metrics = {f"test/{name}": value for name, value in test.test.items()}
-        metrics["best_val/ndcg_p_at_10"] = record.best_score or 0.0
+        metrics[BEST_METRIC] = record.best_score or 0.0
         self.tracked.log_metrics(f"best/{directory.relative_to(self.options.directory)}", metrics, 0)
         config = self.options.write_config or self.written[0]
         print(f"\nbest settings: {' and '.join(self.written)}")

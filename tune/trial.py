@@ -22,6 +22,7 @@ from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.experiments.tracked_training import Job, Outcome, run_tracked, taken_up
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.tracking.run import TrackedRun, opening_of_training
@@ -33,7 +34,8 @@ from tune.search import EPOCH, SCORE
 from tune.space import Point, described, with_point
 
 LOG, SOURCE = "trial.log", "python -m tune"
-SELECTION = "val/ndcg_p_at_10"
+BEST_METRIC = f"best_{LOGGED_SELECTION}"
+"""Of trials and of a sweep in MLflow, to sort by."""
 HEARING_SECONDS = 2.0
 STATES: dict[str, State] = {FINISHED: "finished", KILLED: "stopped", FAILED: "failed"}
 """MLflow's states of a run -> those of a trial."""
@@ -94,7 +96,7 @@ class Trial(tune.Trainable):
         for epoch in epochs_of(event):
             if epoch.epoch > self.newest[EPOCH]:
                 self.earlier_seconds += epoch.seconds if isinstance(event, Earlier) else 0.0
-                self._report(epoch.epoch, epoch.metrics[SELECTION], epoch.seconds)
+                self._report(epoch.epoch, epoch.metrics[LOGGED_SELECTION], epoch.seconds)
         if isinstance(event, Warned):
             self.line(event.text)
         elif isinstance(event, WorkersFailed):
@@ -148,7 +150,7 @@ def _log_state(_: Job, tracked: TrackedRun, outcome: Outcome) -> None:
     number = len(tracked.spool.records)
     tags = {"state": STATES[outcome.status], "reason": outcome.reason}  # one that is run again may have had another
     if outcome.epochs:
-        best = max(outcome.in_order, key=lambda epoch: epoch.metrics[SELECTION])
+        best = max(outcome.in_order, key=lambda epoch: epoch.metrics[LOGGED_SELECTION])
         tags["best_epoch"] = str(best.epoch)
-        tracked.log_metrics(f"best/{number}", {"best_val/ndcg_p_at_10": best.metrics[SELECTION]}, best.epoch)
+        tracked.log_metrics(f"best/{number}", {BEST_METRIC: best.metrics[LOGGED_SELECTION]}, best.epoch)
     tracked.log_tags(f"state/{number}", tags)

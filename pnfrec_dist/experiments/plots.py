@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pnfrec_dist.evaluation.bootstrap import Spread
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.training.events import EpochDone
 
 COLORS = {
@@ -31,7 +32,6 @@ LOSS_TITLES = {
     "train/ce_negative": "CE over dislikes",
     "train/contrastive": "contrastive term",
 }
-VALIDATION = "val/ndcg_p_at_10"
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -55,7 +55,7 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[EpochDone]]]) -> Figure
     """
     logged = {name for seeds in runs.values() for epochs in seeds for entry in epochs for name in entry.metrics}
     panels = [(name, title) for name, title in LOSS_TITLES.items() if name in logged]
-    panels.append((VALIDATION, "validation NDCG_p@10"))
+    panels.append((LOGGED_SELECTION, "validation NDCG_p@10"))
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")

@@ -6,8 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.training.events import EpochDone, Event, Started, StepDone, Warned, WorkersFailed
-from pnfrec_dist.training.loop import SELECTION_METRIC
 
 HEADLINE = (
     ("HR_p@10", "hr_p_at_10"),
@@ -92,7 +92,7 @@ class ProgressReport:
         left_out = f"  {skipped} steps left out" if skipped else ""
         self.line(
             f"epoch {event.epoch:>3}/{self.max_epochs}  loss {metrics['train/loss']:.4f}  "
-            f"val NDCG_p@10 {metrics['val/' + SELECTION_METRIC]:.4f}  "
+            f"val NDCG_p@10 {metrics[LOGGED_SELECTION]:.4f}  "
             f"{metrics['train/users_per_s']:,.0f} users/s  {event.seconds:.1f} s{left_out}{star}"
         )
 

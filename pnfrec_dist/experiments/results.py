@@ -12,10 +12,10 @@ import numpy as np
 from pnfrec_dist.cli import conf_content
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, spread
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.training.result import Result, TestUsers
 
 HEADLINE = ("hr_p_at_10", "ndcg_p_at_10", "hr_delta_at_10", "ndcg_delta_at_10")
-SELECTION = "val/ndcg_p_at_10"
 REFERENCE = "sasrec_p"
 
 
@@ -39,7 +39,7 @@ class Recorded:
     @property
     def best_validation(self) -> float:
         """NDCG_p@10 of the best epoch."""
-        return max(epoch.metrics[SELECTION] for epoch in self.result.epochs)
+        return max(epoch.metrics[LOGGED_SELECTION] for epoch in self.result.epochs)
 
 
 @dataclass
@@ -129,7 +129,7 @@ def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:
     for run in runs:
         for metric, value in run.result.test.items():
             values[run.value][metric].append(value)
-        values[run.value][SELECTION].append(run.best_validation)
+        values[run.value][LOGGED_SELECTION].append(run.best_validation)
     return {value: {m: spread(found) for m, found in metrics.items()} for value, metrics in values.items()}
 
 

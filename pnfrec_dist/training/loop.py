@@ -20,12 +20,12 @@ from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, ra
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.loader import epoch_batches
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
-from pnfrec_dist.distributed import World, initial_generator, seed_step
+from pnfrec_dist.distributed import World, seed_step
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, model_scores, popularity_scores
-from pnfrec_dist.evaluation.metrics import FLOORS
+from pnfrec_dist.evaluation.metrics import FLOORS, SELECTION_METRIC
 from pnfrec_dist.losses.objective import term_names, term_weights
-from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.dual_encoder import build_model
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable
@@ -47,7 +47,6 @@ from pnfrec_dist.training.result import Result, write_result
 from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import Requests, StepSums, train_step
 
-SELECTION_METRIC = "ndcg_p_at_10"
 MAX_SKIPPED = 100
 """With so many steps in a row that are not finite, skipping helps no more."""
 
@@ -60,11 +59,6 @@ class Hooks:
     should_stop: Callable[[], bool]
     progress: Callable[[], None] = lambda: None
     """called now and then where no step is reported for long"""
-
-
-def build_model(num_items: int, settings: Settings, shards: World | None = None) -> PNFRec:
-    """The model with its initial weights, the same for the same settings.seed, whoever holds the item table."""
-    return PNFRec(num_items, settings.encoder, settings.loss, initial_generator(settings.seed), shards)
 
 
 class TrainLoop:
