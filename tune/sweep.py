@@ -22,7 +22,9 @@ from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.progress import duration, headline_table
 from pnfrec_dist.experiments.tracked_training import checked_plan, open_data, train
-from pnfrec_dist.tracking.run import Opening, TrackedRun, tracking_uri
+from pnfrec_dist.tracking.address import tracking_uri
+from pnfrec_dist.tracking.opening import Opening
+from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.result import read_result
 from pnfrec_dist.training.run_directory import AUTO_MAY_CHANGE, RUN_FILE, Run, read_run

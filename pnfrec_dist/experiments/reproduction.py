@@ -24,7 +24,9 @@ from pnfrec_dist.experiments.report import About, headline_markdown, missing_mar
 from pnfrec_dist.experiments.results import Comparison, Recorded, published_figures
 from pnfrec_dist.experiments.tracked_training import checked_plan, open_data, train
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
-from pnfrec_dist.tracking.run import Opening, TrackedRun, code_versions, model_name, tracking_uri
+from pnfrec_dist.tracking.address import tracking_uri
+from pnfrec_dist.tracking.opening import Opening, code_versions
+from pnfrec_dist.tracking.run import TrackedRun, model_name
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, SCORE_TAG
 from pnfrec_dist.training.result import read_result, read_test_users
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, choose_run, finished_run, read_run, trained

@@ -31,8 +31,10 @@ from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.outcome import log_outcome
 from pnfrec_dist.experiments.progress import ProgressReport, headline_table
 from pnfrec_dist.files.locations import Location
-from pnfrec_dist.tracking.run import Opening, TrackedRun, opening_of_training, tracking_uri
-from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, shown
+from pnfrec_dist.tracking.address import shown, tracking_uri
+from pnfrec_dist.tracking.opening import Opening, opening_of_training
+from pnfrec_dist.tracking.run import TrackedRun
+from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking.system_metrics import MachineMetrics
 from pnfrec_dist.training.events import BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of
 from pnfrec_dist.training.memory_plan import StepPlan, plan_step

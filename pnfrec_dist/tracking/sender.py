@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,13 +38,6 @@ MODEL_KEY_TAG = "pnfrec.model"
 """The same of a logged model."""
 SCORE_TAG = f"validation_{SELECTION_METRIC}"
 """Of a registered model's version: what the alias "best" is decided by."""
-
-
-def shown(uri: str) -> str:
-    """Without the name and password that it may hold, well formed or not."""
-    if uri.startswith("sqlite:"):
-        return uri
-    return re.sub(r"(password|token)=[^&]*", r"\1=***", re.sub(r"//.*@", "//", uri))
 
 
 class NotYetError(Exception):
