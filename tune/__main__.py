@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pnfrec_dist.cli import conf_names, run_command
+from pnfrec_dist.cli import run_command
 from pnfrec_dist.cluster.environment import stay_on_this_machine
+from pnfrec_dist.config.conf_files import conf_names
 from pnfrec_dist.errors import InputError
 from tune.options import FOUND_BY, Options, base_settings, planned_stages
 from tune.space import SCHEDULERS, SEARCHES

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import yaml
 
-from pnfrec_dist.cli import CHOSEN_BY_FLAG
+from pnfrec_dist.config.conf_files import CHOSEN_BY_FLAG
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.evaluation.bootstrap import spread

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pnfrec_dist.cli import conf_content, conf_names, parse_train_settings
+from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.config.conf_files import conf_content, conf_names
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, nearest

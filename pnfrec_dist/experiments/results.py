@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pnfrec_dist.cli import conf_content
+from pnfrec_dist.config.conf_files import conf_content
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, spread
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION

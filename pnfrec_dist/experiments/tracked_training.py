@@ -10,18 +10,13 @@ from typing import Protocol
 
 import psutil
 
-from pnfrec_dist.cli import (
-    EXIT_INTERRUPTED,
-    conf_names,
-    load_conf,
-    parse_train_settings,
-    print_settings,
-)
+from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings, print_settings
 from pnfrec_dist.cluster.planning import WorkerPlan
 from pnfrec_dist.cluster.session import ray_session
 from pnfrec_dist.cluster.signals import stop_requests
 from pnfrec_dist.cluster.trainer import ray_options, run_training
 from pnfrec_dist.cluster.worker import Phase
+from pnfrec_dist.config.conf_files import conf_names, load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings

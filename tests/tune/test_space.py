@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from pnfrec_dist.cli import conf_names, parse_train_settings
+from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.config.conf_files import conf_names
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 from tune.__main__ import parse
