@@ -18,14 +18,13 @@ from pnfrec_dist.evaluation.bootstrap import Interval, Spread, resample_count, s
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, SELECTION_METRIC
 from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.progress import duration
+from pnfrec_dist.experiments.published import HEADLINE, published_width
 from pnfrec_dist.experiments.results import (
-    HEADLINE,
     REFERENCE,
     Comparison,
     Recorded,
     counted,
     curve_points,
-    published_width,
     write_tables,
 )
 

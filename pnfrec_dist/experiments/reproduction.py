@@ -20,12 +20,14 @@ from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.plan import Options, Training
 from pnfrec_dist.experiments.progress import HEADLINE, duration
+from pnfrec_dist.experiments.published import published_figures
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
-from pnfrec_dist.experiments.results import Comparison, Recorded, published_figures
-from pnfrec_dist.experiments.tracked_training import checked_plan, open_data, train
+from pnfrec_dist.experiments.results import Comparison, Recorded
+from pnfrec_dist.experiments.tracked_training import Job, train
+from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
 from pnfrec_dist.tracking.address import tracking_uri
-from pnfrec_dist.tracking.opening import Opening, code_versions
+from pnfrec_dist.tracking.opening import Opening, code_versions, opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun, model_name
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, SCORE_TAG
 from pnfrec_dist.training.result import read_result, read_test_users
@@ -64,7 +66,8 @@ def run_missing(
             print(f"[{number}/{len(missing)}] {training.name}{_time_left(started, done, len(missing) - number + 1)}")
             try:
                 run = choose_run(training.settings, digest)
-                finished = train(training.settings, plan, data, run, uri, training.name, parent)
+                opening = opening_of_training(training.settings, data.manifest, data.directory, training.name, parent)
+                finished = train(Job(training.settings, plan, data, run, uri, opening))
             except (InputError, RunError) as error:
                 problems.append(f"{training.name}: {error}")
                 print(f"warning: {problems[-1]}", flush=True)

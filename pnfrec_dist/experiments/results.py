@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pnfrec_dist.config.conf_files import conf_content
-from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, spread
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.training.result import Result, TestUsers
 
-HEADLINE = ("hr_p_at_10", "ndcg_p_at_10", "hr_delta_at_10", "ndcg_delta_at_10")
 REFERENCE = "sasrec_p"
 
 
@@ -99,28 +96,6 @@ def counted(numbers: Iterable[int], what: str) -> str:
     """{5} -> 5 seeds, {2, 3, 4} -> 2 to 4 seeds."""
     low, high = min(numbers), max(numbers)
     return f"{low if low == high else f'{low} to {high}'} {what}{'s' if high != 1 else ''}"
-
-
-def published_width(dataset: str) -> int | None:
-    """encoder.hidden_size of the published figures, where it is known."""
-    width = conf_content("published", dataset).get("hidden_size")
-    return width if isinstance(width, int) else None
-
-
-def published_figures(dataset: str) -> dict[str, dict[str, float]]:
-    """Model -> metric -> the paper's figure, from conf/published/<dataset>.yaml; empty where it has none."""
-    content = conf_content("published", dataset)
-    content.pop("hidden_size", None)
-    try:
-        found: dict[str, dict[str, float]] = {}
-        for model, values in content.items():
-            found[model] = dict(zip(HEADLINE, map(float, values), strict=True))
-        if not all(math.isfinite(value) for metrics in found.values() for value in metrics.values()):
-            raise ValueError("a figure is not finite")
-        return found
-    except (TypeError, ValueError, AttributeError) as error:
-        wanted = f"<model>: [{', '.join(HEADLINE)}]"
-        raise InputError(f"conf/published/{dataset}.yaml must hold lines of {wanted} ({error})") from error
 
 
 def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:

@@ -1,14 +1,11 @@
-"""The driver of a training: opens the data, plans, starts workers and the MLflow run, shows and logs what happens."""
+"""A training with its run in MLflow: starts the workers, shows and logs what they tell, marks how it ended."""
 
 import contextlib
-import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
-
-import psutil
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings, print_settings
 from pnfrec_dist.cluster.planning import WorkerPlan
@@ -16,23 +13,19 @@ from pnfrec_dist.cluster.session import ray_session
 from pnfrec_dist.cluster.signals import stop_requests
 from pnfrec_dist.cluster.trainer import ray_options, run_training
 from pnfrec_dist.cluster.worker import Phase
-from pnfrec_dist.config.conf_files import conf_names, load_conf
-from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
-from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
-from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
+from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.outcome import log_outcome
 from pnfrec_dist.experiments.progress import ProgressReport, headline_table
-from pnfrec_dist.files.locations import Location
+from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.tracking.address import shown, tracking_uri
 from pnfrec_dist.tracking.opening import Opening, opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking.system_metrics import MachineMetrics
 from pnfrec_dist.training.events import BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of
-from pnfrec_dist.training.memory_plan import StepPlan, plan_step
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, begin, choose_run
 
 
@@ -48,7 +41,8 @@ def drive(settings: Settings) -> int:
         if settings.dry_run:
             print("dry run: nothing was trained")
             return 0
-        done = train(settings, plan, data, run, uri)
+        opening = opening_of_training(settings, data.manifest, data.directory)
+        done = train(Job(settings, plan, data, run, uri, opening))
     if done is None:
         print("go on with:")
         print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {shlex.quote(str(run.directory))}")
@@ -62,103 +56,26 @@ def drive(settings: Settings) -> int:
     return 0
 
 
-def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, at_a_time: int = 1) -> str:
-    """What will run, for a reader. Raises InputError when the users are too few or the memory is too small.
-
-    at_a_time: trainings with such workers, of a sweep.
-    """
-    train_data = data.train(settings.encoder.history)
-    require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
-    step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)
-    _require_memory(settings, plan, step, at_a_time)
-    return _describe(settings, data, train_data, plan, step)
-
-
-def open_data(settings: Settings) -> PreparedData:
-    """The prepared data set, compared with conf/dataset/<name>.yaml where there is one."""
-    directory = Location(settings.data_dir) / settings.dataset
-    if not re.fullmatch(r"\w[\w.-]*", settings.dataset):
-        raise InputError(f"--dataset is {settings.dataset!r}; a name has letters, digits, '.', '_' and '-' alone")
-    if settings.dataset not in conf_names("dataset"):
-        if not directory.is_dir():
-            load_conf("dataset", settings.dataset, DatasetSettings())  # raises, naming the nearest data set
-        return open_prepared(directory)
-    expected = load_conf("dataset", settings.dataset, DatasetSettings())
-    return open_prepared(directory, expected.prepared())
-
-
-def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, step: StepPlan) -> str:
-    counts = data.manifest.counts
-    steps = num_steps(len(train), settings.train.batch_size)
-    return "\n".join(
-        [
-            f"data: {data.directory}, {len(train):,} training users, {data.num_items:,} items, "
-            f"{counts['validation']['users']:,} validation and {counts['test']['users']:,} test users",
-            f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
-            f"at most {settings.epochs} epochs",
-            f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}",
-            f"memory per worker, about: {_size(step.table)} item table, {_size(step.table_training + step.passing)} "
-            f"its gradients and Adam, {_size(step.encoders)} encoders, {_size(step.activations)} activations, "
-            f"{_size(step.logits)} logits, {_size(step.data)} data, "
-            f"{_size(step.checkpoint)} the checkpoint being written; {_size(step.total)} in all",
-        ]
-    )
-
-
-def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_time: int) -> None:
-    """Raises InputError when the workers will not fit this machine's memory. Of a cluster's nothing is known here."""
-    if settings.ray_address or (plan.use_gpu and not plan.gpu_bytes):
-        return
-    if plan.use_gpu:
-        free, needed, where = plan.gpu_bytes, step.total, "a GPU has"
-    else:
-        spared = 0 if step.is_sharded else step.checkpoint * (plan.num_workers - 1)  # rank 0 alone writes
-        each = step.total * plan.num_workers - spared
-        needed, free, where = at_a_time * each, psutil.virtual_memory().available, "this machine has free"
-        if each <= free < needed:
-            raise InputError(
-                f"{at_a_time} trials at a time need about {_size(each)} each with the largest settings searched, "
-                f"{where} {_size(free)}; say --max-concurrent {free // each}"
-            )
-    if needed <= free:
-        return
-    table = step.table + step.table_training + step.passing
-    parts_save = step.activations * 7 // 8 - (step.table if not step.is_sharded else 0)
-    kind, exact = settings.loss.cross_entropy, settings.loss.cross_entropy == "exact"
-    fewer = "a lower --sampled.sce-buckets" if kind == "sce" else "a lower --sampled.num-items"
-    ways = {
-        "--item-table sharded": 0 if step.is_sharded or plan.num_workers == 1 else table // 2,
-        "--train.accumulation 8": parts_save if settings.train.accumulation == 1 else 0,
-        "a lower --train.batch-size": step.activations // 2,
-        "--loss.exact-path auto or --loss.cross-entropy sampled_softmax": step.logits
-        if exact and settings.loss.exact_path in ("materialised", "chunked")
-        else 0,
-        "a smaller --loss.tile-mib": step.logits * 3 // 4 if exact and settings.loss.tile_mib else 0,
-        fewer: 0 if exact else step.logits // 2,
-        "--loss.cross-entropy sampled_softmax": step.passing if exact else 0,
-        "a lower --encoder.hidden-size": (table + step.encoders) // 2,
-        "--checkpoint.no-background": step.checkpoint,
-        f"--{'num-workers' if at_a_time == 1 else 'workers-per-trial'} 1": step.total
-        if not plan.use_gpu and plan.num_workers > 1 and step.total <= free
-        else 0,
-    }
-    best = sorted((way for way, saved in ways.items() if saved > step.total // 20), key=lambda way: -ways[way])
-    workers = "" if plan.use_gpu else f"{plan.num_workers} workers x "
-    raise InputError(
-        f"training needs about {workers}{_size(step.total)}, {where} {_size(free)}; try {', '.join(best[:3])}"
-    )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
 class Display(Protocol):
     """Who sees what a training tells."""
 
     def show(self, event: Event) -> None: ...
 
     def line(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, and how it is to go on."""
+
+    settings: Settings
+    plan: WorkerPlan
+    data: PreparedData
+    run: Run
+    uri: str
+    """MLflow's"""
+    opening: Opening
+    phase: Phase = "both"
 
 
 @dataclass(frozen=True)
@@ -172,28 +89,19 @@ class Finished:
     """all the same"""
 
 
-def train(
-    settings: Settings,
-    plan: WorkerPlan,
-    data: PreparedData,
-    run: Run,
-    uri: str,
-    name: str = "",
-    parent: str = "",
-    phase: Phase = "both",
-) -> Finished | None:
+def train(job: Job) -> Finished | None:
     """Trains in the foreground, shown on the terminal, until SIGINT or SIGTERM.
 
-    name, parent: see opening_of_training. Returns None when it stopped before the test. Raises InputError when the run
-    refused, diverged or cannot be written, RunError when its workers failed for good.
+    Returns None when it stopped before the test. Raises InputError when the run refused, diverged or cannot be
+    written, RunError when its workers failed for good.
     """
-    opening = opening_of_training(settings, data.manifest, data.directory, name, parent)
+    settings, run = job.settings, job.run
     with taken_up(run, settings) as (epoch, done):
-        if (epoch, done) != (1, 0) and phase != "test":
-            way_out = "  (--resume never starts another run)" if settings.resume == "auto" and not parent else ""
+        if (epoch, done) != (1, 0) and job.phase != "test":
+            is_alone = settings.resume == "auto" and not job.opening.parent
+            way_out = "  (--resume never starts another run)" if is_alone else ""
             print(f"going on with {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
-        with ProgressReport(settings.epochs, epoch, plan.num_workers) as progress, stop_requests() as stop:
-            job = Job(settings, plan, data, run, uri, opening, phase)
+        with ProgressReport(settings.epochs, epoch, job.plan.num_workers) as progress, stop_requests() as stop:
             try:
                 outcome = run_tracked(job, progress, stop, _log_test)
             except RunError as error:
@@ -218,20 +126,6 @@ def taken_up(run: Run, settings: Settings, *, wait: bool = False) -> Iterator[tu
             way_out = "make room, or choose another --output-dir"
             raise InputError(f"cannot write to {run.directory} ({error.strerror}); {way_out}") from error
         yield begun
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run that was taken up, and how it is to go on."""
-
-    settings: Settings
-    plan: WorkerPlan
-    data: PreparedData
-    run: Run
-    uri: str
-    """MLflow's"""
-    opening: Opening
-    phase: Phase = "both"
 
 
 @dataclass

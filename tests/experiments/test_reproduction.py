@@ -13,9 +13,10 @@ from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.experiments.plan import Options, Training, planned
+from pnfrec_dist.experiments.published import published_figures
 from pnfrec_dist.experiments.report import About, write_report
 from pnfrec_dist.experiments.reproduction import recorded, still_missing
-from pnfrec_dist.experiments.results import Comparison, Recorded, curve_points, published_figures
+from pnfrec_dist.experiments.results import Comparison, Recorded, curve_points
 from pnfrec_dist.reproduce import parse
 from pnfrec_dist.training.events import Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
