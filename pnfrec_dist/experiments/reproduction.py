@@ -18,7 +18,8 @@ from pnfrec_dist.cluster.trainer import ray_options
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.experiments.plan import Options, Training
+from pnfrec_dist.experiments.options import Options
+from pnfrec_dist.experiments.plan import Training
 from pnfrec_dist.experiments.progress import HEADLINE, duration
 from pnfrec_dist.experiments.published import published_figures
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report

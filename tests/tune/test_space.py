@@ -10,8 +10,7 @@ from pnfrec_dist.cli import parse_train_settings
 from pnfrec_dist.config.conf_files import conf_names
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
-from tune.__main__ import parse
-from tune.options import base_settings, planned_stages
+from tune.options import base_settings, parse, planned_stages
 from tune.records import Record, best_of, trial_name
 from tune.search import DistinctPoints, listed_points, scheduler
 from tune.space import Parameter, Stage, load_stage, require_space, with_point
