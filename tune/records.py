@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import write_json
 from tune.space import Point
 
 TRIAL, POINT = "trial.json", "point.json"
@@ -47,11 +48,11 @@ def trial_name(point: Point) -> str:
 def begin_record(directory: Path, point: Point) -> None:
     """Notes the point of a trial that is about to begin."""
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / POINT, point)
+    write_json(directory / POINT, point)
 
 
 def write_record(directory: Path, record: Record) -> None:
-    _write(directory / TRIAL, asdict(record))
+    write_json(directory / TRIAL, asdict(record))
 
 
 def read_record(directory: Path) -> Record | None:
@@ -92,12 +93,6 @@ def best_of(records: list[Record]) -> Record | None:
     order is no matter."""
     scored = [record for record in records if record.best_score is not None and record.state != "failed"]
     return max(scored, key=lambda record: (record.best_score, record.name), default=None)
-
-
-def _write(file: Path, content: Any) -> None:
-    draft = file.with_name(f".{file.name}.writing")
-    draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    draft.replace(file)
 
 
 def _read(file: Path) -> Any:

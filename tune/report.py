@@ -15,6 +15,7 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.evaluation.bootstrap import spread
 from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.progress import duration
+from pnfrec_dist.files.atomic import write_text
 from tune.options import FOUND_BY
 from tune.records import Record
 from tune.space import Stage, described
@@ -55,7 +56,7 @@ def write_stage_report(directory: Path, stage: Stage, records: Sequence[Record])
             values = {p[names[0]]: {SELECTION: spread([s])} for p, s in zip(points, scores, strict=True)}
             plots.save_png(plots.weight_curve(weight, stage.model, values, (SELECTION,)), figures / f"{weight}.png")
             text += f"\n![over {weight}](figures/{weight}.png)\n"
-    (directory / "stage.md").write_text(text, encoding="utf-8")
+    write_text(directory / "stage.md", text)
 
 
 def _weight(names: Sequence[str]) -> str | None:
@@ -143,6 +144,4 @@ def best_yaml(settings: Settings, stage: Stage, record: Record, command: str, sw
 def write_best(path: Path, content: str) -> None:
     """In one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.writing")
-    draft.write_text(content, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, content)

@@ -20,7 +20,8 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.progress import duration, headline_table
-from pnfrec_dist.experiments.tracked_training import checked_plan, open_data, train
+from pnfrec_dist.experiments.tracked_training import WAY_OUT, checked_plan, open_data, train
+from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.tracking.run import Opening, TrackedRun, tracking_uri
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.result import read_result
@@ -80,13 +81,10 @@ def _own_directory(options: Options, stages: Sequence[Stage], settings: Settings
     Raises InputError where another does, where it is another sweep's, and where it cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        with writing(f"to {options.directory}", WAY_OUT):
             run = _sweep_run(options, stages, settings, data)
             if not options.dry_run:
                 stack.enter_context(run.locked(way_out="say another --name"))
-        except OSError as error:
-            way_out = "make room, or choose another --output-dir"
-            raise InputError(f"cannot write to {options.directory} ({error.strerror}); {way_out}") from error
         yield run
 
 

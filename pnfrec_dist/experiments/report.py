@@ -4,7 +4,6 @@ import base64
 import datetime
 import math
 import re
-import shutil
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pnfrec_dist.experiments.results import (
     published_width,
     write_tables,
 )
+from pnfrec_dist.files.atomic import replaced_directory
 
 REPORT, PAGE = "report.md", "report.html"
 BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
@@ -95,14 +95,8 @@ def write_report(directory: Path, about: About, comparison: Comparison, curves: 
 
     curves: loss weight -> the trainings along it.
     """
-    draft = directory.with_name(f".{directory.name}.writing")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with replaced_directory(directory) as draft:
         _write_all(draft, about, comparison, curves)
-        shutil.rmtree(directory, ignore_errors=True)
-        draft.rename(directory)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return directory / PAGE
 
 

@@ -9,7 +9,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
@@ -21,7 +21,8 @@ from pnfrec_dist.experiments.plan import Options, Training
 from pnfrec_dist.experiments.progress import HEADLINE, duration
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
 from pnfrec_dist.experiments.results import Comparison, Recorded, published_figures
-from pnfrec_dist.experiments.tracked_training import checked_plan, open_data, train
+from pnfrec_dist.experiments.tracked_training import WAY_OUT, checked_plan, open_data, train
+from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
 from pnfrec_dist.tracking.run import Opening, TrackedRun, code_versions, model_name, tracking_uri
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, SCORE_TAG
@@ -104,7 +105,7 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
         print(f"dry run: nothing was trained; {len(missing)} trainings are missing")
         return 0
     if options.report_only:
-        with _writing(options.directory):
+        with writing(f"to {options.directory}", WAY_OUT):
             page = write(options, data, trainings, [])
         if page is None:
             raise InputError(f"there is no result in {options.directory} to report yet; run it without --report-only")
@@ -112,7 +113,7 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
         return 0
     parent = _parent(options, digest)
     with contextlib.ExitStack() as stack:
-        with _writing(parent.directory):
+        with writing(f"to {parent.directory}", WAY_OUT):
             parent.directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(parent.locked(way_out="say another --name"))
             parent.write()
@@ -121,7 +122,7 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
         status = FAILED
 
         def report(problems: list[str]) -> Path | None:
-            with _writing(parent.directory):
+            with writing(f"to {parent.directory}", WAY_OUT):
                 page = write(options, data, trainings, problems)
             _tell(options, data, trainings, tracked)
             return page
@@ -145,16 +146,6 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
     if problems:
         raise RunError(f"{len(problems)} of {len(trainings)} trainings failed: {'; '.join(problems)}")
     return 0
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Raises InputError where the directory cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        way_out = "make room, or choose another --output-dir"
-        raise InputError(f"cannot write to {directory} ({error.strerror}); {way_out}") from error
 
 
 def _parent(options: Options, data_digest: str) -> Run:

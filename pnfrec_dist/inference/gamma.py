@@ -3,10 +3,7 @@
 B users of a batch, U users of a split.
 """
 
-import contextlib
-import errno
-import json
-import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation, evaluate
 from pnfrec_dist.evaluation.metrics import summarize
+from pnfrec_dist.files.atomic import require_writable, write_json, writing
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
@@ -30,8 +28,10 @@ MEASURES = (("HR", "hr"), ("NDCG", "ndcg"))
 
 def run(settings: EvaluateSettings) -> int:
     """Prints the tables and writes the file. Raises InputError for a model of other data."""
+    out = Path(settings.out)
     if settings.out:
-        _write(Path(settings.out), None)  # better known now than in the end
+        with _writing(out):
+            require_writable(out)  # better known now than in the end
     trained = open_trained(settings.run, settings.data_dir)
     data = open_prepared(Location(settings.data_dir) / trained.settings.dataset)
     if trained.data_digest != data.manifest.digest:
@@ -54,7 +54,9 @@ def run(settings: EvaluateSettings) -> int:
         print(f"test, {group} ({count} users)")
         print(_table({gamma: groups[group] for gamma, groups in tested.items()}), end="\n\n")
     if settings.out:
-        _write(Path(settings.out), {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested})
+        content = {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested}
+        with _writing(out):
+            write_json(out, content, indent=1)
     return 0
 
 
@@ -105,17 +107,5 @@ def _table(rows: dict[float, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _write(path: Path, content: dict[str, Any] | None) -> None:
-    """None: whether it can be written alone."""
-    draft = path.with_name(f".{path.name}.writing")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        if content is not None:
-            draft.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write --out {path} ({error.strerror}); name another file") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+def _writing(out: Path) -> AbstractContextManager[None]:
+    return writing(f"--out {out}", "name another file")

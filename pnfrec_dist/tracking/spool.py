@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pnfrec_dist.files.atomic import write_text
+
 RECORDS, SENT, LOCK = "tracking.jsonl", "tracking.sent", "tracking.lock"
 
 Record = dict[str, Any]
@@ -79,10 +81,8 @@ class Spool:
         """The first `count` records are sent. Should this be lost, some are sent again, which changes nothing."""
         with self._guard:
             self.sent = count
-            draft = self.directory / f".{SENT}.writing"
             with contextlib.suppress(OSError):
-                draft.write_text(str(count))
-                draft.rename(self.directory / SENT)
+                write_text(self.directory / SENT, str(count))
 
     @property
     def unsent(self) -> int:

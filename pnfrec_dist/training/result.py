@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation
+from pnfrec_dist.files.atomic import replaced, write_json
 
 DIRECTORY, RESULT, TEST_USERS = "result", "result.json", "test_users.parquet"
 RESULT_VERSION = 1
@@ -62,13 +63,9 @@ def write_result(
     columns.update({f"target_rank_{name}": pa.array(found.target_rank) for name, found in ranked.items()})
     directory = run_dir / DIRECTORY
     directory.mkdir(exist_ok=True)
-    for name, write in (
-        (TEST_USERS, lambda draft: pq.write_table(pa.table(columns), draft)),
-        (RESULT, lambda draft: draft.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")),
-    ):
-        draft = directory / f".{name}.writing"
-        write(draft)
-        draft.replace(directory / name)
+    with replaced(directory / TEST_USERS) as draft:
+        pq.write_table(pa.table(columns), draft)
+    write_json(directory / RESULT, asdict(result), indent=1)
 
 
 def read_result(run_dir: Path) -> Result | None:

@@ -20,7 +20,7 @@ from typing import Any
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.locations import sync_to_disk
+from pnfrec_dist.files.atomic import write_json
 from pnfrec_dist.training.checkpoint import stored_state
 from pnfrec_dist.training.checkpoint_manager import checkpoints, is_checkpoint_name, newest_usable, require_usable
 
@@ -74,10 +74,7 @@ class Run:
         """In one move, so that a reader finds the old or the new."""
         self.directory.mkdir(parents=True, exist_ok=True)
         content = {name: value for name, value in vars(self).items() if name != "directory"}
-        draft = self.directory / f".{RUN_FILE}.writing"
-        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        sync_to_disk(draft)
-        draft.rename(self.directory / RUN_FILE)
+        write_json(self.directory / RUN_FILE, content, indent=2)
 
     @contextmanager
     def locked(self, way_out: str = "start another run with --resume never", *, wait: bool = False) -> Iterator[None]:
