@@ -7,7 +7,6 @@ recs/_manifest.json             how they were made, and every file's size, rows 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import move_in, old_of, put_back, replaced, write_json, writing
 from pnfrec_dist.files.locations import sha256_of
+from pnfrec_dist.files.locks import held
 
 MANIFEST, REQUEST, KIND = "_manifest.json", "request.json", "recommendations"
 """Readers of a directory of Parquet pass over names that begin with _."""
@@ -70,12 +70,10 @@ class ListFiles:
         with contextlib.ExitStack() as stack:
             with _writing(self.directory.parent):
                 self.directory.parent.mkdir(parents=True, exist_ok=True)
-                held = stack.enter_context(lock.open("a"))
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                is_ours = stack.enter_context(held(lock, remove=True))
+            if not is_ours:
                 way_out = "wait for it, or name another --out"
-                raise InputError(f"{self.directory} is being made by another command; {way_out}") from error
+                raise InputError(f"{self.directory} is being made by another command; {way_out}")
             try:
                 with _writing(self.directory.parent):
                     put_back(self.directory)
@@ -84,7 +82,6 @@ class ListFiles:
             finally:
                 if not list(self.making.glob(NOTES)):  # nothing to go on with
                     shutil.rmtree(self.making, ignore_errors=True)
-                lock.unlink(missing_ok=True)
 
     def publish(self, parts: Iterable[Part], about: dict[str, Any]) -> None:
         """Puts the lists in their place. Killed between its two moves it leaves none; the next start mends that.

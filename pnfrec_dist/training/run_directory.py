@@ -7,7 +7,6 @@ runs/<run>/tracking.jsonl  spool.py
 """
 
 import contextlib
-import fcntl
 import json
 import secrets
 import time
@@ -21,6 +20,7 @@ from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import write_json
+from pnfrec_dist.files.locks import held
 from pnfrec_dist.training.checkpoint import stored_state
 from pnfrec_dist.training.checkpoint_manager import checkpoints, is_checkpoint_name, newest_usable, require_usable
 
@@ -80,13 +80,9 @@ class Run:
     def locked(self, way_out: str = "start another run with --resume never", *, wait: bool = False) -> Iterator[None]:
         """Raises InputError when another command drives the run; wait: waits until none does."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / LOCK_FILE).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(
-                    f"{self.directory} is being trained by another command; wait for it, or {way_out}"
-                ) from error
+        with held(self.directory / LOCK_FILE, wait=wait) as is_ours:
+            if not is_ours:
+                raise InputError(f"{self.directory} is being trained by another command; wait for it, or {way_out}")
             yield
 
 
