@@ -21,6 +21,7 @@ from pnfrec_dist.data.schema import (
 )
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.text import file_size
 from spark_jobs import transforms
 from spark_jobs.clean import (
     HEADER_AGAIN,
@@ -103,7 +104,7 @@ class Build:
     def read(self, building: Location) -> DataFrame:
         """Reads and cleans: the good rows without equal ones, a user's rows in one partition."""
         source = self.settings.source
-        self.say("reading", f"{len(self.files):,} files, {sum(f.bytes for f in self.files) / 1e6:,.1f} MB")
+        self.say("reading", f"{len(self.files):,} files, {file_size(sum(f.bytes for f in self.files))}")
         if source.time_format not in (*EPOCH_UNITS, "iso"):
             _require_pattern(self.spark, source.time_format)
         rows = read_rows(self.spark, self.files, source)

@@ -15,6 +15,7 @@ from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.data.schema import REPORT_NAME, Manifest, settings_hash
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.text import file_size
 from spark_jobs.build import Build
 from spark_jobs.fetch import obtain_raw
 from spark_jobs.publish import build_directory, publish, whole_manifest
@@ -106,7 +107,7 @@ def _verify(directory: Location) -> None:
     manifest = verify(directory)
     size = sum(entry.bytes for entry in manifest.files)
     print(
-        f"{directory} is whole: {len(manifest.files):,} files, {size / 1e6:,.1f} MB, "
+        f"{directory} is whole: {len(manifest.files):,} files, {file_size(size)}, "
         f"{manifest.counts['train_users']['users']:,} training users, {manifest.num_items:,} items"
     )
     print(f"content {manifest.digest}")

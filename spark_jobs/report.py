@@ -4,6 +4,7 @@ import datetime
 import html
 import io
 import itertools
+import textwrap
 import warnings
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from pnfrec_dist.config.dataset_settings import ExpectedSettings
 from pnfrec_dist.data.schema import SPLITS, Manifest
+from pnfrec_dist.files.tables import GAP, text_table
 from spark_jobs.clean import TICKS
 from spark_jobs.quantile import Bucket, ranked
 
@@ -97,7 +99,10 @@ def complaint(manifest: Manifest, expected: ExpectedSettings) -> str:
 
 def summary(manifest: Manifest, expected: ExpectedSettings) -> str:
     """Table 1's columns, split sizes and sequence lengths, as text."""
-    blocks = [_text_table(rows, title) for title, rows in _tables(manifest, expected)]
+    blocks = []
+    for title, (head, *rows) in _tables(manifest, expected):
+        table = textwrap.indent(text_table(head, rows), GAP)
+        blocks.append(f"{title}\n{table}" if title else table)
     return "\n\n".join(blocks)
 
 
@@ -133,15 +138,6 @@ def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, l
         rows.append([kind, *(f"{counts[f'length_{kind}'][name]:,}" for name in FRACTIONS)])
     tables.append(("", rows))
     return tables
-
-
-def _text_table(rows: list[list[str]], title: str) -> str:
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = [title] if title else []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 # ---- report.html ------------------------------------------------------------------------------------------

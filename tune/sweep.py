@@ -19,9 +19,10 @@ from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.experiments.progress import duration, headline_table
+from pnfrec_dist.experiments.progress import headline_table
 from pnfrec_dist.experiments.tracked_training import WAY_OUT, checked_plan, open_data, train
 from pnfrec_dist.files.atomic import writing
+from pnfrec_dist.files.text import duration
 from pnfrec_dist.tracking.run import Opening, TrackedRun, tracking_uri
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.result import read_result

@@ -5,7 +5,7 @@ import datetime
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,19 @@ from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, resample_count, spread
 from pnfrec_dist.experiments import plots
-from pnfrec_dist.experiments.progress import duration
 from pnfrec_dist.experiments.results import (
     HEADLINE,
     REFERENCE,
     SELECTION,
     Comparison,
     Recorded,
-    counted,
     curve_points,
     published_width,
     write_tables,
 )
 from pnfrec_dist.files.atomic import replaced_directory
+from pnfrec_dist.files.tables import markdown_table
+from pnfrec_dist.files.text import counted, duration, four, signed, span
 
 REPORT, PAGE = "report.md", "report.html"
 BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
@@ -80,7 +80,7 @@ def headline_markdown(comparison: Comparison) -> str:
                 cell += f" ({four(paper)}, {signed(metrics[metric].mean - paper)})"
             cells.append(cell)
         rows.append([f"`{model}`", *cells])
-    return _table(["model", "seeds", *map(plots.metric_title, HEADLINE)], rows)
+    return markdown_table(["model", "seeds", *map(plots.metric_title, HEADLINE)], rows)
 
 
 def missing_markdown(planned: int, recorded: int) -> str:
@@ -137,7 +137,7 @@ def _opening(about: About, comparison: Comparison) -> str:
     counts = about.manifest.counts
     test = counts["test"]
     users = f"{test['positive_targets']:,} with a liked target and {test['negative_targets']:,} with a disliked one"
-    models = f"{counted({len(comparison.runs)}, 'model')} with {comparison.seeds}; " if comparison.runs else ""
+    models = f"{counted(len(comparison.runs), 'model')} with {comparison.seeds}; " if comparison.runs else ""
     written = f"{models}written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by"
     lines = [
         f"# {about.title}",
@@ -191,7 +191,7 @@ def _interval_table(comparison: Comparison) -> str:
         if model != REFERENCE:
             cells = [_interval(intervals.get(model, {}).get(metric)) for metric in HEADLINE]
             rows.append([f"`{model}`", str(comparison.shared_seeds(model)), *cells])
-    return _table(["model", "seeds of both", *map(plots.metric_title, HEADLINE)], rows)
+    return markdown_table(["model", "seeds of both", *map(plots.metric_title, HEADLINE)], rows)
 
 
 def _cutoff_table(comparison: Comparison) -> str:
@@ -204,7 +204,7 @@ def _cutoff_table(comparison: Comparison) -> str:
         for k in cutoffs:
             cells = [_spread(metrics.get(f"{name}_at_{k}")) for name in names]
             rows.append([f"`{model}`" if k == cutoffs[0] else "", str(k), *cells])
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _training_table(comparison: Comparison) -> str:
@@ -219,14 +219,14 @@ def _training_table(comparison: Comparison) -> str:
                 f"`{model}`",
                 " ".join(str(run.seed) for run in runs),
                 _spread(best),
-                _range([r.best_epoch for r in results]),
-                _range([len(r.epochs) for r in results]),
+                span([r.best_epoch for r in results]),
+                span([len(r.epochs) for r in results]),
                 duration(statistics.mean(r.seconds for r in results)),
                 f"{statistics.mean(epoch_seconds):.1f} s",
-                _range([r.num_workers for r in results]),
+                span([r.num_workers for r in results]),
             ]
         )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
@@ -242,13 +242,13 @@ def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
     ]
     comparable = [value for value in points if seeds[value] == max(seeds.values())]
     chosen = max(comparable, key=lambda value: points[value][SELECTION].mean)
-    of_which = "" if len(comparable) == len(points) else f", of those with {counted({max(seeds.values())}, 'seed')}"
+    of_which = "" if len(comparable) == len(points) else f", of those with {counted(max(seeds.values()), 'seed')}"
     return [
         f"## Over {weight}",
         f"`{model}` with {counted(seeds.values(), 'seed')} for each value; whiskers: SD over seeds. A value is "
         f"chosen on validation alone: here {chosen:g}{of_which}.",
         f"![over {weight}](figures/{weight}.png)",
-        _table([weight, "seeds", *titles], rows),
+        markdown_table([weight, "seeds", *titles], rows),
     ]
 
 
@@ -263,7 +263,7 @@ def _settings(comparison: Comparison) -> list[str]:
     parts = []
     if own:
         rows = [[f"`{model}`", *(str(settings[name]) for name in own)] for model, settings in flat.items()]
-        parts.append(_table(["model", *own], rows))
+        parts.append(markdown_table(["model", *own], rows))
     values = next(iter(flat.values()))
     parts.append("All: " + ", ".join(f"{name} {values[name]}" for name in shared) + ".")
     return parts
@@ -271,20 +271,6 @@ def _settings(comparison: Comparison) -> list[str]:
 
 def _embedded(picture: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def four(value: float) -> str:
-    """0.0982 -> .0982, -0.0174 -> -.0174."""
-    return f"{round(value, 4) + 0.0:.4f}".replace("0.", ".", 1)  # + 0.0: no minus before zero
-
-
-def signed(value: float) -> str:
-    return ("+" if value >= 0 else "") + four(value)
 
 
 def _spread(found: Spread | None) -> str:
@@ -298,8 +284,3 @@ def _interval(found: Interval | None) -> str:
         return "-"
     text = f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
     return f"**{text}**" if found.excludes_zero else text
-
-
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"

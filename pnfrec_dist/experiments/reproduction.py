@@ -18,11 +18,12 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.plan import Options, Training
-from pnfrec_dist.experiments.progress import HEADLINE, duration
+from pnfrec_dist.experiments.progress import HEADLINE
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
 from pnfrec_dist.experiments.results import Comparison, Recorded, published_figures
 from pnfrec_dist.experiments.tracked_training import WAY_OUT, checked_plan, open_data, train
 from pnfrec_dist.files.atomic import writing
+from pnfrec_dist.files.text import duration
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
 from pnfrec_dist.tracking.run import Opening, TrackedRun, code_versions, model_name, tracking_uri
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, SCORE_TAG

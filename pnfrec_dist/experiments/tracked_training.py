@@ -28,6 +28,7 @@ from pnfrec_dist.experiments.outcome import log_outcome
 from pnfrec_dist.experiments.progress import ProgressReport, headline_table
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.text import memory_size
 from pnfrec_dist.tracking.run import Opening, TrackedRun, opening_of_training, tracking_uri
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, shown
 from pnfrec_dist.tracking.system_metrics import MachineMetrics
@@ -100,10 +101,11 @@ def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: Wo
             f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
             f"at most {settings.epochs} epochs",
             f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}",
-            f"memory per worker, about: {_size(step.table)} item table, {_size(step.table_training + step.passing)} "
-            f"its gradients and Adam, {_size(step.encoders)} encoders, {_size(step.activations)} activations, "
-            f"{_size(step.logits)} logits, {_size(step.data)} data, "
-            f"{_size(step.checkpoint)} the checkpoint being written; {_size(step.total)} in all",
+            f"memory per worker, about: {memory_size(step.table)} item table, "
+            f"{memory_size(step.table_training + step.passing)} its gradients and Adam, "
+            f"{memory_size(step.encoders)} encoders, {memory_size(step.activations)} activations, "
+            f"{memory_size(step.logits)} logits, {memory_size(step.data)} data, "
+            f"{memory_size(step.checkpoint)} the checkpoint being written; {memory_size(step.total)} in all",
         ]
     )
 
@@ -120,8 +122,8 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_t
         needed, free, where = at_a_time * each, psutil.virtual_memory().available, "this machine has free"
         if each <= free < needed:
             raise InputError(
-                f"{at_a_time} trials at a time need about {_size(each)} each with the largest settings searched, "
-                f"{where} {_size(free)}; say --max-concurrent {free // each}"
+                f"{at_a_time} trials at a time need about {memory_size(each)} each with the largest settings searched, "
+                f"{where} {memory_size(free)}; say --max-concurrent {free // each}"
             )
     if needed <= free:
         return
@@ -147,13 +149,8 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_t
     }
     best = sorted((way for way, saved in ways.items() if saved > step.total // 20), key=lambda way: -ways[way])
     workers = "" if plan.use_gpu else f"{plan.num_workers} workers x "
-    raise InputError(
-        f"training needs about {workers}{_size(step.total)}, {where} {_size(free)}; try {', '.join(best[:3])}"
-    )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    needs = f"training needs about {workers}{memory_size(step.total)}, {where} {memory_size(free)}"
+    raise InputError(f"{needs}; try {', '.join(best[:3])}")
 
 
 class Display(Protocol):

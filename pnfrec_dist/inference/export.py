@@ -28,6 +28,7 @@ from pnfrec_dist.data.schema import ITEMS_NAME, MANIFEST_NAME, PAD_ID
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.files.atomic import replaced_directory, write_json, writing
 from pnfrec_dist.files.locations import sha256_of
+from pnfrec_dist.files.text import file_size
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.standalone_encoder import PlainEncoder
@@ -76,7 +77,7 @@ def export(exported: Exported, directory: Path) -> str:
         _compare(exported.model, draft)
         manifest = _manifest(exported, draft)
         write_json(draft / MANIFEST_NAME, manifest, indent=2)
-    lines = [f"  {name:<22}{entry['bytes'] / 1e6:8.1f} MB" for name, entry in manifest["files"].items()]
+    lines = [f"  {name:<22}{file_size(entry['bytes']):>11}" for name, entry in manifest["files"].items()]
     return "\n".join([f"{directory}:", *lines, "", usage(directory, exported)])
 
 

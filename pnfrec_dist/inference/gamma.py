@@ -18,6 +18,8 @@ from pnfrec_dist.evaluation.holdout import Evaluation, evaluate
 from pnfrec_dist.evaluation.metrics import summarize
 from pnfrec_dist.files.atomic import require_writable, write_json, writing
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.tables import text_table
+from pnfrec_dist.files.text import score
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 from pnfrec_dist.inference.trained_model import open_trained
@@ -43,7 +45,7 @@ def run(settings: EvaluateSettings) -> int:
     print(f"{'gamma':>6}  validation NDCG_p@10", flush=True)
     for gamma in gammas:
         validation[gamma] = split.evaluated(gamma).metrics[SELECTION_METRIC]
-        print(f"{gamma:>6g}  {validation[gamma]:.4f}", flush=True)
+        print(f"{gamma:>6g}  {score(validation[gamma])}", flush=True)
     by_score = sorted(gammas, key=lambda gamma: (-validation[gamma], gamma))
     best = by_score[0]
     print(f"best on validation: gamma {best:g}\n", flush=True)
@@ -100,11 +102,9 @@ class Split:
 def _table(rows: dict[float, dict[str, float]]) -> str:
     columns = [(f"{title}_{group}@10", f"{name}_{group}_at_10") for title, name in MEASURES for group in "pn"]
     columns += [(f"d{title}@10", f"{name}_delta_at_10") for title, name in MEASURES]
-    lines = [f"{'gamma':>6}" + "".join(f"{title:>11}" for title, _ in columns)]
-    for gamma, metrics in rows.items():
-        cells = (f"{metrics[name]:.4f}" if name in metrics else "-" for _, name in columns)
-        lines.append(f"{gamma:>6g}" + "".join(f"{cell:>11}" for cell in cells))
-    return "\n".join(lines)
+    head = ["gamma", *(title for title, _ in columns)]
+    lines = [[f"{gamma:g}", *(score(metrics.get(name)) for _, name in columns)] for gamma, metrics in rows.items()]
+    return text_table(head, lines, ">" * len(head), first_width=6, other_width=9)
 
 
 def _writing(out: Path) -> AbstractContextManager[None]:
