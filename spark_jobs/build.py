@@ -27,14 +27,16 @@ from spark_jobs.clean import (
     HEADER_AGAIN,
     INTERACTION,
     accepted,
+    date_of,
     rejected,
     timestamp_range,
     timestamp_unit,
     typed_rows,
     unreadable,
 )
+from spark_jobs.figures import Distributions, draw
 from spark_jobs.quantile import BUCKETS, Bucket, bucket_of, histograms
-from spark_jobs.report import LENGTHS, Distributions, date_of, draw, length_quantiles, render_report
+from spark_jobs.report import LENGTHS, length_quantiles, render_report
 from spark_jobs.sequences import user_sequences
 from spark_jobs.session import at_once
 from spark_jobs.sources import RawFile, read_rows

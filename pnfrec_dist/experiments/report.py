@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markdown_it import MarkdownIt
-
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, resample_count, spread
@@ -26,6 +24,7 @@ from pnfrec_dist.experiments.results import (
     write_tables,
 )
 from pnfrec_dist.files.atomic import replaced_directory
+from pnfrec_dist.files.pages import html_of_markdown, page
 from pnfrec_dist.files.tables import markdown_table
 from pnfrec_dist.files.text import counted, duration, four, signed, span
 
@@ -35,19 +34,6 @@ CURVE_METRICS = ("ndcg_p_at_10", "ndcg_delta_at_10", SELECTION)
 FEW_USERS = 100
 SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
 """Sections of the settings that a reader of results asks for; those of sampling where items are sampled."""
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.55 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-size: 14px }}
-th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; font-variant-numeric: tabular-nums }}
-th:first-child, td:first-child {{ text-align: left }}
-img {{ max-width: 100% }} code {{ background: #f3f4f5; padding: .1rem .25rem }}
-pre {{ background: #f3f4f5; padding: .6rem 1rem; overflow-x: auto }} pre code {{ padding: 0 }}
-</style></head><body>
-{body}
-</body></html>
-"""
 
 
 @dataclass(frozen=True)
@@ -113,9 +99,9 @@ def _write_all(directory: Path, about: About, comparison: Comparison, curves: di
         parts += ["## Trainings that failed", "\n".join(f"- {problem}" for problem in about.problems)]
     text = "\n\n".join(parts) + "\n"
     (directory / REPORT).write_text(text, encoding="utf-8")
-    html = MarkdownIt("commonmark").enable("table").render(text)
-    html = re.sub(r'src="(figures/[\w.]+)"', lambda found: f'src="{_embedded(directory / found[1])}"', html)
-    (directory / PAGE).write_text(_PAGE.format(title=about.title, body=html), encoding="utf-8")
+    body = html_of_markdown(text)
+    body = re.sub(r'src="(figures/[\w.]+)"', lambda found: f'src="{_embedded(directory / found[1])}"', body)
+    (directory / PAGE).write_text(page(about.title, body), encoding="utf-8")
 
 
 def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[str]:
