@@ -4,14 +4,15 @@
 <stage>/<trial>/trial.json  written once it ended; what lacks it goes on when the same command is started again
 """
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import write_json
+from pnfrec_dist.files.locations import reading
 from tune.space import Point
 
 TRIAL, POINT = "trial.json", "point.json"
@@ -58,10 +59,8 @@ def write_record(directory: Path, record: Record) -> None:
 def read_record(directory: Path) -> Record | None:
     """None while the trial did not end. Raises InputError for a file that cannot be read."""
     content = _read(directory / TRIAL)
-    try:
+    with reading(directory / TRIAL, "remove it"):
         return None if content is None else Record(**content)
-    except TypeError as error:
-        raise InputError(f"{directory / TRIAL} cannot be read ({error}); remove it") from error
 
 
 def ended_and_begun(stage_directory: Path) -> tuple[list[Record], list[Point]]:
@@ -96,9 +95,6 @@ def best_of(records: list[Record]) -> Record | None:
 
 
 def _read(file: Path) -> Any:
-    try:
+    with reading(file, "remove it"), contextlib.suppress(FileNotFoundError):
         return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); remove it") from error
+    return None

@@ -20,6 +20,7 @@ from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import write_json
+from pnfrec_dist.files.locations import reading
 from pnfrec_dist.files.locks import held
 from pnfrec_dist.training.checkpoint import stored_state
 from pnfrec_dist.training.checkpoint_manager import checkpoints, is_checkpoint_name, newest_usable, require_usable
@@ -89,15 +90,10 @@ class Run:
 def read_run(directory: Path) -> Run:
     """Raises InputError when `directory` is no run."""
     file = directory / RUN_FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return Run(directory, **content)
-    except FileNotFoundError as error:
-        raise InputError(f"{directory} is no run (it has no {RUN_FILE}); name a directory below runs/") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{file} cannot be read ({error}); name another run, or start one with --resume never"
-        ) from error
+    with reading(file, "name another run, or start one with --resume never"):
+        if not file.exists():
+            raise InputError(f"{directory} is no run (it has no {RUN_FILE}); name a directory below runs/")
+        return Run(directory, **json.loads(file.read_text(encoding="utf-8")))
 
 
 def choose_run(settings: Settings, data_digest: str) -> Run:

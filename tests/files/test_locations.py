@@ -1,6 +1,7 @@
 """A place by its path or URI: the same operations, on this machine's files."""
 
 import hashlib
+import json
 import os
 import pickle
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.locations import CHUNK, Location, sha256_of, sync_to_disk
+from pnfrec_dist.files.locations import CHUNK, Location, reading, sha256_of, sync_to_disk
 
 
 def test_a_path_and_its_uri_are_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,3 +83,23 @@ def test_what_is_synced_is_the_file_or_the_directory(tmp_path: Path, monkeypatch
     Location(tmp_path).sync()
     Location("s3://bucket/a").sync()
     assert synced == [(tmp_path / "a").stat().st_ino, tmp_path.stat().st_ino]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file or directory"), ("{", "JSONDecodeError: Expecting .*"), ("{}", "KeyError: 'a'")],
+)
+def test_what_cannot_be_read_is_said_in_one_line_with_a_way_out(
+    tmp_path: Path, content: str | None, reason: str
+) -> None:
+    file = tmp_path / "a.json"
+    if content is not None:
+        file.write_text(content)
+    wanted = rf"a\.json cannot be read \({reason}\); remove it$"
+    with pytest.raises(InputError, match=wanted), reading(file, "remove it"):
+        json.loads(file.read_text())["a"]
+
+
+def test_what_was_said_of_a_content_already_is_not_said_twice() -> None:
+    with pytest.raises(InputError, match=r"^too old$"), reading("a", "remove it"):
+        raise InputError("too old")
