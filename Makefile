@@ -25,7 +25,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train reproduce tune serve export mlflow-ui test test-slow soak bench bench-prep bench-recommend check format lock clean
+.PHONY: help setup spark-prep py-files train reproduce tune serve export mlflow-ui test test-slow soak bench bench-prep bench-recommend lint check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -90,10 +90,12 @@ bench-recommend: $(STAMP)  ## time lists beside the plain way and single request
 	@$(BIN)/python -m benchmarks.recommend $(ARGS)
 	@$(BIN)/python -m benchmarks.serve
 
-check: $(STAMP)  ## format, lint, types, fast tests
+lint: $(STAMP)  ## format, lint, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
+
+check: lint  ## format, lint, types, fast tests
 	@$(BIN)/python -m pytest -m "not integration and not slow and not soak" --durations=3
 
 format: $(STAMP)  ## put the code into shape
