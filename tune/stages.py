@@ -14,7 +14,8 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from pnfrec_dist.cluster.trainer import Node, WorkerPlan, plan_workers, stop_requests
+from pnfrec_dist.cluster.planning import Node, WorkerPlan, plan_workers
+from pnfrec_dist.cluster.signals import stop_requests
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError

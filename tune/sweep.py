@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
-from pnfrec_dist.cluster.trainer import ray_cluster
+from pnfrec_dist.cluster.session import ray_cluster
+from pnfrec_dist.cluster.trainer import ray_options
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
@@ -37,7 +38,8 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     """Runs what is missing of a sweep, reports, and returns the exit code. Raises InputError, RunError."""
     settings = base_settings(options, stages[0], {})
     data, uri = open_data(settings), tracking_uri()
-    with _own_directory(options, stages, settings, data) as run, ray_cluster(settings, dashboard=True) as nodes:
+    wanted = ray_options(settings)
+    with _own_directory(options, stages, settings, data) as run, ray_cluster(wanted, dashboard=True) as nodes:
         plan = plan_trials(nodes, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
         if plan.workers.use_gpu:
             options = dataclasses.replace(options, gpus_per_trial=plan.workers.num_workers)

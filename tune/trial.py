@@ -15,7 +15,9 @@ from typing import Any
 
 from ray import tune
 
-from pnfrec_dist.cluster.trainer import WorkerPlan, name_ray_to_helpers, prepare_process
+from pnfrec_dist.cluster.planning import WorkerPlan
+from pnfrec_dist.cluster.session import name_ray_to_helpers, prepare_process
+from pnfrec_dist.cluster.trainer import ray_options
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
@@ -124,7 +126,7 @@ class Trial(tune.Trainable):
     def _train(self) -> bool:
         """Whether it came to its end."""
         work = self.assignment
-        prepare_process(work.settings)
+        prepare_process(ray_options(work.settings))
         name_ray_to_helpers()
         settings = with_point(work.settings, self.point, work.stage)
         data = open_prepared(Location(work.data_dir))

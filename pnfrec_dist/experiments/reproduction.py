@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
-from pnfrec_dist.cluster.trainer import ray_session
+from pnfrec_dist.cluster.session import ray_session
+from pnfrec_dist.cluster.trainer import ray_options
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
@@ -52,7 +53,7 @@ def run_missing(
     missing = still_missing(trainings, digest)
     if not missing:
         return True, []
-    with ray_session(missing[0].settings) as plan:
+    with ray_session(ray_options(missing[0].settings)) as plan:
         plans = [checked_plan(training.settings, data, plan) for training in missing]
         print(f"{missing[0].name}\n{plans[0]}", flush=True)
         for number, training in enumerate(missing, 1):

@@ -17,7 +17,11 @@ from pnfrec_dist.cli import (
     parse_train_settings,
     print_settings,
 )
-from pnfrec_dist.cluster.trainer import Phase, WorkerPlan, ray_session, run_training, stop_requests
+from pnfrec_dist.cluster.planning import WorkerPlan
+from pnfrec_dist.cluster.session import ray_session
+from pnfrec_dist.cluster.signals import stop_requests
+from pnfrec_dist.cluster.trainer import ray_options, run_training
+from pnfrec_dist.cluster.worker import Phase
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
@@ -42,7 +46,7 @@ def drive(settings: Settings) -> int:
     run = choose_run(settings, data.manifest.digest)
     print(f"{settings.model} on {settings.dataset}")
     print_settings(flatten(to_mapping(settings)))
-    with ray_session(settings) as plan:
+    with ray_session(ray_options(settings)) as plan:
         print(f"{checked_plan(settings, data, plan)}\ntracking: {shown(uri)}", flush=True)
         if settings.dry_run:
             print("dry run: nothing was trained")

@@ -1,7 +1,6 @@
 """What python -m pnfrec_dist.recommend does: opens model, data and filters, makes lists over Ray, publishes them."""
 
 import contextlib
-import dataclasses
 import hashlib
 import time
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 
+from pnfrec_dist.cluster.session import RayOptions, ray_session
 from pnfrec_dist.cluster.tasks import run_units
-from pnfrec_dist.cluster.trainer import ray_session
 from pnfrec_dist.config.inference_settings import RecommendSettings
 from pnfrec_dist.config.mappings import to_mapping
-from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.user_histories import UserPart, find_users, read_users
 from pnfrec_dist.errors import InputError
@@ -42,13 +40,6 @@ def recommend(settings: RecommendSettings) -> int:
     parts = parts_with(data, wanted)
     total = sum(part.rows for part in parts)
     files = ListFiles(Path(settings.out).resolve(), request := _request(settings, trained, data))
-    launch = dataclasses.replace(
-        Settings(),
-        num_workers=settings.num_workers,
-        num_gpus=settings.num_gpus,
-        ray_address=settings.ray_address,
-        dataset=data.manifest.dataset,
-    )
     print(_about(settings, trained, data, total, len(parts)), flush=True)
     if settings.dry_run:
         print("dry run: nothing was written")
@@ -59,7 +50,7 @@ def recommend(settings: RecommendSettings) -> int:
             print(f"going on: {len(done)} of {len(parts)} parts are there", flush=True)
         missing = [part for part in parts if part.number not in done]
         if missing:
-            with ray_session(launch) as plan:
+            with ray_session(RayOptions(settings.ray_address, settings.num_workers, settings.num_gpus)) as plan:
                 print(plan, flush=True)
                 progress = _Progress(sum(part.rows for part in missing))
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pnfrec_dist.cluster.trainer import Node, WorkerPlan, plan_workers
+from pnfrec_dist.cluster.planning import Node, WorkerPlan
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
@@ -64,14 +64,8 @@ def test_trials_that_fit_one_by_one_alone_are_refused_side_by_side(
         checked_plan(settings, data, plan, at_a_time=8)
 
 
-def test_every_worker_finds_a_place_on_one_node() -> None:
+def test_every_worker_of_a_trial_finds_a_place_on_one_node() -> None:
     """A head without GPUs has no place for their workers, two small nodes none for one large worker."""
     plan = plan_trials([Node(48), Node(16, 4)], 1, None, None)
     assert (plan.concurrent, plan.workers.cpus_per_worker) == (4, 4.0)
     assert plan_trials([Node(4), Node(4)], 1, None, 1).workers.cpus_per_worker == 4.0
-    assert plan_workers(1, None, [Node(4), Node(4)]).cpus_per_worker == 4.0
-    assert plan_workers(3, None, [Node(4), Node(4)]).cpus_per_worker == 2.0
-    assert plan_workers(2, None, [Node(5)]).cpus_per_worker == 2.0
-    assert plan_workers(None, None, [Node(2), Node(6, 2), Node(8, 1)]).cpus_per_worker == 3.0
-    with pytest.raises(InputError, match="3 workers need 3 CPUs, but Ray sees 2"):
-        plan_workers(3, None, [Node(1), Node(1)])

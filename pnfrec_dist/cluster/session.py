@@ -1,0 +1,107 @@
+"""Ray itself: starting it on this machine, or joining a cluster."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pnfrec_dist.cluster.environment import RAY_ENVIRONMENT
+from pnfrec_dist.cluster.planning import DEFAULT_CPU_WORKERS, Node, WorkerPlan, plan_workers
+from pnfrec_dist.cluster.signals import terminated_as_interrupted
+from pnfrec_dist.errors import InputError, RunError
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """What a command asks of Ray."""
+
+    address: str = ""
+    """of a running cluster; empty: start Ray on this machine"""
+    num_workers: int | None = None
+    """None: see plan_workers"""
+    num_gpus: int | None = None
+    min_workers: int | None = None
+    """as few as this will do when a machine is lost; None: all are needed"""
+    stall_timeout: float | None = None
+    """seconds that a worker of Ray Train may be silent; None: as Ray has it"""
+
+
+@contextlib.contextmanager
+def ray_session(options: RayOptions) -> Iterator[WorkerPlan]:
+    """Ray, and the plan of a single run's workers."""
+    with ray_cluster(options) as nodes:
+        yield plan_workers(options.num_workers, options.num_gpus, nodes, options.min_workers)
+
+
+def prepare_process(options: RayOptions) -> None:
+    """What Ray Train reads in a process that starts trainings."""
+    own = {}
+    if options.stall_timeout is not None:
+        own["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(options.stall_timeout)
+    if options.min_workers:  # a lost node may still be counted on at first; this ends the wait for it
+        own["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
+    for name, value in (RAY_ENVIRONMENT | own).items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def name_ray_to_helpers() -> None:
+    """In a process of a sweep's Ray: tells the helpers of the trainings that it starts where their Ray is.
+
+    The one that frees what a training held whose driver died asks the dashboard, and does not find it where another
+    Ray runs on the machine.
+    """
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # not Ray's public face: sweeps alone need it
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+
+
+@contextlib.contextmanager
+def ray_cluster(options: RayOptions, *, dashboard: bool = False) -> Iterator[list[Node]]:
+    """Ray on this machine or a connection to options.address: the nodes that it sees.
+
+    On this machine a CPU worker counts as one CPU even where cores are fewer than workers. dashboard: where several
+    trainings share this Ray; through it, Ray Train frees what a training held whose driver died.
+    """
+    prepare_process(options)
+    ours: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if options.address:
+        _require_ray(options.address)
+        ours["address"] = options.address
+    else:  # its own, whatever cluster runs or ran on this machine
+        cpus = max(os.cpu_count() or 1, options.num_workers or DEFAULT_CPU_WORKERS)
+        ours |= {"address": "local", "include_dashboard": dashboard, "num_cpus": cpus}
+    try:
+        ray.init(**ours)
+    except Exception as error:  # Ray's own are of any class
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if not options.address:
+            raise RunError(f"Ray did not start on this machine: {reason} Is it too busy? Try again.") from error
+        way_out = "a cluster that asks for a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (docs/cluster.md)"
+        raise InputError(f"could not join Ray at --ray-address {options.address!r}: {reason}; {way_out}") from error
+    try:
+        with terminated_as_interrupted():
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            yield [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
+    finally:
+        ray.shutdown()
+
+
+def _require_ray(address: str) -> None:
+    """Raises InputError when nothing listens at host:port: Ray itself would try for many minutes."""
+    if address == "auto":
+        return
+    way_out = "correct --ray-address, or leave it out to start Ray on this machine"
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"--ray-address is {address!r}; it must read <host>:<port> or auto; {way_out}")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"nothing answers at --ray-address {address!r} ({error}); {way_out}") from error

@@ -1,0 +1,94 @@
+"""What each worker of Ray Train does: joins the others in a process group, and runs the loop."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.backend import Backend
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchConfig, get_device
+
+from pnfrec_dist.cluster.event_board import BoardHooks
+from pnfrec_dist.cluster.planning import WorkerPlan
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import Location
+from pnfrec_dist.training.loop import Hooks, TrainLoop
+
+Phase = Literal["train", "test", "both"]
+"""train: no test users are met; test: of a run that was trained."""
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What all workers of a training are told."""
+
+    settings: Settings
+    plan: WorkerPlan
+    data_dir: str
+    """of the prepared data set, a path or URI"""
+    run_dir: str
+    phase: Phase
+    board: Any
+    """handle of the event board"""
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls in each worker. config: {"task": WorkerTask}, as Ray Train wants a mapping."""
+    context, task = ray.train.get_context(), config["task"]
+    settings, plan = task.settings, task.plan
+    if not plan.use_gpu:
+        torch.set_num_threads(max(1, int(plan.cpus_per_worker)))
+    rank, size, device = context.get_world_rank(), context.get_world_size(), get_device()
+    hooks = BoardHooks(task.board)
+    node = ray.get_runtime_context().get_node_id()
+    hooks.report({"kind": "worker", "rank": rank, "size": size, "node": node, "pid": os.getpid()})
+    _join_process_group(rank, size, "nccl" if plan.use_gpu else "gloo", settings.stall_timeout)
+    try:
+        data = open_prepared(Location(task.data_dir))
+        world, ways = World(rank, size, device), Hooks(hooks.report, hooks.should_stop, hooks.progress)
+        loop = TrainLoop(settings, data, Path(task.run_dir), world, ways)
+        if task.phase == "test" or (loop.train() and task.phase == "both"):
+            loop.test()
+        world.barrier()  # nobody closes its connections while another still reads
+    except InputError as error:  # starting again would not help
+        hooks.report({"kind": "refused", "text": str(error)})
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+class OwnRendezvous(TorchConfig):
+    """Ray Train's torch support without its rendezvous, whose store listens on all interfaces."""
+
+    @property
+    def backend_cls(self) -> Any:
+        return Backend
+
+
+def _join_process_group(rank: int, size: int, backend: str, timeout: float) -> None:
+    """Joins the workers into a process group; the store listens on rank 0's node address alone.
+
+    timeout: seconds after which an exchange with a rank that is silent fails.
+    """
+    if size == 1:
+        return
+    listener = socket.create_server((ray.util.get_node_ip_address(), 0)) if rank == 0 else None
+    address: Any = broadcast_from_rank_zero(listener.getsockname()[:2] if listener else None)
+    host, port = address
+    if listener:
+        descriptor = listener.detach()
+        store = dist.TCPStore(host, port, size, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
+    else:
+        store = dist.TCPStore(host, port, size, is_master=False)
+    limit = timedelta(seconds=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)

@@ -1,0 +1,55 @@
+"""Starting Ray or joining it: what is said when that fails, what the process is made to have."""
+
+import os
+import socket
+
+import pytest
+import ray
+
+from pnfrec_dist.cluster.session import RayOptions, prepare_process, ray_cluster
+from pnfrec_dist.errors import InputError, RunError
+
+
+def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with too much to do: Ray raises a plain Exception of several lines."""
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis can happen when ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(
+            RunError, match=r"^Ray did not start on this machine: The current node timed out during startup\. "
+        ),
+        ray_cluster(RayOptions()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("head", "it must read <host>:<port> or auto"),
+        ("head:", "it must read"),
+        ("127.0.0.1:{port}", "nothing answers"),
+    ],
+)
+def test_an_address_where_no_ray_is_found_is_refused_at_once(address: str, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    with pytest.raises(InputError, match=said), ray_cluster(RayOptions(address.format(port=free))):
+        pass
+
+
+def test_the_process_gets_what_ray_train_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user has set stays."""
+    health, start = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    for options, own in (
+        (RayOptions(), {start: "300"}),
+        (RayOptions(stall_timeout=7.0), {start: "300", health: "7.0"}),
+        (RayOptions(stall_timeout=7.0, min_workers=1), {start: "60", health: "7.0"}),
+    ):
+        monkeypatch.setattr(os, "environ", {"RAY_USAGE_STATS_ENABLED": "1"})
+        prepare_process(options)
+        assert {name: os.environ[name] for name in (health, start) if name in os.environ} == own
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
