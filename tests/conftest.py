@@ -1,9 +1,12 @@
-"""Shared fixtures: a small prepared data set written without Spark, and one Spark session."""
+"""Shared fixtures: a small prepared data set written without Spark, one Spark session, one Ray, an empty MLflow."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as commands do before they import Ray
 
+import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -118,6 +121,35 @@ def spark() -> Iterator[object]:
     session = spark_session("local[2]")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One Ray for all tests that call commands in this process: they find it and leave it running.
+
+    It starts by itself although the environment names a cluster.
+    """
+    from pnfrec_dist.cluster.session import RayOptions, ray_cluster
+
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+            stack.enter_context(ray_cluster(RayOptions()))
+        yield
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Puts an MLflow database without runs into a directory: its URI. MLflow takes seconds to make one."""
+    from mlflow import MlflowClient
+
+    template = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{template}").search_experiments()
+
+    def put(directory: Path) -> str:
+        return f"sqlite:///{shutil.copy(template, directory / 'mlflow.db')}"
+
+    return put
 
 
 SOAK = pytest.StashKey[list[tuple[str, str, str]]]()

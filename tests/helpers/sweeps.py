@@ -1,8 +1,6 @@
 """Sweeps that are started as a user starts them, and what they leave."""
 
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -10,6 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from helpers.recovery import Program
+from helpers.waiting import wait_until
 from pnfrec_dist.cli import parse_train_settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
@@ -90,11 +89,14 @@ def read_best(stage_directory: Path) -> Record:
 
 def only_process(sweep: Sweep, pattern: str) -> psutil.Process:
     """Ray changes the titles of its processes as they go."""
-    deadline, found = time.monotonic() + 20, list[psutil.Process]()
-    while time.monotonic() < deadline and len(found) != 1:
-        found = sweep.processes(pattern)
-    (process,) = found
-    return process
+    found: list[psutil.Process] = []
+
+    def is_one() -> bool:
+        found[:] = sweep.processes(pattern)
+        return len(found) == 1
+
+    wait_until(is_one)
+    return found[0]
 
 
 def wait_for_epoch(directory: Path) -> None:
@@ -106,10 +108,3 @@ def wait_for_epoch(directory: Path) -> None:
         return any('"epoch/1"' in spool.read_text() for spool in spools)
 
     wait_until(told)
-
-
-def wait_until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
