@@ -31,6 +31,8 @@ from pnfrec_dist.data.schema import (
 from pnfrec_dist.files.locations import sha256_of
 
 torch.set_num_threads(1)
+SHARED = ("spark", "ray_here", "server")
+"""Fixtures of a session that take long to start."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -150,6 +152,25 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], s
         return f"sqlite:///{shutil.copy(template, directory / 'mlflow.db')}"
 
     return put
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `--dist loadgroup`, the files that use what takes long to start run in one process, which starts it once.
+
+    They come first, then the files that start processes of their own, so that all processes end together.
+    """
+    files: dict[Path, set[str]] = {}
+    for item in items:
+        files.setdefault(item.path, set()).update(getattr(item, "fixturenames", []))
+
+    def group(item: pytest.Item) -> str:
+        return next((name for name in SHARED if name in files[item.path]), item.path.stem)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    ranks = {name: number for number, name in enumerate([*SHARED, "integration", "training"])}
+    items.sort(key=lambda item: min(ranks.get(group(item), 9), ranks.get(item.path.parent.name, 9)))
 
 
 SOAK = pytest.StashKey[list[tuple[str, str, str]]]()

@@ -1,13 +1,15 @@
 """An MLflow server, and a workspace whose data set the real preparation built of raw ratings."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from helpers.mlflow_server import mlflow_server
 from helpers.preparation import prepared_in
-from pyspark.sql import SparkSession
 
 from spark_jobs.synthetic import generate_ratings
 
@@ -16,10 +18,13 @@ TRAIN = {"encoder": {"hidden_size": 16}, "train": {"batch_size": 64}, "epochs": 
 
 
 @pytest.fixture(scope="session")
-def build_workspace(spark: SparkSession) -> Callable[[Path], Path]:
-    """Fills a directory with own conf/, raw ratings of 300 users over 120 items, and the data set tiny made of them."""
+def new_workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes directories with own conf/, raw ratings of 300 users over 120 items, and the data set tiny made of them.
 
-    def build(directory: Path) -> Path:
+    It is built once for all processes of the test run.
+    """
+
+    def build(directory: Path) -> None:
         for kind, content in (("dataset", DATASET), ("train", TRAIN)):
             file = directory / "conf" / kind / "tiny.yaml"
             file.parent.mkdir(parents=True)
@@ -28,10 +33,19 @@ def build_workspace(spark: SparkSession) -> Callable[[Path], Path]:
         table = generate_ratings(3, users=300, items=120)
         lines = ["user,item,rating,timestamp", *(",".join(map(str, row)) for row in table)]
         (directory / "raw" / "ratings.csv").write_text("\n".join(lines) + "\n")
-        prepared_in(spark, directory, "--dataset", "tiny", "--raw", "raw")
-        return directory
+        prepared_in(request.getfixturevalue("spark"), directory, "--dataset", "tiny", "--raw", "raw")
 
-    return build
+    def new() -> Path:
+        base = tmp_path_factory.getbasetemp()
+        built = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "workspace-built"
+        with FileLock(f"{built}.lock"):
+            if not built.exists():
+                draft = built.with_suffix(".draft")
+                build(draft)
+                draft.rename(built)
+        return Path(shutil.copytree(built, tmp_path_factory.mktemp("workspace"), dirs_exist_ok=True))
+
+    return new
 
 
 @pytest.fixture(scope="session")

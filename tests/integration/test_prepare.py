@@ -37,8 +37,8 @@ def write_workspace(directory: Path, conf: str = CONF, lines: list[str] | None =
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, build_workspace: Callable[[Path], Path]) -> Path:
-    return build_workspace(tmp_path_factory.mktemp("workspace"))
+def workspace(new_workspace: Callable[[], Path]) -> Path:
+    return new_workspace()
 
 
 def test_prepared_data_set_is_whole_and_adds_up(workspace: Path) -> None:

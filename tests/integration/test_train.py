@@ -27,8 +27,8 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, build_workspace: Callable[[Path], Path]) -> Path:
-    return build_workspace(tmp_path_factory.mktemp("workspace"))
+def workspace(new_workspace: Callable[[], Path]) -> Path:
+    return new_workspace()
 
 
 @pytest.fixture(scope="module")
