@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as commands do before they import Ray
+os.environ.setdefault("RAY_worker_niceness", "0")  # else workers wait for whatever runs beside them
 
 import contextlib
 import shutil

@@ -10,6 +10,7 @@ from mlflow.entities import Run
 from helpers.recovery import Program
 from helpers.waiting import wait_until
 from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.tracking.spool import RECORDS
@@ -53,7 +54,10 @@ def add_stage(workspace: Path, name: str, content: str) -> None:
 
 def trained_here(workspace: Path, settings_flags: list[str], point: Point, directory: Path) -> float:
     """The best validation score of a point, trained without Ray and without Tune."""
-    settings = with_point(parse_train_settings([*FLAGS, *settings_flags]), point, "here")
+    return score_here(workspace, with_point(parse_train_settings([*FLAGS, *settings_flags]), point, "here"), directory)
+
+
+def score_here(workspace: Path, settings: Settings, directory: Path) -> float:
     events: list[Event] = []
     data = open_prepared(workspace / "data" / "prepared" / "tiny")
     TrainLoop(settings, data, directory, World(), Hooks(events.append, lambda: False)).train()

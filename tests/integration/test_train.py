@@ -160,10 +160,14 @@ def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspac
     )
     assert process.stdout is not None
     output = ""
+
+    def is_over() -> bool:
+        return process.poll() is not None
+
     for text in process.stdout:
         output += text
         if text.startswith("tracking:"):  # workers are still starting
-            wait_until(lambda: is_tracked(workspace) and has_child(process.pid, "TrainController"))
+            wait_until(lambda: is_tracked(workspace) and has_child(process.pid, "TrainController"), is_over)
             process.send_signal(signal.SIGINT)
         if "press Ctrl-C again" in text:
             process.send_signal(signal.SIGINT)

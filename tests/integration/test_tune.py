@@ -1,5 +1,6 @@
 """Sweeps through the real command, on real Ray: three stages, stops, budgets, trials that crash and hang."""
 
+import contextlib
 import json
 import signal
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.commands import called
+from helpers.commands import called, started
 from helpers.sweeps import (
     FLAGS,
     LR,
@@ -16,6 +17,7 @@ from helpers.sweeps import (
     mlflow_tree,
     only_process,
     read_best,
+    score_here,
     trained_here,
     wait_for_epoch,
 )
@@ -23,7 +25,7 @@ from helpers.waiting import wait_until
 from mlflow import MlflowClient
 
 from pnfrec_dist import train
-from pnfrec_dist.cli import EXIT_INTERRUPTED
+from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings
 from tune import __main__ as tune
 from tune.records import ended_and_begun
 
@@ -84,13 +86,20 @@ def test_the_papers_stages_end_with_settings_that_train_takes(
         chosen["beta"]["loss.beta"],
     )
 
-    again = train_found(workspace, "found", workers=1)
+    with contextlib.chdir(workspace):
+        taken = parse_train_settings(["--dataset", "tiny", "--config", "found"])
+    again = score_here(workspace, taken, workspace / "again")
     assert again == pytest.approx(read_best(sweep_directory / "beta").best_score, abs=1e-6)
 
-    once_more = Sweep(workspace, *small).succeed()  # a process of its own; a finished sweep trains and tests nothing
+    once_more = called(tune.main, workspace, *FLAGS, *small)  # a finished sweep trains and tests nothing
     assert "started " not in once_more and "none of them run now" in once_more and "epoch  " not in once_more
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     assert len(client.get_metric_history(sweep.info.run_id, "test/ndcg_p_at_10")) == 1
+
+
+def test_what_no_sweep_can_be_is_said_in_a_line(workspace: Path) -> None:
+    done = started(workspace, "tune", *FLAGS, "--stages", "nowhere")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
 @pytest.mark.slow
