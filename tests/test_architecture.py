@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from covered_by import COVERED_BY
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pnfrec_dist", "spark_jobs", "tune")
@@ -135,24 +134,3 @@ def test_training_runs_on_a_bare_gpu_box(module: str) -> None:
     packages = {name.split(".")[0] for name in imports(MODULES[module])}
     extra = packages - BARE_PACKAGES - set(sys.stdlib_module_names)
     assert not extra, f"{module} imports {extra}"
-
-
-def own_test(module: str) -> str:
-    """In tests/: "pnfrec_dist.training.loop" -> "training/test_loop.py", "tune.space" -> "tune/test_space.py"."""
-    package, *parts, name = module.split(".")
-    rooms = parts if package == "pnfrec_dist" else [package, *parts]
-    return "/".join([*rooms, f"test_{name}.py"])
-
-
-def test_every_module_has_a_test_file_of_its_name_or_a_line_in_the_list() -> None:
-    """tests/covered_by.py; a line of a module that is gone, or that has its own file by now, is taken out."""
-    tests = ROOT / "tests"
-    needed = {module for module, path in MODULES.items() if path.name != "__init__.py"}
-    without = {module for module in needed if not (tests / own_test(module)).exists()}
-    assert not (missing := without - COVERED_BY.keys()), (
-        "neither a test file of its name nor a line in tests/covered_by.py:\n"
-        + "\n".join(f"{module}: tests/{own_test(module)}" for module in sorted(missing))
-    )
-    assert not (stale := COVERED_BY.keys() - without), f"tests/covered_by.py has lines to take out: {sorted(stale)}"
-    gone = {file for file in COVERED_BY.values() if not (tests / file).exists()}
-    assert not gone, f"tests/covered_by.py names files that are not there: {sorted(gone)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
+from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.progress import HEADLINE
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY, Exported, of_checkpoint
 from pnfrec_dist.inference.cards import write_cards
@@ -74,8 +75,6 @@ def _description(rows: dict[str, dict[str, float]], settings: Settings, best: in
 
 
 def _write_curves(directory: Path, model: str, epochs: Sequence[Event]) -> None:
-    from pnfrec_dist.experiments import plots  # imports matplotlib, which a training need not have to start
-
     plots.save_png(plots.learning_curves({model: [epochs]}), directory / "learning_curves.png")
     names = list(dict.fromkeys(name for entry in epochs for name in entry["metrics"]))
     with (directory / "learning_curves.csv").open("w", newline="", encoding="utf-8") as file:

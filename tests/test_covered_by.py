@@ -1,7 +1,8 @@
-"""The modules without a test file of their name, and the file in tests/ whose tests run them.
+"""Every module has a test file of its name, tests/<room>/test_<module>.py, or a line here that says what tests it."""
 
-A module of a room has tests/<room>/test_<module>.py, a command tests/test_<module>.py; what is neither stands here.
-"""
+from pathlib import Path
+
+TESTS = Path(__file__).parent
 
 COVERED_BY = {
     # commands
@@ -63,3 +64,26 @@ COVERED_BY = {
     "spark_jobs.synthetic": "spark_jobs/test_sources.py",
     "spark_jobs.transforms": "spark_jobs/test_protocol.py",
 }
+
+
+def own_test(path: Path) -> str:
+    """In tests/: of pnfrec_dist/training/loop.py, "training/test_loop.py"; of tune/space.py, "tune/test_space.py"."""
+    rooms = path.parent.parts[path.parts[0] == "pnfrec_dist" :]
+    return Path(*rooms, f"test_{path.name}").as_posix()
+
+
+def test_every_module_has_a_test_file_of_its_name_or_a_line_in_the_list() -> None:
+    """A line of a module that is gone, or that has its own file by now, is to be taken out."""
+    missing, without = [], set()
+    for package in ("pnfrec_dist", "spark_jobs", "tune"):
+        for path in sorted((TESTS.parent / package).rglob("*.py")):
+            place = path.relative_to(TESTS.parent)
+            if path.name != "__init__.py" and not (TESTS / own_test(place)).exists():
+                module = ".".join(place.with_suffix("").parts)
+                without.add(module)
+                missing += [] if module in COVERED_BY else [f"{module}: tests/{own_test(place)}"]
+    assert not missing, "neither a test file of its name nor a line in COVERED_BY:\n" + "\n".join(missing)
+    stale = sorted(COVERED_BY.keys() - without)
+    assert not stale, f"COVERED_BY has lines to take out: {stale}"
+    gone = sorted({file for file in COVERED_BY.values() if not (TESTS / file).exists()})
+    assert not gone, f"COVERED_BY names files that are not there: {gone}"
