@@ -26,9 +26,9 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.cross_entropy import cross_entropy, plan_tiles
 from pnfrec_dist.losses.objective import CPU_TILE_MIB
 from pnfrec_dist.losses.sampled import sampled_softmax
+from pnfrec_dist.model.dual_encoder import build_model
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.model.top_k import rank_items, table_scores
-from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 TILE_BYTES = CPU_TILE_MIB * 2**20

@@ -22,8 +22,8 @@ from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.cross_entropy import cross_entropy
 from pnfrec_dist.losses.objective import plan_softmax
+from pnfrec_dist.model.dual_encoder import build_model
 from pnfrec_dist.model.item_table import ItemTable
-from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 DEVICE = torch.device("cuda")

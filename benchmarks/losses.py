@@ -20,7 +20,7 @@ from benchmarks.cases import status_kib
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, SampledSettings, Settings, TrainSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import BestTested, EpochDone, Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 BASE = LossSettings(alpha=0.45, beta=0.25)
@@ -56,19 +56,19 @@ def train(name: str, data: str, epochs: int) -> dict[str, float]:
 
     def report(event: Event) -> None:
         events.append(event)
-        if event["kind"] == "epoch":
-            print(f"  {name}: epoch {event['epoch']}  {event['metrics']}", file=sys.stderr, flush=True)
+        if isinstance(event, EpochDone):
+            print(f"  {name}: epoch {event.epoch}  {event.metrics}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as run_dir:
         TrainLoop(settings, open_prepared(Path(data)), Path(run_dir), World(), Hooks(report, lambda: False)).run()
-    speeds = [event["metrics"]["train/users_per_s"] for event in events if event["kind"] == "epoch"]
-    test = next(event for event in events if event["kind"] == "test")
-    kept = {key: test["metrics"][key] for key in ("hr_p_at_10", "ndcg_p_at_10", "hr_delta_at_10", "ndcg_delta_at_10")}
+    speeds = [event.metrics["train/users_per_s"] for event in events if isinstance(event, EpochDone)]
+    test = next(event for event in events if isinstance(event, BestTested))
+    kept = {key: test.metrics[key] for key in ("hr_p_at_10", "ndcg_p_at_10", "hr_delta_at_10", "ndcg_delta_at_10")}
     return {
         "users_per_s": statistics.median(speeds),
         "gib": status_kib("VmHWM") / 2**20,
         **kept,
-        "epoch": test["best_epoch"],
+        "epoch": test.best_epoch,
     }
 
 

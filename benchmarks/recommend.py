@@ -33,7 +33,8 @@ from pnfrec_dist.data.user_histories import UserLists, read_users, user_parts
 from pnfrec_dist.distributed import World
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings, joined
-from pnfrec_dist.training.loop import Hooks, TrainLoop, build_model
+from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 CATALOGS = (3_412, 100_000, 1_000_000)
 USERS, K, BATCH = 1_024, 20, 256

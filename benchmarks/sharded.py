@@ -23,7 +23,7 @@ from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
-from pnfrec_dist.training.loop import build_model
+from pnfrec_dist.model.dual_encoder import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 LENGTH = 33

@@ -1,4 +1,4 @@
-"""What every command shares: YAML from conf/, flags, one-line errors, exit codes."""
+"""What every command shares: flags and help, one-line errors, exit codes."""
 
 import argparse
 import contextlib
@@ -8,80 +8,23 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
-import yaml
 
-from pnfrec_dist.config.mappings import override
+from pnfrec_dist.config.conf_files import conf_content, conf_names, load_conf
 from pnfrec_dist.config.settings import Settings
-from pnfrec_dist.errors import InputError, RunError, nearest
+from pnfrec_dist.errors import InputError, RunError, one_line
 
 T = TypeVar("T")
 
-CHOSEN_BY_FLAG = {"dataset", "model", "config", "dry_run", "resume"}
-"""Settings that no file in conf/train/ or conf/model/ may hold."""
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
 
-_PACKAGED_CONF = Path(__file__).resolve().parents[1] / "conf"
-
-
-def load_conf(kind: str, name: str, base: T) -> T:
-    """`base` with conf/<kind>/<name>.yaml over it; ./conf is looked in before the project's own conf.
-
-    kind: "dataset", "model" or "train", of which `name` may also be a path that ends in .yaml. Raises InputError for an
-    unknown name, with the nearest one.
-    """
-    path = _conf_file(kind, name)
-    if path is not None:
-        content = _yaml(path)
-        if isinstance(content, dict) and kind != "dataset":
-            content = {key: value for key, value in content.items() if (kind, key) != ("train", "model")}
-            for key in CHOSEN_BY_FLAG & content.keys():
-                raise InputError(f"{path}: {key!r} is chosen by its flag (--{key.replace('_', '-')}), not in a file")
-        return override(base, {} if content is None else content, str(path))
-    what = "config" if kind == "train" else kind
-    raise InputError(f"unknown {what} {name!r} (no conf/{kind}/{name}.yaml); {nearest(name, conf_names(kind))}")
-
-
-def conf_content(kind: str, name: str) -> dict[str, Any]:
-    """conf/<kind>/<name>.yaml as it is; empty when there is no such file. Raises InputError for what is no mapping."""
-    path = _conf_file(kind, name)
-    content = {} if path is None else _yaml(path) or {}
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must be a mapping, not {content!r}")
-    return content
-
-
-def _conf_file(kind: str, name: str) -> Path | None:
-    if kind == "train" and name.endswith(".yaml"):
-        if not Path(name).is_file():
-            raise InputError(f"--config is {name!r}, and there is no such file; say a name of conf/train/, or a path")
-        return Path(name)
-    if not re.fullmatch(r"[\w.-]+", name):
-        return None
-    paths = (directory / kind / f"{name}.yaml" for directory in (Path("conf"), _PACKAGED_CONF))
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {_one_line(str(error))}") from error
-
-
-def conf_names(kind: str) -> list[str]:
-    """Names of the YAML files of one kind."""
-    found = {p.stem for d in (Path("conf"), _PACKAGED_CONF) for p in (d / kind).glob("*.yaml")}
-    return sorted(found)
-
 
 def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Settings:
-    """Flags over conf/model/<model>.yaml over conf/train/<config>.yaml over the defaults of config.py.
+    """Flags over conf/model/<model>.yaml over conf/train/<config>.yaml over the defaults of config/settings.py.
 
     A file in conf/train/ that names its model goes over conf/model/<model>.yaml. any_model: it may be used for another
     model, whose own file then goes over it, but for weights of the loss that both have.
@@ -143,7 +86,7 @@ def _unboxed(text: str) -> str:
     """tyro's boxed error as one line: what is wrong, and the nearest flag where it names one."""
     lines = [re.sub(r"[╭╮╰╯│]", "", line).strip() for line in text.splitlines()]
     sections = "\n".join(re.sub(r"^─.*", "\f", line) for line in lines).strip("\f\n ").split("\f")
-    message = _wrong_value(re.sub(r"^Error parsing \w+: (?=\S+ is )", "", _one_line(sections[0])))
+    message = _wrong_value(re.sub(r"^Error parsing \w+: (?=\S+ is )", "", one_line(sections[0])))
     meant = re.search(r"Perhaps you meant[^-]*(--[\w.-]+)", text)
     return f"{message}; did you mean {meant.group(1)}?" if meant else message
 
@@ -159,16 +102,12 @@ def _wrong_value(message: str) -> str:
     return f"{choices[1]} is {choices[3]}; it must be a number or one of {choices[2]}" if choices else message
 
 
-def _one_line(text: str) -> str:
-    return " ".join(re.sub(r"[-─]{4,}.*", "", text, flags=re.DOTALL).split()).rstrip(".")
-
-
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs a command's main(args) and exits: 0 done, 1 failed, 2 wrong input (one line each), 130 interrupted."""
     try:
         code = main(sys.argv[1:])
     except (InputError, RunError) as error:
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in _one_line(str(error)))
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in one_line(str(error)))
         print(f"error: {text}", file=sys.stderr)
         code = EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED
     except KeyboardInterrupt:

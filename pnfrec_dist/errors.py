@@ -1,6 +1,7 @@
 """The exceptions that commands answer with one line."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -29,3 +30,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {by_lower[close[0]]!r}?"
     return f"known: {', '.join(known)}"
+
+
+def one_line(text: str) -> str:
+    """An error's text without its line ends, its rules of dashes and what follows them, and the full stop."""
+    return " ".join(re.sub(r"[-─]{4,}.*", "", text, flags=re.DOTALL).split()).rstrip(".")

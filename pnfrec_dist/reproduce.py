@@ -1,76 +1,11 @@
 """The command python -m pnfrec_dist.reproduce: all models, all seeds, and a report beside the published figures."""
 
-import argparse
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from pnfrec_dist.cli import run_command
 from pnfrec_dist.cluster.environment import stay_on_this_machine
-from pnfrec_dist.errors import InputError
-from pnfrec_dist.experiments.plan import MODELS, Options, planned
-
-MAX_SEEDS = 100
-
-
-def parse(args: Sequence[str]) -> Options:
-    """Raises InputError."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pnfrec_dist.reproduce",
-        allow_abbrev=False,
-        exit_on_error=False,
-        description="Trains every model with every seed, as python -m pnfrec_dist.train does, and writes a report: "
-        "the paper's Table 2 and Figure 2 with spread over seeds and intervals over test users. What has a result "
-        "already is not trained again, so the same command goes on after an interruption, and more seeds, models or "
-        "values add to it.",
-        epilog="Any further flag is one of python -m pnfrec_dist.train (--epochs 20, --encoder.hidden-size 128, ...) "
-        "and holds for all trainings; --dry-run lists them.",
-    )
-    parser.add_argument("--dataset", default="synthetic", help="name of a prepared data set (default: synthetic)")
-    parser.add_argument(
-        "--models", nargs="+", default=list(MODELS), help=f"of conf/model/ (default: {' '.join(MODELS)})"
-    )
-    parser.add_argument("--seeds", default="5", help="how many: 1, 2, ... (default: 5, as the paper)")
-    for weight, model in (("alpha", "pnfrec_pn"), ("beta", "pnfrec")):
-        parser.add_argument(
-            f"--{weight}s",
-            nargs="*",
-            metavar="VALUE",
-            help=f"values of {weight} for a curve of {model}; grid: 0 to 1 in "
-            "steps of 0.05, as the paper (default: no curve)",
-        )
-    parser.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs")
-    parser.add_argument("--name", help="directory in --output-dir and name in MLflow (default: reproduce-<dataset>)")
-    parser.add_argument("--report-only", action="store_true", help="train nothing, report what there is")
-    try:
-        found, flags = parser.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise InputError(str(error)) from error
-    if not found.seeds.isdecimal() or not 1 <= int(found.seeds) <= MAX_SEEDS:
-        raise InputError(f"--seeds is {found.seeds!r}; it is a number of seeds, from 1 to {MAX_SEEDS}")
-    name = f"reproduce-{found.dataset}" if found.name is None else found.name
-    for flag, value in (("--dataset", found.dataset), ("--name", name)):
-        if not re.fullmatch(r"\w[\w.-]*", value):
-            raise InputError(f"{flag} is {value!r}; a name has letters, digits, '.', '_' and '-' alone")
-    curves = {weight: _values(weight, getattr(found, f"{weight}s")) for weight in ("alpha", "beta")}
-    return Options(
-        found.dataset,
-        tuple(dict.fromkeys(found.models)),
-        tuple(range(1, int(found.seeds) + 1)),
-        {weight: values for weight, values in curves.items() if values},
-        (found.output_dir / name).resolve(),
-        found.report_only,
-        tuple(flags),
-    )
-
-
-def _values(weight: str, given: list[str] | None) -> tuple[float, ...]:
-    if given == ["grid"]:
-        return tuple(round(0.05 * step, 2) for step in range(21))
-    try:
-        return tuple(sorted({float(value) for value in given or []}))
-    except ValueError as error:
-        raise InputError(f"--{weight}s is {' '.join(given or [])!r}; it must be numbers, or grid") from error
+from pnfrec_dist.experiments.options import parse
+from pnfrec_dist.experiments.plan import planned
 
 
 def main(args: Sequence[str]) -> int:
@@ -78,9 +13,8 @@ def main(args: Sequence[str]) -> int:
     options = parse(args)
     trainings = planned(options)
     stay_on_this_machine(trainings[0].settings.ray_address)
-    from pnfrec_dist.experiments.reproduction import (
-        reproduce,  # imports Ray, torch and MLflow, too long for --help or a typo
-    )
+    # Ray, torch and MLflow take seconds to import, too long for --help or a typo.
+    from pnfrec_dist.experiments.reproduction import reproduce
 
     return reproduce(options, trainings)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 
-from pnfrec_dist.cli import load_conf, parse_flags, selected
+from pnfrec_dist.cli import parse_flags, selected
+from pnfrec_dist.config.conf_files import load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.data.schema import REPORT_NAME, Manifest, settings_hash
 from pnfrec_dist.errors import InputError

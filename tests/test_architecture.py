@@ -35,6 +35,7 @@ HOME = {
     "optuna": {"tune"},
     "mlflow": {"pnfrec_dist/tracking", "pnfrec_dist/inference/pyfunc.py", "pnfrec_dist/inference/pyfunc_script.py"},
     "tyro": {"pnfrec_dist/cli.py"},
+    "yaml": {"pnfrec_dist/config/conf_files.py", "tune/report.py"},
     "rich": {"pnfrec_dist/experiments/progress.py", "tune/watch.py"},
     "matplotlib": {"pnfrec_dist/experiments/plots.py", "spark_jobs/report.py"},
     "triton": {"pnfrec_dist/losses/gpu_kernels.py"},

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pnfrec_dist.cli import load_conf
+from pnfrec_dist.config.conf_files import load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.cache import cache_directory

@@ -9,16 +9,16 @@ from typing import Any
 import optuna
 import yaml
 
-from pnfrec_dist.cli import CHOSEN_BY_FLAG
+from pnfrec_dist.config.conf_files import CHOSEN_BY_FLAG
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.evaluation.bootstrap import spread
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, SELECTION_METRIC
 from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.progress import duration
 from tune.options import FOUND_BY
 from tune.records import Record
 from tune.space import Stage, described
-from tune.trial import SELECTION
 
 SHOWN = 10
 LEFT_OUT = CHOSEN_BY_FLAG | {
@@ -35,7 +35,7 @@ def write_stage_report(directory: Path, stage: Stage, records: Sequence[Record])
     with (directory / "trials.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["trial", *names, "state", "validation_ndcg_p_at_10", "best_epoch", "epochs", "seconds", "reason"]
+            ["trial", *names, "state", f"validation_{SELECTION_METRIC}", "best_epoch", "epochs", "seconds", "reason"]
         )
         for record in records:
             row = [record.name, *(record.point[name] for name in names), record.state, record.best_score]
@@ -52,8 +52,10 @@ def write_stage_report(directory: Path, stage: Stage, records: Sequence[Record])
             plots.save_png(plots.parallel_coordinates(names, points, scores, title), figures / "parallel.png")
             text += "\n![parallel coordinates](figures/parallel.png)\n"
         if (weight := _weight(names)) is not None:
-            values = {p[names[0]]: {SELECTION: spread([s])} for p, s in zip(points, scores, strict=True)}
-            plots.save_png(plots.weight_curve(weight, stage.model, values, (SELECTION,)), figures / f"{weight}.png")
+            values = {p[names[0]]: {LOGGED_SELECTION: spread([s])} for p, s in zip(points, scores, strict=True)}
+            plots.save_png(
+                plots.weight_curve(weight, stage.model, values, (LOGGED_SELECTION,)), figures / f"{weight}.png"
+            )
             text += f"\n![over {weight}](figures/{weight}.png)\n"
     (directory / "stage.md").write_text(text, encoding="utf-8")
 

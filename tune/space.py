@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pnfrec_dist.cli import conf_content, conf_names
+from pnfrec_dist.config.conf_files import conf_content, conf_names
 from pnfrec_dist.config.mappings import override, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, nearest, require

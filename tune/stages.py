@@ -16,8 +16,6 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from pnfrec_dist.cluster.planning import Node, WorkerPlan, plan_workers
 from pnfrec_dist.cluster.signals import stop_requests
-from pnfrec_dist.config.settings import Settings
-from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.training.run_directory import RUN_FILE, read_run
@@ -92,36 +90,23 @@ class StageResult:
     """of the trials that ran in it, added up"""
 
 
-def run_stage(
-    stage: Stage,
-    settings: Settings,
-    data: PreparedData,
-    plan: TrialPlan,
-    directory: Path,
-    uri: str,
-    parent: str,
-    seconds_left: float | None,
-) -> StageResult:
-    """Runs the trials that did not end yet. settings: all that the stage does not search.
-
-    parent: key of the stage's run in MLflow; seconds_left: of the time budget.
-    """
-    started = time.monotonic()
+def run_stage(stage: Stage, trial: Assignment, concurrent: int, seconds_left: float | None) -> StageResult:
+    """Runs the trials that did not end yet, `concurrent` at a time. seconds_left: of the time budget."""
+    started, directory, settings = time.monotonic(), Path(trial.directory), trial.settings
     ended, begun = ended_and_begun(directory)
     over = {record.name for record in ended}
     listed = [] if stage.search == "optuna" else listed_points(stage, settings.seed)
     points = [point for point in listed if trial_name(point) not in over]
     missing = max(stage.num_samples - len(ended), 0) if stage.search == "optuna" else len(points)
     if not missing or (seconds_left is not None and seconds_left <= 0):
-        _tidy(directory, ended, uri)  # an earlier command may have been killed before it did
+        _tidy(directory, ended, trial.uri)  # an earlier command may have been killed before it did
         return StageResult(ended, not missing, missing > 0, 0.0, 0.0)
-    trial = Assignment(stage.name, settings, plan.workers, data.directory.uri, str(directory), uri, parent)
-    watch = Watch(stage.name, directory, settings.epochs, ended, missing, plan.concurrent)
-    how: dict[str, Any] = {"max_concurrent_trials": plan.concurrent}
+    watch = Watch(stage.name, directory, settings.epochs, ended, missing, concurrent)
+    how: dict[str, Any] = {"max_concurrent_trials": concurrent}
     search = None
     if stage.search == "optuna":
         search = DistinctPoints(stage, settings.seed, ended, begun)
-        how = {"search_alg": ConcurrencyLimiter(search, plan.concurrent), "num_samples": missing}
+        how = {"search_alg": ConcurrencyLimiter(search, concurrent), "num_samples": missing}
     how |= {"scheduler": scheduler(stage, settings.epochs, ended)}
     freed = contextlib.nullcontext() if settings.ray_address else _placement_groups_freed()
     with watch, freed, stop_requests() as asked:
@@ -129,7 +114,7 @@ def run_stage(
         _fit(trial, {"point": tune.grid_search(points)} if points else {}, how, watch, ending)
     is_over = watch.done >= missing or (search is not None and search.is_exhausted)
     is_cut = ending.is_cut and not is_over
-    _tidy(directory, watch.records, uri)
+    _tidy(directory, watch.records, trial.uri)
     records = [*watch.records, *(watch.cut_off() if is_cut else [])]
     own = sum(record.seconds for record in records if record.name not in over)
     return StageResult(records, is_over, is_cut, time.monotonic() - started, own)

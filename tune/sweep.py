@@ -21,8 +21,11 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.progress import duration, headline_table
-from pnfrec_dist.experiments.tracked_training import checked_plan, open_data, train
-from pnfrec_dist.tracking.run import Opening, TrackedRun, tracking_uri
+from pnfrec_dist.experiments.tracked_training import Job, train
+from pnfrec_dist.experiments.training_plan import checked_plan, open_data
+from pnfrec_dist.tracking.address import tracking_uri
+from pnfrec_dist.tracking.opening import Opening, opening_of_training
+from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.result import read_result
 from pnfrec_dist.training.run_directory import AUTO_MAY_CHANGE, RUN_FILE, Run, read_run
@@ -32,6 +35,7 @@ from tune.report import best_yaml, stage_markdown, workers_flag, write_best, wri
 from tune.search import listed_points
 from tune.space import Point, Stage, described, require_space, with_point
 from tune.stages import StageResult, TrialPlan, plan_trials, run_stage
+from tune.trial import BEST_METRIC, Assignment
 
 
 def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
@@ -151,7 +155,9 @@ class Sweep:
         try:
             if self.options.retry_failed:
                 forget_failed(directory)
-            result = run_stage(stage, settings, self.data, self.plan, directory, self.uri, child.key, left)
+            data_dir, workers = self.data.directory.uri, self.plan.workers
+            shared = Assignment(stage.name, settings, workers, data_dir, str(directory), self.uri, child.key)
+            result = run_stage(stage, shared, self.plan.concurrent, left)
             status = FINISHED if result.complete else KILLED
             if result.records:
                 write_stage_report(directory / "report", stage, result.records)
@@ -185,13 +191,14 @@ class Sweep:
         """Tests the winner, once. False when that was stopped."""
         directory = self.directories[stage.name] / record.name
         if read_result(directory) is None or read_run(directory).ended != "finished":  # else it was tested before
-            train(settings, self.plan.workers, self.data, read_run(directory), self.uri, phase="test")
+            opening = opening_of_training(settings, self.data.manifest, self.data.directory)
+            train(Job(settings, self.plan.workers, self.data, read_run(directory), self.uri, opening, "test"))
         if (test := read_result(directory)) is None:
             return False
         print("\ntest of the winner:")
         print(headline_table({settings.model: test.test, **test.floors}))
         metrics = {f"test/{name}": value for name, value in test.test.items()}
-        metrics["best_val/ndcg_p_at_10"] = record.best_score or 0.0
+        metrics[BEST_METRIC] = record.best_score or 0.0
         self.tracked.log_metrics(f"best/{directory.relative_to(self.options.directory)}", metrics, 0)
         config = self.options.write_config or self.written[0]
         print(f"\nbest settings: {' and '.join(self.written)}")

@@ -22,18 +22,21 @@ from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.experiments.tracked_training import Job, run_tracked, taken_up
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
+from pnfrec_dist.experiments.tracked_training import Job, Outcome, run_tracked, taken_up
 from pnfrec_dist.files.locations import Location
-from pnfrec_dist.tracking.run import TrackedRun, opening_of_training
+from pnfrec_dist.tracking.opening import opening_of_training
+from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import Earlier, Event, Warned, WorkersFailed, epochs_of
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, read_run
 from tune.records import State, trial_name
 from tune.search import EPOCH, SCORE
 from tune.space import Point, described, with_point
 
 LOG, SOURCE = "trial.log", "python -m tune"
-SELECTION = "val/ndcg_p_at_10"
+BEST_METRIC = f"best_{LOGGED_SELECTION}"
+"""Of trials and of a sweep in MLflow, to sort by."""
 HEARING_SECONDS = 2.0
 STATES: dict[str, State] = {FINISHED: "finished", KILLED: "stopped", FAILED: "failed"}
 """MLflow's states of a run -> those of a trial."""
@@ -91,12 +94,14 @@ class Trial(tune.Trainable):
 
     def show(self, event: Event) -> None:
         """Of a display: what the training tells."""
-        for epoch in [event] if event["kind"] == "epoch" else event.get("epochs", []):
-            if epoch["epoch"] > self.newest[EPOCH]:
-                self.earlier_seconds += epoch["seconds"] if event["kind"] != "epoch" else 0.0
-                self._report(epoch["epoch"], epoch["metrics"][SELECTION], epoch["seconds"])
-        if event["kind"] in ("warning", "failure"):
-            self.line(str(event.get("text") or event.get("reasons")))
+        for epoch in epochs_of(event):
+            if epoch.epoch > self.newest[EPOCH]:
+                self.earlier_seconds += epoch.seconds if isinstance(event, Earlier) else 0.0
+                self._report(epoch.epoch, epoch.metrics[LOGGED_SELECTION], epoch.seconds)
+        if isinstance(event, Warned):
+            self.line(event.text)
+        elif isinstance(event, WorkersFailed):
+            self.line(str(event.reasons))
 
     def line(self, text: str) -> None:
         """A disk that takes no more is told of by the records of the run; the trial goes on without its log."""
@@ -138,18 +143,15 @@ class Trial(tune.Trainable):
         opening.tags.update({"kind": "trial", "stage": work.stage, "mlflow.source.name": SOURCE})
         with taken_up(run, settings, wait=True):
             job = Job(settings, work.plan, data, run, work.uri, opening, "train")
-            return "trained" in run_tracked(job, self, self.asked_to_stop, _log_state)
+            return run_tracked(job, self, self.asked_to_stop, _log_state).trained is not None
 
 
-def _log_state(job: Job, tracked: TrackedRun, status: str, last: dict[str, Event], epochs: list[Event]) -> None:
+def _log_state(_: Job, tracked: TrackedRun, outcome: Outcome) -> None:
     """How the trial ended, and the best of its epochs, as tags and a metric to sort by."""
     number = len(tracked.spool.records)
-    tags = {"state": STATES[status], "reason": ""}  # a trial that is run again may have had one
-    for kind in ("refused", "diverged", "failed"):
-        if kind in last:
-            tags["reason"] = str(last[kind].get("text", "the loss or a gradient is not finite"))
-    if epochs:
-        best = max(epochs, key=lambda epoch: epoch["metrics"][SELECTION])
-        tags["best_epoch"] = str(best["epoch"])
-        tracked.log_metrics(f"best/{number}", {"best_val/ndcg_p_at_10": best["metrics"][SELECTION]}, best["epoch"])
+    tags = {"state": STATES[outcome.status], "reason": outcome.reason}  # one that is run again may have had another
+    if outcome.epochs:
+        best = max(outcome.in_order, key=lambda epoch: epoch.metrics[LOGGED_SELECTION])
+        tags["best_epoch"] = str(best.epoch)
+        tracked.log_metrics(f"best/{number}", {BEST_METRIC: best.metrics[LOGGED_SELECTION]}, best.epoch)
     tracked.log_tags(f"state/{number}", tags)

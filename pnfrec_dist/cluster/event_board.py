@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import Alive, Event, StepDone, Warned
 
 PROGRESS_SECONDS = 1.0
 
@@ -54,11 +54,11 @@ class BoardHooks:
         self.last_post = 0.0
 
     def report(self, event: Event) -> None:
-        if self.pending and self.pending[-1]["kind"] == event["kind"] == "step":
+        if self.pending and isinstance(self.pending[-1], StepDone) and isinstance(event, StepDone):
             self.pending[-1] = event
         else:
             self.pending.append(event)
-        if event["kind"] not in ("step", "warning"):
+        if not isinstance(event, StepDone | Warned):
             self.flush()
         elif self._answered():
             self._post()
@@ -66,7 +66,7 @@ class BoardHooks:
     def progress(self) -> None:
         """Tells that the worker is alive and getting on."""
         if time.monotonic() - self.last_post > PROGRESS_SECONDS and self._answered():
-            self.pending.append({"kind": "progress"})
+            self.pending.append(Alive())
             self._post()
 
     def should_stop(self) -> bool:

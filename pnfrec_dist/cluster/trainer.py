@@ -23,7 +23,7 @@ from pnfrec_dist.cluster.worker import OwnRendezvous, Phase, WorkerTask, run_wor
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import RunError
 from pnfrec_dist.files.locations import Location
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import Event, Warned
 
 POLL_SECONDS = 0.25
 
@@ -77,7 +77,7 @@ def run_training(
             asked = True
         deliver()
         if text := watchdog.check():
-            on_event({"kind": "warning", "text": text})
+            on_event(Warned(text))
     deliver()
     if failure and isinstance(failure[0], ray.train.TrainingFailedError):
         raise RunError(_say_failed(failure[0], watchdog.reason, settings, run_dir)) from failure[0]

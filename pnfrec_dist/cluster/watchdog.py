@@ -11,7 +11,7 @@ import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pnfrec_dist.errors import RunError
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import Event, Started, WorkersFailed, WorkerStarted
 
 WAITING_SECONDS, START_SECONDS = 45.0, 50.0
 """How long workers may take to begin before the driver says so; what they are given beyond the stall timeout."""
@@ -25,7 +25,7 @@ class FailureReport(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         reasons = {rank: _reason(error) for rank, error in sorted(worker_exceptions.items())}
-        ray.get(self.board.post.remote([{"kind": "failure", "reasons": reasons}]))
+        ray.get(self.board.post.remote([WorkersFailed(reasons)]))
 
 
 def _reason(error: Exception) -> str:
@@ -61,13 +61,13 @@ class Watchdog:
 
     def see(self, event: Event) -> None:
         self.last, self._told = time.monotonic(), False
-        if event["kind"] == "failure":
+        if isinstance(event, WorkersFailed):
             self.workers = {}
-            self.reason = "; ".join(f"worker {rank}: {reason}" for rank, reason in event["reasons"].items())
-        elif event["kind"] == "worker":
-            self.workers[event["rank"]] = (event["node"], event["pid"])
-        elif event["kind"] == "started":  # there may have been more before
-            self.workers = {rank: at for rank, at in self.workers.items() if rank < event["workers"]}
+            self.reason = "; ".join(f"worker {rank}: {reason}" for rank, reason in event.reasons.items())
+        elif isinstance(event, WorkerStarted):
+            self.workers[event.rank] = (event.node, event.pid)
+        elif isinstance(event, Started):  # there may have been more before
+            self.workers = {rank: at for rank, at in self.workers.items() if rank < event.workers}
 
     def check(self) -> str:
         """Kills the workers if it is time to; a line about it, or "". Raises RunError if none began in time."""

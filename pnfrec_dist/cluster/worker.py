@@ -22,6 +22,7 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.training.events import Refused, WorkerStarted
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 Phase = Literal["train", "test", "both"]
@@ -51,7 +52,7 @@ def run_worker(config: dict[str, Any]) -> None:
     rank, size, device = context.get_world_rank(), context.get_world_size(), get_device()
     hooks = BoardHooks(task.board)
     node = ray.get_runtime_context().get_node_id()
-    hooks.report({"kind": "worker", "rank": rank, "size": size, "node": node, "pid": os.getpid()})
+    hooks.report(WorkerStarted(rank, size, node, os.getpid()))
     _join_process_group(rank, size, "nccl" if plan.use_gpu else "gloo", settings.stall_timeout)
     try:
         data = open_prepared(Location(task.data_dir))
@@ -61,7 +62,7 @@ def run_worker(config: dict[str, Any]) -> None:
             loop.test()
         world.barrier()  # nobody closes its connections while another still reads
     except InputError as error:  # starting again would not help
-        hooks.report({"kind": "refused", "text": str(error)})
+        hooks.report(Refused(str(error)))
     finally:
         if size > 1:
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Settings of a training: typed, frozen, each checked where it is defined. Reading YAML and flags is cli.py's work.
+"""Settings of a training: typed, frozen, each checked where it is defined. conf_files.py reads YAML, cli.py flags.
 
 Every default stands here once. conf/*.yaml override them, flags override conf/.
 """

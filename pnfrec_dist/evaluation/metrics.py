@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 MEASURES = ("hr", "ndcg", "mrr")
+SELECTION_METRIC = "ndcg_p_at_10"
+"""What early stopping, the choice of an epoch and of a model go by, on validation users."""
+LOGGED_SELECTION = f"val/{SELECTION_METRIC}"
+"""Its name among the metrics of an epoch."""
 FLOORS = {"popularity": False, "popularity_positive": True}
 """Rankings without a model, by train interactions -> whether positive ones alone."""
 

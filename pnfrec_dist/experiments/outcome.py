@@ -14,7 +14,7 @@ from pnfrec_dist.inference.artifact import MODEL_DIRECTORY, Exported, of_checkpo
 from pnfrec_dist.inference.cards import write_cards
 from pnfrec_dist.inference.pyfunc import save_model
 from pnfrec_dist.tracking.run import TrackedRun
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import BestTested, EpochDone
 from pnfrec_dist.training.result import DIRECTORY as RESULT_DIRECTORY
 
 LISTS = "lists.txt"
@@ -22,17 +22,17 @@ LISTS = "lists.txt"
 
 
 def log_outcome(
-    tracked: TrackedRun, settings: Settings, data: PreparedData, epochs: Sequence[Event], test: Event
+    tracked: TrackedRun, settings: Settings, data: PreparedData, epochs: Sequence[EpochDone], test: BestTested
 ) -> None:
     """Logs the test of the best epoch. Keys hold that epoch: a run that is trained for longer may find a better one."""
-    best, run_dir = test["best_epoch"], tracked.spool.directory
-    metrics = {f"test/{name}": value for name, value in test["metrics"].items()}
-    for floor, found in test["floors"].items():
+    best, run_dir = test.best_epoch, tracked.spool.directory
+    metrics = {f"test/{name}": value for name, value in test.metrics.items()}
+    for floor, found in test.floors.items():
         metrics.update({f"test_{floor}/{name}": value for name, value in found.items()})
     tracked.log_metrics(f"test/{best}", metrics, best)
-    note = _description({settings.model: test["metrics"], **test["floors"]}, settings, best)
+    note = _description({settings.model: test.metrics, **test.floors}, settings, best)
     tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best), "mlflow.note.content": note})
-    checkpoint = Path(test["checkpoint"])
+    checkpoint = Path(test.checkpoint)
     result, model = run_dir / RESULT_DIRECTORY, run_dir / MODEL_DIRECTORY
     trained: list[Exported] = []
 
@@ -74,10 +74,10 @@ def _description(rows: dict[str, dict[str, float]], settings: Settings, best: in
     return f"{table}\n\n{what}, the best on validation NDCG_p@10; {more}."
 
 
-def _write_curves(directory: Path, model: str, epochs: Sequence[Event]) -> None:
+def _write_curves(directory: Path, model: str, epochs: Sequence[EpochDone]) -> None:
     plots.save_png(plots.learning_curves({model: [epochs]}), directory / "learning_curves.png")
-    names = list(dict.fromkeys(name for entry in epochs for name in entry["metrics"]))
+    names = list(dict.fromkeys(name for entry in epochs for name in entry.metrics))
     with (directory / "learning_curves.csv").open("w", newline="", encoding="utf-8") as file:
         rows: list[list[Any]] = [["epoch", *names]]
-        rows += [[entry["epoch"], *(entry["metrics"].get(name, "") for name in names)] for entry in epochs]
+        rows += [[entry.epoch, *(entry.metrics.get(name, "") for name in names)] for entry in epochs]
         csv.writer(file, lineterminator="\n").writerows(rows)

@@ -6,33 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pnfrec_dist.cli import conf_content, conf_names, parse_train_settings
+from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.config.conf_files import conf_content, conf_names
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, nearest
 from pnfrec_dist.evaluation.metrics import FLOORS
-
-MODELS = ("pnfrec", "pnfrec_pn", "pnfrec_pc", "sasrec_p", "sasrec_c", "sasrec")
-"""The rows of the paper's Table 2."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is to be reproduced."""
-
-    dataset: str
-    models: tuple[str, ...]
-    seeds: tuple[int, ...]
-    curves: dict[str, tuple[float, ...]]
-    """loss weight -> its values"""
-    directory: Path
-    report_only: bool
-    flags: tuple[str, ...]
-    """further flags of the training command"""
-
-
-CURVES = {"alpha": "pnfrec_pn", "beta": "pnfrec"}
-"""Loss weights that are varied -> the model whose other settings stay (Figure 2, and the same for beta)."""
+from pnfrec_dist.experiments.options import CURVES, Options
 
 
 @dataclass(frozen=True)

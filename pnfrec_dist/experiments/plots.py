@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pnfrec_dist.evaluation.bootstrap import Spread
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
+from pnfrec_dist.training.events import EpochDone
 
 COLORS = {
     "pnfrec": "#1b4965",
@@ -30,10 +32,6 @@ LOSS_TITLES = {
     "train/ce_negative": "CE over dislikes",
     "train/contrastive": "contrastive term",
 }
-VALIDATION = "val/ndcg_p_at_10"
-
-Epochs = Sequence[dict[str, Any]]
-"""Result.epochs: {"epoch", "metrics", ...} of each."""
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -50,21 +48,21 @@ def metric_title(metric: str) -> str:
     return f"d{measure.upper()}@{k}" if group == "delta" else f"{measure.upper()}_{group}@{k}"
 
 
-def learning_curves(runs: Mapping[str, Sequence[Epochs]]) -> Figure:
+def learning_curves(runs: Mapping[str, Sequence[Sequence[EpochDone]]]) -> Figure:
     """Each loss term and the validation score over epochs: a model's mean over its seeds, and their range.
 
     runs: model -> its seeds' epochs. A mean ends where the shortest of the seeds ends.
     """
-    logged = {name for seeds in runs.values() for epochs in seeds for entry in epochs for name in entry["metrics"]}
+    logged = {name for seeds in runs.values() for epochs in seeds for entry in epochs for name in entry.metrics}
     panels = [(name, title) for name, title in LOSS_TITLES.items() if name in logged]
-    panels.append((VALIDATION, "validation NDCG_p@10"))
+    panels.append((LOGGED_SELECTION, "validation NDCG_p@10"))
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for place, (name, title) in enumerate(panels):
         for model, seeds in runs.items():
-            lines = [[entry["metrics"][name] for entry in epochs if name in entry["metrics"]] for epochs in seeds]
+            lines = [[entry.metrics[name] for entry in epochs if name in entry.metrics] for epochs in seeds]
             _band(axes[place], [line for line in lines if line], _color(model, list(runs)), model)
         _finish(axes[place], title, "epoch")
         axes[place].xaxis.set_major_locator(MaxNLocator(integer=True))

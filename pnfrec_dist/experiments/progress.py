@@ -6,8 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from pnfrec_dist.training.events import Event
-from pnfrec_dist.training.loop import SELECTION_METRIC
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
+from pnfrec_dist.training.events import EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
 HEADLINE = (
     ("HR_p@10", "hr_p_at_10"),
@@ -49,54 +49,51 @@ class ProgressReport:
 
     def show(self, event: Event) -> None:
         """Any event; those that mean nothing to a reader are left out."""
-        kind = event["kind"]
-        if kind == "step":
+        if isinstance(event, StepDone):
             self.step(event)
-        elif kind == "epoch":
+        elif isinstance(event, EpochDone):
             self.epoch(event)
-        elif kind == "warning":
-            self.line(f"warning: {event['text']}")
-        elif kind == "failure":
-            ranks = "; ".join(f"worker {rank}: {reason}" for rank, reason in event["reasons"].items())
+        elif isinstance(event, Warned):
+            self.line(f"warning: {event.text}")
+        elif isinstance(event, WorkersFailed):
+            ranks = "; ".join(f"worker {rank}: {reason}" for rank, reason in event.reasons.items())
             self.line(f"warning: workers failed ({ranks or 'no reason given'})")
-        elif kind == "started":
+        elif isinstance(event, Started):
             self.started(event)
 
-    def started(self, event: Event) -> None:
-        """{"epoch", "step", "workers"}; said when it is not the first time, or not the planned number."""
-        if self.starts or event["workers"] != self.num_workers:
+    def started(self, event: Started) -> None:
+        """Said when it is not the first time, or not the planned number."""
+        if self.starts or event.workers != self.num_workers:
             again = "again " if self.starts else ""
-            where = f"epoch {event['epoch']} after step {event['step']}"
-            self.line(f"workers run {again}({event['workers']} of {self.num_workers}), from {where}")
+            where = f"epoch {event.epoch} after step {event.step}"
+            self.line(f"workers run {again}({event.workers} of {self.num_workers}), from {where}")
         self.starts += 1
 
-    def step(self, event: Event) -> None:
-        """{"epoch", "step", "steps", "loss", "users_per_s"}."""
+    def step(self, event: StepDone) -> None:
         now = time.monotonic()
-        done = (event["epoch"] - self.first_epoch) * event["steps"] + event["step"]
-        total = (self.max_epochs - self.first_epoch + 1) * event["steps"]
-        text = f"step {event['step']}/{event['steps']}  loss {event['loss']:.4f}  {event['users_per_s']:,.0f} users/s"
+        done = (event.epoch - self.first_epoch) * event.steps + event.step
+        total = (self.max_epochs - self.first_epoch + 1) * event.steps
+        text = f"step {event.step}/{event.steps}  loss {event.loss:.4f}  {event.users_per_s:,.0f} users/s"
         if self.first is None:
             self.first = (now, done)
         elif done > self.first[1]:
             per_step = (now - self.first[0]) / (done - self.first[1])
             text += f"  at most {duration(per_step * (total - done))} left"
-        head = f"epoch {event['epoch']}/{self.max_epochs}"
+        head = f"epoch {event.epoch}/{self.max_epochs}"
         if self.console.is_terminal:
             self.bar.update(self.task, description=head, total=total, completed=done, state=text)
         elif now - self.last_line >= LINE_SECONDS:
             self.line(f"{head}  {text}")
 
-    def epoch(self, event: Event) -> None:
-        """{"epoch", "metrics", "seconds", "is_best"}."""
-        metrics = event["metrics"]
-        star = "  *best" if event["is_best"] else ""
+    def epoch(self, event: EpochDone) -> None:
+        metrics = event.metrics
+        star = "  *best" if event.is_best else ""
         skipped = int(metrics.get("train/skipped_steps", 0))
         left_out = f"  {skipped} steps left out" if skipped else ""
         self.line(
-            f"epoch {event['epoch']:>3}/{self.max_epochs}  loss {metrics['train/loss']:.4f}  "
-            f"val NDCG_p@10 {metrics['val/' + SELECTION_METRIC]:.4f}  "
-            f"{metrics['train/users_per_s']:,.0f} users/s  {event['seconds']:.1f} s{left_out}{star}"
+            f"epoch {event.epoch:>3}/{self.max_epochs}  loss {metrics['train/loss']:.4f}  "
+            f"val NDCG_p@10 {metrics[LOGGED_SELECTION]:.4f}  "
+            f"{metrics['train/users_per_s']:,.0f} users/s  {event.seconds:.1f} s{left_out}{star}"
         )
 
     def line(self, text: str) -> None:

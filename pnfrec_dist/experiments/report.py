@@ -15,23 +15,22 @@ from markdown_it import MarkdownIt
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, resample_count, spread
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, SELECTION_METRIC
 from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.progress import duration
+from pnfrec_dist.experiments.published import HEADLINE, published_width
 from pnfrec_dist.experiments.results import (
-    HEADLINE,
     REFERENCE,
-    SELECTION,
     Comparison,
     Recorded,
     counted,
     curve_points,
-    published_width,
     write_tables,
 )
 
 REPORT, PAGE = "report.md", "report.html"
 BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
-CURVE_METRICS = ("ndcg_p_at_10", "ndcg_delta_at_10", SELECTION)
+CURVE_METRICS = (SELECTION_METRIC, "ndcg_delta_at_10", LOGGED_SELECTION)
 FEW_USERS = 100
 SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
 """Sections of the settings that a reader of results asks for; those of sampling where items are sampled."""
@@ -219,7 +218,7 @@ def _training_table(comparison: Comparison) -> str:
     for model, runs in comparison.runs.items():
         results = [run.result for run in runs]
         best = spread([run.best_validation for run in runs])
-        epoch_seconds = [statistics.median(e["seconds"] for e in r.epochs) for r in results]
+        epoch_seconds = [statistics.median(e.seconds for e in r.epochs) for r in results]
         rows.append(
             [
                 f"`{model}`",
@@ -240,14 +239,14 @@ def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
     model = runs[0].model
     figure = plots.weight_curve(weight, model, points, CURVE_METRICS)
     plots.save_png(figure, directory / "figures" / f"{weight}.png")
-    seeds = {value: points[value][SELECTION].count for value in points}
+    seeds = {value: points[value][LOGGED_SELECTION].count for value in points}
     titles = [plots.metric_title(m.removeprefix("val/")) + (", validation" if "/" in m else "") for m in CURVE_METRICS]
     rows = [
         [f"{value:g}", str(seeds[value]), *(_spread(points[value].get(m)) for m in CURVE_METRICS)]
         for value in sorted(points)
     ]
     comparable = [value for value in points if seeds[value] == max(seeds.values())]
-    chosen = max(comparable, key=lambda value: points[value][SELECTION].mean)
+    chosen = max(comparable, key=lambda value: points[value][LOGGED_SELECTION].mean)
     of_which = "" if len(comparable) == len(points) else f", of those with {counted({max(seeds.values())}, 'seed')}"
     return [
         f"## Over {weight}",

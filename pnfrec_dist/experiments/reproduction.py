@@ -18,13 +18,18 @@ from pnfrec_dist.cluster.trainer import ray_options
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.experiments.plan import Options, Training
+from pnfrec_dist.experiments.options import Options
+from pnfrec_dist.experiments.plan import Training
 from pnfrec_dist.experiments.progress import HEADLINE, duration
+from pnfrec_dist.experiments.published import published_figures
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
-from pnfrec_dist.experiments.results import Comparison, Recorded, published_figures
-from pnfrec_dist.experiments.tracked_training import checked_plan, open_data, train
+from pnfrec_dist.experiments.results import Comparison, Recorded
+from pnfrec_dist.experiments.tracked_training import Job, train
+from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
-from pnfrec_dist.tracking.run import Opening, TrackedRun, code_versions, model_name, tracking_uri
+from pnfrec_dist.tracking.address import tracking_uri
+from pnfrec_dist.tracking.opening import Opening, code_versions, opening_of_training
+from pnfrec_dist.tracking.run import TrackedRun, model_name
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, SCORE_TAG
 from pnfrec_dist.training.result import read_result, read_test_users
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, choose_run, finished_run, read_run, trained
@@ -62,16 +67,17 @@ def run_missing(
             print(f"[{number}/{len(missing)}] {training.name}{_time_left(started, done, len(missing) - number + 1)}")
             try:
                 run = choose_run(training.settings, digest)
-                test = train(training.settings, plan, data, run, uri, training.name, parent)
+                opening = opening_of_training(training.settings, data.manifest, data.directory, training.name, parent)
+                finished = train(Job(training.settings, plan, data, run, uri, opening))
             except (InputError, RunError) as error:
                 problems.append(f"{training.name}: {error}")
                 print(f"warning: {problems[-1]}", flush=True)
                 continue
-            if test is None:
+            if finished is None:
                 return False, problems
-            found = "  ".join(f"{title} {test['metrics'].get(key, math.nan):.4f}" for title, key in HEADLINE)
-            print(f"test, epoch {test['best_epoch']}: {found}", flush=True)
-            if test["asked_to_stop"]:
+            found = "  ".join(f"{title} {finished.test.metrics.get(key, math.nan):.4f}" for title, key in HEADLINE)
+            print(f"test, epoch {finished.test.best_epoch}: {found}", flush=True)
+            if finished.asked_to_stop:
                 return False, problems
             done += 1
     return True, problems

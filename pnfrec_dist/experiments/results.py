@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pnfrec_dist.cli import conf_content
-from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, spread
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.training.result import Result, TestUsers
 
-HEADLINE = ("hr_p_at_10", "ndcg_p_at_10", "hr_delta_at_10", "ndcg_delta_at_10")
-SELECTION = "val/ndcg_p_at_10"
 REFERENCE = "sasrec_p"
 
 
@@ -39,7 +36,7 @@ class Recorded:
     @property
     def best_validation(self) -> float:
         """NDCG_p@10 of the best epoch."""
-        return max(epoch["metrics"][SELECTION] for epoch in self.result.epochs)
+        return max(epoch.metrics[LOGGED_SELECTION] for epoch in self.result.epochs)
 
 
 @dataclass
@@ -101,35 +98,13 @@ def counted(numbers: Iterable[int], what: str) -> str:
     return f"{low if low == high else f'{low} to {high}'} {what}{'s' if high != 1 else ''}"
 
 
-def published_width(dataset: str) -> int | None:
-    """encoder.hidden_size of the published figures, where it is known."""
-    width = conf_content("published", dataset).get("hidden_size")
-    return width if isinstance(width, int) else None
-
-
-def published_figures(dataset: str) -> dict[str, dict[str, float]]:
-    """Model -> metric -> the paper's figure, from conf/published/<dataset>.yaml; empty where it has none."""
-    content = conf_content("published", dataset)
-    content.pop("hidden_size", None)
-    try:
-        found: dict[str, dict[str, float]] = {}
-        for model, values in content.items():
-            found[model] = dict(zip(HEADLINE, map(float, values), strict=True))
-        if not all(math.isfinite(value) for metrics in found.values() for value in metrics.values()):
-            raise ValueError("a figure is not finite")
-        return found
-    except (TypeError, ValueError, AttributeError) as error:
-        wanted = f"<model>: [{', '.join(HEADLINE)}]"
-        raise InputError(f"conf/published/{dataset}.yaml must hold lines of {wanted} ({error})") from error
-
-
 def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:
     """Value of the varied weight -> metric -> spread over seeds; the validation score is that of the best epoch."""
     values: dict[float, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         for metric, value in run.result.test.items():
             values[run.value][metric].append(value)
-        values[run.value][SELECTION].append(run.best_validation)
+        values[run.value][LOGGED_SELECTION].append(run.best_validation)
     return {value: {m: spread(found) for m, found in metrics.items()} for value, metrics in values.items()}
 
 
@@ -147,12 +122,12 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
             for run in runs
         ),
     )
-    logged = list(dict.fromkeys(name for run in runs for e in run.result.epochs for name in e["metrics"]))
+    logged = list(dict.fromkeys(name for run in runs for e in run.result.epochs for name in e.metrics))
     _write_csv(
         directory / "learning_curves.csv",
         ["model", "seed", "epoch", *logged],
         (
-            [run.model, run.seed, e["epoch"], *(e["metrics"].get(name, "") for name in logged)]
+            [run.model, run.seed, e.epoch, *(e.metrics.get(name, "") for name in logged)]
             for run in runs
             for e in run.result.epochs
         ),

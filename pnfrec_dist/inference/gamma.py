@@ -18,12 +18,11 @@ from pnfrec_dist.data.prepared import HoldoutData, PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation, evaluate
-from pnfrec_dist.evaluation.metrics import summarize
+from pnfrec_dist.evaluation.metrics import SELECTION_METRIC, summarize
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 from pnfrec_dist.inference.trained_model import open_trained
-from pnfrec_dist.training.loop import SELECTION_METRIC
 
 MEASURES = (("HR", "hr"), ("NDCG", "ndcg"))
 

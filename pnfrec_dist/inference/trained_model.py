@@ -46,8 +46,8 @@ def trained_directory(reference: str, scratch: Path) -> Path:
     if directory is not None:
         return directory
     # MLflow takes seconds to import, and a directory does without.
+    from pnfrec_dist.tracking.address import tracking_uri
     from pnfrec_dist.tracking.model_registry import download, model_location
-    from pnfrec_dist.tracking.run import tracking_uri
 
     uri = tracking_uri()
     return download(model_location(reference, uri), scratch, uri)

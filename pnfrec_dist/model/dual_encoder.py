@@ -6,9 +6,9 @@ B users, P tokens, U distinct items of a batch, D width, N items.
 import torch
 from torch import Tensor, nn
 
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.batches import HistoryBatch, TrainBatch
-from pnfrec_dist.distributed import World
+from pnfrec_dist.distributed import World, initial_generator
 from pnfrec_dist.model.encoder import INIT_STD, Encoder, initialize
 from pnfrec_dist.model.item_table import ItemTable, take
 
@@ -67,3 +67,8 @@ class PNFRec(nn.Module):
     def _last(self, encoder: Encoder, batch: HistoryBatch) -> Tensor:
         vectors_UD = self.item_table.lookup(batch.items_U)
         return encoder(take(vectors_UD, batch.inputs_P), batch.groups)[batch.last_B]
+
+
+def build_model(num_items: int, settings: Settings, shards: World | None = None) -> PNFRec:
+    """The model with its initial weights, the same for the same settings.seed, whoever holds the item table."""
+    return PNFRec(num_items, settings.encoder, settings.loss, initial_generator(settings.seed), shards)

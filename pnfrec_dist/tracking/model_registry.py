@@ -10,7 +10,8 @@ from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
 from pnfrec_dist.errors import InputError, nearest
-from pnfrec_dist.tracking.sender import models_of, shown
+from pnfrec_dist.tracking.address import shown
+from pnfrec_dist.tracking.sender import models_of
 
 BEST = "best"
 """The alias that reproduce gives; see Sender._register."""

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from mlflow.models import Model
 
 from pnfrec_dist.data.schema import MANIFEST_NAME
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
 from pnfrec_dist.tracking.spool import Record, Spool
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
@@ -36,15 +36,8 @@ KEY_TAG = "pnfrec.run"
 """Tag by which a run is found again, whatever became of the answer to its creation."""
 MODEL_KEY_TAG = "pnfrec.model"
 """The same of a logged model."""
-SCORE_TAG = "validation_ndcg_p_at_10"
+SCORE_TAG = f"validation_{SELECTION_METRIC}"
 """Of a registered model's version: what the alias "best" is decided by."""
-
-
-def shown(uri: str) -> str:
-    """Without the name and password that it may hold, well formed or not."""
-    if uri.startswith("sqlite:"):
-        return uri
-    return re.sub(r"(password|token)=[^&]*", r"\1=***", re.sub(r"//.*@", "//", uri))
 
 
 class NotYetError(Exception):

@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,22 +20,33 @@ from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, ra
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.loader import epoch_batches
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
-from pnfrec_dist.distributed import World, initial_generator, seed_step
+from pnfrec_dist.distributed import World, seed_step
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, model_scores, popularity_scores
-from pnfrec_dist.evaluation.metrics import FLOORS
+from pnfrec_dist.evaluation.metrics import FLOORS, SELECTION_METRIC
 from pnfrec_dist.losses.objective import term_names, term_weights
-from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.dual_encoder import build_model
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import (
+    BestTested,
+    Diverged,
+    Earlier,
+    EpochDone,
+    Event,
+    Started,
+    StepDone,
+    Stopped,
+    Trained,
+    Warned,
+    stored_epoch,
+)
 from pnfrec_dist.training.memory_plan import plan_step
 from pnfrec_dist.training.result import Result, write_result
 from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import Requests, StepSums, train_step
 
-SELECTION_METRIC = "ndcg_p_at_10"
 MAX_SKIPPED = 100
 """With so many steps in a row that are not finite, skipping helps no more."""
 
@@ -48,11 +59,6 @@ class Hooks:
     should_stop: Callable[[], bool]
     progress: Callable[[], None] = lambda: None
     """called now and then where no step is reported for long"""
-
-
-def build_model(num_items: int, settings: Settings, shards: World | None = None) -> PNFRec:
-    """The model with its initial weights, the same for the same settings.seed, whoever holds the item table."""
-    return PNFRec(num_items, settings.encoder, settings.loss, initial_generator(settings.seed), shards)
 
 
 class TrainLoop:
@@ -69,8 +75,8 @@ class TrainLoop:
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
         self.state = TrainState()
-        self.epochs: list[Event] = []
-        """what was reported of each epoch"""
+        self.epochs: list[EpochDone] = []
+        """all, those before the checkpoint gone on from included"""
         attempt = world.gather(secrets.token_hex(4))[0]
         self.saver = Saver(run_dir, world, attempt, settings.checkpoint)
         self._restore()
@@ -86,9 +92,8 @@ class TrainLoop:
 
     def train(self) -> bool:
         """True at the end of training, False where it stopped before."""
-        where = {"epoch": self.state.epoch, "step": self.state.step}
-        self._report({"kind": "history", "epochs": list(self.epochs)})
-        self._report({"kind": "started", **where, "workers": self.world.size})
+        self._report(Earlier(list(self.epochs)))
+        self._report(Started(self.state.epoch, self.state.step, self.world.size))
         while not self._finished():
             went_on, stop = self._train_epoch()
             if not went_on:
@@ -101,7 +106,7 @@ class TrainLoop:
         self.saver.wait()
         self._report_problems()
         best = checkpoint_path(self.run_dir, self.state.best_steps)
-        self._report({"kind": "trained", "best_epoch": self.state.best_epoch, "checkpoint": str(best)})
+        self._report(Trained(self.state.best_epoch, str(best)))
         return True
 
     def _restore(self) -> None:
@@ -109,12 +114,13 @@ class TrainLoop:
         found = newest_usable(self.run_dir) if self.world.is_main else (None, [])
         path, problems = self.world.gather(found)[0]
         for problem in problems:
-            self._report({"kind": "warning", "text": f"{problem.partition(';')[0]}; passed over"})
+            self._report(Warned(f"{problem.partition(';')[0]}; passed over"))
         if path is not None:
             load_model(path, self.model)
             load_optimizer(path, self.model, self.optimizer)
             stored = stored_state(path)
-            self.state, self.epochs = TrainState(**stored["train_state"]), stored["epochs"]
+            self.state = TrainState(**stored["train_state"])
+            self.epochs = [stored_epoch(entry) for entry in stored["epochs"]]
 
     def _steps(self) -> int:
         return num_steps(len(self.train_data), self.settings.train.batch_size)
@@ -142,8 +148,7 @@ class TrainLoop:
                 return False, False
             speed = users_done / seconds
             loss = self._losses()["train/loss"]
-            where = {"epoch": state.epoch, "step": state.step, "steps": steps}
-            self._report({"kind": "step", **where, "loss": loss, "users_per_s": speed})
+            self._report(StepDone(state.epoch, state.step, steps, loss, speed))
             stop = sums.requests.stop
             if stop:
                 break
@@ -169,16 +174,16 @@ class TrainLoop:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             except OSError as error:
-                self._report({"kind": "warning", "text": f"cannot write {file} ({error.strerror})"})
+                self._report(Warned(f"cannot write {file} ({error.strerror})"))
         state.skip_step()
         if self.settings.train.non_finite == "stop" or state.skipped_in_a_row >= MAX_SKIPPED:
             self.saver.wait()
-            self._report({"kind": "diverged", **where, "skipped": state.skipped_in_a_row, "batch": str(file)})
+            self._report(Diverged(**where, skipped=state.skipped_in_a_row, batch=str(file)))
             return False
         if state.skipped_in_a_row % 10 == 1:
             in_a_row = f" ({state.skipped_in_a_row} in a row)" if state.skipped_in_a_row > 1 else ""
             what = f"step {state.step} of epoch {state.epoch} is not finite and was left out{in_a_row}"
-            self._report({"kind": "warning", "text": f"{what}; its users are in {file}"})
+            self._report(Warned(f"{what}; its users are in {file}"))
         return True
 
     def _losses(self) -> dict[str, float]:
@@ -201,10 +206,10 @@ class TrainLoop:
         if is_best:
             state.best_score, state.best_epoch, state.best_steps = score, epoch, state.total_steps
         state.start_epoch(epoch + 1)
-        event = {"kind": "epoch", "epoch": epoch, "metrics": metrics, "seconds": seconds, "is_best": is_best}
-        self.epochs.append(event)
+        done = EpochDone(epoch, metrics, seconds, is_best)
+        self.epochs.append(done)
         self._save()
-        self._report(event)
+        self._report(done)
 
     def _stop(self) -> None:
         """Leaves a checkpoint to go on from."""
@@ -212,11 +217,11 @@ class TrainLoop:
             self._save()
         self.saver.wait()
         self._report_problems()
-        self._report({"kind": "stopped", "epoch": self.state.epoch, "step": self.state.step})
+        self._report(Stopped(self.state.epoch, self.state.step))
 
     def test(self) -> None:
         """Restores the best epoch and evaluates it, and what asks for no model, on the test users."""
-        self._report({"kind": "history", "epochs": list(self.epochs)})
+        self._report(Earlier(list(self.epochs)))
         best = checkpoint_path(self.run_dir, self.state.best_steps)
         if problem := self.world.gather(_problem(best) if self.world.is_main else "")[0]:
             way_out = "make room or mend it, and start the same command again"
@@ -243,17 +248,8 @@ class TrainLoop:
             try:
                 write_result(self.run_dir, result, self.data.user_ids("test"), test.target_is_positive, ranked)
             except OSError as error:
-                text = f"cannot write the result to {self.run_dir} ({error.strerror})"
-                self._report({"kind": "warning", "text": text})
-        self._report(
-            {
-                "kind": "test",
-                "metrics": result.test,
-                "floors": result.floors,
-                "best_epoch": self.state.best_epoch,
-                "checkpoint": str(best),
-            }
-        )
+                self._report(Warned(f"cannot write the result to {self.run_dir} ({error.strerror})"))
+        self._report(BestTested(result.test, result.floors, self.state.best_epoch, str(best)))
 
     def _evaluate(self, holdout: HoldoutData) -> Evaluation:
         self.model.eval()
@@ -278,7 +274,7 @@ class TrainLoop:
     def _save(self) -> None:
         state = {
             "train_state": self.state.to_mapping(),
-            "epochs": list(self.epochs),
+            "epochs": [asdict(epoch) for epoch in self.epochs],
             "settings": to_mapping(self.settings),
             "data_digest": self.data.manifest.digest,
             "num_items": self.data.num_items,
@@ -294,7 +290,7 @@ class TrainLoop:
     def _report_problems(self) -> None:
         """Of saving; each rank's own."""
         for text in self.saver.problems():
-            self.hooks.report({"kind": "warning", "text": text})
+            self.hooks.report(Warned(text))
 
 
 def _problem(checkpoint: Path) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation
+from pnfrec_dist.training.events import EpochDone, stored_epoch
 
 DIRECTORY, RESULT, TEST_USERS = "result", "result.json", "test_users.parquet"
 RESULT_VERSION = 1
@@ -29,8 +30,7 @@ class Result:
     data_digest: str
     num_items: int
     num_workers: int
-    epochs: list[dict[str, Any]]
-    """{"epoch", "metrics", "seconds", "is_best"} of each"""
+    epochs: list[EpochDone]
     best_epoch: int
     checkpoint: str
     """of the best epoch, relative to the run's directory"""
@@ -42,7 +42,7 @@ class Result:
     @property
     def seconds(self) -> float:
         """Of training, without validation and the start of workers."""
-        return sum(epoch["seconds"] for epoch in self.epochs)
+        return sum(epoch.seconds for epoch in self.epochs)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read_result(run_dir: Path) -> Result | None:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["version"] != RESULT_VERSION:
             raise InputError(f"{file} has version {content['version']}, this program reads {RESULT_VERSION}; remove it")
-        return Result(**content)
+        return Result(**{**content, "epochs": [stored_epoch(entry) for entry in content["epochs"]]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be read ({type(error).__name__}: {error}); remove it") from error
 

@@ -1,82 +1,86 @@
-"""What workers post and when, with a board that answers when the test says so."""
+"""What workers post and when, with a board whose answers come when the test says so, and no Ray."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pnfrec_dist.cluster import event_board
-from pnfrec_dist.cluster.event_board import Board, BoardHooks
+from pnfrec_dist.cluster.event_board import PROGRESS_SECONDS, Board, BoardHooks
+from pnfrec_dist.training.events import Alive, EpochDone, Event, StepDone, Stopped, Warned
+
+EPOCH = EpochDone(1, {"train/loss": 1.0}, 2.0, is_best=True)
 
 
-class SlowBoard:
-    """A board as Ray shows it, and in place of Ray: a post is done once it `answers`."""
+def step(number: int) -> StepDone:
+    return StepDone(1, number, 9, 1.0, 10.0)
+
+
+class RemoteBoard:
+    """A board's handle: posts arrive at once, answers are known as long as is_fast."""
 
     def __init__(self) -> None:
-        self.board, self.answers, self.waits = Board(), False, 0
-        self.post = self
+        self.board, self.is_fast, self.now = Board(), True, 0.0
+        self.post = SimpleNamespace(remote=self.board.post)
 
-    def remote(self, events: list[dict[str, Any]]) -> bool:
-        return self.board.post(events)
+    def wait(self, answers: list[bool], timeout: float) -> tuple[list[bool], list[bool]]:
+        assert timeout == 0, "a step waits for nobody"
+        return (answers, []) if self.is_fast else ([], answers)
 
-    def wait(self, posts: list[bool], timeout: float) -> tuple[list[bool], list[bool]]:
-        return (posts, []) if self.answers else ([], posts)
-
-    def get(self, post: bool) -> bool:
-        self.waits += 1
-        return post
-
-    def kinds(self) -> list[Any]:
-        return [event.get("step", event["kind"]) for event in self.board.take()]
+    def take(self) -> list[Event]:
+        return self.board.take()
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> SlowBoard:
-    board = SlowBoard()
-    monkeypatch.setattr(event_board, "ray", board)
-    return board
+def remote(monkeypatch: pytest.MonkeyPatch) -> RemoteBoard:
+    remote = RemoteBoard()
+    monkeypatch.setattr(event_board, "ray", SimpleNamespace(wait=remote.wait, get=lambda answer: answer))
+    monkeypatch.setattr(event_board, "time", SimpleNamespace(monotonic=lambda: remote.now))
+    return remote
 
 
-def test_of_steps_the_newest_is_kept_while_a_post_is_under_way(slow: SlowBoard) -> None:
-    hooks = BoardHooks(slow)
-    for step in range(1, 5):
-        hooks.report({"kind": "step", "step": step})
-    assert slow.kinds() == [1] and not slow.waits, "no step waits for the board"
-    slow.answers = True
-    hooks.report({"kind": "step", "step": 5})
-    assert slow.kinds() == [5]
+def hooks_of(remote: RemoteBoard) -> BoardHooks:
+    handle: Any = remote
+    return BoardHooks(handle)
 
 
-def test_an_epoch_is_posted_with_all_before_it_and_awaited(slow: SlowBoard) -> None:
-    hooks = BoardHooks(slow)
-    for step in (1, 2):
-        hooks.report({"kind": "step", "step": step})
-    hooks.report({"kind": "epoch"})
-    assert slow.kinds() == [1, 2, "epoch"] and slow.waits == 1
+def test_events_arrive_once_and_in_order(remote: RemoteBoard) -> None:
+    hooks = hooks_of(remote)
+    events: list[Event] = [step(1), Warned("a"), step(2), EPOCH]
+    for event in events:
+        hooks.report(event)
+    assert remote.take() == events and remote.take() == []
 
 
-def test_the_answer_to_a_post_carries_the_request_to_stop(slow: SlowBoard) -> None:
-    hooks = BoardHooks(slow)
-    hooks.report({"kind": "epoch"})
+def test_of_steps_that_wait_the_newest_is_kept_and_nothing_else_is_lost(remote: RemoteBoard) -> None:
+    hooks = hooks_of(remote)
+    hooks.report(step(1))
+    remote.is_fast = False
+    for event in (step(2), step(3), Warned("a"), step(4), step(5)):
+        hooks.report(event)
+    assert remote.take() == [step(1)]
+    hooks.report(EPOCH)
+    assert remote.take() == [step(3), Warned("a"), step(5), EPOCH], "an epoch waits until the board has it"
+
+
+def test_a_stop_is_heard_with_the_answer(remote: RemoteBoard) -> None:
+    hooks = hooks_of(remote)
     assert not hooks.should_stop()
-    slow.board.request_stop()
-    assert not hooks.should_stop(), "it has not posted since"
-    hooks.report({"kind": "epoch"})
+    hooks.report(step(1))
+    remote.board.request_stop()
+    assert not hooks.should_stop(), "the last answer was given before"
+    hooks.report(step(2))
     assert hooks.should_stop()
+    hooks.report(Stopped(1, 2))
+    assert hooks.should_stop(), "for good"
 
 
-def test_progress_is_told_once_in_a_while(slow: SlowBoard, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-    clock, hooks = Clock(), BoardHooks(slow)
-    monkeypatch.setattr(event_board, "time", clock)
-    slow.answers = True
+def test_a_worker_without_steps_says_now_and_then_that_it_is_alive(remote: RemoteBoard) -> None:
+    hooks = hooks_of(remote)
+    hooks.report(EPOCH)
+    hooks.progress()
+    assert remote.take() == [EPOCH]
+    remote.now += PROGRESS_SECONDS + 0.1
     hooks.progress()
     hooks.progress()
-    assert slow.kinds() == ["progress"]
-    clock.now += event_board.PROGRESS_SECONDS + 0.1
-    hooks.progress()
-    assert slow.kinds() == ["progress"]
+    assert remote.take() == [Alive()]

@@ -5,6 +5,7 @@ import pytest
 from pnfrec_dist.cluster import watchdog
 from pnfrec_dist.cluster.watchdog import START_SECONDS, WAITING_SECONDS, Watchdog
 from pnfrec_dist.errors import RunError
+from pnfrec_dist.training.events import Started, WorkersFailed, WorkerStarted
 
 
 class Clock:
@@ -27,7 +28,7 @@ def test_workers_that_never_begin_end_the_run(clock: Clock) -> None:
     assert "no worker has begun for 45 s" in watchdog.check()
     clock.now += 10
     assert watchdog.check() == "", "said once"
-    watchdog.see({"kind": "failure", "reasons": {0: "died"}})
+    watchdog.see(WorkersFailed({0: "died"}))
     assert watchdog.reason == "worker 0: died"
     clock.now += WAITING_SECONDS
     assert watchdog.check()
@@ -39,11 +40,11 @@ def test_workers_that_never_begin_end_the_run(clock: Clock) -> None:
 def test_it_knows_the_workers_of_the_moment(clock: Clock) -> None:
     watchdog = Watchdog(100.0)
     for rank in range(3):
-        watchdog.see({"kind": "worker", "rank": rank, "node": "a", "pid": 10 + rank})
-    watchdog.see({"kind": "worker", "rank": 0, "node": "b", "pid": 20})
-    watchdog.see({"kind": "started", "workers": 2})
+        watchdog.see(WorkerStarted(rank, 3, "a", 10 + rank))
+    watchdog.see(WorkerStarted(0, 2, "b", 20))
+    watchdog.see(Started(1, 0, workers=2))
     assert watchdog.workers == {0: ("b", 20), 1: ("a", 11)}
     clock.now += 99
     assert watchdog.check() == ""
-    watchdog.see({"kind": "failure", "reasons": {}})
+    watchdog.see(WorkersFailed({}))
     assert not watchdog.workers

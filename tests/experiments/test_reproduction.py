@@ -12,11 +12,12 @@ import pytest
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.experiments.plan import Options, Training, planned
+from pnfrec_dist.experiments.options import Options
+from pnfrec_dist.experiments.plan import Training, planned
+from pnfrec_dist.experiments.published import published_figures
 from pnfrec_dist.experiments.report import About, write_report
 from pnfrec_dist.experiments.reproduction import recorded, still_missing
-from pnfrec_dist.experiments.results import Comparison, Recorded, curve_points, published_figures
-from pnfrec_dist.reproduce import parse
+from pnfrec_dist.experiments.results import Comparison, Recorded, curve_points
 from pnfrec_dist.training.events import Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.result import DIRECTORY, RESULT, read_result, read_test_users
@@ -132,7 +133,7 @@ def test_a_result_is_what_was_measured(workspace: Path, found: list[Recorded]) -
         for floor, metrics in result.floors.items():
             liked = users.target_rank[floor][users.target_is_positive]
             assert metrics["hr_p_at_10"] == pytest.approx(sum(rank <= 10 for rank in liked) / len(liked))
-        scores = [epoch["metrics"]["val/ndcg_p_at_10"] for epoch in result.epochs]
+        scores = [epoch.metrics["val/ndcg_p_at_10"] for epoch in result.epochs]
         assert len(scores) == 2 and result.best_epoch == scores.index(max(scores)) + 1
     run = finished_run(plan(workspace)[0].settings, data(workspace).manifest.digest)
     assert run is not None
@@ -240,56 +241,6 @@ def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Reco
     assert "## Against" not in report(workspace, without, tmp_path / "without", planned=1)
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--seeds", "0"], "--seeds is '0'; it is a number of seeds, from 1 to 100"),
-        (["--name", ""], "--name is ''; a name has"),
-        (["--models", "pnfrec,sasrec_p"], "put blanks between names"),
-        (["--loss.beta", "0.3"], "--loss.beta is what makes pnfrec "),
-        (["--models", "sasrec", "--encoder.history=positive"], "--encoder.history is what makes sasrec "),
-        (["--name", "../elsewhere"], "--name is '../elsewhere'; a name has"),
-        (["--seeds", "few"], "--seeds is 'few'; it is a number of seeds"),
-        (["--alphas", "0.1", "much"], "--alphas is '0.1 much'; it must be numbers, or grid"),
-        (["--betas", "-1"], r"loss.beta is -1.0; it must be a finite number >= 0"),
-        (["--models", "pnfrek"], "--models has 'pnfrek'; did you mean 'pnfrec'"),
-        (["--models", "popularity"], "'popularity', which is not trained"),
-        (["--seed", "3"], "--model and --seed are not flags of this command"),
-        (["--model", "pnfrec"], "--model and --seed are not flags of this command"),
-        (["--resume", "never"], "--resume is 'never'; this command always goes on"),
-        (["--epoch", "3"], "--epochs"),
-        (["--train.batch-size", "0"], "train.batch_size"),
-    ],
-)
-def test_wrong_input_is_named(args: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        planned(parse(["--dataset", "tiny", *args]))
-
-
-def test_a_data_set_with_a_wrong_name_is_named() -> None:
-    with pytest.raises(InputError, match=r"--dataset is '\.\./tiny'"):
-        parse(["--dataset", "../tiny"])
-
-
-def test_a_grid_is_the_papers() -> None:
-    options = parse(["--alphas", "grid", "--betas", "0.5", "0", "--models", "pnfrec", "pnfrec", "sasrec"])
-    assert options.curves["alpha"] == tuple(i / 20 for i in range(21)) and options.curves["beta"] == (0.0, 0.5)
-    assert options.models == ("pnfrec", "sasrec") and options.seeds == (1, 2, 3, 4, 5)
-    assert options.directory.name == "reproduce-synthetic"
-
-
 def test_a_report_of_curves_alone_has_no_table(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
     text = report(workspace, [r for r in found if r.weight], tmp_path)
     assert "## Over alpha" in text and "## Table 2" not in text and not (tmp_path / "figures" / "bars.png").exists()
-
-
-def test_published_figures_are_read_and_checked(workspace: Path) -> None:
-    assert published_figures("ml1m")["pnfrec"]["ndcg_p_at_10"] == 0.1041
-    assert published_figures("kion")["sasrec"]["ndcg_delta_at_10"] == 0.0521
-    assert published_figures("nothing") == {}
-    (workspace / "conf" / "published" / "odd.yaml").write_text("pnfrec: [1, 2]\n")
-    with pytest.raises(InputError, match=r"odd\.yaml must hold lines of"):
-        published_figures("odd")
-    (workspace / "conf" / "published" / "odd.yaml").write_text("pnfrec: [1, 2, .nan, 3]\n")
-    with pytest.raises(InputError, match="not finite"):
-        published_figures("odd")

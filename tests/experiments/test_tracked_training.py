@@ -1,10 +1,25 @@
-"""What the driver prints."""
+"""What a training comes to, and what is printed of it."""
 
 import shlex
 from dataclasses import replace
 
+import pytest
+
 from pnfrec_dist.cli import parse_train_settings
-from pnfrec_dist.experiments.tracked_training import _same_run
+from pnfrec_dist.cluster.worker import Phase
+from pnfrec_dist.experiments.tracked_training import Outcome, _same_run, _status
+from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
+from pnfrec_dist.training.events import (
+    BestTested,
+    Diverged,
+    Earlier,
+    EpochDone,
+    Event,
+    Refused,
+    Stopped,
+    Trained,
+    WorkersFailed,
+)
 
 
 def test_the_line_that_goes_on_is_read_as_the_same_settings() -> None:
@@ -13,3 +28,43 @@ def test_the_line_that_goes_on_is_read_as_the_same_settings() -> None:
     assert not settings.checkpoint.background and settings.train.compile
     assert parse_train_settings(shlex.split(_same_run(settings))) == settings
     assert parse_train_settings(shlex.split(_same_run(replace(settings, resume="never")))) == settings
+
+
+EPOCHS = [EpochDone(number, {"val/ndcg_p_at_10": 0.1 * number}, 1.0, is_best=True) for number in (1, 2, 3)]
+TESTED = BestTested({"hr_p_at_10": 0.5}, {}, 3, "checkpoints/step-3")
+
+
+def outcome_of(*events: Event) -> Outcome:
+    outcome = Outcome()
+    for event in events:
+        outcome.see(event)
+    return outcome
+
+
+def test_epochs_are_counted_once_in_their_order() -> None:
+    """Workers that start again tell of earlier ones once more."""
+    outcome = outcome_of(EPOCHS[1], Earlier(EPOCHS[:2]), EPOCHS[2], WorkersFailed({0: "died"}), Earlier(EPOCHS))
+    assert outcome.in_order == EPOCHS
+
+
+@pytest.mark.parametrize(
+    ("events", "phase", "status", "reason"),
+    [
+        ([Trained(3, "c"), TESTED], "both", FINISHED, ""),
+        ([Trained(3, "c")], "train", FINISHED, ""),
+        ([Trained(3, "c")], "both", KILLED, ""),
+        ([TESTED], "test", FINISHED, ""),
+        ([Stopped(2, 1)], "both", KILLED, ""),
+        ([Diverged(1, 2, 1, "f")], "both", FAILED, "the loss or a gradient is not finite"),
+        ([Refused("no such data")], "train", FAILED, "no such data"),
+    ],
+)
+def test_mlflow_is_told_what_came_true(events: list[Event], phase: Phase, status: str, reason: str) -> None:
+    outcome = outcome_of(*events)
+    assert (_status(outcome, phase), outcome.reason) == (status, reason)
+
+
+def test_an_error_is_the_reason_before_all_others() -> None:
+    outcome = outcome_of(Refused("no such data"))
+    outcome.failed = "workers failed"
+    assert outcome.reason == "workers failed"

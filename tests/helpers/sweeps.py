@@ -14,7 +14,7 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.tracking.spool import RECORDS
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import EpochDone, Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from tune.records import TRIAL, Record, best_of, ended_and_begun, read_record
 from tune.space import Point, with_point
@@ -61,7 +61,7 @@ def score_here(workspace: Path, settings: Settings, directory: Path) -> float:
     events: list[Event] = []
     data = open_prepared(workspace / "data" / "prepared" / "tiny")
     TrainLoop(settings, data, directory, World(), Hooks(events.append, lambda: False)).train()
-    return max(e["metrics"]["val/ndcg_p_at_10"] for e in events if e["kind"] == "epoch")
+    return max(e.metrics["val/ndcg_p_at_10"] for e in events if isinstance(e, EpochDone))
 
 
 def mlflow_tree(workspace: Path, name: str = "") -> tuple[Run, dict[str, list[Run]]]:

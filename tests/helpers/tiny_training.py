@@ -5,7 +5,7 @@ from pathlib import Path
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.distributed import World
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import BestTested, Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 SETTINGS = Settings(
@@ -21,4 +21,4 @@ def trained(data: PreparedData, settings: Settings, run_dir: Path) -> Path:
     """The checkpoint of a training's best epoch."""
     events = list[Event]()
     TrainLoop(settings, data, run_dir, World(), Hooks(events.append, lambda: False)).run()
-    return Path(next(e for e in events if e["kind"] == "test")["checkpoint"])
+    return Path(next(e for e in events if isinstance(e, BestTested)).checkpoint)

@@ -24,7 +24,7 @@ from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.files.locations import sha256_of
 from pnfrec_dist.inference import export as export_files
 from pnfrec_dist.inference.artifact import Exported
-from pnfrec_dist.training.loop import build_model
+from pnfrec_dist.model.dual_encoder import build_model
 from pnfrec_dist.training.run_directory import Run
 
 ITEMS = 30

@@ -17,7 +17,7 @@ from pnfrec_dist.data.user_histories import UserLists, find_users, read_users, u
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.cards import before_split, card_text, cards
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings, joined
-from pnfrec_dist.training.loop import build_model
+from pnfrec_dist.model.dual_encoder import build_model
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(

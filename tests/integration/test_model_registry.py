@@ -10,8 +10,9 @@ from mlflow.models import Model
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
-from pnfrec_dist.tracking import run as tracking
-from pnfrec_dist.tracking.run import TrackedRun, opening_of_training
+from pnfrec_dist.tracking import __main__ as flush
+from pnfrec_dist.tracking.opening import opening_of_training
+from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.sender import FINISHED, SCORE_TAG
 from pnfrec_dist.training.run_directory import Run
 
@@ -89,7 +90,7 @@ def test_a_flush_registers_a_model_that_it_sends_later(
 
     uri = empty_mlflow(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert tracking.main(["flush", "--output-dir", str(tmp_path / "runs")]) == 0
+    assert flush.main(["flush", "--output-dir", str(tmp_path / "runs")]) == 0
     assert "is gone" not in capsys.readouterr().out
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("pnfrec-dist")

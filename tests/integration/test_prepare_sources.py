@@ -11,7 +11,7 @@ import pytest
 from helpers.preparation import build, events
 from pyspark.sql import SparkSession
 
-from pnfrec_dist.cli import load_conf
+from pnfrec_dist.config.conf_files import load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 
 pytestmark = pytest.mark.integration

@@ -21,6 +21,7 @@ from pnfrec_dist import serve
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.inference.artifact import of_checkpoint
+from pnfrec_dist.inference.http_server import require_free
 from pnfrec_dist.inference.pyfunc import save_model
 from pnfrec_dist.training.run_directory import Run
 
@@ -66,7 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[.
     process.send_signal(signal.SIGTERM)
     process.stdout.read()
     assert process.wait(30) == 0
-    serve.require_free(port)
+    require_free(port)
 
 
 def test_the_greeting_is_a_request_that_is_answered(served: Served) -> None:

@@ -18,11 +18,10 @@ from benchmarks.shapes import ITEMS, ml1m_like
 from pnfrec_dist.config.settings import CheckpointSettings, EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.distributed import World
-from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.dual_encoder import PNFRec, build_model
 from pnfrec_dist.training import checkpoint_manager as saver_module
 from pnfrec_dist.training.checkpoint import load_model, read_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, checkpoints, newest_usable
-from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 

@@ -23,7 +23,7 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.training import loop
 from pnfrec_dist.training.checkpoint_manager import checkpoints, newest_usable
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import Event, StepDone
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 Soak = Callable[[str, str, str], None]
@@ -66,9 +66,9 @@ def keep_ledger(prepared: Path, run_dir: Path, ledger: Path, kill_at: int) -> No
 
     def report(event: Event) -> None:
         nonlocal steps
-        if event["kind"] == "step":
+        if isinstance(event, StepDone):
             with ledger.open("a") as file:
-                file.write(json.dumps([event["epoch"], event["step"], read]) + "\n")
+                file.write(json.dumps([event.epoch, event.step, read]) + "\n")
             steps += 1
             if steps == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)

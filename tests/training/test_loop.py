@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -30,9 +31,20 @@ from pnfrec_dist.evaluation.metrics import FLOORS
 from pnfrec_dist.training import loop
 from pnfrec_dist.training.checkpoint import read_state
 from pnfrec_dist.training.checkpoint_manager import checkpoint_path, checkpoints
-from pnfrec_dist.training.events import Event
+from pnfrec_dist.training.events import (
+    BestTested,
+    Diverged,
+    Earlier,
+    EpochDone,
+    Event,
+    Started,
+    StepDone,
+    Stopped,
+    Warned,
+)
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
+E = TypeVar("E")
 SETTINGS = Settings(
     epochs=4,
     encoder=EncoderSettings(hidden_size=8, num_blocks=1, max_length=5, dropout=0.3),
@@ -55,8 +67,8 @@ def run(
     return events
 
 
-def of_kind(events: list[Event], kind: str) -> list[Event]:
-    return [event for event in events if event["kind"] == kind]
+def of_kind(events: list[Event], kind: type[E]) -> list[E]:
+    return [event for event in events if isinstance(event, kind)]
 
 
 def untimed(metrics: dict[str, float]) -> dict[str, float]:
@@ -78,13 +90,13 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(prepared: Path, tmp_pa
     whole = run(SETTINGS, prepared, tmp_path / "whole")
     asked = iter(range(1, 100))
     first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at)
-    assert len(of_kind(first, "epoch")) == stop_at // 4 and len(of_kind(first, "stopped")) == 1
+    assert len(of_kind(first, EpochDone)) == stop_at // 4 and len(of_kind(first, Stopped)) == 1
     second = run(SETTINGS, prepared, tmp_path / "parts")
-    (started,) = of_kind(second, "started")
-    assert 4 * (started["epoch"] - 1) + started["step"] == stop_at
-    parts = of_kind(first, "epoch") + of_kind(second, "epoch")
-    assert [untimed(e["metrics"]) for e in parts] == [untimed(e["metrics"]) for e in of_kind(whole, "epoch")]
-    assert of_kind(second, "test")[0]["metrics"] == of_kind(whole, "test")[0]["metrics"]
+    (started,) = of_kind(second, Started)
+    assert 4 * (started.epoch - 1) + started.step == stop_at
+    parts = of_kind(first, EpochDone) + of_kind(second, EpochDone)
+    assert [untimed(e.metrics) for e in parts] == [untimed(e.metrics) for e in of_kind(whole, EpochDone)]
+    assert of_kind(second, BestTested)[0].metrics == of_kind(whole, BestTested)[0].metrics
     require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
 
 
@@ -96,10 +108,10 @@ def test_on_a_gpu_a_stopped_run_goes_on(prepared: Path, tmp_path: Path) -> None:
     first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= 6, "cuda")
     second = run(SETTINGS, prepared, tmp_path / "parts", device="cuda")
     losses = [
-        [event["metrics"]["train/loss"] for event in of_kind(events, "epoch")] for events in (whole, first + second)
+        [event.metrics["train/loss"] for event in of_kind(events, EpochDone)] for events in (whole, first + second)
     ]
     assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert of_kind(second, "test")
+    assert of_kind(second, BestTested)
 
 
 def run_until_killed(prepared: Path, run_dir: Path, settings: Settings, kill_at: int) -> None:
@@ -108,7 +120,7 @@ def run_until_killed(prepared: Path, run_dir: Path, settings: Settings, kill_at:
 
     def report(event: Event) -> None:
         nonlocal steps
-        steps += event["kind"] == "step"
+        steps += isinstance(event, StepDone)
         if steps == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -129,9 +141,9 @@ def test_killed_again_and_again_equals_uninterrupted_bitwise(prepared: Path, tmp
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
     events = run(settings, prepared, tmp_path / "parts")
-    assert of_kind(events, "started")[0]["step"] + of_kind(events, "started")[0]["epoch"] > 1
-    told = of_kind(events, "history")[0]["epochs"] + of_kind(events, "epoch")
-    assert [untimed(e["metrics"]) for e in told] == [untimed(e["metrics"]) for e in of_kind(whole, "epoch")]
+    assert of_kind(events, Started)[0].step + of_kind(events, Started)[0].epoch > 1
+    told = [*of_kind(events, Earlier)[0].epochs, *of_kind(events, EpochDone)]
+    assert [untimed(e.metrics) for e in told] == [untimed(e.metrics) for e in of_kind(whole, EpochDone)]
     require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
     assert not list((tmp_path / "parts/checkpoints").glob(".*"))
 
@@ -141,7 +153,7 @@ def test_the_newest_and_the_best_stay(prepared: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, checkpoint=CheckpointSettings(every_steps=1, keep=3))
     events = run(settings, prepared, tmp_path)
     kept = checkpoints(tmp_path)
-    best = checkpoint_path(tmp_path, 4 * of_kind(events, "test")[0]["best_epoch"])
+    best = checkpoint_path(tmp_path, 4 * of_kind(events, BestTested)[0].best_epoch)
     assert kept[0] == checkpoint_path(tmp_path, 16) and best in kept
     known_best = {read_state(path)["train_state"]["best_steps"] for path in kept[:3]} - {0}
     assert set(kept) == {*kept[:3], *(checkpoint_path(tmp_path, steps) for steps in known_best)}
@@ -164,10 +176,10 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(prepared: Path, tmp_path: P
     else:
         file.unlink()
     events = run(settings, prepared, tmp_path / "parts")
-    (warning,) = of_kind(events, "warning")
-    assert str(newest) in warning["text"] and warning["text"].endswith("passed over")
-    (started,) = of_kind(events, "started")
-    assert before.name == checkpoint_path(tmp_path, 4 * (started["epoch"] - 1) + started["step"]).name
+    (warning,) = of_kind(events, Warned)
+    assert str(newest) in warning.text and warning.text.endswith("passed over")
+    (started,) = of_kind(events, Started)
+    assert before.name == checkpoint_path(tmp_path, 4 * (started.epoch - 1) + started.step).name
     require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
 
 
@@ -183,17 +195,17 @@ def test_a_full_disk_keeps_the_old_checkpoints_and_says_so(
 
     monkeypatch.setattr(os, "fsync", full)
     events = run(SETTINGS, prepared, tmp_path, lambda: next(asked) >= 9)
-    assert [e["kind"] for e in events if e["kind"] in ("warning", "stopped")] == ["warning", "warning", "stopped"]
-    assert all("No space left on device" in e["text"] for e in of_kind(events, "warning"))
+    assert [type(e) for e in events if isinstance(e, Warned | Stopped)] == [Warned, Warned, Stopped]
+    assert all("No space left on device" in e.text for e in of_kind(events, Warned))
     assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, 4)]
     assert read_state(checkpoint_path(tmp_path, 4))
     monkeypatch.setattr(os, "fsync", real)
-    assert of_kind(run(SETTINGS, prepared, tmp_path), "test")
+    assert of_kind(run(SETTINGS, prepared, tmp_path), BestTested)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(prepared: Path, tmp_path: Path) -> None:
     runs = [run(replace(SETTINGS, seed=s), prepared, tmp_path / str(i)) for i, s in enumerate((1, 1, 2))]
-    losses = [[e["metrics"]["train/loss"] for e in of_kind(events, "epoch")] for events in runs]
+    losses = [[e.metrics["train/loss"] for e in of_kind(events, EpochDone)] for events in runs]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -214,9 +226,9 @@ def test_early_stopping_restores_the_best_epoch(
     monkeypatch.setattr(loop, "evaluate", scripted)
     settings = replace(SETTINGS, epochs=50, train=TrainSettings(batch_size=8, patience=3))
     events = run(settings, prepared, tmp_path)
-    assert [e["is_best"] for e in of_kind(events, "epoch")] == [True, True, False, False, False]
-    (test,) = of_kind(events, "test")
-    assert test["best_epoch"] == 2
+    assert [e.is_best for e in of_kind(events, EpochDone)] == [True, True, False, False, False]
+    (test,) = of_kind(events, BestTested)
+    assert test.best_epoch == 2
     assert [p.name for p in checkpoints(tmp_path)] == ["step-000000020", "step-000000016", "step-000000008"]
     state = read_state(checkpoint_path(tmp_path, 8))["train_state"]
     assert state["best_epoch"] == 2 and state["epoch"] == 3
@@ -226,8 +238,8 @@ def test_early_stopping_restores_the_best_epoch(
     trained = load_file(checkpoint_path(tmp_path, 8) / "model.safetensors")
     expected = load_file(checkpoint_path(tmp_path / "two", 8) / "model.safetensors")
     assert all(torch.equal(trained[key], expected[key]) for key in expected)
-    assert len(of_kind(two_epochs, "epoch")) == 2
-    assert tested[0] == test["metrics"] and tested[1:] == [test["floors"][name] for name in FLOORS]
+    assert len(of_kind(two_epochs, EpochDone)) == 2
+    assert tested[0] == test.metrics and tested[1:] == [test.floors[name] for name in FLOORS]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +254,7 @@ def test_early_stopping_restores_the_best_epoch(
 def test_reported_loss_is_the_weighted_sum_of_the_reported_terms(
     prepared: Path, tmp_path: Path, loss: LossSettings, terms: set[str]
 ) -> None:
-    metrics = of_kind(run(replace(SETTINGS, loss=loss, epochs=1), prepared, tmp_path), "epoch")[0]["metrics"]
+    metrics = of_kind(run(replace(SETTINGS, loss=loss, epochs=1), prepared, tmp_path), EpochDone)[0].metrics
     assert {m.removeprefix("train/") for m in metrics if m.startswith("train/")} == terms | {"loss", "users_per_s"}
     weights = {"ce_positive": 1.0, "ce_negative": loss.alpha, "contrastive": loss.beta}
     assert metrics["train/loss"] == pytest.approx(sum(weights[t] * metrics[f"train/{t}"] for t in terms))
@@ -250,17 +262,17 @@ def test_reported_loss_is_the_weighted_sum_of_the_reported_terms(
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_its_users_are_kept(prepared: Path, tmp_path: Path) -> None:
     events = run(replace(SETTINGS, optimizer=OptimizerSettings(lr=1e30)), prepared, tmp_path)
-    (diverged,) = of_kind(events, "diverged")
-    assert not of_kind(events, "test")
-    batch = json.loads(Path(diverged["batch"]).read_text())
-    assert (batch["epoch"], batch["step"]) == (diverged["epoch"], diverged["step"])
+    (diverged,) = of_kind(events, Diverged)
+    assert not of_kind(events, BestTested)
+    batch = json.loads(Path(diverged.batch).read_text())
+    assert (batch["epoch"], batch["step"]) == (diverged.epoch, diverged.step)
     (users,) = batch["user_ids_of_ranks"]
     assert len(users) in (6, 8) and all(user.startswith("u") for user in users)
     assert len(batch["totals"]) == 3
     (tmp_path / "full").mkdir()
     (tmp_path / "full/non_finite").touch()
     events = run(replace(SETTINGS, optimizer=OptimizerSettings(lr=1e30)), prepared, tmp_path / "full")
-    assert "cannot write" in of_kind(events, "warning")[0]["text"] and of_kind(events, "diverged")
+    assert "cannot write" in of_kind(events, Warned)[0].text and of_kind(events, Diverged)
 
 
 @pytest.mark.parametrize("bad", [(2,), (3, 4, 5), (4,), (1, 2, 3, 4)])
@@ -283,25 +295,25 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(
     monkeypatch.setattr(loop, "train_step", broken)
     settings = replace(SETTINGS, epochs=2, train=TrainSettings(batch_size=8, non_finite="skip"))
     events = run(settings, prepared, tmp_path)
-    assert len(of_kind(events, "warning")) == 1, "said once of steps in a row"
+    assert len(of_kind(events, Warned)) == 1, "said once of steps in a row"
     assert len(list((tmp_path / "non_finite").iterdir())) == len(bad)
-    skipped = [e["metrics"]["train/skipped_steps"] for e in of_kind(events, "epoch")]
+    skipped = [e.metrics["train/skipped_steps"] for e in of_kind(events, EpochDone)]
     assert skipped == [sum(n <= 4 for n in bad), sum(n > 4 for n in bad)]
-    losses = [e["metrics"]["train/loss"] for e in of_kind(events, "epoch")]
+    losses = [e.metrics["train/loss"] for e in of_kind(events, EpochDone)]
     assert [math.isnan(loss) for loss in losses] == [count == 4 for count in skipped], "an epoch without a finite step"
-    assert all(math.isnan(loss) or loss > 0 for loss in losses) and of_kind(events, "test")
+    assert all(math.isnan(loss) or loss > 0 for loss in losses) and of_kind(events, BestTested)
 
 
 def test_skipping_for_ever_ends(prepared: Path, tmp_path: Path) -> None:
     train = TrainSettings(batch_size=1, non_finite="skip")
     settings = replace(SETTINGS, epochs=9, optimizer=OptimizerSettings(lr=1e30), train=train)
-    (diverged,) = of_kind(run(settings, prepared, tmp_path), "diverged")
-    assert diverged["skipped"] == loop.MAX_SKIPPED
+    (diverged,) = of_kind(run(settings, prepared, tmp_path), Diverged)
+    assert diverged.skipped == loop.MAX_SKIPPED
 
 
 def test_a_stop_is_heard_when_an_epoch_has_one_step(prepared: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, train=TrainSettings(batch_size=500), epochs=50)
     asked = iter(range(1, 100))
     events = run(settings, prepared, tmp_path, lambda: next(asked) >= 3)
-    assert len(of_kind(events, "epoch")) == 3 and len(of_kind(events, "stopped")) == 1
+    assert len(of_kind(events, EpochDone)) == 3 and len(of_kind(events, Stopped)) == 1
     assert read_state(checkpoints(tmp_path)[0])["train_state"]["epoch"] == 4

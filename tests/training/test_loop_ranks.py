@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,12 @@ def run(world: World, prepared: str, run_dir: str, stop_at: int, events_file: st
     hooks = Hooks(events.append, lambda: next(asked) >= stop_at)
     TrainLoop(SETTINGS, open_prepared(Path(prepared)), Path(run_dir), world, hooks).run()
     if world.is_main:
-        Path(events_file).write_text(json.dumps(events))
+        Path(events_file).write_text(json.dumps([{"kind": type(event).__name__, **asdict(event)} for event in events]))
 
 
 def metrics_of(events_file: Path) -> list[dict[str, float]]:
     """Of each epoch and the test, without times."""
-    events = [e for e in json.loads(events_file.read_text()) if e["kind"] in ("epoch", "test")]
+    events = [e for e in json.loads(events_file.read_text()) if e["kind"] in ("EpochDone", "BestTested")]
     return [{k: v for k, v in e["metrics"].items() if k != "train/users_per_s"} for e in events]
 
 
@@ -54,7 +55,7 @@ def test_ranks_end_as_one_does_also_when_others_go_on(
         spawn(size, run, *args) if size > 1 else run(World(), *args)
 
     start(first, 7, tmp_path / "1.json")
-    assert json.loads((tmp_path / "1.json").read_text())[-1]["kind"] == "stopped"
+    assert json.loads((tmp_path / "1.json").read_text())[-1]["kind"] == "Stopped"
     assert len(list(checkpoint_path(tmp_path / "parts", 7).glob("items-*"))) == first
     start(second, 10_000, tmp_path / "2.json")
     found = metrics_of(tmp_path / "1.json") + metrics_of(tmp_path / "2.json")

@@ -23,7 +23,7 @@ from pnfrec_dist.config.settings import (
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
-from pnfrec_dist.training.loop import build_model
+from pnfrec_dist.model.dual_encoder import build_model
 from pnfrec_dist.training.memory_plan import plan_step
 
 SETTINGS = Settings(
@@ -80,7 +80,7 @@ from test_memory_plan import LARGE, ROWS, data
 from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.distributed import World
-from pnfrec_dist.training.loop import build_model
+from pnfrec_dist.model.dual_encoder import build_model
 from pnfrec_dist.training.step import Requests, train_step
 from pnfrec_dist.training.checkpoint_manager import Saver
 settings, device = LARGE[sys.argv[1]], torch.device("cpu")

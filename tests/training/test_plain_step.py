@@ -14,9 +14,8 @@ from benchmarks.shapes import ml1m_like
 from pnfrec_dist.config.settings import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.batches import train_batch
 from pnfrec_dist.distributed import World
-from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.dual_encoder import PNFRec, build_model
 from pnfrec_dist.model.encoder import compile_encoders
-from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 ITEMS, USERS = 300, 25

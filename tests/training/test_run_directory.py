@@ -16,6 +16,7 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.training.checkpoint_manager import checkpoint_path, checkpoints, newest_usable
+from pnfrec_dist.training.events import BestTested
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.run_directory import Run, begin, choose_run, read_run
 
@@ -126,7 +127,7 @@ def test_a_checkpoint_whose_best_epoch_is_gone_is_passed_over(settings: Settings
     events = []
     hooks = Hooks(events.append, lambda: False)
     TrainLoop(settings, open_prepared(prepared), run.directory, World(), hooks).run()
-    assert events[-1]["kind"] == "test"
+    assert isinstance(events[-1], BestTested)
 
 
 def test_a_read_only_run_of_somebody_else_is_not_taken(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.prepared import TrainData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
+from pnfrec_dist.model.dual_encoder import build_model
 from pnfrec_dist.model.item_table import ItemTable
-from pnfrec_dist.training.loop import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 SETTINGS = Settings(

@@ -9,7 +9,7 @@ from pnfrec_dist.cluster.planning import Node, WorkerPlan
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.experiments.tracked_training import checked_plan
+from pnfrec_dist.experiments.training_plan import checked_plan
 from tune.space import load_stage, with_point
 from tune.stages import plan_trials
 

@@ -11,8 +11,7 @@ from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.training.run_directory import Run
-from tune.__main__ import parse
-from tune.options import planned_stages
+from tune.options import parse, planned_stages
 from tune.space import with_point
 from tune.sweep import run_sweep, stage_run
 

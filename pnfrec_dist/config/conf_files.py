@@ -1,0 +1,69 @@
+"""YAML files in conf/: where they are found, what they may hold, and their values over defaults."""
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pnfrec_dist.config.mappings import override
+from pnfrec_dist.errors import InputError, nearest, one_line
+
+T = TypeVar("T")
+
+CHOSEN_BY_FLAG = {"dataset", "model", "config", "dry_run", "resume"}
+"""Settings that no file in conf/train/ or conf/model/ may hold."""
+
+_PACKAGED_CONF = Path(__file__).resolve().parents[2] / "conf"
+"""The project's own, which the wheel has beside the packages."""
+
+
+def load_conf(kind: str, name: str, base: T) -> T:
+    """`base` with conf/<kind>/<name>.yaml over it; ./conf is looked in before the project's own conf.
+
+    kind: "dataset", "model" or "train", of which `name` may also be a path that ends in .yaml. Raises InputError for an
+    unknown name, with the nearest one.
+    """
+    path = _conf_file(kind, name)
+    if path is not None:
+        content = _yaml(path)
+        if isinstance(content, dict) and kind != "dataset":
+            content = {key: value for key, value in content.items() if (kind, key) != ("train", "model")}
+            for key in CHOSEN_BY_FLAG & content.keys():
+                raise InputError(f"{path}: {key!r} is chosen by its flag (--{key.replace('_', '-')}), not in a file")
+        return override(base, {} if content is None else content, str(path))
+    what = "config" if kind == "train" else kind
+    raise InputError(f"unknown {what} {name!r} (no conf/{kind}/{name}.yaml); {nearest(name, conf_names(kind))}")
+
+
+def conf_content(kind: str, name: str) -> dict[str, Any]:
+    """conf/<kind>/<name>.yaml as it is; empty when there is no such file. Raises InputError for what is no mapping."""
+    path = _conf_file(kind, name)
+    content = {} if path is None else _yaml(path) or {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must be a mapping, not {content!r}")
+    return content
+
+
+def _conf_file(kind: str, name: str) -> Path | None:
+    if kind == "train" and name.endswith(".yaml"):
+        if not Path(name).is_file():
+            raise InputError(f"--config is {name!r}, and there is no such file; say a name of conf/train/, or a path")
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+", name):
+        return None
+    paths = (directory / kind / f"{name}.yaml" for directory in (Path("conf"), _PACKAGED_CONF))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {one_line(str(error))}") from error
+
+
+def conf_names(kind: str) -> list[str]:
+    """Names of the YAML files of one kind."""
+    found = {p.stem for d in (Path("conf"), _PACKAGED_CONF) for p in (d / kind).glob("*.yaml")}
+    return sorted(found)

@@ -1,0 +1,96 @@
+"""What a reproduction is asked for: its flags."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pnfrec_dist.errors import InputError
+
+MAX_SEEDS = 100
+MODELS = ("pnfrec", "pnfrec_pn", "pnfrec_pc", "sasrec_p", "sasrec_c", "sasrec")
+"""The rows of the paper's Table 2."""
+
+
+CURVES = {"alpha": "pnfrec_pn", "beta": "pnfrec"}
+"""Loss weights that are varied -> the model whose other settings stay (Figure 2, and the same for beta)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be reproduced."""
+
+    dataset: str
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    curves: dict[str, tuple[float, ...]]
+    """loss weight -> its values"""
+    directory: Path
+    report_only: bool
+    flags: tuple[str, ...]
+    """further flags of the training command"""
+
+
+def parse(args: Sequence[str]) -> Options:
+    """Raises InputError."""
+    try:
+        found, flags = _parser().parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from error
+    if not found.seeds.isdecimal() or not 1 <= int(found.seeds) <= MAX_SEEDS:
+        raise InputError(f"--seeds is {found.seeds!r}; it is a number of seeds, from 1 to {MAX_SEEDS}")
+    name = f"reproduce-{found.dataset}" if found.name is None else found.name
+    for flag, value in (("--dataset", found.dataset), ("--name", name)):
+        if not re.fullmatch(r"\w[\w.-]*", value):
+            raise InputError(f"{flag} is {value!r}; a name has letters, digits, '.', '_' and '-' alone")
+    curves = {weight: _values(weight, getattr(found, f"{weight}s")) for weight in CURVES}
+    return Options(
+        found.dataset,
+        tuple(dict.fromkeys(found.models)),
+        tuple(range(1, int(found.seeds) + 1)),
+        {weight: values for weight, values in curves.items() if values},
+        (found.output_dir / name).resolve(),
+        found.report_only,
+        tuple(flags),
+    )
+
+
+def _values(weight: str, given: list[str] | None) -> tuple[float, ...]:
+    if given == ["grid"]:
+        return tuple(round(0.05 * step, 2) for step in range(21))
+    try:
+        return tuple(sorted({float(value) for value in given or []}))
+    except ValueError as error:
+        raise InputError(f"--{weight}s is {' '.join(given or [])!r}; it must be numbers, or grid") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pnfrec_dist.reproduce",
+        allow_abbrev=False,
+        exit_on_error=False,
+        description="Trains every model with every seed, as python -m pnfrec_dist.train does, and writes a report: "
+        "the paper's Table 2 and Figure 2 with spread over seeds and intervals over test users. What has a result "
+        "already is not trained again, so the same command goes on after an interruption, and more seeds, models or "
+        "values add to it.",
+        epilog="Any further flag is one of python -m pnfrec_dist.train (--epochs 20, --encoder.hidden-size 128, ...) "
+        "and holds for all trainings; --dry-run lists them.",
+    )
+    parser.add_argument("--dataset", default="synthetic", help="name of a prepared data set (default: synthetic)")
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), help=f"of conf/model/ (default: {' '.join(MODELS)})"
+    )
+    parser.add_argument("--seeds", default="5", help="how many: 1, 2, ... (default: 5, as the paper)")
+    for weight, model in CURVES.items():
+        parser.add_argument(
+            f"--{weight}s",
+            nargs="*",
+            metavar="VALUE",
+            help=f"values of {weight} for a curve of {model}; grid: 0 to 1 in "
+            "steps of 0.05, as the paper (default: no curve)",
+        )
+    parser.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs")
+    parser.add_argument("--name", help="directory in --output-dir and name in MLflow (default: reproduce-<dataset>)")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report what there is")
+    return parser

@@ -1,0 +1,31 @@
+"""The paper's figures, from conf/published/."""
+
+import math
+
+from pnfrec_dist.config.conf_files import conf_content
+from pnfrec_dist.errors import InputError
+
+HEADLINE = ("hr_p_at_10", "ndcg_p_at_10", "hr_delta_at_10", "ndcg_delta_at_10")
+"""Metrics of the paper's Table 2, in its order."""
+
+
+def published_width(dataset: str) -> int | None:
+    """encoder.hidden_size of the published figures, where it is known."""
+    width = conf_content("published", dataset).get("hidden_size")
+    return width if isinstance(width, int) else None
+
+
+def published_figures(dataset: str) -> dict[str, dict[str, float]]:
+    """Model -> metric -> the paper's figure, from conf/published/<dataset>.yaml; empty where it has none."""
+    content = conf_content("published", dataset)
+    content.pop("hidden_size", None)
+    try:
+        found: dict[str, dict[str, float]] = {}
+        for model, values in content.items():
+            found[model] = dict(zip(HEADLINE, map(float, values), strict=True))
+        if not all(math.isfinite(value) for metrics in found.values() for value in metrics.values()):
+            raise ValueError("a figure is not finite")
+        return found
+    except (TypeError, ValueError, AttributeError) as error:
+        wanted = f"<model>: [{', '.join(HEADLINE)}]"
+        raise InputError(f"conf/published/{dataset}.yaml must hold lines of {wanted} ({error})") from error

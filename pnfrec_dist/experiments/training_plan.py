@@ -1,0 +1,111 @@
+"""What a training will be, before anything starts: its data, its steps, and whether the memory will do."""
+
+import re
+
+import psutil
+
+from pnfrec_dist.cluster.planning import WorkerPlan
+from pnfrec_dist.config.conf_files import conf_names, load_conf
+from pnfrec_dist.config.dataset_settings import DatasetSettings
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
+from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import Location
+from pnfrec_dist.training.memory_plan import StepPlan, plan_step
+
+
+def open_data(settings: Settings) -> PreparedData:
+    """The prepared data set, compared with conf/dataset/<name>.yaml where there is one."""
+    directory = Location(settings.data_dir) / settings.dataset
+    if not re.fullmatch(r"\w[\w.-]*", settings.dataset):
+        raise InputError(f"--dataset is {settings.dataset!r}; a name has letters, digits, '.', '_' and '-' alone")
+    if settings.dataset not in conf_names("dataset"):
+        if not directory.is_dir():
+            load_conf("dataset", settings.dataset, DatasetSettings())  # raises, naming the nearest data set
+        return open_prepared(directory)
+    expected = load_conf("dataset", settings.dataset, DatasetSettings())
+    return open_prepared(directory, expected.prepared())
+
+
+def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, at_a_time: int = 1) -> str:
+    """What will run, for a reader. Raises InputError when the users are too few or the memory is too small.
+
+    at_a_time: trainings with such workers, of a sweep.
+    """
+    train_data = data.train(settings.encoder.history)
+    require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
+    step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)
+    _require_memory(settings, plan, step, at_a_time)
+    return _describe(settings, data, train_data, plan, step)
+
+
+def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, step: StepPlan) -> str:
+    counts = data.manifest.counts
+    steps = num_steps(len(train), settings.train.batch_size)
+    return "\n".join(
+        [
+            f"data: {data.directory}, {len(train):,} training users, {data.num_items:,} items, "
+            f"{counts['validation']['users']:,} validation and {counts['test']['users']:,} test users",
+            f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
+            f"at most {settings.epochs} epochs",
+            f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}",
+            f"memory per worker, about: {_size(step.table)} item table, {_size(step.table_training + step.passing)} "
+            f"its gradients and Adam, {_size(step.encoders)} encoders, {_size(step.activations)} activations, "
+            f"{_size(step.logits)} logits, {_size(step.data)} data, "
+            f"{_size(step.checkpoint)} the checkpoint being written; {_size(step.total)} in all",
+        ]
+    )
+
+
+def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_time: int) -> None:
+    """Raises InputError when the workers will not fit this machine's memory. Of a cluster's nothing is known here."""
+    if settings.ray_address or (plan.use_gpu and not plan.gpu_bytes):
+        return
+    if plan.use_gpu:
+        free, needed, where = plan.gpu_bytes, step.total, "a GPU has"
+    else:
+        spared = 0 if step.is_sharded else step.checkpoint * (plan.num_workers - 1)  # rank 0 alone writes
+        each = step.total * plan.num_workers - spared
+        needed, free, where = at_a_time * each, psutil.virtual_memory().available, "this machine has free"
+        if each <= free < needed:
+            raise InputError(
+                f"{at_a_time} trials at a time need about {_size(each)} each with the largest settings searched, "
+                f"{where} {_size(free)}; say --max-concurrent {free // each}"
+            )
+    if needed <= free:
+        return
+    ways = _ways_out(settings, plan, step, free, at_a_time)
+    best = sorted((way for way, saved in ways.items() if saved > step.total // 20), key=lambda way: -ways[way])
+    workers = "" if plan.use_gpu else f"{plan.num_workers} workers x "
+    raise InputError(
+        f"training needs about {workers}{_size(step.total)}, {where} {_size(free)}; try {', '.join(best[:3])}"
+    )
+
+
+def _ways_out(settings: Settings, plan: WorkerPlan, step: StepPlan, free: int, at_a_time: int) -> dict[str, int]:
+    """What a user may do -> about how many bytes that spares a worker; 0 where it does not apply."""
+    table = step.table + step.table_training + step.passing
+    parts_save = step.activations * 7 // 8 - (step.table if not step.is_sharded else 0)
+    kind, exact = settings.loss.cross_entropy, settings.loss.cross_entropy == "exact"
+    fewer = "a lower --sampled.sce-buckets" if kind == "sce" else "a lower --sampled.num-items"
+    return {
+        "--item-table sharded": 0 if step.is_sharded or plan.num_workers == 1 else table // 2,
+        "--train.accumulation 8": parts_save if settings.train.accumulation == 1 else 0,
+        "a lower --train.batch-size": step.activations // 2,
+        "--loss.exact-path auto or --loss.cross-entropy sampled_softmax": step.logits
+        if exact and settings.loss.exact_path in ("materialised", "chunked")
+        else 0,
+        "a smaller --loss.tile-mib": step.logits * 3 // 4 if exact and settings.loss.tile_mib else 0,
+        fewer: 0 if exact else step.logits // 2,
+        "--loss.cross-entropy sampled_softmax": step.passing if exact else 0,
+        "a lower --encoder.hidden-size": (table + step.encoders) // 2,
+        "--checkpoint.no-background": step.checkpoint,
+        f"--{'num-workers' if at_a_time == 1 else 'workers-per-trial'} 1": step.total
+        if not plan.use_gpu and plan.num_workers > 1 and step.total <= free
+        else 0,
+    }
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,84 @@
+"""A trained model behind MLflow's HTTP server, on this machine alone."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from pnfrec_dist.errors import InputError, RunError
+
+HOST, PORT = "127.0.0.1", 5001
+EXAMPLE = "serving_input_example.json"
+
+
+def serve(reference: str, port: int) -> int:
+    """Serves a model until Ctrl-C, and returns the exit code. reference: see open_trained.
+
+    Raises InputError where there is no such model or the port is taken, and RunError where the server ends by itself.
+    """
+    require_free(port)
+    # This imports torch, which takes too long for a port that is taken.
+    from pnfrec_dist.inference.trained_model import MLMODEL, trained_directory
+
+    with tempfile.TemporaryDirectory(prefix="pnfrec-") as scratch:
+        directory = trained_directory(reference, Path(scratch))
+        if not (directory / MLMODEL).is_file():
+            raise InputError(
+                f"{reference} has no model to serve, a checkpoint alone; name a run whose training has ended"
+            )
+        with contextlib.suppress(KeyboardInterrupt), _server(directory, port) as server:
+            _wait_until_ready(server, port)
+            print(_greeting(directory, port), flush=True)
+            server.wait()
+            raise RunError(f"the server ended by itself (exit code {server.returncode}); the reason stands above")
+    return 0
+
+
+def require_free(port: int) -> None:
+    try:
+        with socket.create_server((HOST, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--port is {port}, which cannot be used ({error}); name another one") from error
+
+
+@contextlib.contextmanager
+def _server(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """mlflow models serve, in a session of its own: Ctrl-C reaches it through this process, as SIGTERM does."""
+    print(f"loading {directory} (some 15 seconds)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(directory.resolve())]
+    command += ["--env-manager", "local", "--host", HOST, "--port", str(port)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # mlflow starts uvicorn by name
+    environment = {**os.environ, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
+    while server.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{HOST}:{port}/ping", timeout=5):
+            return
+        time.sleep(0.1)
+    raise RunError(f"the server did not start (exit code {server.returncode}); the reason stands above")
+
+
+def _greeting(directory: Path, port: int) -> str:
+    (query,) = json.loads((directory / EXAMPLE).read_text(encoding="utf-8"))["inputs"]
+    content = json.dumps({"inputs": [{"liked": query["liked"], "top_k": query["top_k"]}]}).replace("'", r"\u0027")
+    url = f"http://{HOST}:{port}/invocations"
+    return f"{url}  (Ctrl-C ends it)\ncurl -s {url} -H 'Content-Type: application/json' -d '{content}'"

@@ -1,0 +1,45 @@
+"""What a reproduction is asked for."""
+
+import pytest
+
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.experiments.options import parse
+from pnfrec_dist.experiments.plan import planned
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seeds", "0"], "--seeds is '0'; it is a number of seeds, from 1 to 100"),
+        (["--name", ""], "--name is ''; a name has"),
+        (["--models", "pnfrec,sasrec_p"], "put blanks between names"),
+        (["--loss.beta", "0.3"], "--loss.beta is what makes pnfrec "),
+        (["--models", "sasrec", "--encoder.history=positive"], "--encoder.history is what makes sasrec "),
+        (["--name", "../elsewhere"], "--name is '../elsewhere'; a name has"),
+        (["--seeds", "few"], "--seeds is 'few'; it is a number of seeds"),
+        (["--alphas", "0.1", "much"], "--alphas is '0.1 much'; it must be numbers, or grid"),
+        (["--betas", "-1"], r"loss.beta is -1.0; it must be a finite number >= 0"),
+        (["--models", "pnfrek"], "--models has 'pnfrek'; did you mean 'pnfrec'"),
+        (["--models", "popularity"], "'popularity', which is not trained"),
+        (["--seed", "3"], "--model and --seed are not flags of this command"),
+        (["--model", "pnfrec"], "--model and --seed are not flags of this command"),
+        (["--resume", "never"], "--resume is 'never'; this command always goes on"),
+        (["--epoch", "3"], "--epochs"),
+        (["--train.batch-size", "0"], "train.batch_size"),
+    ],
+)
+def test_wrong_input_is_named(args: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        planned(parse(["--dataset", "tiny", *args]))
+
+
+def test_a_data_set_with_a_wrong_name_is_named() -> None:
+    with pytest.raises(InputError, match=r"--dataset is '\.\./tiny'"):
+        parse(["--dataset", "../tiny"])
+
+
+def test_a_grid_is_the_papers() -> None:
+    options = parse(["--alphas", "grid", "--betas", "0.5", "0", "--models", "pnfrec", "pnfrec", "sasrec"])
+    assert options.curves["alpha"] == tuple(i / 20 for i in range(21)) and options.curves["beta"] == (0.0, 0.5)
+    assert options.models == ("pnfrec", "sasrec") and options.seeds == (1, 2, 3, 4, 5)
+    assert options.directory.name == "reproduce-synthetic"
