@@ -12,6 +12,7 @@ COVERED_BY = {
     "pnfrec_dist.serve": "integration/test_serve.py",
     "pnfrec_dist.export": "inference/test_export.py",
     "pnfrec_dist.reproduce": "integration/test_reproduce.py",
+    "pnfrec_dist.tracking.__main__": "integration/test_tracking.py",
     "tune.__main__": "integration/test_tune.py",
     "spark_jobs.__main__": "integration/test_prepare.py",
     "spark_jobs.prepare": "integration/test_prepare.py",
