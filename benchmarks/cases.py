@@ -14,21 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers.sums import means_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.plain_step import IGNORE_INDEX, PlainModel, plain_step
 from benchmarks.shapes import ITEMS, ml1m_like
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.batches import Sampled, train_batch
+from pnfrec_dist.data.batches import Sampled
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
+from pnfrec_dist.losses.catalog_loss import Samples, Targets
 from pnfrec_dist.losses.cross_entropy import cross_entropy, plan_tiles
-from pnfrec_dist.losses.objective import CPU_TILE_MIB
-from pnfrec_dist.losses.sampled import sampled_softmax
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.losses.exact import CPU_TILE_MIB
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.sampled_softmax import SAMPLED_SOFTMAX
+from pnfrec_dist.losses.terms import needed_parts
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.model.top_k import rank_items, table_scores
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 TILE_BYTES = CPU_TILE_MIB * 2**20
@@ -85,7 +90,8 @@ def softmax(path: str, items: int, width: int, targets: int, dtype: str = "float
             return F.linear_cross_entropy(hidden_TD, table.weight[1:], targets_T - 1, options=options)
         if path == "sampled":
             vectors = table.lookup(drawn), table.lookup(targets_T.unique())[targets_T.unique(return_inverse=True)[1]]
-            return sampled_softmax(hidden_TD, vectors[1], targets_T, vectors[0], sampled, weights_T)[0]
+            samples = Samples(vectors[1], vectors[0], sampled)
+            return SAMPLED_SOFTMAX(Targets(hidden_TD, targets_T, weights_T, samples), table, Settings())[0]
         tiling = plan_tiles(targets, items, TILE_BYTES, path)  # type: ignore[arg-type]
         return cross_entropy(hidden_TD, table, targets_T, weights_T, tiling, DTYPES[dtype])[0]
 
@@ -165,10 +171,10 @@ def step(kind: str, width: int, precision: str = "float32", batch_size: int = 50
 
         def call() -> float:
             rows = order[(next(number) * batch_size) % 5_000 :][:batch_size]
-            batch = train_batch(data, rows, encoder, loss, world.device)
+            batch = train_batch(data, rows, encoder, needed_parts(loss), world.device)
             flops.append(useful_flops(batch.main.targets_T, batch.negative.targets_T, width))  # type: ignore[union-attr]
-            sums = train_step(ours, ours.encoders, optimizer, [batch], settings, world, Requests())
-            return float((sums.totals / sums.counts) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
+            sums = train_step(ours, ours.encoders, optimizer, [batch], Objective(settings), world, Requests())
+            return float(means_of(sums) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
 
     result, value = measure(call, times)
     speed = {"users_per_s": batch_size / result["seconds"], "loss": value}
@@ -182,9 +188,10 @@ def feeding(items: int, width: int, batch_size: int = 500, times: int = 2) -> Re
     model = build_model(items, settings)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     rows = np.random.default_rng(1).permutation(len(data))[:batch_size]
-    made, batch = measure(lambda: train_batch(data, rows, encoder, loss, world.device), 9)
+    made, batch = measure(lambda: train_batch(data, rows, encoder, needed_parts(loss), world.device), 9)
+    objective = Objective(settings)
     stepped, _ = measure(
-        lambda: train_step(model, model.encoders, optimizer, [batch], settings, world, Requests()), times
+        lambda: train_step(model, model.encoders, optimizer, [batch], objective, world, Requests()), times
     )
     return {**stepped, "batch_seconds": made["seconds"]}
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from benchmarks.cases import DTYPES, Result
 from benchmarks.shapes import ml1m_like
 from pnfrec_dist.config.settings import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.batches import train_batch
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.cross_entropy import cross_entropy
-from pnfrec_dist.losses.objective import plan_softmax
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.losses.exact import plan_softmax
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import needed_parts
 from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 DEVICE = torch.device("cuda")
@@ -96,8 +98,9 @@ def step(items: int, width: int, batch_size: int = 500) -> Result:
     model = build_model(items, settings).to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     rows = np.random.default_rng(1).permutation(len(data))[:batch_size]
-    batch = train_batch(data, rows, encoder, loss, DEVICE)
-    result = measure(lambda: train_step(model, model.encoders, optimizer, [batch], settings, world, Requests()))
+    batch = train_batch(data, rows, encoder, needed_parts(loss), DEVICE)
+    objective = Objective(settings)
+    result = measure(lambda: train_step(model, model.encoders, optimizer, [batch], objective, world, Requests()))
     assert batch.negative is not None
     tokens = len(batch.main.targets_T) + len(batch.negative.targets_T)
     flops = 3 * tokens * (encoder.num_blocks * 12 * width**2 + 2 * items * width)

@@ -26,14 +26,14 @@ from benchmarks.cases import Result, measure
 from benchmarks.prepared_like import write_prepared_like
 from benchmarks.shapes import ml1m_like
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.user_histories import UserLists, read_users, user_parts
 from pnfrec_dist.distributed import World
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings, joined
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 CATALOGS = (3_412, 100_000, 1_000_000)

@@ -22,7 +22,7 @@ from pnfrec_dist.config.settings import LossSettings, Settings
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.http_server import HOST
 from pnfrec_dist.inference.pyfunc import save_model
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.training.initial_model import build_model
 
 ITEMS, REQUESTS, WARM_UP = 3412, 1000, 20
 WANTED_MS = 30.0

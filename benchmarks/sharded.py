@@ -19,11 +19,13 @@ import torch.multiprocessing as mp
 
 from benchmarks.cases import Result
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
-from pnfrec_dist.data.batches import train_batch
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import needed_parts
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 LENGTH = 33
@@ -41,7 +43,7 @@ def run(rank: int, size: int, port: int, out: str, request: dict) -> None:
     rng = np.random.default_rng(rank)
     offsets = np.arange(users + 1) * LENGTH
     data = TrainData(*(Ragged(offsets, rng.integers(1, items + 1, offsets[-1], dtype=np.int32)) for _ in range(2)))
-    batch = train_batch(data, np.arange(users), settings.encoder, settings.loss, world.device)
+    batch = train_batch(data, np.arange(users), settings.encoder, needed_parts(settings.loss), world.device)
     model = build_model(items, settings, world if request["sharded"] else None)
     encoders = world.wrap(model.encoders)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -49,11 +51,11 @@ def run(rank: int, size: int, port: int, out: str, request: dict) -> None:
     for _ in range(1 + request["steps"]):
         world.barrier()
         started, before = time.perf_counter(), _loopback_bytes()
-        sums = train_step(model, encoders, optimizer, [batch], settings, world, Requests())
+        sums = train_step(model, encoders, optimizer, [batch], Objective(settings), world, Requests())
         world.barrier()
         seconds.append(time.perf_counter() - started)
         sent.append((_loopback_bytes() - before) / size)
-        losses.append((world.sum(sums.totals.clone()) / sums.counts).tolist())
+        losses.append(list(sums.means.values()))
     table = [model.item_table.weight, *optimizer.state[model.item_table.weight].values()]
     result = {
         "seconds": statistics.median(seconds[1:]),

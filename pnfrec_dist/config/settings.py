@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pnfrec_dist.errors import require
+from pnfrec_dist.config.histories import HISTORIES, History, HistoryKind
+from pnfrec_dist.config.registry import BLOCKS, CROSS_ENTROPIES, MEASURES, TERMS
+from pnfrec_dist.errors import InputError, require
 
 ExactPath = Literal["auto", "materialised", "chunked", "tiled", "fused"]
-History = Literal["positive", "all"]
-CrossEntropyKind = Literal["exact", "sampled_softmax", "sce", "gbce"]
 MAX_SECONDS = 30 * 86400.0
 
 
@@ -23,6 +23,8 @@ class EncoderSettings:
     """d, width of item vectors and hidden states"""
     num_blocks: int = 2
     """transformer blocks"""
+    block: str = "sasrec"
+    """what each of them is: sasrec, or your own (docs/extending.md)"""
     num_heads: int = 1
     """attention heads; divides hidden_size"""
     history: History = "positive"
@@ -44,21 +46,29 @@ class EncoderSettings:
         require(self.max_length >= 1, "encoder.max_length", self.max_length, ">= 1")
         require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "in [0, 1)")
 
+        BLOCKS.require(self.block)
+
+    @property
+    def history_kind(self) -> HistoryKind:
+        return HISTORIES[self.history]
+
     @property
     def positions(self) -> int:
         """The longest input: l, or 2 l where all interactions are read."""
-        return 2 * self.max_length if self.history == "all" else self.max_length
+        return self.history_kind.windows(self.max_length)
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """L = CE_p + alpha * CE_n + beta * L_c."""
+    """L = CE_p + alpha * CE_n + beta * L_c, and further terms."""
 
     alpha: float = 0.0
     """weight of the cross-entropy over negatives; 0: no negative encoder is built"""
     beta: float = 0.0
     """weight of the contrastive term; 0: it is not computed"""
-    cross_entropy: CrossEntropyKind = "exact"
+    terms: tuple[str, ...] = ()
+    """further terms, each as name=weight (docs/extending.md)"""
+    cross_entropy: str = "exact"
     """exact: softmax over the whole catalog; sampled_softmax, sce, gbce: over some items (see the sampled settings)"""
     exact_path: ExactPath = "auto"
     """how the softmax over the catalog is cut: all logits at once, whole catalog for some targets, tiles, or tiles in
@@ -70,6 +80,25 @@ class LossSettings:
         require(self.tile_mib >= 0 and math.isfinite(self.tile_mib), "loss.tile_mib", self.tile_mib, "a number >= 0")
         require(self.alpha >= 0 and math.isfinite(self.alpha), "loss.alpha", self.alpha, "a finite number >= 0")
         require(self.beta >= 0 and math.isfinite(self.beta), "loss.beta", self.beta, "a finite number >= 0")
+        CROSS_ENTROPIES.require(self.cross_entropy)
+        for name in self.weights:
+            TERMS.require(name)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Term -> its weight in the loss, of those above 0. Raises InputError for further terms that do not read so."""
+        own = {"ce_main": 1.0, "ce_negative": self.alpha, "contrastive": self.beta}
+        found = dict(own)
+        for entry in self.terms:
+            name, _, weight = entry.rpartition("=")
+            try:
+                found[name] = float(weight)
+            except ValueError:
+                raise InputError(f"loss.terms has {entry!r}; a term must read name=weight") from None
+            in_range = found[name] >= 0 and math.isfinite(found[name])
+            require(in_range, f"loss.terms: {name}", weight, "a finite weight >= 0")
+            require(name not in own, "loss.terms", entry, "a term beside those of loss.alpha and loss.beta")
+        return {name: weight for name, weight in found.items() if weight > 0}
 
 
 @dataclass(frozen=True)
@@ -177,8 +206,15 @@ class EvaluationSettings:
     """k of HR, NDCG, MRR and Coverage; 10 is always among them"""
     batch_size: int = 256
     """users scored at once by one worker"""
+    measures: tuple[str, ...] = ("hr", "ndcg", "mrr")
+    """what is measured at each k: hr, ndcg, mrr, or your own (docs/extending.md)"""
 
     def __post_init__(self) -> None:
+        require(
+            "ndcg" in self.measures, "evaluation.measures", self.measures, "ndcg and others (models are chosen by it)"
+        )
+        for name in self.measures:
+            MEASURES.require(name)
         require(
             10 in self.cutoffs and min(self.cutoffs) >= 1,
             "evaluation.cutoffs",
@@ -249,10 +285,9 @@ class Settings:
         in_range = 0 < self.stall_timeout <= MAX_SECONDS
         require(in_range, "stall_timeout", self.stall_timeout, "> 0 and at most 30 days in seconds")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
-        reads_once = self.encoder.history == "positive" or self.loss.alpha == 0
-        require(reads_once, "loss.alpha", self.loss.alpha, "0 where encoder.history is all: it holds the negatives")
-        by_popularity = self.loss.cross_entropy == "gbce" and self.sampled.distribution == "popularity"
-        require(not by_popularity, "sampled.distribution", "popularity", "uniform where loss.cross_entropy is gbce")
+        reads_once = not self.encoder.history_kind.holds_negatives or self.loss.alpha == 0
+        rule = f"0 where encoder.history is {self.encoder.history}: it holds the negatives"
+        require(reads_once, "loss.alpha", self.loss.alpha, rule)
         a_path = "a path that all machines reach (checkpoints are renamed into place, which object stores cannot)"
         require("://" not in self.output_dir, "output_dir", self.output_dir, a_path)
         require(self.experiment.strip() != "", "experiment", self.experiment, "a name")

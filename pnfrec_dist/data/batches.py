@@ -1,27 +1,27 @@
-"""Ragged histories -> packed tensors of one rank's share of a global batch.
+"""What a step reads: packed tensors of one rank's share of a global batch (collate.py makes them).
 
-B users, P tokens, T real targets, U distinct items, N negatives of a user.
+B users, P tokens, T real targets, U distinct items, N negatives of a user, K sampled items.
 
 Users are sorted into groups of similar length, each padded to its longest user; what follows runs over all tokens of
 all groups as one axis, and only attention looks at a group as users x length.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
-import torch
 from torch import Tensor
-
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings
-from pnfrec_dist.data.item_sampler import Draw
-from pnfrec_dist.data.prepared import TrainData
-from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.data.schema import PAD_ID
 
 Groups = tuple[tuple[int, int], ...]
 """(users, length) of each group, in order; the group's tokens are its users' windows one after another."""
-MAX_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class BatchParts:
+    """What a training batch holds beside the main side: what the terms of the loss need (losses/terms.py)."""
+
+    negative: bool = False
+    """windows of S^n, for a negative encoder"""
+    contrast: bool = False
+    """next positives and negatives of each user, for the contrastive term"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one training step of one rank reads; a part that the loss does not use is None."""
+    """What one training step of one rank reads; a part that no term of the loss needs is None."""
 
     items_U: Tensor
     """ids of the items whose vectors are read, ascending; the first is PAD_ID"""
@@ -88,161 +88,3 @@ class HistoryBatch:
     groups: Groups
     last_B: Tensor
     """the token of each user's newest item, in the order of the users asked for"""
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """Windows as item ids: [P] each; `users` are places among the rows asked for, those without a token left out."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-    groups: Groups
-    users: np.ndarray
-    lengths: np.ndarray
-
-
-def train_batch(
-    data: TrainData,
-    rows: np.ndarray,
-    encoder: EncoderSettings,
-    loss: LossSettings,
-    device: torch.device,
-    draw: Draw | None = None,
-) -> TrainBatch:
-    """The batch of users `rows`: for each side the newest encoder.positions + 1 items, as inputs and targets.
-
-    draw: the items sampled for this step, where the loss samples.
-    """
-    sides = [_next_items(data.history, rows, encoder.positions)]
-    if loss.alpha > 0:
-        assert data.negative is not None
-        sides.append(_next_items(data.negative, rows, encoder.positions))
-    parts = [side.inputs for side in sides]
-    if loss.beta > 0:
-        parts += _contrasted(data, rows, sides[0], encoder.positions)
-    if draw is not None:
-        parts += [side.targets[side.targets != PAD_ID] for side in sides] + [draw.items]
-    items, places = _distinct(parts)
-    tensors = iter([torch.from_numpy(p).to(device) for p in places])
-    inputs = [next(tensors) for _ in sides]
-    contrast = None
-    if loss.beta > 0:
-        num_tokens = int(np.count_nonzero(parts[len(sides)]))
-        contrast = Contrast(next(tensors), next(tensors), num_tokens)
-    target_places = [next(tensors) if draw is not None else None for _ in sides]
-    sequences = [
-        _sequences(side, own_inputs, own_targets, device)
-        for side, own_inputs, own_targets in zip(sides, inputs, target_places, strict=True)
-    ]
-    return TrainBatch(
-        items_U=torch.from_numpy(items).to(device),
-        main=sequences[0],
-        negative=sequences[1] if loss.alpha > 0 else None,
-        contrast=contrast,
-        sampled=_sampled(draw, next(tensors), device) if draw is not None else None,
-        num_users=len(rows),
-    )
-
-
-def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: torch.device) -> HistoryBatch:
-    """The newest max_length items of each user; a user without any has one token of padding."""
-    lengths = np.minimum(histories.lengths[rows], max_length)
-    starts = histories.offsets[rows + 1] - lengths
-    order, groups = _grouped(np.maximum(lengths, 1), max_length)
-    inputs = _windows(histories.values, starts[order], lengths[order], groups)
-    items, (places,) = _distinct([inputs])
-    last = np.empty(len(rows), dtype=np.int64)
-    first_token = np.concatenate([[0], np.cumsum(_token_lengths(groups))])[:-1]
-    last[order] = first_token + np.maximum(lengths[order] - 1, 0)
-    as_tensor = [torch.from_numpy(v).to(device) for v in (items, places, last)]
-    return HistoryBatch(as_tensor[0], as_tensor[1], groups, as_tensor[2])
-
-
-def _contrasted(data: TrainData, rows: np.ndarray, main: _Packed, positions: int) -> list[np.ndarray]:
-    """[next positive item after each positive token [P], negative items of each user [B, N]] as item ids.
-
-    The negatives are the newest positions + 1 of S^n, or those of the window where the history holds both kinds.
-    """
-    users = rows[main.users]
-    if data.is_positive is None:
-        assert data.negative is not None
-        return [main.targets, data.negative.newest(users, positions + 1)[0]]
-    next_is_positive = _next_items(data.is_positive, rows, positions)
-    following, token = [], 0
-    for members, length in main.groups:
-        own = slice(token, token := token + members * length)
-        targets, is_next, is_own = (
-            values[own].reshape(members, length)
-            for values in (main.targets, next_is_positive.targets, next_is_positive.inputs)
-        )
-        place = np.where(is_next, np.arange(length), length)
-        place = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1]
-        padded = np.pad(targets, ((0, 0), (0, 1)), constant_values=PAD_ID)
-        following.append(np.where(is_own, np.take_along_axis(padded, place, axis=1), PAD_ID).ravel())
-    window, _ = data.history.newest(users, positions + 1)
-    is_negative = (window != PAD_ID) & (data.is_positive.newest(users, positions + 1)[0] == 0)
-    order = np.argsort(~is_negative, axis=1, kind="stable")[:, : max(int(is_negative.sum(1).max(initial=0)), 1)]
-    negatives = np.take_along_axis(np.where(is_negative, window, PAD_ID), order, axis=1)
-    return [np.concatenate([*following, np.empty(0, dtype=np.int64)]), negatives]
-
-
-def _next_items(histories: Ragged, rows: np.ndarray, max_length: int) -> _Packed:
-    lengths = np.clip(histories.lengths[rows] - 1, 0, max_length)
-    starts = histories.offsets[rows + 1] - lengths - 1
-    order, groups = _grouped(lengths, max_length)
-    inputs, targets = (_windows(histories.values, starts[order] + shift, lengths[order], groups) for shift in (0, 1))
-    return _Packed(inputs, targets, groups, order, lengths[order])
-
-
-def _grouped(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, Groups]:
-    """(rows with a token, in order of their group; the groups). A group spans max_length / MAX_GROUPS lengths."""
-    span = -(-max_length // MAX_GROUPS)
-    group = -(-lengths // span)
-    order = np.argsort(group, kind="stable")
-    order = order[np.searchsorted(group[order], 1) :]
-    _, firsts = np.unique(group[order], return_index=True)
-    members = [lengths[part] for part in np.split(order, firsts[1:])] if len(order) else []
-    return order, tuple((len(part), int(part.max())) for part in members)
-
-
-def _windows(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, groups: Groups) -> np.ndarray:
-    """values[start:start + length] of each user, padded to its group's length: [P]."""
-    ids, user = [], 0
-    for users, length in groups:
-        place = np.arange(length)
-        own = slice(user, user + users)
-        real = place < lengths[own, None]
-        window = np.full(real.shape, PAD_ID, dtype=np.int64)
-        window[real] = values[(starts[own, None] + place)[real]]
-        ids.append(window.ravel())
-        user += users
-    return np.concatenate([*ids, np.empty(0, dtype=np.int64)])
-
-
-def _token_lengths(groups: Groups) -> np.ndarray:
-    """Tokens of each user, padding included."""
-    return np.repeat([length for _, length in groups], [users for users, _ in groups]).astype(np.int64)
-
-
-def _distinct(parts: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(ascending distinct ids with PAD_ID first, for each part the places of its ids among them)."""
-    ids = np.concatenate([[PAD_ID], *(p.ravel() for p in parts)])
-    items, places = np.unique(ids, return_inverse=True)
-    bounds = np.cumsum([1, *(p.size for p in parts)])
-    return items, [places[a:b].reshape(p.shape) for (a, b), p in zip(pairwise(bounds), parts, strict=True)]
-
-
-def _sequences(packed: _Packed, inputs_P: Tensor, target_places_T: Tensor | None, device: torch.device) -> Sequences:
-    places = np.flatnonzero(packed.targets)
-    return Sequences(
-        inputs_P=inputs_P,
-        groups=packed.groups,
-        places_T=torch.from_numpy(places).to(device),
-        targets_T=torch.from_numpy(packed.targets[places]).to(device),
-        target_places_T=target_places_T,
-    )
-
-
-def _sampled(draw: Draw, places_K: Tensor, device: torch.device) -> Sampled:
-    items, drawn, log_expected = (torch.from_numpy(v).to(device) for v in (draw.items, draw.drawn, draw.log_expected))
-    return Sampled(places_K, items, drawn, log_expected, int(draw.drawn.sum()))

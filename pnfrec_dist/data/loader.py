@@ -2,38 +2,48 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 from pnfrec_dist.config.settings import Settings
-from pnfrec_dist.data.batches import TrainBatch, train_batch
+from pnfrec_dist.data.batches import BatchParts, TrainBatch
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.distributed import World
 
 
-def epoch_batches(
-    data: TrainData, settings: Settings, sampler: ItemSampler | None, world: World, epoch: int, first_step: int
-) -> Iterator[tuple[int, list[TrainBatch]]]:
-    """(users of the global batch, this rank's share of it in train.accumulation parts) of each step from first_step on.
+@dataclass(frozen=True)
+class Loader:
+    """What a rank's batches are made of."""
 
-    sampler: where the loss samples items.
-    """
-    order = epoch_order(settings.seed, epoch, len(data))
-    steps = num_steps(len(data), settings.train.batch_size)
+    data: TrainData
+    settings: Settings
+    parts: BatchParts
+    """that the loss needs"""
+    sampler: ItemSampler | None
+    """where the loss samples items"""
+    world: World
 
-    def make(step: int) -> tuple[int, list[TrainBatch]]:
+    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[int, list[TrainBatch]]]:
+        """(users of the global batch, this rank's share of it in train.accumulation parts) of each step from first_step
+        on."""
+        order = epoch_order(self.settings.seed, epoch, len(self.data))
+        steps = num_steps(len(self.data), self.settings.train.batch_size)
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+            pending = pool.submit(self._make, order, epoch, first_step) if first_step < steps else None
+            for step in range(first_step, steps):
+                assert pending is not None
+                made = pending.result()
+                pending = pool.submit(self._make, order, epoch, step + 1) if step + 1 < steps else None
+                yield made
+
+    def _make(self, order: np.ndarray, epoch: int, step: int) -> tuple[int, list[TrainBatch]]:
+        settings, world = self.settings, self.world
         users = global_batch(order, step, settings.train.batch_size)
-        parts = np.array_split(rank_share(users, world.rank, world.size), settings.train.accumulation)
-        draw = sampler.draw(settings.seed, epoch, step) if sampler is not None else None
-        batches = [train_batch(data, part, settings.encoder, settings.loss, world.device, draw) for part in parts]
+        shares = np.array_split(rank_share(users, world.rank, world.size), settings.train.accumulation)
+        draw = self.sampler.draw(settings.seed, epoch, step) if self.sampler is not None else None
+        batches = [train_batch(self.data, share, settings.encoder, self.parts, world.device, draw) for share in shares]
         return len(users), batches
-
-    with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
-        pending = pool.submit(make, first_step) if first_step < steps else None
-        for step in range(first_step, steps):
-            assert pending is not None
-            made = pending.result()
-            pending = pool.submit(make, step + 1) if step + 1 < steps else None
-            yield made

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from pnfrec_dist.config.histories import HISTORIES, History
 from pnfrec_dist.config.mappings import flatten
-from pnfrec_dist.config.settings import History
 from pnfrec_dist.data.cache import cache_directory, mapped
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.schema import (
@@ -28,7 +28,6 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
-_COLUMNS: dict[History, str] = {"positive": "positive_items", "all": "items"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ class PreparedData:
 
     def train(self, history: History = "positive") -> TrainData:
         """The training users' lists, memory-mapped from this machine's cache, which the first to come fills."""
-        names = [_COLUMNS[history], "negative_items" if history == "positive" else "is_positive"]
+        kind = HISTORIES[history]
+        names = [kind.column, "is_positive" if kind.holds_negatives else "negative_items"]
 
         def read() -> dict[str, Ragged]:
             table = self._read("train", names)
@@ -90,11 +90,12 @@ class PreparedData:
 
     def holdout(self, split: str, history: History = "positive") -> HoldoutData:
         """split: "validation" or "test"."""
-        table = self._read(split, [_COLUMNS[history], "seen_items", "target_item", "target_is_positive"])
+        column = HISTORIES[history].column
+        table = self._read(split, [column, "seen_items", "target_item", "target_is_positive"])
         target_item = table["target_item"].to_numpy()
         _require_item_ids(target_item, self.num_items, f"{self.directory} ({split}): target_item")
         return HoldoutData(
-            history=self._ragged(table, _COLUMNS[history]),
+            history=self._ragged(table, column),
             seen=self._ragged(table, "seen_items"),
             target_item=target_item,
             target_is_positive=table["target_is_positive"].to_numpy(),

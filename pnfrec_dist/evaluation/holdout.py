@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pnfrec_dist.config.settings import EvaluationSettings
-from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.epoch_plan import rank_share
 from pnfrec_dist.data.prepared import HoldoutData
 from pnfrec_dist.distributed import World

@@ -23,8 +23,9 @@ from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.schema import ITEMS_NAME
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import sha256_of
-from pnfrec_dist.model.dual_encoder import PNFRec, build_model
+from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training.checkpoint import load_model
+from pnfrec_dist.training.initial_model import build_model
 
 ENCODERS, ITEM_TABLE, MODEL_JSON = "encoders.safetensors", "item_table.safetensors", "model.json"
 MODEL_DIRECTORY = "model"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pnfrec_dist.config.mappings import to_mapping
-from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.schema import ITEMS_NAME, MANIFEST_NAME, PAD_ID
 from pnfrec_dist.errors import InputError, RunError

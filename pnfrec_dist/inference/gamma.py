@@ -65,7 +65,7 @@ class Split:
         self.settings, self.data = trained.settings.evaluation, data
         self.holdout: HoldoutData = data.holdout(name, history)
         self.users = Users(self.holdout.history, data.holdout_negatives(name), self.holdout.seen)
-        self.likes_U = self.holdout.history.lengths if history == "positive" else data.holdout(name).history.lengths
+        self.likes_U = data.holdout(name, "positive").history.lengths
         self.recommender = Recommender(trained.model.eval(), trained.num_positive_V)
 
     def evaluated(self, gamma: float) -> Evaluation:

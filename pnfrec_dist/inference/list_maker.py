@@ -60,14 +60,15 @@ class ListMaker:
     ) -> None:
         """data_raw_ids: the data set's catalog, in order of item_id from 1."""
         self.settings, self.filters = settings, filters
-        self.reads_all = trained.settings.encoder.history == "all"
+        self.history_kind = trained.settings.encoder.history_kind
         self.raw_ids = pa.array(trained.raw_ids, pa.string())
         self.model_item_of = model_items(data_raw_ids, self.raw_ids)
         self.recommender = Recommender(trained.model.to(device).eval(), trained.num_positive_V, filters.is_hidden_V)
 
     def make(self, users: UserLists) -> pa.Table:
         """LIST_SCHEMA: at most top_k rows a user, users in their order."""
-        sides = [users.items if self.reads_all else users.positive, users.negative, users.seen]
+        read = self.history_kind.choose(positive=users.positive, every=users.items)
+        sides = [read, users.negative, users.seen]
         history, negative, seen = (self._known(side) for side in sides)
         if self.settings.keep_seen:
             seen = Ragged.of([[]] * len(users))

@@ -169,8 +169,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         else:
             liked, disliked = query.liked, query.disliked
             every = [*disliked, *liked]
-        reads_all = self.exported.settings.encoder.history == "all"
-        return (every if reads_all else liked), disliked, every
+        kind = self.exported.settings.encoder.history_kind
+        return kind.choose(positive=liked, every=every), disliked, every
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pnfrec_dist.data.batches import HistoryBatch, history_batch
+from pnfrec_dist.data.batches import HistoryBatch
+from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.model.dual_encoder import PNFRec

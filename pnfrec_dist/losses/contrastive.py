@@ -7,8 +7,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pnfrec_dist.config.settings import ContrastiveSettings
-from pnfrec_dist.data.batches import Groups
+from pnfrec_dist.config.settings import ContrastiveSettings, EncoderSettings, Settings
+from pnfrec_dist.data.batches import BatchParts, Groups, TrainBatch
+from pnfrec_dist.data.schema import PAD_ID
+from pnfrec_dist.losses.terms import DirectTerm, StepTensors
+from pnfrec_dist.model.item_table import take
+
+
+class ContrastiveTerm(DirectTerm):
+    """L_c, over all positive tokens that have a next positive item."""
+
+    needs = BatchParts(contrast=True)
+
+    def name(self, encoder: EncoderSettings) -> str:
+        return "contrastive"
+
+    def count(self, batch: TrainBatch) -> int:
+        assert batch.contrast is not None
+        return batch.contrast.num_tokens
+
+    def total(self, tensors: StepTensors, settings: Settings) -> Tensor:
+        batch = tensors.batch
+        assert batch.contrast is not None
+        next_P, negatives_BN = batch.contrast.next_P, batch.contrast.negatives_BN
+        return contrastive(
+            tensors.main_PD,
+            take(tensors.vectors_UD, next_P),
+            next_P == PAD_ID,
+            take(tensors.vectors_UD, negatives_BN),
+            negatives_BN == PAD_ID,
+            batch.main.groups,
+            settings.contrastive,
+        )
+
+
+CONTRASTIVE = ContrastiveTerm()
 
 
 def contrastive(

@@ -1,4 +1,4 @@
-"""The model: one item table, a main encoder, and a negative one where the loss uses it (paper, section 3).
+"""The model: one item table, a main encoder, and a negative one where the loss needs it (paper, section 3).
 
 B users, P tokens, U distinct items of a batch, D width, N items.
 """
@@ -6,9 +6,9 @@ B users, P tokens, U distinct items of a batch, D width, N items.
 import torch
 from torch import Tensor, nn
 
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import HistoryBatch, TrainBatch
-from pnfrec_dist.distributed import World, initial_generator
+from pnfrec_dist.distributed import World
 from pnfrec_dist.model.encoder import INIT_STD, Encoder, initialize
 from pnfrec_dist.model.item_table import ItemTable, take
 
@@ -43,15 +43,17 @@ class PNFRec(nn.Module):
         self,
         num_items: int,
         encoder: EncoderSettings,
-        loss: LossSettings,
         generator: torch.Generator,
+        *,
+        with_negative: bool,
         shards: World | None = None,
     ) -> None:
-        """shards: the ranks that hold the item table's rows between them; None: each holds all."""
+        """with_negative: whether there is a negative encoder, which some terms of the loss need (losses/terms.py);
+        shards: the ranks that hold the item table's rows between them; None: each holds all."""
         super().__init__()
         self.max_length = encoder.positions
         self.item_table = ItemTable(num_items, encoder.hidden_size, shards)
-        self.encoders = DualEncoder(encoder, with_negative=loss.alpha > 0)
+        self.encoders = DualEncoder(encoder, with_negative=with_negative)
         self.item_table.initialize(INIT_STD, generator)
         initialize(self.encoders, generator)
 
@@ -67,8 +69,3 @@ class PNFRec(nn.Module):
     def _last(self, encoder: Encoder, batch: HistoryBatch) -> Tensor:
         vectors_UD = self.item_table.lookup(batch.items_U)
         return encoder(take(vectors_UD, batch.inputs_P), batch.groups)[batch.last_B]
-
-
-def build_model(num_items: int, settings: Settings, shards: World | None = None) -> PNFRec:
-    """The model with its initial weights, the same for the same settings.seed, whoever holds the item table."""
-    return PNFRec(num_items, settings.encoder, settings.loss, initial_generator(settings.seed), shards)

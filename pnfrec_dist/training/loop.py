@@ -18,14 +18,13 @@ from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
 from pnfrec_dist.data.item_sampler import ItemSampler
-from pnfrec_dist.data.loader import epoch_batches
+from pnfrec_dist.data.loader import Loader
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
 from pnfrec_dist.distributed import World, seed_step
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, model_scores, popularity_scores
 from pnfrec_dist.evaluation.metrics import FLOORS, SELECTION_METRIC
-from pnfrec_dist.losses.objective import term_names, term_weights
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable
@@ -42,6 +41,7 @@ from pnfrec_dist.training.events import (
     Warned,
     stored_epoch,
 )
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.memory_plan import plan_step
 from pnfrec_dist.training.result import Result, write_result
 from pnfrec_dist.training.state import TrainState
@@ -68,8 +68,10 @@ class TrainLoop:
         self.settings, self.data, self.run_dir, self.world, self.hooks = settings, data, run_dir, world, hooks
         self.train_data = data.train(settings.encoder.history)
         self.validation = data.holdout("validation", settings.encoder.history)
-        samples = settings.loss.cross_entropy in ("sampled_softmax", "gbce")
-        self.sampler = ItemSampler(settings.sampled, data.item_counts()) if samples else None
+        self.objective = Objective(settings)
+        samples = self.objective.cross_entropy.samples_items
+        sampler = ItemSampler(settings.sampled, data.item_counts()) if samples else None
+        self.loader = Loader(self.train_data, settings, self.objective.parts, sampler, world)
         on_gpu = world.device.type == "cuda"
         is_sharded = plan_step(settings, self.train_data, data.num_items, world.size, on_gpu=on_gpu).is_sharded
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
@@ -119,7 +121,7 @@ class TrainLoop:
             load_model(path, self.model)
             load_optimizer(path, self.model, self.optimizer)
             stored = stored_state(path)
-            self.state = TrainState(**stored["train_state"])
+            self.state = TrainState.from_mapping(stored["train_state"])
             self.epochs = [stored_epoch(entry) for entry in stored["epochs"]]
 
     def _steps(self) -> int:
@@ -135,15 +137,15 @@ class TrainLoop:
         steps = self._steps()
         self.model.train()
         before, started, users_done, stop = state.seconds, time.monotonic(), 0, False
-        for users, batches in epoch_batches(self.train_data, settings, self.sampler, world, state.epoch, state.step):
+        for users, batches in self.loader.epoch(state.epoch, state.step):
             seed_step(settings.seed, state.epoch, state.step, world.rank)
             requests = Requests(world.is_main and self.hooks.should_stop(), world.is_main and self._save_is_due())
-            sums = train_step(self.model, self.encoders, self.optimizer, batches, settings, world, requests)
+            sums = train_step(self.model, self.encoders, self.optimizer, batches, self.objective, world, requests)
             users_done += users
             seconds = time.monotonic() - started
             state.seconds = before + seconds
             if sums.is_finite:
-                state.count_step(sums.totals.tolist(), sums.counts.tolist())
+                state.count_step(sums.totals, sums.counts)
             elif not self._leave_out(sums):
                 return False, False
             speed = users_done / seconds
@@ -166,7 +168,7 @@ class TrainLoop:
         file = self.run_dir / "non_finite" / f"epoch-{state.epoch:04d}-step-{state.step + 1:06d}.json"
         where = {"epoch": state.epoch, "step": state.step + 1}
         if world.is_main:
-            totals = dict(zip(term_names(self.settings.encoder), map(str, sums.totals.tolist()), strict=True))
+            totals = {self.objective.logged_names[name]: str(total) for name, total in sums.totals.items()}
             user_ids = self.data.user_ids("train")
             ids = [user_ids.take(share).to_pylist() for share in shares]
             content = {**where, "seed": self.settings.seed, "totals": totals, "user_ids_of_ranks": ids}
@@ -188,8 +190,7 @@ class TrainLoop:
 
     def _losses(self) -> dict[str, float]:
         """Means over the epoch's finite steps; nan where there are none."""
-        totals, counts = torch.tensor(self.state.loss_totals), torch.tensor(self.state.loss_counts)
-        losses = _mean_loss(totals, counts, self.settings)
+        losses = self.objective.means(self.state.loss_totals, self.state.loss_counts)
         return losses if self.state.skipped < self.state.step else dict.fromkeys(losses, math.nan)
 
     def _end_epoch(self) -> None:
@@ -300,12 +301,3 @@ def _problem(checkpoint: Path) -> str:
     except InputError as error:
         return str(error)
     return ""
-
-
-def _mean_loss(totals: torch.Tensor, counts: torch.Tensor, settings: Settings) -> dict[str, float]:
-    """train/loss and its terms, as means over real targets; terms that the model lacks are left out."""
-    means = totals / counts.clamp(min=1)
-    weights = term_weights(settings.loss)
-    names = term_names(settings.encoder)
-    used = {f"train/{name}": float(mean) for name, mean, w in zip(names, means, weights, strict=True) if w > 0}
-    return {"train/loss": float((weights * means).sum()), **used}

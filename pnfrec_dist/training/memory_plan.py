@@ -7,10 +7,10 @@ import numpy as np
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.losses.objective import plan_softmax
-from pnfrec_dist.losses.sampled import CHUNK_LOGITS
+from pnfrec_dist.losses.catalog_loss import FLOAT, StepExtent
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.model.encoder import block_class
 
-FLOAT = 4
 LIBRARIES = 600 * 2**20
 """Python, torch and Ray in one worker."""
 
@@ -53,15 +53,15 @@ def plan_step(
     all ranks' targets and the rows that this rank looks up. So it is sharded when N > R * T + U (R ranks, T targets
     and U looked-up items of a rank).
     """
-    encoder, width = settings.encoder, settings.encoder.hidden_size
+    encoder, width, objective = settings.encoder, settings.encoder.hidden_size, Objective(settings)
     sides = [data.history]
-    if settings.loss.alpha > 0:
+    if objective.parts.negative:
         assert data.negative is not None
         sides.append(data.negative)
     users = -(-min(settings.train.batch_size, len(data)) // num_workers)
     targets = sum(_largest_targets(side, encoder.positions, users) for side in sides)
     looked_up = targets
-    if settings.loss.beta > 0 and data.negative is not None:
+    if objective.parts.contrast and data.negative is not None:
         looked_up += _largest_targets(data.negative, encoder.positions, users)
     wins = num_items > num_workers * targets + min(looked_up, num_items)
     is_sharded = num_workers > 1 and (settings.item_table == "sharded" or (settings.item_table == "auto" and wins))
@@ -70,11 +70,12 @@ def plan_step(
     shards = num_workers if is_sharded else 1
     tokens = -(-targets // settings.train.accumulation)
     length = min(encoder.positions, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
-    per_token = encoder.num_blocks * (16 * width + 3 * encoder.num_heads * length) + 6 * width
+    block = block_class(encoder).size(encoder, length)
+    per_token = encoder.num_blocks * block.activations_per_token + 6 * width
     softmax = (1 + 3 * shards) * tokens * width
     # Of a further part, the softmax's gradient of all rows is made before it is added to the sum.
-    passing = settings.loss.cross_entropy == "exact" and settings.train.accumulation > 1
-    per_encoder = encoder.num_blocks * (6 * width * width + 10 * width) + encoder.positions * width + 2 * width
+    passing = objective.cross_entropy.touches_all_rows and settings.train.accumulation > 1
+    per_encoder = encoder.num_blocks * block.parameters + encoder.positions * width + 2 * width
     encoders = 4 * FLOAT * len(sides) * per_encoder
     copies = settings.checkpoint.background and not on_gpu
     return StepPlan(
@@ -84,24 +85,10 @@ def plan_step(
         encoders=encoders,
         activations=FLOAT * (tokens * per_token + softmax),
         passing=passing * FLOAT * rows * width,
-        logits=_logits(settings, tokens, rows, num_items, shards, on_gpu),
+        logits=objective.cross_entropy.bytes(StepExtent(tokens, rows, num_items, shards, on_gpu), settings),
         data=data.nbytes,
         checkpoint=(3 * FLOAT * rows * width + encoders * 3 // 4) if copies else 0,
     )
-
-
-def _logits(settings: Settings, tokens: int, rows: int, num_items: int, shards: int, on_gpu: bool) -> int:
-    """Bytes of StepPlan.logits."""
-    sampled, kind, width = settings.sampled, settings.loss.cross_entropy, settings.encoder.hidden_size
-    if kind == "exact":
-        tiling = plan_softmax(settings, shards * tokens, rows, on_gpu=on_gpu)
-        return 2 * FLOAT * tiling.rows * tiling.items
-    if kind == "sce":
-        buckets, targets, items = sampled.sce_buckets, min(sampled.sce_targets, tokens), sampled.sce_items
-        vectors = 3 * width * min(buckets * items + tokens, num_items)
-        return FLOAT * (buckets * (2 * tokens + shards * width + 4 * targets + 6 * items) + vectors)
-    distinct = min(sampled.num_items, num_items)
-    return FLOAT * (6 * sampled.num_items + 3 * width * distinct + 4 * max(CHUNK_LOGITS, distinct))
 
 
 def _largest_targets(side: Ragged, positions: int, users: int) -> int:

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from pnfrec_dist.losses.objective import TERMS
+FORMER_TERMS = ("ce_main", "ce_negative", "contrastive")
+"""The order of sums in checkpoints of format 4."""
 
 
 @dataclass
@@ -26,35 +27,47 @@ class TrainState:
     skipped: int = 0
     """of this epoch's steps"""
     skipped_in_a_row: int = 0
-    loss_totals: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
-    loss_counts: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
+    loss_totals: dict[str, float] = field(default_factory=dict)
+    """of the loss's terms"""
+    loss_counts: dict[str, float] = field(default_factory=dict)
+    """tokens behind them"""
     seconds: float = 0.0
 
     def to_mapping(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_mapping(cls, content: dict[str, Any]) -> "TrainState":
+        """What to_mapping gave, now or in checkpoints of format 4."""
+        sums = {name: content[name] for name in ("loss_totals", "loss_counts")}
+        named = {
+            name: dict(zip(FORMER_TERMS, values, strict=True)) if isinstance(values, list) else dict(values)
+            for name, values in sums.items()
+        }
+        return cls(**{**content, **named})
 
     @property
     def epochs_without_improvement(self) -> int:
         """Epochs finished since the best one."""
         return self.epoch - 1 - self.best_epoch
 
-    def count_step(self, totals: list[float], counts: list[float]) -> None:
-        """A step whose sums over all ranks are finite."""
+    def count_step(self, totals: dict[str, float], counts: dict[str, float]) -> None:
+        """A step whose sums over all ranks are finite; by term of the loss."""
         self.skipped_in_a_row = 0
-        self._move_on(totals, counts)
+        self._move_on()
+        for sums, of_step in ((self.loss_totals, totals), (self.loss_counts, counts)):
+            for name, value in of_step.items():
+                sums[name] = sums.get(name, 0.0) + value
 
     def skip_step(self) -> None:
         self.skipped += 1
         self.skipped_in_a_row += 1
-        self._move_on([0.0] * len(TERMS), [0.0] * len(TERMS))
+        self._move_on()
 
-    def _move_on(self, totals: list[float], counts: list[float]) -> None:
+    def _move_on(self) -> None:
         self.step += 1
         self.total_steps += 1
-        self.loss_totals = [a + b for a, b in zip(self.loss_totals, totals, strict=True)]
-        self.loss_counts = [a + b for a, b in zip(self.loss_counts, counts, strict=True)]
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.skipped, self.seconds = epoch, 0, 0, 0.0
-        self.loss_totals = [0.0] * len(TERMS)
-        self.loss_counts = [0.0] * len(TERMS)
+        self.loss_totals, self.loss_counts = {}, {}

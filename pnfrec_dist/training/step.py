@@ -1,6 +1,10 @@
-"""The training step."""
+"""The training step.
+
+J terms of the loss, U distinct items of a batch, D width.
+"""
 
 import contextlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.batches import TrainBatch
 from pnfrec_dist.distributed import World
-from pnfrec_dist.losses.objective import term_counts, term_weights, weighted_loss
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import encoded
 from pnfrec_dist.model.dual_encoder import PNFRec
 
 NORM_BLOCK = 1 << 16
@@ -29,14 +33,19 @@ class Requests:
 class StepSums:
     """What all ranks agree on after a step."""
 
-    totals: Tensor
-    """[3] of TERMS, float64"""
-    counts: Tensor
-    """[3] of TERMS"""
+    totals: dict[str, float]
+    """of the loss's terms"""
+    counts: dict[str, float]
+    """tokens that they sum over"""
     is_finite: bool
     """whether every loss and gradient was; if not, the step changed nothing"""
     requests: Requests
     """what any rank asked for"""
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Loss of each term, over its tokens; 0 where it has none."""
+        return {name: total / max(self.counts[name], 1) for name, total in self.totals.items()}
 
 
 def train_step(
@@ -44,7 +53,7 @@ def train_step(
     encoders: nn.Module,
     optimizer: Optimizer,
     batches: Sequence[TrainBatch],
-    settings: Settings,
+    objective: Objective,
     world: World,
     requests: Requests,
 ) -> StepSums:
@@ -53,35 +62,37 @@ def train_step(
     The loss is sum over terms of weight * total / count, with totals and counts over all ranks and parts; gradients are
     summed over ranks. encoders is World.wrap(model.encoders). Every rank brings the same number of parts.
     """
-    counts = torch.stack([term_counts(batch) for batch in batches]).sum(0)
+    settings, num_terms = objective.settings, len(objective.terms)
+    counts_J = torch.stack([objective.counts(batch) for batch in batches]).sum(0)
     asked = torch.tensor([int(requests.stop), int(requests.save)])
-    shared = world.sum(torch.cat([counts, asked]).to(world.device))
-    counts = shared[:3]
-    weights = term_weights(settings.loss).to(world.device) / counts.clamp(min=1)
+    shared = world.sum(torch.cat([counts_J, asked]).to(world.device))
+    counts_J = shared[:num_terms]
+    weights_J = objective.weights_J.to(world.device) / counts_J.clamp(min=1)
 
     optimizer.zero_grad(set_to_none=True)
-    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
+    totals_J = torch.zeros(num_terms, dtype=torch.float64, device=world.device)
     for number, batch in enumerate(batches):
         with world.gradients_stay_here(encoders) if number < len(batches) - 1 else contextlib.nullcontext():
             with torch.autocast(world.device.type, torch.bfloat16, enabled=settings.train.precision == "bfloat16"):
                 vectors_UD = model.item_table.lookup(batch.items_U)
-                hidden = encoders(vectors_UD, batch)
-                loss, part = weighted_loss(hidden, vectors_UD, batch, model.item_table, weights, settings)
+                tensors = encoded(encoders, vectors_UD, batch)
+                loss, part_J = objective.loss(tensors, model.item_table, weights_J)
             loss.backward()
             model.item_table.collect_gradients()
-        totals += part
+        totals_J += part_J
     table_gradient = model.item_table.weight.grad
     assert table_gradient is not None
     if not model.item_table.is_sharded:
         world.sum(table_gradient)
-    totals = world.sum(torch.cat([totals, _not_finite(model)[None]]))
-    is_finite = bool(totals.isfinite().all()) and totals[3] == 0
+    *totals, not_finite = world.sum(torch.cat([totals_J, _not_finite(model)[None]])).tolist()
+    is_finite = all(map(math.isfinite, totals)) and not_finite == 0
     if is_finite:
         if settings.optimizer.max_gradient_norm:
             scale_gradients(model, settings.optimizer.max_gradient_norm)
         optimizer.step()
-    stop, save = (shared[3:] > 0).tolist()
-    return StepSums(totals[:3], counts, bool(is_finite), Requests(stop, save))
+    *counts, stop, save = shared.tolist()
+    of_terms = [dict(zip(objective.terms, values, strict=True)) for values in (totals, counts)]
+    return StepSums(of_terms[0], of_terms[1], is_finite, Requests(stop > 0, save > 0))
 
 
 @torch.no_grad()

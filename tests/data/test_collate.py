@@ -3,8 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings
-from pnfrec_dist.data.batches import MAX_GROUPS, Groups, history_batch, train_batch
+from pnfrec_dist.config.settings import EncoderSettings
+from pnfrec_dist.data.batches import BatchParts, Groups
+from pnfrec_dist.data.collate import MAX_GROUPS, history_batch, train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 
@@ -41,7 +42,9 @@ def by_user(tokens: list[int], groups: Groups) -> list[list[int]]:
 def test_train_batch_by_hand() -> None:
     """Two users whose newest 3 items are read; with lists of 2 inputs every length is a group of its own."""
     data = TrainData(ragged([[1, 2, 3, 4], [5, 6]]), ragged([[7], [8, 9]]))
-    batch = train_batch(data, np.array([0, 1]), EncoderSettings(max_length=2), LossSettings(alpha=1.0, beta=1.0), CPU)
+    batch = train_batch(
+        data, np.array([0, 1]), EncoderSettings(max_length=2), BatchParts(negative=True, contrast=True), CPU
+    )
     items = batch.items_U
     assert items.tolist() == [0, 2, 3, 4, 5, 6, 7, 8, 9]
     assert batch.main.groups == ((1, 1), (1, 2)), "the shorter user first"
@@ -58,7 +61,7 @@ def test_train_batch_by_hand() -> None:
 def test_train_batch_holds_every_users_newest_items(rows: list[list[int]], max_length: int) -> None:
     """Each window once, its targets one place further, padding only behind the shorter users of a group."""
     settings, picked = EncoderSettings(max_length=max_length), np.arange(len(rows))[::-1]
-    batch = train_batch(TrainData(ragged(rows), ragged(rows[::-1])), picked, settings, LossSettings(beta=1.0), CPU)
+    batch = train_batch(TrainData(ragged(rows), ragged(rows[::-1])), picked, settings, BatchParts(contrast=True), CPU)
     assert batch.contrast is not None and batch.num_users == len(rows)
     side, contrast = batch.main, batch.contrast
     assert len(side.groups) <= MAX_GROUPS
@@ -92,7 +95,7 @@ def test_contrast_of_a_history_of_both_kinds_by_hand() -> None:
         ragged([[True, False, True, True, False, True], [False, True, False]]),
     )
     encoder = EncoderSettings(history="all", max_length=3)
-    batch = train_batch(data, np.array([0, 1]), encoder, LossSettings(beta=1.0), CPU)
+    batch = train_batch(data, np.array([0, 1]), encoder, BatchParts(contrast=True), CPU)
     contrast = batch.contrast
     assert contrast is not None and batch.negative is None
     assert by_user(batch.items_U[batch.main.inputs_P].tolist(), batch.main.groups) == [[7, 8], [1, 2, 3, 4, 5]]
@@ -111,7 +114,7 @@ def test_contrast_of_histories_of_both_kinds(rows: list[list[tuple[int, bool]]],
         ragged([[item for item, _ in row] for row in rows]), None, ragged([[flag for _, flag in row] for row in rows])
     )
     encoder, picked = EncoderSettings(history="all", max_length=max_length), np.arange(len(rows))[::-1]
-    batch = train_batch(data, picked, encoder, LossSettings(beta=1.0), CPU)
+    batch = train_batch(data, picked, encoder, BatchParts(contrast=True), CPU)
     assert batch.contrast is not None
     found = [
         ([i for i in inputs if i], following[: sum(i > 0 for i in inputs)], [i for i in negatives if i])
@@ -138,18 +141,18 @@ def test_contrast_of_histories_of_both_kinds(rows: list[list[tuple[int, bool]]],
 def test_a_batch_carries_only_what_the_loss_uses() -> None:
     data = TrainData(ragged([[1, 2]]), ragged([[3, 4]]))
     rows, encoder = np.array([0]), EncoderSettings()
-    only_positive = train_batch(data, rows, encoder, LossSettings(), CPU)
+    only_positive = train_batch(data, rows, encoder, BatchParts(), CPU)
     assert only_positive.negative is None and only_positive.contrast is None
     assert only_positive.items_U.tolist() == [0, 1], "targets are read from the softmax alone"
-    contrast_only = train_batch(data, rows, encoder, LossSettings(beta=1.0), CPU)
+    contrast_only = train_batch(data, rows, encoder, BatchParts(contrast=True), CPU)
     assert contrast_only.negative is None and contrast_only.contrast is not None
 
 
 def test_users_with_nothing_to_predict_and_empty_shares_make_whole_batches() -> None:
     data = TrainData(ragged([[1], [2]]), ragged([[], []]))
-    loss = LossSettings(alpha=1.0, beta=1.0)
+    wanted = BatchParts(negative=True, contrast=True)
     for rows in (np.array([0, 1]), np.array([], dtype=np.int64)):
-        batch = train_batch(data, rows, EncoderSettings(), loss, CPU)
+        batch = train_batch(data, rows, EncoderSettings(), wanted, CPU)
         assert batch.items_U.tolist() == [0] and batch.num_users == len(rows)
         assert batch.main.groups == () and len(batch.main.inputs_P) == len(batch.main.targets_T) == 0
 

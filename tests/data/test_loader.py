@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, SampledSettings, Settings, TrainSettings
+from pnfrec_dist.data.batches import BatchParts
 from pnfrec_dist.data.item_sampler import ItemSampler
-from pnfrec_dist.data.loader import epoch_batches
+from pnfrec_dist.data.loader import Loader
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
@@ -27,7 +28,7 @@ def users_of(settings: Settings, world: World, epoch: int = 1, first_step: int =
     """Of each step, the users of this rank."""
     return [
         sorted((int(t) - 2) // 2 for batch in batches for t in batch.main.targets_T)
-        for _, batches in epoch_batches(data(), settings, None, world, epoch, first_step)
+        for _, batches in Loader(data(), settings, BatchParts(), None, world).epoch(epoch, first_step)
     ]
 
 
@@ -39,7 +40,7 @@ def test_ranks_and_parts_share_the_users_of_each_step(ranks: int, parts: int) ->
     together = [users_of(settings, World(rank, ranks)) for rank in range(ranks)]
     assert [sorted(chain(*step)) for step in zip(*together, strict=True)] == alone
     assert sorted(chain(*alone)) == list(range(USERS))
-    sizes = [users for users, _ in epoch_batches(data(), settings, None, World(0, ranks), 1, 0)]
+    sizes = [users for users, _ in Loader(data(), settings, BatchParts(), None, World(0, ranks)).epoch(1, 0)]
     assert sizes == [5, 5, 5, 5, 3]
 
 
@@ -54,7 +55,8 @@ def test_all_parts_of_all_ranks_share_a_steps_sample() -> None:
     sampler = ItemSampler(settings.sampled, np.ones(2 * USERS + 1))
     steps = {}
     for rank in range(2):
-        for step, (_, batches) in enumerate(epoch_batches(data(), settings, sampler, World(rank, 2), 1, 0)):
+        loader = Loader(data(), settings, BatchParts(), sampler, World(rank, 2))
+        for step, (_, batches) in enumerate(loader.epoch(1, 0)):
             for batch in batches:
                 assert batch.sampled is not None
                 items = tuple(batch.items_U[batch.sampled.places_K].tolist())
@@ -67,4 +69,4 @@ def test_all_parts_of_all_ranks_share_a_steps_sample() -> None:
 def test_an_error_in_the_thread_is_raised_in_the_loop() -> None:
     broken = TrainData(data().history, Ragged(np.array([0]), np.array([1])))
     with pytest.raises(IndexError):
-        next(epoch_batches(broken, replace(SETTINGS, loss=LossSettings(alpha=1.0)), None, World(), 1, 0))
+        next(Loader(broken, SETTINGS, BatchParts(negative=True), None, World()).epoch(1, 0))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pnfrec_dist.config.settings import EncoderSettings, EvaluationSettings, LossSettings
-from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.config.settings import EncoderSettings, EvaluationSettings
+from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
@@ -26,7 +26,7 @@ def brute_rank(scores: list[float], seen: set[int], target: int) -> int:
 def test_evaluate_equals_one_user_at_a_time(prepared: Path) -> None:
     data = open_prepared(prepared)
     test = data.holdout("test")
-    model = PNFRec(12, EncoderSettings(hidden_size=8, max_length=3), LossSettings(), torch.Generator())
+    model = PNFRec(12, EncoderSettings(hidden_size=8, max_length=3), torch.Generator(), with_negative=False)
     model.eval()
     settings = EvaluationSettings(cutoffs=(3, 10), batch_size=4)
     result = evaluate(model_scores(model, test, World()), test, 12, settings, World()).metrics

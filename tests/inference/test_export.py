@@ -17,14 +17,14 @@ from helpers.tiny_training import SETTINGS, trained
 
 from pnfrec_dist import export
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
-from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.files.locations import sha256_of
 from pnfrec_dist.inference import export as export_files
 from pnfrec_dist.inference.artifact import Exported
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.run_directory import Run
 
 ITEMS = 30

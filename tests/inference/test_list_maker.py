@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from pnfrec_dist.config.settings import EncoderSettings, History, LossSettings, Settings
-from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.user_histories import UserLists, find_users, read_users, user_ids, user_parts
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.cards import before_split, card_text, cards
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings, joined
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.training.initial_model import build_model
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(

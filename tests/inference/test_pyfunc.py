@@ -19,8 +19,9 @@ from pnfrec_dist.inference.artifact import Exported, of_checkpoint
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
 from pnfrec_dist.inference.pyfunc import save_model
 from pnfrec_dist.inference.recommender import Recommender, Users
-from pnfrec_dist.model.dual_encoder import PNFRec, build_model
+from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training.checkpoint import load_model
+from pnfrec_dist.training.initial_model import build_model
 
 
 @dataclasses.dataclass

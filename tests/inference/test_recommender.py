@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings
-from pnfrec_dist.data.batches import history_batch
+from pnfrec_dist.config.settings import EncoderSettings
+from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.inference.recommender import Recommender, Users
@@ -24,7 +24,7 @@ def ragged(rows: list[list[int]]) -> Ragged:
 
 def model(alpha: float = 0.45) -> PNFRec:
     encoder = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4)
-    return PNFRec(ITEMS, encoder, LossSettings(alpha, 0.25), torch.Generator().manual_seed(1)).eval()
+    return PNFRec(ITEMS, encoder, torch.Generator().manual_seed(1), with_negative=alpha > 0).eval()
 
 
 LIKED = [[1, 2, 3, 4, 5, 6], [7], [], [], list(range(1, 31)), [8, 9]]

@@ -17,7 +17,7 @@ from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings,
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.cross_entropy import Tiling, cross_entropy, plan_tiles
-from pnfrec_dist.losses.objective import plan_softmax
+from pnfrec_dist.losses.exact import plan_softmax
 from pnfrec_dist.model.item_table import ItemTable
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is made for Linux alone")

@@ -8,10 +8,11 @@ import torch
 from helpers.slow_losses import random, slow_contrastive, slow_cross_entropy
 
 from pnfrec_dist.config.settings import ContrastiveSettings, EncoderSettings, LossSettings, Settings
-from pnfrec_dist.data.batches import train_batch
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.losses.objective import term_counts, weighted_loss
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import encoded, needed_parts
 from pnfrec_dist.model.dual_encoder import PNFRec
 
 
@@ -24,17 +25,16 @@ def test_the_whole_objective_equals_the_formulas_per_user() -> None:
 
     encoder = EncoderSettings(hidden_size=4, num_blocks=1, max_length=3, dropout=0.0)
     loss = LossSettings(alpha=0.5, beta=0.5)
-    model = PNFRec(9, encoder, loss, torch.Generator().manual_seed(1)).double()
+    model = PNFRec(9, encoder, torch.Generator().manual_seed(1), with_negative=loss.alpha > 0).double()
     with torch.no_grad():
         model.item_table.weight[1:] += random(9, 4)
-    batch = train_batch(
-        TrainData(ragged(positives), ragged(negatives)), np.arange(3), encoder, loss, torch.device("cpu")
-    )
+    data = TrainData(ragged(positives), ragged(negatives))
+    batch = train_batch(data, np.arange(3), encoder, needed_parts(loss), torch.device("cpu"))
     vectors_UD = model.item_table.lookup(batch.items_U)
     weights = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
-    weighted, totals = weighted_loss(
-        model.encoders(vectors_UD, batch), vectors_UD, batch, model.item_table, weights, Settings(loss=loss)
-    )
+    objective = Objective(Settings(encoder=encoder, loss=loss))
+    tensors = encoded(model.encoders, vectors_UD, batch)
+    weighted, totals = objective.loss(tensors, model.item_table, weights)
 
     table = model.item_table.weight.tolist()
     expected = [0.0, 0.0, 0.0]
@@ -52,7 +52,8 @@ def test_the_whole_objective_equals_the_formulas_per_user() -> None:
         expected[2] += slow_contrastive(states, [table[t] for t in targets], contrast, "cosine", 1.0)
     assert (totals - torch.tensor(expected, dtype=torch.float64)).abs().max() <= 1e-12
     assert abs(weighted.item() - (weights * totals).sum().item()) <= 1e-12
-    assert term_counts(batch).tolist() == [3 + 1 + 2, 2, 6]
+    assert objective.counts(batch).tolist() == [3 + 1 + 2, 2, 6]
+    assert list(objective.terms) == ["ce_main", "ce_negative", "contrastive"]
 
 
 FEW = [
@@ -84,20 +85,20 @@ def test_models_of_all_interactions_equal_the_formulas_per_user(
 
     encoder = EncoderSettings(hidden_size=4, num_blocks=1, history="all", max_length=max_length, dropout=0.0)
     loss, contrast = LossSettings(beta=beta), ContrastiveSettings("cosine", 0.1)
-    model = PNFRec(9, encoder, loss, torch.Generator().manual_seed(1)).double()
+    model = PNFRec(9, encoder, torch.Generator().manual_seed(1), with_negative=loss.alpha > 0).double()
     with torch.no_grad():
         model.item_table.weight[1:] += random(9, 4)
     data = TrainData(ragged(0), None, ragged(1))
-    batch = train_batch(data, np.arange(len(users)), encoder, loss, torch.device("cpu"))
+    batch = train_batch(data, np.arange(len(users)), encoder, needed_parts(loss), torch.device("cpu"))
     assert len(users) == 3 or sum(count * length for count, length in batch.main.groups) > batch.main.places_T.numel()
     vectors_UD = model.item_table.lookup(batch.items_U)
-    weights = torch.tensor([0.7, 0.0, 0.1], dtype=torch.float64)
-    settings = Settings(encoder=encoder, loss=loss, contrastive=contrast)
-    hidden = model.encoders(vectors_UD, batch)
-    weighted, totals = weighted_loss(hidden, vectors_UD, batch, model.item_table, weights, settings)
+    weights = torch.tensor([0.7, 0.1] if beta else [0.7], dtype=torch.float64)
+    objective = Objective(Settings(encoder=encoder, loss=loss, contrastive=contrast))
+    tensors = encoded(model.encoders, vectors_UD, batch)
+    weighted, totals = objective.loss(tensors, model.item_table, weights)
 
     table = model.item_table.weight.tolist()
-    expected, compared = [0.0, 0.0, 0.0], 0
+    expected, compared = [0.0] * len(totals), 0
     for user in users:
         window = user[-2 * max_length - 1 :]
         items = [item for item, _ in window]
@@ -109,10 +110,10 @@ def test_models_of_all_interactions_equal_the_formulas_per_user(
         for place, following in pairwise(likes):
             compared += 1
             if beta:
-                expected[2] += slow_contrastive([states[place]], [table[items[following]]], dislikes, "cosine", 0.1)
+                expected[1] += slow_contrastive([states[place]], [table[items[following]]], dislikes, "cosine", 0.1)
     if users is FEW:
         assert compared == 3 + 1
     assert (totals - torch.tensor(expected, dtype=torch.float64)).abs().max() <= 1e-12 * max(expected)
     assert abs(weighted.item() - (weights * totals).sum().item()) <= 1e-12 * max(expected)
     tokens = sum(min(len(user), 2 * max_length + 1) - 1 for user in users)
-    assert term_counts(batch).tolist() == [tokens, 0, compared if beta else 0]
+    assert objective.counts(batch).tolist() == ([tokens, compared] if beta else [tokens])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pnfrec_dist.model.dropout import Dropout, dropout
-from pnfrec_dist.model.encoder import causal_attention
+from pnfrec_dist.model.sasrec_block import causal_attention
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.93])

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
-from pnfrec_dist.data.batches import history_batch, train_batch
+from pnfrec_dist.data.collate import history_batch, train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.losses.objective import term_counts, term_weights, weighted_loss
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import encoded, needed_parts
 from pnfrec_dist.model.dual_encoder import PNFRec
 
 ENCODER = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, dropout=0.0)
@@ -21,26 +22,25 @@ CPU = torch.device("cpu")
 
 
 def build(loss: LossSettings) -> PNFRec:
-    return PNFRec(9, ENCODER, loss, torch.Generator().manual_seed(0))
+    return PNFRec(9, ENCODER, torch.Generator().manual_seed(0), with_negative=loss.alpha > 0)
 
 
 def ragged(rows: list[list[int]]) -> Ragged:
     return Ragged(np.cumsum([0] + [len(r) for r in rows]), np.array([i for r in rows for i in r], dtype=np.int32))
 
 
-def totals_after_backward(model: PNFRec, loss: LossSettings, rows: list[int]) -> Tensor:
+def totals_after_backward(model: PNFRec, loss: LossSettings, rows: list[int]) -> dict[str, float]:
     """Two users; gradients are left in the model."""
     data = TrainData(ragged([[1, 2, 3], [4, 5]]), ragged([[6, 7, 8], [9, 1]]))
-    batch = train_batch(data, np.array(rows, dtype=np.int64), ENCODER, loss, CPU)
+    batch = train_batch(data, np.array(rows, dtype=np.int64), ENCODER, needed_parts(loss), CPU)
     vectors_UD = model.item_table.lookup(batch.items_U)
-    hidden = model.encoders(vectors_UD, batch)
-    weighted, totals = weighted_loss(
-        hidden, vectors_UD, batch, model.item_table, term_weights(loss), Settings(loss=loss)
-    )
+    objective = Objective(Settings(loss=loss))
+    tensors = encoded(model.encoders, vectors_UD, batch)
+    weighted, totals = objective.loss(tensors, model.item_table, objective.weights_J)
     weighted.backward()
     model.item_table.collect_gradients()
-    assert ((term_counts(batch) > 0) == (totals > 0)).all()
-    return totals
+    assert ((objective.counts(batch) > 0) == (totals > 0)).all()
+    return dict(zip(objective.terms, totals.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -52,7 +52,8 @@ def test_every_parameter_of_every_variant_gets_a_gradient(name: str) -> None:
         assert (model.encoders.negative is not None) == (name in ("pnfrec", "pnfrec_pn"))
         totals = totals_after_backward(model, loss, rows)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        assert (totals > 0).tolist() == ([True, loss.alpha > 0, loss.beta > 0] if rows else [False] * 3)
+        assert totals.keys() == loss.weights.keys()
+        assert all((total > 0) == bool(rows) for total in totals.values())
 
 
 def test_the_padding_row_is_zero_and_never_learns() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.ranks import spawn
 
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings
+from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.model.dual_encoder import PNFRec
@@ -19,7 +19,7 @@ NUM_ITEMS = 10
 
 def fresh(shards: World | None = None, seed: int = 0) -> tuple[PNFRec, torch.optim.Adam]:
     encoder = EncoderSettings(hidden_size=4, num_blocks=1, max_length=3)
-    model = PNFRec(NUM_ITEMS, encoder, LossSettings(alpha=0.5), torch.Generator().manual_seed(seed), shards)
+    model = PNFRec(NUM_ITEMS, encoder, torch.Generator().manual_seed(seed), with_negative=True, shards=shards)
     return model, torch.optim.Adam(model.parameters())
 
 
@@ -118,7 +118,7 @@ def test_any_number_of_ranks_opens_what_any_other_wrote(tmp_path: Path) -> None:
 def test_another_catalog_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "c")
     encoder = EncoderSettings(hidden_size=4, num_blocks=1, max_length=3)
-    other = PNFRec(12, encoder, LossSettings(alpha=0.5), torch.Generator())
+    other = PNFRec(12, encoder, torch.Generator(), with_negative=True)
     with pytest.raises(InputError, match="has 10 items, the data set 12"):
         load_model(tmp_path / "c", other)
 

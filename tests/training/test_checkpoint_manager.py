@@ -16,18 +16,21 @@ from helpers.waiting import wait_until
 
 from benchmarks.shapes import ITEMS, ml1m_like
 from pnfrec_dist.config.settings import CheckpointSettings, EncoderSettings, LossSettings, Settings
-from pnfrec_dist.data.batches import train_batch
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.distributed import World
-from pnfrec_dist.model.dual_encoder import PNFRec, build_model
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import needed_parts
+from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training import checkpoint_manager as saver_module
 from pnfrec_dist.training.checkpoint import load_model, read_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, checkpoints, newest_usable
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 
 def fresh(shards: World | None = None) -> tuple[PNFRec, torch.optim.Adam]:
     encoder = EncoderSettings(hidden_size=4, num_blocks=1, max_length=3)
-    model = PNFRec(10, encoder, LossSettings(alpha=0.5), torch.Generator().manual_seed(0), shards)
+    model = PNFRec(10, encoder, torch.Generator().manual_seed(0), with_negative=True, shards=shards)
     return model, torch.optim.Adam(model.parameters())
 
 
@@ -97,14 +100,16 @@ def test_what_a_checkpoint_costs(
     model = build_model(items, settings)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     saver = Saver(tmp_path, World(), "a", CheckpointSettings())
-    batch = train_batch(ml1m_like(items=items), np.arange(users), settings.encoder, settings.loss, torch.device("cpu"))
+    batch = train_batch(
+        ml1m_like(items=items), np.arange(users), settings.encoder, needed_parts(settings.loss), torch.device("cpu")
+    )
 
     def seconds(total_steps: int) -> float:
         started = time.monotonic()
         if total_steps:
             saver.save(model, optimizer, state(total_steps), total_steps, 0)
         for _ in range(steps):
-            train_step(model, model.encoders, optimizer, [batch], settings, World(), Requests())
+            train_step(model, model.encoders, optimizer, [batch], Objective(settings), World(), Requests())
         assert not saver.is_busy  # else the next steps would pay for it
         return time.monotonic() - started
 

@@ -12,7 +12,6 @@ import torch
 
 from pnfrec_dist.config.settings import (
     CheckpointSettings,
-    CrossEntropyKind,
     EncoderSettings,
     LossSettings,
     OptimizerSettings,
@@ -23,7 +22,7 @@ from pnfrec_dist.config.settings import (
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.memory_plan import plan_step
 
 SETTINGS = Settings(
@@ -77,10 +76,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from test_memory_plan import LARGE, ROWS, data
-from pnfrec_dist.data.batches import train_batch
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.distributed import World
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import needed_parts
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 from pnfrec_dist.training.checkpoint_manager import Saver
 settings, device = LARGE[sys.argv[1]], torch.device("cpu")
@@ -92,8 +93,8 @@ saver = Saver(Path(sys.argv[2]), World(), "peak", settings.checkpoint)
 for step in range(2):
     draw = sampler.draw(1, 1, step) if settings.loss.cross_entropy == "sampled_softmax" else None
     parts = np.array_split(np.arange(8), settings.train.accumulation)
-    batches = [train_batch(users, part, settings.encoder, settings.loss, device, draw) for part in parts]
-    train_step(model, model.encoders, optimizer, batches, settings, World(), Requests())
+    batches = [train_batch(users, part, settings.encoder, needed_parts(settings.loss), device, draw) for part in parts]
+    train_step(model, model.encoders, optimizer, batches, Objective(settings), World(), Requests())
     saver.save(model, optimizer, {"train_state": {"total_steps": step}}, step, 0)
 saver.wait()
 print(next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
@@ -140,7 +141,7 @@ def test_the_total_is_about_a_process_own_peak_with_a_large_table(case: str, tmp
 
 
 def test_a_loss_over_some_items_is_planned_by_what_it_draws() -> None:
-    def logits(kind: CrossEntropyKind, sampled: SampledSettings = SETTINGS.sampled) -> int:
+    def logits(kind: str, sampled: SampledSettings = SETTINGS.sampled) -> int:
         loss = LossSettings(cross_entropy=kind, exact_path="materialised")
         return plan_step(replace(SETTINGS, loss=loss, sampled=sampled), data(), 10**6, 1).logits
 

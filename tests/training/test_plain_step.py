@@ -6,16 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.sums import means_of
 from torch import nn
 from torch._dynamo.utils import counters
 
 from benchmarks.plain_step import IGNORE_INDEX, PlainModel, plain_step
 from benchmarks.shapes import ml1m_like
 from pnfrec_dist.config.settings import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.batches import train_batch
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.distributed import World
-from pnfrec_dist.model.dual_encoder import PNFRec, build_model
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import needed_parts
+from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 ITEMS, USERS = 300, 25
@@ -51,9 +55,9 @@ def test_a_step_equals_the_plain_one(path: ExactPath) -> None:
     ours = build_model(ITEMS, settings).double()
     plain = as_plain(ours)
     optimizer, plain_optimizer = (torch.optim.Adam(m.parameters(), lr=1e-3) for m in (ours, plain))
-    batch = train_batch(data, rows, settings.encoder, settings.loss, torch.device("cpu"))
-    sums = train_step(ours, ours.encoders, optimizer, [batch], settings, World(), Requests())
-    loss = float((sums.totals / sums.counts) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
+    batch = train_batch(data, rows, settings.encoder, needed_parts(settings.loss), torch.device("cpu"))
+    sums = train_step(ours, ours.encoders, optimizer, [batch], Objective(settings), World(), Requests())
+    loss = float(means_of(sums) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
 
     sides = []
     assert data.negative is not None
@@ -76,10 +80,10 @@ def one_step(settings: Settings) -> tuple[float, torch.Tensor]:
     data, rows = ml1m_like(users=USERS, items=ITEMS), np.arange(USERS)
     model = build_model(ITEMS, settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    batch = train_batch(data, rows, settings.encoder, settings.loss, torch.device("cpu"))
-    sums = train_step(model, model.encoders, optimizer, [batch], settings, World(), Requests())
+    batch = train_batch(data, rows, settings.encoder, needed_parts(settings.loss), torch.device("cpu"))
+    sums = train_step(model, model.encoders, optimizer, [batch], Objective(settings), World(), Requests())
     weights = torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64)
-    return float((sums.totals / sums.counts) @ weights), model.item_table.weight.detach()
+    return float(means_of(sums) @ weights), model.item_table.weight.detach()
 
 
 def test_a_bfloat16_step_is_near_the_float32_one() -> None:
@@ -100,11 +104,11 @@ def test_compiled_steps_equal_eager_ones_whatever_their_shapes() -> None:
     rng, graphs = np.random.default_rng(0), []
     for number in range(16):
         rows = rng.permutation(400)[: 40 + 17 * number]
-        batch = train_batch(data, rows, SETTINGS.encoder, SETTINGS.loss, torch.device("cpu"))
+        batch = train_batch(data, rows, SETTINGS.encoder, needed_parts(SETTINGS.loss), torch.device("cpu"))
         totals, gradients = [], []
         for model in (compiled, eager):
             optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-            sums = train_step(model, model.encoders, optimizer, [batch], SETTINGS, World(), Requests())
+            sums = train_step(model, model.encoders, optimizer, [batch], Objective(SETTINGS), World(), Requests())
             totals.append(sums.totals)
             gradients.append(model.item_table.weight.grad)
         torch.testing.assert_close(*totals, rtol=1e-5, atol=0)

@@ -1,5 +1,6 @@
 """Ranks change nothing but rounding: 1, 2 and 3 gloo ranks end with the same float64 weights."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.ranks import spawn
+from helpers.sums import means_of
 from safetensors.torch import load_file, save_file
 
 from pnfrec_dist.config.settings import (
@@ -19,14 +21,16 @@ from pnfrec_dist.config.settings import (
     Settings,
     TrainSettings,
 )
-from pnfrec_dist.data.batches import train_batch
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.prepared import TrainData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
-from pnfrec_dist.model.dual_encoder import build_model
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import needed_parts
 from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
 SETTINGS = Settings(
@@ -96,12 +100,15 @@ def train(world: World, sharded: bool, case: str, prepared: str, out: str) -> No
             mine = rank_share(global_batch(order, step, 7), world.rank, world.size)
             parts = np.array_split(mine, settings.train.accumulation)
             draw = sampler.draw(settings.seed, epoch, step) if case == "sampled" else None
-            batches = [train_batch(users, part, settings.encoder, settings.loss, world.device, draw) for part in parts]
+            batches = [
+                train_batch(users, part, settings.encoder, needed_parts(settings.loss), world.device, draw)
+                for part in parts
+            ]
             requests = Requests(stop=world.rank == 1 and step == 0, save=world.rank == 1 and step == 1)
-            sums = train_step(model, encoders, optimizer, batches, settings, world, requests)
+            sums = train_step(model, encoders, optimizer, batches, Objective(settings), world, requests)
             assert sums.requests == Requests(world.size > 1 and step == 0, world.size > 1 and step == 1)
             assert sums.is_finite
-            means.append(sums.totals / sums.counts.clamp(min=1))  # two users may have no negatives
+            means.append(means_of(sums))  # two users may have no negatives
             if epoch == 1 and step == 0:
                 keep("gradient", {name: p.grad for name, p in model.named_parameters()})
                 keep("first", {name: p.detach() for name, p in model.named_parameters()})
@@ -159,9 +166,9 @@ def test_gradients_are_scaled_to_the_norm_and_no_further(prepared: Path) -> None
     for limit in (0.0, 0.01, 1e6):
         settings = replace(SETTINGS, optimizer=OptimizerSettings(max_gradient_norm=limit))
         model = build_model(data.num_items, settings)
-        batch = train_batch(users, np.arange(30), settings.encoder, settings.loss, torch.device("cpu"))
+        batch = train_batch(users, np.arange(30), settings.encoder, needed_parts(settings.loss), torch.device("cpu"))
         optimizer = torch.optim.Adam(model.parameters())
-        train_step(model, model.encoders, optimizer, [batch], settings, World(), Requests())
+        train_step(model, model.encoders, optimizer, [batch], Objective(settings), World(), Requests())
         norms[limit] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item()
     assert norms[0.01] == pytest.approx(0.01, rel=1e-5)
     assert norms[0.0] == norms[1e6] > 0.01
@@ -171,7 +178,7 @@ def test_the_table_gradient_of_a_step_is_one_tensor(prepared: Path, monkeypatch:
     """At a million items a copy of it would be the largest thing in memory."""
     data = open_prepared(prepared)
     model = build_model(data.num_items, SETTINGS)
-    batch = train_batch(data.train(), np.arange(30), SETTINGS.encoder, SETTINGS.loss, torch.device("cpu"))
+    batch = train_batch(data.train(), np.arange(30), SETTINGS.encoder, needed_parts(SETTINGS.loss), torch.device("cpu"))
     places = []
     whole = ItemTable.collect_gradients
 
@@ -183,7 +190,9 @@ def test_the_table_gradient_of_a_step_is_one_tensor(prepared: Path, monkeypatch:
         assert not torch.equal(table.weight.grad, softmax), "the lookup's gradient was added"
 
     monkeypatch.setattr(ItemTable, "collect_gradients", collect)
-    train_step(model, model.encoders, torch.optim.Adam(model.parameters()), [batch], SETTINGS, World(), Requests())
+    train_step(
+        model, model.encoders, torch.optim.Adam(model.parameters()), [batch], Objective(SETTINGS), World(), Requests()
+    )
     gradient = model.item_table.weight.grad
     assert gradient is not None and [gradient.data_ptr()] == places
 
@@ -194,10 +203,10 @@ def train_on_few_items(world: World, prepared: str) -> None:
     assert users.negative is not None
     two = TrainData(*(Ragged(side.offsets, 1 + side.values % 2) for side in (users.history, users.negative)))
     whole, shared = build_model(2, SETTINGS).double(), build_model(2, SETTINGS, world).double()
-    batch = train_batch(two, np.arange(world.rank, 20, world.size), SETTINGS.encoder, loss, world.device)
+    batch = train_batch(two, np.arange(world.rank, 20, world.size), SETTINGS.encoder, needed_parts(loss), world.device)
     for model in (whole, shared):
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        train_step(model, world.wrap(model.encoders), optimizer, [batch], SETTINGS, world, Requests())
+        train_step(model, world.wrap(model.encoders), optimizer, [batch], Objective(SETTINGS), world, Requests())
     rows = [b - a for a, b in pairwise(shared.item_table.bounds)]
     assert rows == [0, 1, 1, 1]
     found = world.gather_rows(shared.item_table.weight.detach(), rows)
@@ -212,7 +221,9 @@ def break_one_rank(world: World, prepared: str, where: str) -> None:
     """A nan in one rank's loss or gradient: no rank changes anything, and all know."""
     data = open_prepared(Path(prepared))
     model = build_model(data.num_items, SETTINGS, world)
-    batch = train_batch(data.train(), np.arange(world.rank, 30, 2), SETTINGS.encoder, SETTINGS.loss, world.device)
+    batch = train_batch(
+        data.train(), np.arange(world.rank, 30, 2), SETTINGS.encoder, needed_parts(SETTINGS.loss), world.device
+    )
 
     def broken(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.index_fill(0, torch.tensor([3]), torch.inf)
@@ -223,8 +234,8 @@ def break_one_rank(world: World, prepared: str, where: str) -> None:
         model.item_table.weight.register_hook(broken)
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.Adam(model.parameters())
-    sums = train_step(model, world.wrap(model.encoders), optimizer, [batch], SETTINGS, world, Requests())
-    assert not sums.is_finite and bool(sums.totals.isfinite().all()) == (where == "gradient")
+    sums = train_step(model, world.wrap(model.encoders), optimizer, [batch], Objective(SETTINGS), world, Requests())
+    assert not sums.is_finite and all(map(math.isfinite, sums.totals.values())) == (where == "gradient")
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and not optimizer.state
 
 

@@ -8,11 +8,14 @@ import torch
 from helpers.slow_losses import random
 from torch import Tensor, nn
 
-from pnfrec_dist.config.settings import SampledSettings
+from pnfrec_dist.config.settings import SampledSettings, Settings
 from pnfrec_dist.data.batches import Sampled
-from pnfrec_dist.losses import sampled as module
+from pnfrec_dist.losses import chunks
+from pnfrec_dist.losses.catalog_loss import CatalogLoss, Samples, Targets
 from pnfrec_dist.losses.cross_entropy import Tiling, cross_entropy
-from pnfrec_dist.losses.sampled import gbce, sampled_softmax, sce
+from pnfrec_dist.losses.gbce import GBCE
+from pnfrec_dist.losses.sampled_softmax import SAMPLED_SOFTMAX
+from pnfrec_dist.losses.sce import SCE
 from pnfrec_dist.model.item_table import ItemTable
 
 ITEMS, WIDTH = 9, 4
@@ -22,7 +25,18 @@ WEIGHTS_T = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 0.3], dtype=torch.float64)
 
 @pytest.fixture(params=[1 << 21, 10], ids=["one chunk", "chunks"])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_LOGITS", request.param)
+    monkeypatch.setattr(chunks, "CHUNK_LOGITS", request.param)
+
+
+def settings(**sampled: float) -> Settings:
+    return Settings(sampled=SampledSettings(**sampled))  # type: ignore[arg-type]
+
+
+def of_samples(hidden_TD: Tensor, table: ItemTable, some: Sampled) -> Targets:
+    """The targets above, with the vectors that a loss over sampled items compares."""
+    vectors_VD = table.weight
+    samples = Samples(vectors_VD[TARGETS_T], vectors_VD[some.items_K], some)
+    return Targets(hidden_TD, TARGETS_T, WEIGHTS_T, samples)
 
 
 def item_table() -> ItemTable:
@@ -56,10 +70,7 @@ def gradients(total: Tensor, hidden_TD: Tensor, table: ItemTable) -> tuple[Tenso
 def test_a_sample_of_every_item_once_is_the_exact_softmax() -> None:
     hidden_TD, table = random(6, WIDTH).requires_grad_(), item_table()
     everything = sample(dict.fromkeys(range(1, ITEMS + 1), 1))
-    vectors_VD = table.weight
-    total, loss_T = sampled_softmax(
-        hidden_TD, vectors_VD[TARGETS_T], TARGETS_T, vectors_VD[everything.items_K], everything, WEIGHTS_T
-    )
+    total, loss_T = SAMPLED_SOFTMAX(of_samples(hidden_TD, table, everything), table, Settings())
     found = gradients(total, hidden_TD, table)
     expected_total, expected_T = exact(hidden_TD, table)
     torch.testing.assert_close(loss_T, expected_T, rtol=0, atol=1e-12)
@@ -71,10 +82,11 @@ def test_a_sample_of_every_item_once_is_the_exact_softmax() -> None:
 @pytest.mark.usefixtures("chunk")
 def test_sampled_softmax_equals_its_formula() -> None:
     """Item 4 is drawn and is a target twice; item 2 was drawn three times."""
-    hidden_TD, table_VD = random(6, WIDTH), item_table().weight.detach()
+    hidden_TD, table = random(6, WIDTH), item_table()
+    table_VD = table.weight.detach()
     drawn, expected = {2: 3, 4: 1, 8: 1}, {2: 0.7, 4: 2.5, 8: 1.1}
     some = sample(drawn, expected)
-    total, loss_T = sampled_softmax(hidden_TD, table_VD[TARGETS_T], TARGETS_T, table_VD[some.items_K], some, WEIGHTS_T)
+    total, loss_T = SAMPLED_SOFTMAX(of_samples(hidden_TD, table, some), table, Settings())
     for h, target, loss in zip(hidden_TD, TARGETS_T.tolist(), loss_T.tolist(), strict=True):
         score = {i: float(h @ table_VD[i]) for i in range(1, ITEMS + 1)}
         others = sum(drawn[j] * math.exp(score[j]) / expected[j] for j in drawn if j != target)
@@ -85,12 +97,11 @@ def test_sampled_softmax_equals_its_formula() -> None:
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
 def test_gbce_equals_its_formula(calibration: float) -> None:
-    hidden_TD, table_VD = random(6, WIDTH), item_table().weight.detach()
+    hidden_TD, table = random(6, WIDTH), item_table()
+    table_VD = table.weight.detach()
     drawn = {2: 3, 4: 1, 8: 1}
     some = sample(drawn)
-    _, loss_T = gbce(
-        hidden_TD, table_VD[TARGETS_T], TARGETS_T, table_VD[some.items_K], some, WEIGHTS_T, ITEMS, calibration
-    )
+    _, loss_T = GBCE(of_samples(hidden_TD, table, some), table, settings(gbce_calibration=calibration))
     share = 5 / (ITEMS - 1)
     power = share * (calibration * (1 - 1 / share) + 1 / share)
     assert calibration or power == pytest.approx(1.0)
@@ -105,13 +116,13 @@ def test_gbce_equals_its_formula(calibration: float) -> None:
 
 
 @pytest.mark.usefixtures("chunk")
-@pytest.mark.parametrize("name", ["sampled_softmax", "gbce"])
-def test_gradients_of_a_shared_sample(name: str) -> None:
-    some = sample({2: 3, 4: 1, 8: 1})
+@pytest.mark.parametrize("loss", [SAMPLED_SOFTMAX, GBCE])
+def test_gradients_of_a_shared_sample(loss: CatalogLoss) -> None:
+    some, table = sample({2: 3, 4: 1, 8: 1}), item_table()
 
     def total(hidden_TD: Tensor, target_TD: Tensor, sampled_KD: Tensor) -> Tensor:
-        inputs = (hidden_TD, target_TD, TARGETS_T, sampled_KD, some, WEIGHTS_T)
-        return (sampled_softmax(*inputs) if name == "sampled_softmax" else gbce(*inputs, ITEMS, 0.6))[0]
+        targets = Targets(hidden_TD, TARGETS_T, WEIGHTS_T, Samples(target_TD, sampled_KD, some))
+        return loss(targets, table, settings(gbce_calibration=0.6))[0]
 
     inputs = tuple(random(n, WIDTH, seed=n).requires_grad_() for n in (6, 6, 3))
     assert torch.autograd.gradcheck(total, inputs)
@@ -119,8 +130,8 @@ def test_gradients_of_a_shared_sample(name: str) -> None:
 
 def test_sce_whose_buckets_pick_everything_is_the_exact_softmax() -> None:
     hidden_TD, table = random(6, WIDTH).requires_grad_(), item_table()
-    settings = SampledSettings(sce_buckets=2, sce_targets=50, sce_items=50)
-    total, loss_T = sce(hidden_TD, table, TARGETS_T, WEIGHTS_T, settings)
+    all_of_them = settings(sce_buckets=2, sce_targets=50, sce_items=50)
+    total, loss_T = SCE(Targets(hidden_TD, TARGETS_T, WEIGHTS_T), table, all_of_them)
     found = gradients(total, hidden_TD, table)
     expected_total, expected_T = exact(hidden_TD, table)
     torch.testing.assert_close(loss_T, expected_T, rtol=0, atol=1e-12)
@@ -131,9 +142,9 @@ def test_sce_whose_buckets_pick_everything_is_the_exact_softmax() -> None:
 def test_sce_equals_its_description() -> None:
     """Buckets, picks and the largest loss of each target, one by one."""
     hidden_TD, table = random(6, WIDTH), item_table()
-    settings = SampledSettings(sce_buckets=3, sce_targets=2, sce_items=4)
+    few = settings(sce_buckets=3, sce_targets=2, sce_items=4)
     torch.manual_seed(5)
-    total, loss_T = sce(hidden_TD, table, TARGETS_T, WEIGHTS_T, settings)
+    total, loss_T = SCE(Targets(hidden_TD, TARGETS_T, WEIGHTS_T), table, few)
     torch.manual_seed(5)
     buckets = torch.randn(3, 6, dtype=torch.float64) @ hidden_TD
     losses: dict[int, float] = {}
@@ -152,32 +163,24 @@ def test_sce_equals_its_description() -> None:
     assert total.item() == pytest.approx(raised * sum(weights[t] * v for t, v in losses.items()), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["sampled_softmax", "gbce", "sce"])
-def test_no_targets_give_zero_and_whole_gradients(name: str) -> None:
+@pytest.mark.parametrize("loss", [SAMPLED_SOFTMAX, GBCE, SCE])
+def test_no_targets_give_zero_and_whole_gradients(loss: CatalogLoss) -> None:
     hidden_TD, table = torch.zeros(0, WIDTH, dtype=torch.float64, requires_grad=True), item_table()
     nothing, weights_T = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
     some = sample({2: 3, 8: 1})
-    if name == "sce":
-        total, loss_T = sce(hidden_TD, table, nothing, weights_T, SampledSettings(sce_buckets=2))
-    else:
-        inputs = (hidden_TD, table.lookup(nothing), nothing, table.lookup(some.items_K), some, weights_T)
-        total, loss_T = sampled_softmax(*inputs) if name == "sampled_softmax" else gbce(*inputs, ITEMS, 0.5)
+    samples = Samples(table.lookup(nothing), table.lookup(some.items_K), some)
+    total, loss_T = loss(Targets(hidden_TD, nothing, weights_T, samples), table, settings(sce_buckets=2))
     total.backward()
     assert total.item() == 0 and len(loss_T) == 0
     assert hidden_TD.grad is not None and hidden_TD.grad.shape == (0, WIDTH)
 
 
-@pytest.mark.parametrize("name", ["sampled_softmax", "gbce", "sce"])
-def test_finite_at_huge_logits(name: str) -> None:
+@pytest.mark.parametrize("loss", [SAMPLED_SOFTMAX, GBCE, SCE])
+def test_finite_at_huge_logits(loss: CatalogLoss) -> None:
     hidden_TD, table = (1e4 * random(6, WIDTH).float()).requires_grad_(), item_table()
     table.weight = nn.Parameter(table.weight.detach().float())
     some = sample({2: 3, 4: 1, 8: 1})
-    if name == "sce":
-        total, _ = sce(hidden_TD, table, TARGETS_T, WEIGHTS_T, SampledSettings(sce_buckets=2))
-    else:
-        vectors_VD = table.weight
-        inputs = (hidden_TD, vectors_VD[TARGETS_T], TARGETS_T, vectors_VD[some.items_K], some, WEIGHTS_T)
-        total, _ = sampled_softmax(*inputs) if name == "sampled_softmax" else gbce(*inputs, ITEMS, 0.5)
+    total, _ = loss(of_samples(hidden_TD, table, some), table, settings(sce_buckets=2))
     found = gradients(total, hidden_TD, table)
     assert total.isfinite() and all(g.isfinite().all() for g in found)
     assert np.isfinite(total.item())

@@ -1,0 +1,40 @@
+"""Losses computed for some targets at a time, whose logits are made again in backward.
+
+T real targets.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.losses.catalog_loss import FLOAT, StepExtent
+from pnfrec_dist.losses.cross_entropy import blocks
+
+CHUNK_LOGITS = 1 << 21
+"""Logits that exist at a time; backward makes them again."""
+
+
+def in_chunks(losses: Callable[..., Tensor], width: int, weights_T: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum of weight * loss, loss_T) of `losses` over rows of the inputs, CHUNK_LOGITS / width rows at a time."""
+    size = max(CHUNK_LOGITS // max(width, 1), 1)
+    parts = [
+        checkpoint(losses, *(t[rows] for t in inputs), use_reentrant=False)
+        for rows in blocks(max(len(weights_T), 1), size)
+    ]
+    loss_T = torch.cat(parts)
+    return (weights_T.to(loss_T.dtype) * loss_T).sum(), loss_T.detach()
+
+
+def wide(logits: Tensor) -> Tensor:
+    """At least float32, whatever autocast made of them."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def bytes_of_samples(extent: StepExtent, settings: Settings) -> int:
+    """What sampled items and their logits take at a time."""
+    drawn, width = settings.sampled.num_items, settings.encoder.hidden_size
+    distinct = min(drawn, extent.num_items)
+    return FLOAT * (6 * drawn + 3 * width * distinct + 4 * max(CHUNK_LOGITS, distinct))

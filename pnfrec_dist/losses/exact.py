@@ -1,0 +1,57 @@
+"""The exact cross-entropy over the full catalog, as settings say (paper, section 3.2); cross_entropy.py computes it."""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.losses.catalog_loss import FLOAT, CatalogLoss, StepExtent, Targets
+from pnfrec_dist.losses.cross_entropy import MAX_FUSED_WIDTH, Tiling, cross_entropy, plan_tiles
+from pnfrec_dist.model.item_table import ItemTable
+
+MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+CPU_TILE_MIB, GPU_TILE_MIB = 8, 256
+
+
+class Exact(CatalogLoss):
+    """-log softmax over all items, without the logits in memory."""
+
+    touches_all_rows = True
+
+    def __call__(self, targets: Targets, table: ItemTable, settings: Settings) -> tuple[Tensor, Tensor]:
+        rows = table.shards.size * len(targets.targets_T)
+        tiling = plan_softmax(settings, rows, len(table.weight), on_gpu=targets.hidden_TD.is_cuda)
+        dtype = MATMUL_DTYPES[settings.train.precision]
+        return cross_entropy(targets.hidden_TD, table, targets.targets_T, targets.weights_T, tiling, dtype)
+
+    def bytes(self, extent: StepExtent, settings: Settings) -> int:
+        tiling = plan_softmax(settings, extent.shards * extent.targets, extent.rows, on_gpu=extent.on_gpu)
+        return 2 * FLOAT * tiling.rows * tiling.items
+
+    def ways_to_save(self, settings: Settings) -> dict[str, float]:
+        is_large = settings.loss.exact_path in ("materialised", "chunked")
+        return {
+            "--loss.exact-path auto or --loss.cross-entropy sampled_softmax": 1.0 if is_large else 0.0,
+            "a smaller --loss.tile-mib": 0.75 if settings.loss.tile_mib else 0.0,
+        }
+
+
+EXACT = Exact()
+
+
+def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> Tiling:
+    """How the exact cross-entropy of rows x items logits is computed on this kind of device.
+
+    Raises InputError when loss.exact_path is one that it cannot take.
+    """
+    loss = settings.loss
+    fits = settings.train.precision == "bfloat16" and settings.encoder.hidden_size <= MAX_FUSED_WIDTH
+    can_fuse = on_gpu and fits and find_spec("triton") is not None
+    if loss.exact_path == "fused" and not can_fuse:
+        narrow = f"train.precision bfloat16 and encoder.hidden_size <= {MAX_FUSED_WIDTH}"
+        lacks = "GPU workers" if not on_gpu else "Triton, which torch brings for NVIDIA GPUs" if fits else narrow
+        raise InputError(f"loss.exact_path is 'fused', which needs {lacks}; leave it at auto")
+    tile_mib = loss.tile_mib or (GPU_TILE_MIB if on_gpu else CPU_TILE_MIB)
+    return plan_tiles(rows, items, int(tile_mib * 2**20), loss.exact_path, on_cpu=not on_gpu, can_fuse=can_fuse)

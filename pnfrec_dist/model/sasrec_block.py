@@ -1,0 +1,93 @@
+"""The block of SASRec (Kang and McAuley, ICDM '18), with the details of the PNFRec authors' code.
+
+P tokens of all users, D width, H heads, G users of one group, L its length, E = D / H.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pnfrec_dist.config.settings import EncoderSettings
+from pnfrec_dist.data.batches import Groups
+from pnfrec_dist.model.block import LAYER_NORM_EPS, Block, BlockSize
+from pnfrec_dist.model.dropout import Dropout, dropout
+
+
+class SASRecBlock(Block):
+    """q = LN(x); x = q + Attn(q, x, x), causal; x = LN(x); x = x + FFN(x)."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__(settings)
+        width = settings.hidden_size
+        self.num_heads = settings.num_heads
+        self.dropout = settings.dropout
+        self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, width),
+            Dropout(settings.dropout),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            Dropout(settings.dropout),
+        )
+
+    def forward(self, x_PD: Tensor, groups: Groups) -> Tensor:
+        query_PD, q_PD, k_PD, v_PD = self._project(x_PD)
+        return self._feed(query_PD, self._attend(q_PD, k_PD, v_PD, groups))
+
+    @staticmethod
+    def size(settings: EncoderSettings, length: int) -> BlockSize:
+        width = settings.hidden_size
+        return BlockSize(6 * width * width + 10 * width, 16 * width + 3 * settings.num_heads * length)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Query, key and value weights: uniform over +-sqrt(6 / 4D), Xavier's range for the [3D, D] matrix that
+        torch.nn.MultiheadAttention keeps them in, which the 0.02 of the authors' code does not reach."""
+        bound = math.sqrt(6 / (4 * self.query.in_features))
+        for projection in (self.query, self.key_value):
+            projection.weight.uniform_(-bound, bound, generator=generator)
+
+    def compile_tokenwise(self) -> None:
+        """Attention is left as it is: its shapes are those of the groups, and each batch's new ones would be
+        compiled."""
+        self._project = torch.compile(self._project, dynamic=True)
+        self._feed = torch.compile(self._feed, dynamic=True)
+
+    def _project(self, x_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        query_PD = self.attention_norm(x_PD)
+        return query_PD, self.query(query_PD), *self.key_value(x_PD).chunk(2, dim=-1)
+
+    def _attend(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor, groups: Groups) -> Tensor:
+        """Group by group, since it alone mixes the tokens of a user."""
+        dropout_p = self.dropout if self.training else 0.0
+        tokens = [users * length for users, length in groups]
+        mixed = []
+        for (users, length), *parts in zip(groups, *(t.split(tokens) for t in (q_PD, k_PD, v_PD)), strict=True):
+            q_GHLE, k_GHLE, v_GHLE = (t.view(users, length, self.num_heads, -1).transpose(1, 2) for t in parts)
+            mixed_GHLE = causal_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p)
+            mixed.append(mixed_GHLE.transpose(1, 2).flatten(2).flatten(0, 1))
+        # A rank without users: every weight still gets its (zero) gradient, as data-parallel training expects.
+        return torch.cat(mixed) if mixed else q_PD + k_PD + v_PD
+
+    def _feed(self, query_PD: Tensor, mixed_PD: Tensor) -> Tensor:
+        x_PD = self.feed_forward_norm(query_PD + self.output(mixed_PD))
+        return x_PD + self.feed_forward(x_PD)
+
+
+def causal_attention(q_GHLE: Tensor, k_GHLE: Tensor, v_GHLE: Tensor, dropout_p: float) -> Tensor:
+    """Each position's mean of values up to its own, [G, H, L, E], with dropout on the attention weights.
+
+    The fused kernels of a CPU know no dropout, and torch's way around them draws a Bernoulli number for each weight.
+    """
+    if q_GHLE.is_cuda or dropout_p == 0:
+        return F.scaled_dot_product_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p=dropout_p, is_causal=True)
+    length, width = q_GHLE.shape[2:]
+    future_LL = q_GHLE.new_full((length, length), -torch.inf).triu(1)
+    q, k, v = (t.flatten(0, 1) for t in (q_GHLE, k_GHLE, v_GHLE))
+    weights = torch.baddbmm(future_LL, q, k.transpose(1, 2), alpha=1 / math.sqrt(width)).softmax(dim=-1)
+    return torch.bmm(dropout(weights, dropout_p), v).view_as(q_GHLE)

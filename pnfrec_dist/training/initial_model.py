@@ -1,0 +1,17 @@
+"""The model that settings describe, with its initial weights."""
+
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.distributed import World, initial_generator
+from pnfrec_dist.losses.terms import needed_parts
+from pnfrec_dist.model.dual_encoder import PNFRec
+
+
+def build_model(num_items: int, settings: Settings, shards: World | None = None) -> PNFRec:
+    """The same weights for the same settings.seed, whoever holds the item table. There is a negative encoder where a
+    term of the loss needs one.
+
+    shards: the ranks that hold the item table's rows between them; None: each holds all.
+    """
+    generator = initial_generator(settings.seed)
+    with_negative = needed_parts(settings.loss).negative
+    return PNFRec(num_items, settings.encoder, generator, with_negative=with_negative, shards=shards)
