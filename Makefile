@@ -25,7 +25,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train reproduce tune serve export mlflow-ui test test-slow soak bench bench-prep bench-recommend check format lock clean
+.PHONY: help setup spark-prep py-files train reproduce tune serve export mlflow-ui test test-slow soak bench bench-prep bench-recommend lint check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -71,8 +71,8 @@ mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 	@exec env MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
 	--workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
-test: $(STAMP)  ## the test suite (some 15 minutes; not the slow ones)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(STAMP)  ## the test suite (some 7 minutes; not the slow ones)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the tests that take minutes each (an hour): kills, a bot, a Spark cluster, a browser, 200 leak cases
 	@$(BIN)/python -m pytest -m slow
@@ -90,10 +90,12 @@ bench-recommend: $(STAMP)  ## time lists beside the plain way and single request
 	@$(BIN)/python -m benchmarks.recommend $(ARGS)
 	@$(BIN)/python -m benchmarks.serve
 
-check: $(STAMP)  ## format, lint, types, fast tests
+lint: $(STAMP)  ## format, lint, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
+
+check: lint  ## format, lint, types, fast tests
 	@$(BIN)/python -m pytest -m "not integration and not slow and not soak" --durations=3
 
 format: $(STAMP)  ## put the code into shape

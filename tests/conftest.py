@@ -1,9 +1,13 @@
-"""Shared fixtures: a small prepared data set written without Spark, and one Spark session."""
+"""Shared fixtures: a small prepared data set written without Spark, one Spark session, one Ray, an empty MLflow."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as commands do before they import Ray
+os.environ.setdefault("RAY_worker_niceness", "0")  # else workers wait for whatever runs beside them
 
+import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +32,8 @@ from pnfrec_dist.data.schema import (
 from pnfrec_dist.files.locations import sha256_of
 
 torch.set_num_threads(1)
+SHARED = ("spark", "ray_here", "server")
+"""Fixtures of a session that take long to start."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -118,6 +124,54 @@ def spark() -> Iterator[object]:
     session = spark_session("local[2]")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One Ray for all tests that call commands in this process: they find it and leave it running.
+
+    It starts by itself although the environment names a cluster.
+    """
+    from pnfrec_dist.cluster.session import RayOptions, ray_cluster
+
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+            stack.enter_context(ray_cluster(RayOptions()))
+        yield
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Puts an MLflow database without runs into a directory: its URI. MLflow takes seconds to make one."""
+    from mlflow import MlflowClient
+
+    template = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{template}").search_experiments()
+
+    def put(directory: Path) -> str:
+        return f"sqlite:///{shutil.copy(template, directory / 'mlflow.db')}"
+
+    return put
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `--dist loadgroup`, the files that use what takes long to start run in one process, which starts it once.
+
+    They come first, then the files that start processes of their own, so that all processes end together.
+    """
+    files: dict[Path, set[str]] = {}
+    for item in items:
+        files.setdefault(item.path, set()).update(getattr(item, "fixturenames", []))
+
+    def group(item: pytest.Item) -> str:
+        return next((name for name in SHARED if name in files[item.path]), item.path.stem)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    ranks = {name: number for number, name in enumerate([*SHARED, "integration", "training"])}
+    items.sort(key=lambda item: min(ranks.get(group(item), 9), ranks.get(item.path.parent.name, 9)))
 
 
 SOAK = pytest.StashKey[list[tuple[str, str, str]]]()

@@ -66,10 +66,15 @@ def name_ray_to_helpers() -> None:
 def ray_cluster(options: RayOptions, *, dashboard: bool = False) -> Iterator[list[Node]]:
     """Ray on this machine or a connection to options.address: the nodes that it sees.
 
-    On this machine a CPU worker counts as one CPU even where cores are fewer than workers. dashboard: where several
-    trainings share this Ray; through it, Ray Train frees what a training held whose driver died.
+    Where this process has a Ray already, as a notebook may, that one is used and left running. On this machine a CPU
+    worker counts as one CPU even where cores are fewer than workers. dashboard: where several trainings share this
+    Ray; through it, Ray Train frees what a training held whose driver died.
     """
     prepare_process(options)
+    if ray.is_initialized() and not options.address:
+        with terminated_as_interrupted():
+            yield _nodes()
+        return
     ours: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if options.address:
         _require_ray(options.address)
@@ -87,10 +92,14 @@ def ray_cluster(options: RayOptions, *, dashboard: bool = False) -> Iterator[lis
         raise InputError(f"could not join Ray at --ray-address {options.address!r}: {reason}; {way_out}") from error
     try:
         with terminated_as_interrupted():
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            yield [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
+            yield _nodes()
     finally:
         ray.shutdown()
+
+
+def _nodes() -> list[Node]:
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
 
 
 def _require_ray(address: str) -> None:

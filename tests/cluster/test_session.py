@@ -17,6 +17,7 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         raise Exception("The current node timed out during startup.\nThis can happen when ...")
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have left one running
     with (
         pytest.raises(
             RunError, match=r"^Ray did not start on this machine: The current node timed out during startup\. "
@@ -53,3 +54,12 @@ def test_the_process_gets_what_ray_train_reads(monkeypatch: pytest.MonkeyPatch) 
         prepare_process(options)
         assert {name: os.environ[name] for name in (health, start) if name in os.environ} == own
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("ray_here")
+def test_a_ray_that_the_process_has_is_used_and_left_running() -> None:
+    own = ray.get_runtime_context().get_node_id()
+    with ray_cluster(RayOptions(num_workers=64)) as nodes:
+        assert len(nodes) == 1 and nodes[0].cpus < 64
+    assert ray.get_runtime_context().get_node_id() == own

@@ -1,4 +1,4 @@
-"""The watchdog, by the clock alone; what it kills is tested with real workers (integration/test_recovery.py)."""
+"""The watchdog, by the clock alone; what it kills is tested with real workers (integration/test_train_kills.py)."""
 
 import pytest
 

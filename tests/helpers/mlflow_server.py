@@ -1,16 +1,17 @@
 """A real MLflow server on loopback."""
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {
+from helpers.commands import ENVIRONMENT as OF_A_USER
+from helpers.waiting import wait_until
+
+ENVIRONMENT = OF_A_USER | {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
@@ -19,6 +20,13 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_"
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+def is_up(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -30,11 +38,7 @@ def mlflow_server(directory: Path, *more: str) -> Iterator[int]:
     with (directory / "server.log").open("w") as log:
         process = subprocess.Popen(line, env=ENVIRONMENT, stdout=log, stderr=log, cwd=directory)
     try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            time.sleep(0.1)
+        wait_until(lambda: is_up(port), unless=lambda: process.poll() is not None)
         yield port
     finally:
         process.terminate()

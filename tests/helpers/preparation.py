@@ -1,12 +1,14 @@
-"""What the tests of the preparation share: small logs, and one build of them in a given session."""
+"""What the tests of the preparation share: small logs, one build of them, and the command, in a given session."""
 
 import dataclasses
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pyspark.sql import SparkSession
 
+from helpers.commands import called
 from pnfrec_dist.config.dataset_settings import (
     DatasetSettings,
     FeedbackSettings,
@@ -16,6 +18,7 @@ from pnfrec_dist.config.dataset_settings import (
 )
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.files.locations import Location
+from spark_jobs import prepare
 from spark_jobs.build import Build
 from spark_jobs.sources import describe_sources, find_raw
 from spark_jobs.verify import verify
@@ -49,6 +52,13 @@ def build(
     given = files[::-1] if reverse else files
     Build(spark, wanted, "tiny", given, partitions, time.monotonic()).run(Location(out), describe_sources(files))
     return verify(Location(out))
+
+
+def prepared_in(spark: SparkSession, directory: Path, *args: str) -> str:
+    """What `python -m spark_jobs` prints that is called in `directory` on this process's session, left running."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "stop_session", lambda _: None)
+        return called(prepare.main, directory, *args)
 
 
 def random_log(rng: np.random.Generator, users: int = 50, items: int = 40, rows: int = 1000) -> list[str]:

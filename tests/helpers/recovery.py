@@ -1,6 +1,5 @@
 """Training commands that are killed: starting them, finding their workers, comparing what they leave."""
 
-import os
 import re
 import subprocess
 import sys
@@ -12,9 +11,9 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from helpers.commands import ENVIRONMENT
 from pnfrec_dist.training.checkpoint_manager import checkpoints
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"PYTHONUNBUFFERED": "1"}
 EPOCHS, STEPS = 9, 38
 SETTINGS = {
     "--dataset": "tiny",

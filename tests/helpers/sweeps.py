@@ -1,8 +1,6 @@
 """Sweeps that are started as a user starts them, and what they leave."""
 
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -10,7 +8,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from helpers.recovery import Program
+from helpers.waiting import wait_until
 from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.tracking.spool import RECORDS
@@ -54,7 +54,10 @@ def add_stage(workspace: Path, name: str, content: str) -> None:
 
 def trained_here(workspace: Path, settings_flags: list[str], point: Point, directory: Path) -> float:
     """The best validation score of a point, trained without Ray and without Tune."""
-    settings = with_point(parse_train_settings([*FLAGS, *settings_flags]), point, "here")
+    return score_here(workspace, with_point(parse_train_settings([*FLAGS, *settings_flags]), point, "here"), directory)
+
+
+def score_here(workspace: Path, settings: Settings, directory: Path) -> float:
     events: list[Event] = []
     data = open_prepared(workspace / "data" / "prepared" / "tiny")
     TrainLoop(settings, data, directory, World(), Hooks(events.append, lambda: False)).train()
@@ -90,11 +93,14 @@ def read_best(stage_directory: Path) -> Record:
 
 def only_process(sweep: Sweep, pattern: str) -> psutil.Process:
     """Ray changes the titles of its processes as they go."""
-    deadline, found = time.monotonic() + 20, list[psutil.Process]()
-    while time.monotonic() < deadline and len(found) != 1:
-        found = sweep.processes(pattern)
-    (process,) = found
-    return process
+    found: list[psutil.Process] = []
+
+    def is_one() -> bool:
+        found[:] = sweep.processes(pattern)
+        return len(found) == 1
+
+    wait_until(is_one)
+    return found[0]
 
 
 def wait_for_epoch(directory: Path) -> None:
@@ -106,10 +112,3 @@ def wait_for_epoch(directory: Path) -> None:
         return any('"epoch/1"' in spool.read_text() for spool in spools)
 
     wait_until(told)
-
-
-def wait_until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)

@@ -1,9 +1,10 @@
 """Registered models: which one is called best, and one that is registered before it was sent."""
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.waiting import wait_until
 from mlflow import MlflowClient
 from mlflow.models import Model
 
@@ -39,9 +40,9 @@ def trained_with_model(directory: Path, data: PreparedData, uri: str) -> Run:
 
 
 def test_the_alias_best_goes_to_what_validated_best_on_the_same_data(
-    tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: PreparedData, empty_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = empty_mlflow(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     parent = Run(tmp_path / "runs", {"reproduces": "tiny"}, data.manifest.digest)
     parent.write()
@@ -52,8 +53,7 @@ def test_the_alias_best_goes_to_what_validated_best_on_the_same_data(
     for number, (score, digest) in enumerate([(0.5, "a"), (0.3, "a"), (0.7, "a"), (0.1, "b")]):
         tags = {"data_digest": digest, SCORE_TAG: repr(score)}
         tracked.register(f"best/{number}", trained[number].key, "registered", "text", tags)
-        while tracked.spool.unsent:
-            time.sleep(0.02)
+        wait_until(lambda: not tracked.spool.unsent)
         holders.append(client.get_model_version_by_alias("registered", "best").run_id)
     tracked.close(FINISHED)
     experiment = client.get_experiment_by_name("pnfrec-dist")
@@ -66,7 +66,11 @@ def test_the_alias_best_goes_to_what_validated_best_on_the_same_data(
 
 
 def test_a_flush_registers_a_model_that_it_sends_later(
-    tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    data: PreparedData,
+    empty_mlflow: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Nothing of a parent and its training was sent yet: the parent's end waits for the training's model."""
     parent = Run(tmp_path / "runs" / "parent", {"reproduces": "tiny"}, data.manifest.digest)
@@ -84,7 +88,7 @@ def test_a_flush_registers_a_model_that_it_sends_later(
     for tracked in (outer, inner):
         tracked.add("status/9", "status", status=FINISHED)
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = empty_mlflow(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert flush.main(["flush", "--output-dir", str(tmp_path / "runs")]) == 0
     assert "is gone" not in capsys.readouterr().out

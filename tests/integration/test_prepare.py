@@ -1,26 +1,26 @@
-"""The command `python -m spark_jobs`, as a user runs it."""
+"""The command `python -m spark_jobs`: in a session that the tests share, and as a process of its own."""
 
 import gzip
 import re
-import subprocess
-import sys
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.preparation import events, write_log
+from helpers.commands import called, started
+from helpers.preparation import events, prepared_in, write_log
+from pyspark.sql import SparkSession
 
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.schema import read_manifest
 from pnfrec_dist.errors import InputError
 from spark_jobs import prepare
+from spark_jobs.synthetic import generate_ratings
 
 pytestmark = pytest.mark.integration
 
-
-def command(directory: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "spark_jobs", *args]
-    return subprocess.run(line, cwd=directory, capture_output=True, text=True, timeout=250, check=False)
-
-
+ML1M = Path(__file__).parents[3] / "shared" / "data" / "ml-1m"
 CONF = """
 source: {files: "*.csv"}
 feedback: {threshold: 4}
@@ -28,7 +28,7 @@ filter: {min_users_per_item: 2, min_items_per_user: 2}
 """
 
 
-def workspace(directory: Path, conf: str = CONF, lines: list[str] | None = None) -> Path:
+def write_workspace(directory: Path, conf: str = CONF, lines: list[str] | None = None) -> Path:
     (directory / "conf/dataset").mkdir(parents=True)
     (directory / "conf/dataset/tiny.yaml").write_text(conf)
     rows = [f"u{u},{i},{r:.0f},{t}" for u, i, r, t in events(np.random.default_rng(5))]
@@ -36,17 +36,52 @@ def workspace(directory: Path, conf: str = CONF, lines: list[str] | None = None)
     return directory
 
 
-def test_a_build_that_misses_its_known_row_says_so_and_uris_are_as_good_as_paths(tmp_path: Path) -> None:
-    directory = workspace(tmp_path, CONF + "expected: {rows: 1501, users: 60, negative_percent: 99}\n")
+@pytest.fixture(scope="module")
+def workspace(new_workspace: Callable[[], Path]) -> Path:
+    return new_workspace()
+
+
+def test_prepared_data_set_is_whole_and_adds_up(workspace: Path) -> None:
+    data = open_prepared(workspace / "data/prepared/tiny")
+    counts = data.manifest.counts
+    raw_rows = len(generate_ratings(3, users=300, items=120))
+    assert counts["read"]["rows"] == raw_rows
+    assert counts["interactions"]["rows"] + counts["quarantined"]["rows"] + counts["deduplicated"]["rows"] == raw_rows
+    users, holdout = data.train(), data.holdout("test")
+    assert len(users) == counts["train_users"]["users"]
+    assert (users.history.lengths >= 2).all()
+    assert len(holdout) == counts["test"]["users"]
+    assert holdout.target_is_positive.sum() == counts["test"]["positive_targets"]
+    assert data.holdout("validation").target_is_positive.all()
+    assert [p.name for p in (workspace / "data/prepared").iterdir()] == ["tiny"], "no building leftovers"
+
+
+def test_preparing_again_is_a_no_op_and_other_settings_rebuild(workspace: Path) -> None:
+    before = read_manifest(workspace / "data/prepared/tiny")
+    assert "up to date" in called(prepare.main, workspace, "--dataset", "tiny", "--raw", "raw")
+    shutil.copytree(workspace / "data/prepared", workspace / "elsewhere")
+    name = ["--dataset", "tiny", "--raw", "raw", "--data-dir", "elsewhere", "--spark-master", "local[1]"]
+    other = started(workspace, "spark_jobs", *name, "--split.seed", "7")
+    assert other.returncode == 0 and "up to date" not in other.stdout, other.stderr
+    built = read_manifest(workspace / "elsewhere/tiny")
+    assert built.settings["split"]["seed"] == 7
+    content = [{e.path: e.sha256 for e in m.files if e.path.startswith(("train", "items"))} for m in (before, built)]
+    assert content[0] == content[1], "one core or two, another halving: train shards and items are the same bytes"
+
+
+def test_a_build_that_misses_its_known_row_says_so_and_uris_are_as_good_as_paths(
+    spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = write_workspace(tmp_path, CONF + "expected: {rows: 1501, users: 60, negative_percent: 99}\n")
     places = ["--raw", (directory / "raw").as_uri(), "--data-dir", (directory / "sets").as_uri()]
-    done = command(directory, "--dataset", "tiny", *places)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("\nWARNING: tiny is not what the official file gives: rows: 1,500, known 1,501;")
-    assert "negative percent" in done.stderr and "users" not in done.stderr
-    assert re.search(r"rows +1,500 +1,501 +NO", done.stdout) and re.search(r"users +60 +60 +yes", done.stdout)
+    printed = prepared_in(spark, directory, "--dataset", "tiny", *places)
+    warned = capsys.readouterr().err
+    assert warned.startswith("\nWARNING: tiny is not what the official file gives: rows: 1,500, known 1,501;")
+    assert "negative percent" in warned and "users" not in warned
+    assert re.search(r"rows +1,500 +1,501 +NO", printed) and re.search(r"users +60 +60 +yes", printed)
     for stage in ("read", "quarantined", "deduplicated", "interactions", "split", "filtered", "train", "holdout"):
-        assert re.search(rf"^\[ +\d+ s\] {stage} ", done.stdout, re.M), stage
-    assert re.search(r"train history +min +10 % +median +90 % +max", done.stdout)
+        assert re.search(rf"^\[ +\d+ s\] {stage} ", printed, re.M), stage
+    assert re.search(r"train history +min +10 % +median +90 % +max", printed)
     page = (directory / "sets/tiny/report.html").read_text()
     assert (
         page.count("<svg") == 4
@@ -58,37 +93,36 @@ def test_a_build_that_misses_its_known_row_says_so_and_uris_are_as_good_as_paths
         .replace("http://purl.org", "")
     )
 
-    again = command(directory, "--dataset", "tiny", *places)
-    assert again.returncode == 0 and "is up to date (same source, same settings)" in again.stdout
-    assert "WARNING" in again.stderr, "it stays wrong"
-    whole = command(directory, "--verify", "sets/tiny")
-    assert whole.returncode == 0 and re.search(r"^sets/tiny is whole: \d+ files, .* 40 items$", whole.stdout, re.M)
+    again = called(prepare.main, directory, "--dataset", "tiny", *places)
+    assert "is up to date (same source, same settings)" in again
+    assert "WARNING" in capsys.readouterr().err, "it stays wrong"
+    whole = called(prepare.main, directory, "--verify", "sets/tiny")
+    assert re.search(r"^sets/tiny is whole: \d+ files, .* 40 items$", whole, re.M)
     shard = next((directory / "sets/tiny/train").iterdir())
     shard.write_bytes(shard.read_bytes()[:-1])
-    broken = command(directory, "--verify", "sets/tiny")
-    assert broken.returncode == 2 and re.fullmatch(r"error: .*train/part-00000.parquet has .*\n", broken.stderr)
+    with pytest.raises(InputError, match=r"train/part-00000.parquet has "):
+        called(prepare.main, directory, "--verify", "sets/tiny")
 
 
-def test_too_many_unreadable_rows_are_named_and_leave_the_old_data_set(tmp_path: Path) -> None:
+def test_too_many_unreadable_rows_are_named_and_leave_the_old_data_set(spark: SparkSession, tmp_path: Path) -> None:
     good = [f"u{u},{i},{r:.0f},{t}" for u, i, r, t in events(np.random.default_rng(5))]
-    directory = workspace(tmp_path, lines=[*good[:100], *["u1,i1,five,1600000000"] * 30, "short", *good[100:]])
-    done = command(directory, "--dataset", "tiny", "--raw", "raw")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert (
-        "31 of 1,531 rows (2.02%, allowed are 1.00%) could not be read: 30 because rating is not a number"
-        in done.stderr
-    )
-    assert "first in log.csv: 'u1,i1,five,1600000000' (rating is not a number)" in done.stderr
-    assert "--clean.max-quarantine-share 0.1" in done.stderr
+    directory = write_workspace(tmp_path, lines=[*good[:100], *["u1,i1,five,1600000000"] * 30, "short", *good[100:]])
+    with pytest.raises(InputError) as caught:
+        prepared_in(spark, directory, "--dataset", "tiny", "--raw", "raw")
+    said = str(caught.value)
+    assert "31 of 1,531 rows (2.02%, allowed are 1.00%) could not be read: 30 because rating is not a number" in said
+    assert "first in log.csv: 'u1,i1,five,1600000000' (rating is not a number)" in said
+    assert "--clean.max-quarantine-share 0.1" in said
     assert list((directory / "data/prepared").iterdir()) == []
 
 
 def test_a_truncated_gzip_file_is_one_line(tmp_path: Path) -> None:
-    directory = workspace(tmp_path, CONF.replace("*.csv", "*.csv.gz"))
+    """In a process of its own, as Java has much to say about it."""
+    directory = write_workspace(tmp_path, CONF.replace("*.csv", "*.csv.gz"))
     raw = directory / "raw" / "log.csv"
     header, _, rows = raw.read_bytes().partition(b"\n")
     raw.with_suffix(".csv.gz").write_bytes(gzip.compress(header + b"\n" + rows * 90)[:-2000])
-    done = command(directory, "--dataset", "tiny", "--raw", "raw")
+    done = started(directory, "spark_jobs", "--dataset", "tiny", "--raw", "raw")
     assert done.returncode == 2, done.stderr
     assert re.fullmatch(r"error: \S*log.csv.gz cannot be read to its end .*\n", done.stderr), done.stderr
 
@@ -110,14 +144,46 @@ def test_a_truncated_gzip_file_is_one_line(tmp_path: Path) -> None:
         (["--raw", "s4://bucket/logs"], "cannot open s4://bucket/logs"),
     ],
 )
-def test_wrong_input_is_said_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
+def test_wrong_input_is_said_in_one_line(spark: SparkSession, tmp_path: Path, args: list[str], said: str) -> None:
+    directory = write_workspace(tmp_path)
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        prepared_in(spark, directory, "--dataset", "tiny", "--raw", "raw", *args)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--dataset", "ml1n"], "did you mean 'ml1m'"),
+        (["--dataset", "tiny", "--raw", "nowhere"], "raw directory 'nowhere' does not exist"),
+        (["--dataset", "tiny", "--split.quantil", "0.8"], "--split.quantile"),
+    ],
+)
+def test_wrong_preparation_input_is_said(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
 ) -> None:
-    directory = workspace(tmp_path)
-    monkeypatch.chdir(directory)
-    if "bb" in args[-1]:
-        done = command(directory, "--dataset", "tiny", "--raw", "raw", *args)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
-        return
+    monkeypatch.chdir(workspace)
     with pytest.raises(InputError, match=re.escape(said)):
-        prepare.main(["--dataset", "tiny", "--raw", "raw", *args])
+        prepare.main(args)
+
+
+@pytest.mark.skipif(not ML1M.is_dir(), reason=f"MovieLens-1M is not at {ML1M}; its licence forbids shipping it")
+def test_ml1m_facts(spark: SparkSession, tmp_path: Path) -> None:
+    """The counts of the authors' own split."""
+    prepared_in(spark, tmp_path, "--dataset", "ml1m", "--raw", str(ML1M))
+    manifest = read_manifest(tmp_path / "data/prepared/ml1m")
+    counts = manifest.counts
+    assert manifest.split_timestamp == 978132488
+    assert counts["read"] == {"rows": 1_000_209}
+    filtered = counts["filtered"]
+    assert (filtered["rows"], filtered["users"], filtered["items"]) == (999_611, 6_040, 3_416)
+    assert round(1 - filtered["positives"] / filtered["rows"], 2) == 0.42
+    assert counts["train"] == {"rows": 899_648, "users": 6_011, "items": 3_412}
+    assert (counts["holdout"]["rows"], counts["holdout"]["users"]) == (95_698, 1_179)
+    assert counts["assigned"] == {"test_users": 590, "validation_users": 589}
+    assert counts["train_users"] == {"users": 5_999}
+    assert counts["validation"] == {"users": 312, "positive_targets": 312, "negative_targets": 0}
+    assert counts["test"] == {"users": 554, "positive_targets": 310, "negative_targets": 244}
+    data = open_prepared(tmp_path / "data/prepared/ml1m")
+    assert data.num_items == 3_412
+    assert np.unique(data.holdout("test").target_is_positive, return_counts=True)[1].tolist() == [244, 310]

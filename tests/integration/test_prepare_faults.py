@@ -1,6 +1,5 @@
 """Killed jobs, a bot's history in a small heap, a real Spark cluster: minutes each, so left out of `make test`."""
 
-import contextlib
 import os
 import re
 import shutil
@@ -8,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from helpers.waiting import wait_until
 
 from pnfrec_dist.data.schema import read_manifest
 from pnfrec_dist.files.locations import Location
@@ -68,42 +67,43 @@ def digest(place: Path) -> str | None:
     return manifest.digest if manifest else None
 
 
-def test_killed_at_ten_moments_the_old_data_set_or_none_is_there(workspace: Path) -> None:
-    """SIGKILL at 10 moments spread over the build: 3 without an old data set, 7 over one with other settings.
+def kill_at(directory: Path, moment: str, *args: str) -> bool:
+    """SIGKILL to a job at a moment of MOMENTS, Java's end awaited; whether it came in time."""
+    job = start(directory, *args)
+    assert job.stdout is not None
+    if moment == "in place":
+        old = digest(directory / "data/prepared/tiny")
+        wait_until(lambda: digest(directory / "data/prepared/tiny") != old or job.poll() is not None)
+    else:
+        assert any(re.match(rf"\[ *\d+ s\] {moment} ", line) for line in job.stdout), f"it never said {moment}"
+    java = psutil.Process(job.pid).children(recursive=True) if job.poll() is None else []
+    job.kill()
+    job.communicate()
+    psutil.wait_procs(java, timeout=30)
+    return job.returncode == -signal.SIGKILL
 
-    One that is killed in its last tenth may have put its own data set in place, whole, and be leaving Spark.
+
+def test_killed_at_ten_moments_the_old_data_set_or_none_is_there(workspace: Path) -> None:
+    """SIGKILL at 10 moments of the build: 3 without an old data set, 7 over one with other settings.
+
+    One that has put its own data set in place has it there whole, though it is killed while it leaves Spark.
     """
     final = workspace / "data/prepared/tiny"
-    started = time.monotonic()
     finish(workspace)
-    duration = time.monotonic() - started
     first = digest(final)
     finish(workspace, "--split.seed", "7")
     second = digest(final)
     assert first is not None and second is not None and first != second
     for entry in final.parent.iterdir():
         shutil.rmtree(entry)
-    moments = np.random.default_rng(3).permutation(np.linspace(0.15, 0.99, 10)) * duration
-    expected: str | None = None
-    for number, moment in enumerate(moments):
-        if number == 3:
-            finish(workspace)
-            expected = digest(final)
-            assert expected == first
-        job = start(workspace, *(["--split.seed", "7"] if number >= 3 else []))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            job.wait(moment)
-        java = psutil.Process(job.pid).children(recursive=True) if job.poll() is None else []
-        job.kill()
-        job.communicate()
-        psutil.wait_procs(java, timeout=30)
-        found = digest(final)
-        if job.returncode == -signal.SIGKILL and moment < 0.9 * duration:
-            assert found == expected, f"killed after {moment:.1f} s of {duration:.1f}"
-        else:  # it may have been done before its moment came
-            assert found in (expected, second if number >= 3 else first)
-            expected = found
-        assert found is not None or not final.exists() or not (final / "_SUCCESS").exists()
+    for moment in ("read", "train", "holdout"):
+        assert kill_at(workspace, moment)
+        assert digest(final) is None and not (final / "_SUCCESS").exists()
+    finish(workspace)
+    for moment in ("read", "quarantined", "interactions", "split", "filtered", "train", "in place"):
+        was_killed = kill_at(workspace, moment, "--split.seed", "7")
+        assert was_killed or moment == "in place"
+        assert digest(final) == (second if moment == "in place" else first), moment
     finish(workspace, "--split.seed", "7")
     assert digest(final) == second
     assert [p.name for p in final.parent.iterdir()] == ["tiny"], "the next build clears what the killed ones left"
@@ -158,13 +158,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         work = tmp_path / f"work-{number}"
         size = ["--cores", "1", "--memory", "1g", "--work-dir", str(work)]
         launch(f"worker-{number}", "org.apache.spark.deploy.worker.Worker", *host, *size, url)
-    deadline = time.monotonic() + 90
-    while (
-        "Registering worker" not in (log := (tmp_path / "master.log").read_text())
-        or log.count("Registering worker") < 2
-    ):
-        assert time.monotonic() < deadline, log
-        time.sleep(0.5)
+    wait_until(lambda: (tmp_path / "master.log").read_text().count("Registering worker") == 2)
     yield url
     for process in processes:
         os.killpg(process.pid, signal.SIGTERM)

@@ -6,17 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.commands import called
 from helpers.tiny_training import SETTINGS, trained
+from helpers.waiting import wait_until
 
+from pnfrec_dist import recommend
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.user_histories import read_users, user_parts
 from pnfrec_dist.inference.list_maker import LIST_SCHEMA, Filters, ListMaker, ListSettings
@@ -37,9 +40,13 @@ def checkpoint(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> 
     return trained(data, SETTINGS, tmp_path_factory.mktemp("run"))
 
 
-def command(checkpoint: Path, data: PreparedData, out: Path, *more: str) -> list[str]:
-    line = [sys.executable, "-m", "pnfrec_dist.recommend", "--run", str(checkpoint), "--out", str(out)]
-    return [*line, "--data-dir", str(data.directory.parent), "--num-workers", "2", "--top-k", "5", *more]
+def flags(checkpoint: Path, data: PreparedData, out: Path, *more: str) -> list[str]:
+    line = ["--run", str(checkpoint), "--out", str(out), "--data-dir", str(data.directory.parent)]
+    return [*line, "--num-workers", "2", "--top-k", "5", *more]
+
+
+def command(*args: Any) -> list[str]:
+    return [sys.executable, "-m", "pnfrec_dist.recommend", *flags(*args)]
 
 
 def expected(checkpoint: Path, data: PreparedData) -> dict[str, list[str]]:
@@ -58,11 +65,11 @@ def by_user(table: pa.Table) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_all_users_have_their_lists(checkpoint: Path, data: PreparedData, tmp_path: Path) -> None:
     out = tmp_path / "recs"
-    done = subprocess.run(command(checkpoint, data, out), capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"for {USERS + 1:,} users; 1 of them, without a known like, have popular items" in done.stdout
+    printed = called(recommend.main, tmp_path, *flags(checkpoint, data, out))
+    assert f"for {USERS + 1:,} users; 1 of them, without a known like, have popular items" in printed
     table = pq.read_table(out)
     assert table.schema.equals(LIST_SCHEMA)
     assert by_user(table) == expected(checkpoint, data)
@@ -79,10 +86,8 @@ def test_a_killed_command_leaves_the_old_lists_and_goes_on(
     out = tmp_path / "recs"
     slow = command(checkpoint, data, out, "--batch-size", "1", "--num-workers", "1")
     process = subprocess.Popen(slow, stdout=subprocess.DEVNULL, start_new_session=True, cwd=tmp_path)
-    making, deadline = tmp_path / ".recs.making", time.monotonic() + 120
-    while not list(making.glob("part-*.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    making = tmp_path / ".recs.making"
+    wait_until(lambda: list(making.glob("part-*.json")), unless=lambda: process.poll() is not None)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists()
@@ -96,25 +101,24 @@ def test_a_killed_command_leaves_the_old_lists_and_goes_on(
 def test_what_a_lost_worker_had_is_made_again(checkpoint: Path, data: PreparedData, tmp_path: Path) -> None:
     line = command(checkpoint, data, tmp_path / "recs", "--batch-size", "1")
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
-    lost, deadline = 0, time.monotonic() + 120
-    while not lost:
-        assert process.poll() is None and time.monotonic() < deadline
+
+    def killed() -> bool:
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if not lost and child.cmdline()[0].startswith("ray::_make_part"):
+                if child.cmdline()[0].startswith("ray::_make_part"):
                     child.kill()
-                    lost = child.pid
-        time.sleep(0.1)
+                    return True
+        return False
+
+    wait_until(killed, unless=lambda: process.poll() is not None)
     assert process.communicate()[0] and process.returncode == 0
     assert by_user(pq.read_table(tmp_path / "recs")) == expected(checkpoint, data)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
 def test_some_users_alone(checkpoint: Path, data: PreparedData, tmp_path: Path) -> None:
     (tmp_path / "users.txt").write_text("u003\nu700\nwithout likes\n")
     out = tmp_path / "recs"
-    line = command(checkpoint, data, out, "--users", str(tmp_path / "users.txt"))
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    called(recommend.main, tmp_path, *flags(checkpoint, data, out, "--users", str(tmp_path / "users.txt")))
     wanted = expected(checkpoint, data)
     assert by_user(pq.read_table(out)) == {user: wanted[user] for user in ("u003", "u700", "without likes")}

@@ -2,36 +2,27 @@
 registered model in a process that has nothing but the model's own files."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.recovery import ENVIRONMENT
+from helpers.commands import ENVIRONMENT, called, started
+from helpers.waiting import wait_until
 from mlflow import MlflowClient
 from mlflow.entities import Run
+
+from pnfrec_dist import reproduce
+from pnfrec_dist.errors import InputError
 
 pytestmark = pytest.mark.integration
 
 FLAGS = ["--epochs", "2", "--encoder.hidden-size", "8", "--encoder.max-length", "5", "--train.batch-size", "8"]
-COMMAND = [
-    "-m",
-    "pnfrec_dist.reproduce",
-    "--dataset",
-    "tiny",
-    "--models",
-    "sasrec_p",
-    "sasrec_c",
-    "--seeds",
-    "1",
-    *("--num-workers", "1"),
-    *FLAGS,
-]
+TWO = ["--dataset", "tiny", "--models", "sasrec_p", "sasrec_c", "--seeds", "1", "--num-workers", "1", *FLAGS]
+COMMAND = ["-m", "pnfrec_dist.reproduce", *TWO]
 LOAD = """
 import json, sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
@@ -54,7 +45,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callabl
 
 
 @pytest.fixture(scope="module")
-def outputs(workspace: Path) -> list[str]:
+def outputs(workspace: Path, ray_here: None) -> list[str]:
     """Of the command that is killed in its second training, of the one that goes on, and of a third."""
     line = [sys.executable, *COMMAND]
     first = subprocess.Popen(line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
@@ -63,15 +54,12 @@ def outputs(workspace: Path) -> list[str]:
     for text in first.stdout:
         output += text
         if text.startswith("[2/2]"):
-            time.sleep(1)
+            wait_until(
+                lambda: list(workspace.glob("runs/*/sasrec_c-*/run.json")), unless=lambda: first.poll() is not None
+            )
             first.send_signal(signal.SIGKILL)
-    first.wait(60)
-    found = [output]
-    for _ in range(2):
-        done = subprocess.run(line, cwd=workspace, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        found.append(done.stdout)
-    return found
+    assert first.wait(60) == -signal.SIGKILL
+    return [output, *(called(reproduce.main, workspace, *TWO) for _ in range(2))]
 
 
 def runs(workspace: Path) -> tuple[MlflowClient, Run, list[Run]]:
@@ -194,10 +182,10 @@ def test_nothing_to_report_and_no_such_data_are_said_in_a_line(workspace: Path) 
     for flags, message in (
         (["--dataset", "tiny", "--name", "other", "--report-only"], "there is no result"),
         (["--dataset", "nothing"], "unknown dataset 'nothing'"),
-        (["--dataset", "tiny", "--seeds", "1.5"], "--seeds is '1.5'; it is a number of seeds"),
     ):
-        line = [sys.executable, "-m", "pnfrec_dist.reproduce", *flags]
-        done = subprocess.run(
-            line, cwd=workspace, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        with pytest.raises(InputError, match=message) as caught:
+            called(reproduce.main, workspace, *flags)
+        assert "\n" not in str(caught.value)
+    done = started(workspace, "pnfrec_dist.reproduce", "--dataset", "tiny", "--seeds", "1.5")
+    assert done.returncode == 2 and "--seeds is '1.5'; it is a number of seeds" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr

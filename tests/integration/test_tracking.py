@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.mlflow_server import ENVIRONMENT, free_port, mlflow_server
+from helpers.mlflow_server import ENVIRONMENT, free_port
 from helpers.recovery import Command, metric_histories
+from helpers.waiting import wait_until
 from mlflow import MlflowClient
 
 from pnfrec_dist.config.settings import EncoderSettings, Settings
@@ -38,10 +39,14 @@ EPOCHS = 6
 
 
 class Proxy:
-    """127.0.0.1:port -> the server, in one of these ways: pass, refuse, hang, slow, lose answers."""
+    """127.0.0.1:port -> the server, in one of these ways: pass, refuse, hang, slow, lose answers.
+
+    Slow: what comes is held until the way is set anew, be it slow again.
+    """
 
     def __init__(self, server: int) -> None:
-        self.server, self.mode, self.troubled = server, "pass", 0
+        self.server, self.mode, self.met, self.turn = server, "pass", 0, 0
+        """met: requests and answers that met trouble; turn: how often the way was set"""
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -50,6 +55,10 @@ class Proxy:
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def set(self, mode: str) -> None:
+        self.mode = mode
+        self.turn += 1
+
     def _accept(self) -> None:
         while True:
             client, _ = self.listener.accept()
@@ -57,9 +66,9 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
-            if self.mode == "slow":
-                time.sleep(1.5)
-            if self.mode != "refuse":
+            if self.mode == "refuse":
+                self.met += 1
+            else:
                 with socket.create_connection(("127.0.0.1", self.server)) as server:
                     back = threading.Thread(target=self._pump, args=(server, client, True), daemon=True)
                     back.start()
@@ -70,23 +79,20 @@ class Proxy:
         """Connections stay open between requests, so the way is looked at with each piece."""
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                while self.mode == "hang":
-                    time.sleep(0.1)
+                self._hold()
                 if self.mode == "refuse" or (self.mode == "lose answers" and is_answer):
-                    self.troubled += 1
+                    self.met += 1
                     break
-                if self.mode == "slow":
-                    time.sleep(1.5)
                 sink.sendall(data)
             source.shutdown(socket.SHUT_RDWR)
             sink.shutdown(socket.SHUT_RDWR)
 
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    directory = tmp_path_factory.mktemp("server")
-    with mlflow_server(directory, "--artifacts-destination", str(directory / "a")) as port:
-        yield port
+    def _hold(self) -> None:
+        turn = self.turn
+        if self.mode in ("hang", "slow"):
+            self.met += 1
+        while self.mode == "hang" or (self.mode == "slow" and self.turn == turn):
+            time.sleep(0.01)
 
 
 @pytest.fixture
@@ -94,19 +100,21 @@ def data(prepared: Path) -> PreparedData:
     return open_prepared(prepared)
 
 
-PATIENCE = {"START_PATIENCE": 1.0, "END_PATIENCE": 1.0, "FIRST_WAIT": 0.1, "LONGEST_WAIT": 0.5}
+SOON = {"FIRST_WAIT": 0.05, "LONGEST_WAIT": 0.2}
+LITTLE_PATIENCE = {"START_PATIENCE": 1.0, "END_PATIENCE": 1.0}
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command waits for a second only, and a record is tried again at once."""
-    for name, seconds in PATIENCE.items():
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record is tried again at once, and a command waits for a server that is slow because the machine is busy."""
+    for name, seconds in {**SOON, "START_PATIENCE": 60.0, "END_PATIENCE": 60.0}.items():
         monkeypatch.setattr(tracking, name, seconds)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
 class Story:
-    """What a training command does with MLflow, here in seconds."""
+    """What a training command does with MLflow. One thread does all of it: a call that waited for MLflow would keep it
+    from the moment at which MLflow answers again."""
 
     def __init__(self, tmp_path: Path, data: PreparedData, uri: str) -> None:
         self.data, self.uri, self.lines = data, uri, []
@@ -116,7 +124,6 @@ class Story:
             self.run.write()
         (self.run.directory / "best").mkdir(exist_ok=True)
         (self.run.directory / "best" / "model").write_text("weights")
-        self.longest = 0.0
 
     def begin(self) -> TrackedRun:
         tracked = TrackedRun(self.run.directory, self.run.key, self.uri, self.lines.append)
@@ -126,10 +133,7 @@ class Story:
     def epochs(self, tracked: TrackedRun, first: int, last: int, meanwhile: Callable[[int], None]) -> None:
         for epoch in range(first, last + 1):
             meanwhile(epoch)
-            started = time.monotonic()
             tracked.log_metrics(f"epoch/{epoch}", {"train/loss": 1 / epoch, "val/ndcg_p_at_10": float("nan")}, epoch)
-            self.longest = max(self.longest, time.monotonic() - started)
-            time.sleep(0.1)
 
     def end(self, tracked: TrackedRun) -> None:
         tracked.log_metrics("test", {"test/hr_p_at_10": 0.5}, 3)
@@ -151,10 +155,9 @@ class Story:
         assert run.inputs is not None and len(run.inputs.dataset_inputs) == 1
         paths = {a.path for folder in ("checkpoint", "data") for a in client.list_artifacts(run.info.run_id, folder)}
         assert paths == {"checkpoint/model", "data/manifest.json"}
-        assert self.longest < 1.0
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("trouble", ["refuse", "hang", "slow", "lose answers"])
 def test_trouble_that_passes_costs_nothing(tmp_path: Path, data: PreparedData, server: int, trouble: str) -> None:
     """From the second to the fourth epoch."""
@@ -164,12 +167,12 @@ def test_trouble_that_passes_costs_nothing(tmp_path: Path, data: PreparedData, s
     assert tracked.run_id
 
     def meanwhile(epoch: int) -> None:
-        proxy.mode = trouble if 2 <= epoch < 5 else "pass"
-        time.sleep(0.5)
+        if epoch > 2:
+            wait_until(lambda: proxy.met)
+        proxy.set(trouble if 2 <= epoch < 5 else "pass")
 
     story.epochs(tracked, 1, EPOCHS, meanwhile)
-    while tracked.spool.unsent:
-        time.sleep(0.1)
+    wait_until(lambda: not tracked.spool.unsent)
     story.end(tracked)
     assert tracked.spool.unsent == 0
     story.require_told_once(server)
@@ -177,50 +180,62 @@ def test_trouble_that_passes_costs_nothing(tmp_path: Path, data: PreparedData, s
     assert len(said) == sum("answers again" in line for line in story.lines) and (said or trouble in ("slow", "hang"))
 
 
-def command(tmp_path: Path, prepared: Path, uri: str) -> None:
-    """A training command, in a process that ends. Between epoch 2 and 3 it waits for a file."""
-    for name, seconds in PATIENCE.items():
+LOST = {
+    f"{trouble} {since}": (trouble, since)
+    for trouble in ("refuse", "hang")
+    for since in ("from the start", "after two epochs")
+}
+
+
+def commands(root: Path, prepared: Path, uris: dict[str, str]) -> None:
+    """Training commands, one after another, in a process that ends. Between epoch 2 and 3 each waits for a file."""
+    for name, seconds in (SOON | LITTLE_PATIENCE).items():
         setattr(tracking, name, seconds)
-    story = Story(tmp_path, open_prepared(prepared), uri)
-    tracked = story.begin()
-    story.epochs(tracked, 1, 2, lambda _: None)
-    while tracked.spool.unsent and not (tmp_path / "troubled").exists():
-        time.sleep(0.05)
-    (tmp_path / "half").touch()
-    while not (tmp_path / "go on").exists():
-        time.sleep(0.05)
-    story.epochs(tracked, 3, EPOCHS, lambda _: None)
-    started = time.monotonic()
-    story.end(tracked)
-    assert time.monotonic() - started < 8 and story.longest < 1.0
-    assert tracked.spool.unsent > 3 and "tracking flush" in story.lines[-1]
+    for name, uri in uris.items():
+        directory = root / name
+        directory.mkdir()
+        story = Story(directory, open_prepared(prepared), uri)
+        tracked = story.begin()
+        story.epochs(tracked, 1, 2, lambda _: None)
+        if LOST[name][1] == "after two epochs":
+            wait_until(lambda tracked=tracked: not tracked.spool.unsent)
+        (directory / "half").touch()
+        wait_until((directory / "go on").exists)
+        story.epochs(tracked, 3, EPOCHS, lambda _: None)
+        story.end(tracked)
+        assert tracked.spool.unsent > 3 and "tracking flush" in story.lines[-1]
 
 
-@pytest.mark.parametrize("trouble", ["refuse", "hang"])
-@pytest.mark.parametrize("from_the_start", [True, False])
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path], server: int) -> Path:
+    """Of each case of LOST, a directory with what its command left."""
+    root = tmp_path_factory.mktemp("lost")
+    prepared = prepared_writer(root / "prepared" / "tiny")
+    proxies = {name: Proxy(server) for name in LOST}
+    for name, (trouble, since) in LOST.items():
+        proxies[name].set(trouble if since == "from the start" else "pass")
+    uris = {name: proxy.uri for name, proxy in proxies.items()}
+    process = multiprocessing.get_context("spawn").Process(target=commands, args=(root, prepared, uris))
+    process.start()
+    for name, (trouble, _) in LOST.items():
+        wait_until((root / name / "half").exists, unless=lambda: not process.is_alive())
+        proxies[name].set(trouble)
+        (root / name / "go on").touch()
+    process.join()
+    assert process.exitcode == 0
+    return root
+
+
+@pytest.mark.parametrize("name", LOST)
 def test_what_a_lost_server_did_not_get_is_flushed_later(
-    tmp_path: Path,
-    prepared: Path,
+    left: Path,
     server: int,
-    trouble: str,
-    from_the_start: bool,
+    name: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Never up, and gone for good after two epochs."""
-    proxy = Proxy(server)
-    if from_the_start:
-        proxy.mode = trouble
-        (tmp_path / "troubled").touch()
-    process = multiprocessing.get_context("spawn").Process(target=command, args=(tmp_path, prepared, proxy.uri))
-    process.start()
-    while not (tmp_path / "half").exists() and process.is_alive():
-        time.sleep(0.05)
-    proxy.mode = trouble
-    (tmp_path / "go on").touch()
-    process.join(60)
-    assert process.exitcode == 0
-    monkeypatch.chdir(tmp_path)
+    """Never up, and gone for good after two epochs: the command ends all the same."""
+    monkeypatch.chdir(left / name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(InputError, match="records wait on"):
         flush.main(["flush"])
@@ -228,8 +243,7 @@ def test_what_a_lost_server_did_not_get_is_flushed_later(
     assert flush.main(["flush"]) == 0
     assert flush.main(["flush"]) == 0
     assert re.search(r"records sent\n.*: all sent before\n", capsys.readouterr().out)
-    story = Story(tmp_path, open_prepared(prepared), "")
-    story.require_told_once(server)
+    Story(left / name, open_prepared(left / "prepared" / "tiny"), "").require_told_once(server)
 
 
 SCENARIOS = {
@@ -251,7 +265,7 @@ def test_real_commands_with_mlflow_in_trouble(
     def train(name: str) -> tuple[Path, Command, Proxy]:
         workspace, proxy = tmp_path / name, Proxy(server)
         prepared_writer(workspace / "data/prepared/tiny", users=300, items=60)
-        proxy.mode = "refuse" if name == "never up" else "pass"
+        proxy.set("refuse" if name == "never up" else "pass")
         return workspace, Command(workspace, "--experiment", name, MLFLOW_TRACKING_URI=proxy.uri), proxy
 
     def told(name: str) -> list[tuple[str, int, float]]:
@@ -267,10 +281,10 @@ def test_real_commands_with_mlflow_in_trouble(
     for name, (trouble, passes) in SCENARIOS.items():
         workspace, command, proxy = train(name)
         command.wait_for(r"epoch +2/")
-        proxy.mode = trouble
+        proxy.set(trouble)
         if passes:
             command.wait_for(rf"epoch +{passes}/")
-            proxy.mode = "pass"
+            proxy.set("pass")
         ended += command.end() == 0
         line = [sys.executable, "-m", "pnfrec_dist.tracking", "flush"]
         environment = ENVIRONMENT | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server}"}
@@ -286,7 +300,7 @@ def test_real_commands_with_mlflow_in_trouble(
     assert (ended, lost, doubled) == (len(SCENARIOS), 0, 0)
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("soon")
 def test_a_command_that_starts_again_tells_each_epoch_once(tmp_path: Path, data: PreparedData, server: int) -> None:
     """The second one trains epochs 3 and 4 again, as after a kill."""
     story = Story(tmp_path, data, f"http://127.0.0.1:{server}")
@@ -300,10 +314,11 @@ def test_a_command_that_starts_again_tells_each_epoch_once(tmp_path: Path, data:
     story.require_told_once(server)
 
 
-@pytest.mark.usefixtures("patience")
-def test_another_server_gets_all_of_it(tmp_path: Path, data: PreparedData, server: int) -> None:
-    local = f"sqlite:///{tmp_path}/mlflow.db"
-    story = Story(tmp_path, data, local)
+@pytest.mark.usefixtures("soon")
+def test_another_server_gets_all_of_it(
+    tmp_path: Path, data: PreparedData, server: int, empty_mlflow: Callable[[Path], str]
+) -> None:
+    story = Story(tmp_path, data, empty_mlflow(tmp_path))
     first = story.begin()
     story.epochs(first, 1, 2, lambda _: None)
     first.close(KILLED)
@@ -315,7 +330,7 @@ def test_another_server_gets_all_of_it(tmp_path: Path, data: PreparedData, serve
     shutil.rmtree(tmp_path / "mlartifacts", ignore_errors=True)
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("soon")
 def test_a_refusal_is_said_at_once(tmp_path: Path, data: PreparedData, server: int) -> None:
     client = MlflowClient(f"http://127.0.0.1:{server}")
     client.delete_experiment(client.create_experiment(tmp_path.name))
@@ -326,7 +341,7 @@ def test_a_refusal_is_said_at_once(tmp_path: Path, data: PreparedData, server: i
         Story(tmp_path, data, f"sqlite:///{tmp_path}/no.db").begin()
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("soon")
 def test_a_run_that_is_trained_for_longer_tells_its_new_best_epoch(
     tmp_path: Path, data: PreparedData, server: int
 ) -> None:
@@ -352,15 +367,16 @@ def test_a_run_that_is_trained_for_longer_tells_its_new_best_epoch(
     assert sorted(m.metrics[0].step for m in models if m.metrics) == [3, 5], "one of each best epoch"
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("soon")
 def test_a_flush_goes_on_after_a_run_that_it_cannot_send(
     tmp_path: Path,
     data: PreparedData,
     server: int,
+    empty_mlflow: Callable[[Path], str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    story = Story(tmp_path, data, f"sqlite:///{tmp_path}/mlflow.db")
+    story = Story(tmp_path, data, empty_mlflow(tmp_path))
     tracked = story.begin()
     story.epochs(tracked, 1, EPOCHS, lambda _: None)
     story.end(tracked)

@@ -1,29 +1,32 @@
 """Sweeps through the real command, on real Ray: three stages, stops, budgets, trials that crash and hang."""
 
+import contextlib
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers.recovery import ENVIRONMENT
+from helpers.commands import called, started
 from helpers.sweeps import (
+    FLAGS,
     LR,
     Sweep,
     add_stage,
     mlflow_tree,
     only_process,
     read_best,
+    score_here,
     trained_here,
     wait_for_epoch,
-    wait_until,
 )
+from helpers.waiting import wait_until
 from mlflow import MlflowClient
 
-from pnfrec_dist.cli import EXIT_INTERRUPTED
+from pnfrec_dist import train
+from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings
+from tune import __main__ as tune
 from tune.records import ended_and_begun
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -37,21 +40,22 @@ def workspace(tmp_path: Path, prepared_writer: Callable[..., Path]) -> Path:
 
 def train_found(workspace: Path, config: str, workers: int) -> float:
     """The best validation score of a training with settings that were found."""
-    line = [sys.executable, "-m", "pnfrec_dist.train", "--dataset", "tiny", "--config", config]
-    line += ["--num-workers", str(workers), "--output-dir", "again"]
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    again = ["--num-workers", str(workers), "--output-dir", "again"]
+    called(train.main, workspace, "--dataset", "tiny", "--config", config, *again)
     (result,) = (workspace / "again").glob("*/result/result.json")
     found = json.loads(result.read_text())
     assert found["num_workers"] == workers
     return max(epoch["metrics"]["val/ndcg_p_at_10"] for epoch in found["epochs"])
 
 
-def test_the_papers_stages_end_with_settings_that_train_takes(workspace: Path) -> None:
+@pytest.mark.usefixtures("ray_here")
+def test_the_papers_stages_end_with_settings_that_train_takes(
+    workspace: Path, empty_mlflow: Callable[[Path], str]
+) -> None:
     """Six trials, one test; the winner trained again by train has the same score."""
+    empty_mlflow(workspace)
     small = ["--search", "random", "--num-samples", "2", "--epochs", "2"]
-    output = Sweep(workspace, *small, "--write-config", "found").succeed()
+    output = called(tune.main, workspace, *FLAGS, *small, "--write-config", "found")
     sweep_directory = workspace / "runs" / "tune-tiny"
     assert output.count("started ") == 6 and output.count("  *best") >= 3
     assert "test of the winner:" in output
@@ -82,16 +86,24 @@ def test_the_papers_stages_end_with_settings_that_train_takes(workspace: Path) -
         chosen["beta"]["loss.beta"],
     )
 
-    again = train_found(workspace, "found", workers=1)
+    with contextlib.chdir(workspace):
+        taken = parse_train_settings(["--dataset", "tiny", "--config", "found"])
+    again = score_here(workspace, taken, workspace / "again")
     assert again == pytest.approx(read_best(sweep_directory / "beta").best_score, abs=1e-6)
 
-    once_more = Sweep(workspace, *small).succeed()  # a finished sweep trains and tests nothing
+    once_more = called(tune.main, workspace, *FLAGS, *small)  # a finished sweep trains and tests nothing
     assert "started " not in once_more and "none of them run now" in once_more and "epoch  " not in once_more
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     assert len(client.get_metric_history(sweep.info.run_id, "test/ndcg_p_at_10")) == 1
 
 
+def test_what_no_sweep_can_be_is_said_in_a_line(workspace: Path) -> None:
+    done = started(workspace, "tune", *FLAGS, "--stages", "nowhere")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
 def test_trials_of_two_workers_score_as_a_training_with_two(workspace: Path) -> None:
     add_stage(workspace, "rates", LR.format(values=[0.001, 0.01]))
     flags = ["--stages", "rates", "--epochs", "3", "--encoder.hidden-size", "8", "--workers-per-trial", "2"]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.sweeps import LR, Sweep, add_stage, mlflow_tree, read, trained_here, wait_until
+from helpers.sweeps import LR, Sweep, add_stage, mlflow_tree, read, trained_here
+from helpers.waiting import wait_until
 from mlflow import MlflowClient
 
 from pnfrec_dist.training.run_directory import read_run

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.ranks import spawn
+from helpers.waiting import wait_until
 
 from benchmarks.shapes import ITEMS, ml1m_like
 from pnfrec_dist.config.settings import CheckpointSettings, EncoderSettings, LossSettings, Settings
@@ -131,15 +132,16 @@ def save_with_a_full_disk(world: World, run_dir: str, full_rank: int) -> None:
     saver = Saver(Path(run_dir), world, "a", CheckpointSettings())
     model, optimizer = fresh(world)
     real = saver_module.write_part
-    draft_2 = Path(run_dir) / "checkpoints/.step-000000002.a.writing"
+    draft_2, tried = Path(run_dir) / "checkpoints/.step-000000002.a.writing", Path(run_dir) / "tried"
 
     def full(draft: Path, rank: int, files: Any, content: Any) -> None:
         draft.mkdir(parents=True, exist_ok=True)
+        tried.touch()
         raise OSError(28, "No space left on device")
 
     def late(draft: Path, rank: int, files: Any, content: Any) -> None:
         """Begins when rank 0 has given up and removed the draft."""
-        time.sleep(0.5)
+        wait_until(lambda: tried.exists() and not draft.exists())
         real(draft, rank, files, content)
 
     other = late if full_rank == 0 else real

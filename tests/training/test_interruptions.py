@@ -1,19 +1,21 @@
 """One rank interrupted at random moments: nobody is skipped or seen twice, saves are whole or absent."""
 
+import contextlib
 import json
-import multiprocessing
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.ranks import with_torch
+from helpers.waiting import wait_until
 
 from pnfrec_dist.config.settings import CheckpointSettings, EncoderSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data import loader as feed
@@ -42,10 +44,7 @@ def trials(few: int, many: int) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def forks() -> ForkServerContext:
-    """Processes that have torch from the start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pnfrec_dist.training.loop", "pytest"])
-    return context
+    return with_torch()
 
 
 def keep_ledger(prepared: Path, run_dir: Path, ledger: Path, kill_at: int) -> None:
@@ -114,6 +113,19 @@ def save_all_the_time(prepared: Path, run_dir: Path) -> None:
     TrainLoop(settings, open_prepared(prepared), run_dir, World(), Hooks(lambda _: None, lambda: False)).run()
 
 
+def has_gone_on(run_dir: Path, checkpoints_before: int, steps_before: int) -> bool:
+    steps = [int(path.name[5:]) for path in checkpoints(run_dir)]
+    return len(steps) > checkpoints_before or max(steps, default=-1) > steps_before + 2
+
+
+def is_writing(run_dir: Path, files: int) -> bool:
+    """Whether a draft with at least so many files lies there."""
+    for draft in (run_dir / "checkpoints").glob(".step-*.writing"):
+        with contextlib.suppress(FileNotFoundError):  # it became a checkpoint meanwhile
+            return len(list(draft.iterdir())) >= files
+    return False
+
+
 @pytest.mark.parametrize("kills", trials(3, 100))
 def test_a_kill_during_a_save_leaves_the_newest_whole_one(
     prepared: Path, tmp_path: Path, forks: ForkServerContext, kills: int, soak: Soak
@@ -123,16 +135,8 @@ def test_a_kill_during_a_save_leaves_the_newest_whole_one(
     for _ in range(kills):
         process = forks.Process(target=save_all_the_time, args=(prepared, run_dir))
         process.start()
-        deadline, seen = time.monotonic() + 60, len(checkpoints(run_dir))
-        while time.monotonic() < deadline:
-            names = {path.name for path in checkpoints(run_dir)}
-            if len(names) > seen or max([int(n[5:]) for n in names], default=-1) > before + 2:
-                break
-            time.sleep(0.002)
-        wait_until = time.monotonic() + rng.random() * 0.05
-        while time.monotonic() < deadline:
-            if time.monotonic() > wait_until and list((run_dir / "checkpoints").glob(".step-*.writing")):
-                break
+        wait_until(partial(has_gone_on, run_dir, len(checkpoints(run_dir)), before))
+        wait_until(partial(is_writing, run_dir, rng.randrange(4)), pause=0)
         process.kill()
         process.join(60)
         path, problems = newest_usable(run_dir)

@@ -3,12 +3,13 @@
 import multiprocessing
 import os
 import shutil
-import time
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.waiting import wait_until
 
 from pnfrec_dist.config.settings import CheckpointSettings, EncoderSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.prepared import open_prepared
@@ -77,15 +78,14 @@ def test_auto_leaves_ended_broken_and_driven_runs_alone(settings: Settings) -> N
 def hold(run: Run) -> None:
     with run.locked():
         (run.directory / "held").touch()
-        time.sleep(60)
+        signal.pause()
 
 
 def test_a_killed_command_lets_go_of_its_run(settings: Settings) -> None:
     run = start(settings)
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(run,))
     process.start()
-    while not (run.directory / "held").exists():
-        time.sleep(0.05)
+    wait_until((run.directory / "held").exists, unless=lambda: not process.is_alive())
     assert choose_run(settings, "d") != run
     process.kill()
     process.join()

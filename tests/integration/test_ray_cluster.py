@@ -9,14 +9,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers.recovery import ENVIRONMENT, Command
+from helpers.commands import ENVIRONMENT
+from helpers.recovery import Command
 from helpers.sweeps import LR, Sweep, add_stage, trained_here
+from helpers.waiting import wait_until
 from mlflow import MlflowClient
 
 from tune.records import ended_and_begun
@@ -30,6 +31,15 @@ RAY = [
     "--node-ip-address",
     "127.0.0.1",
 ]
+
+
+COUNT = """
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+while sum(node["Alive"] for node in ray.nodes()) != int(sys.argv[2]):
+    time.sleep(0.1)
+"""
+"""Ends when so many nodes have joined."""
 
 
 class Cluster:
@@ -52,14 +62,16 @@ class Cluster:
         self._add("--address", self.address)
 
     def _add(self, *arguments: str) -> None:
-        """Starts a node and waits until its raylet runs, and some seconds for it to join."""
+        """Starts a node and waits until it has joined."""
         node = self._start(*arguments)
         self.nodes.append(node)
-        deadline = time.monotonic() + 120
-        while not any(process.name().startswith("raylet") for process in self._below(node)):
-            assert node.poll() is None and time.monotonic() < deadline, "the node did not start"
-            time.sleep(0.5)
-        time.sleep(3)
+        wait_until(
+            lambda: any(process.name().startswith("raylet") for process in self._below(node)),
+            unless=lambda: node.poll() is not None,
+        )
+        running = sum(node.poll() is None for node in self.nodes)
+        line = [sys.executable, "-c", COUNT, self.address, str(running)]
+        subprocess.run(line, env=ENVIRONMENT | self.environment, check=True, capture_output=True, timeout=300)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         line = [*RAY, *arguments, "--num-cpus", "1", "--block"]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.commands import ENVIRONMENT
 from helpers.mlflow_server import mlflow_server
-from helpers.recovery import ENVIRONMENT
 from mlflow import MlflowClient
 from playwright.sync_api import Error, Page, expect, sync_playwright
 

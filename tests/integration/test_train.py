@@ -2,71 +2,38 @@
 
 import contextlib
 import ipaddress
-import os
 import re
 import secrets
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import yaml
+from helpers.commands import ENVIRONMENT, called, started
+from helpers.waiting import wait_until
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pnfrec_dist import train
-from pnfrec_dist.data.prepared import open_prepared
-from pnfrec_dist.data.schema import Manifest, read_manifest
+from pnfrec_dist.data.schema import read_manifest
 from pnfrec_dist.errors import InputError
-from spark_jobs import prepare
-from spark_jobs.synthetic import generate_ratings
 
 pytestmark = pytest.mark.integration
 
-ML1M = Path(__file__).parents[3] / "shared" / "data" / "ml-1m"
-DATASET = {"source": {"files": "ratings.csv"}, "feedback": {"threshold": 4}}
-TRAIN = {"encoder": {"hidden_size": 16}, "train": {"batch_size": 64}, "epochs": 3}
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"PYTHONUNBUFFERED": "1"}
-
-
-def command(directory: Path, module: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command as a user does."""
-    line = [sys.executable, "-m", module, *args]
-    return subprocess.run(
-        line, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=250, check=False
-    )
-
-
-def write_workspace(directory: Path) -> Path:
-    """A directory with own conf/ and raw ratings of 300 users over 120 items."""
-    for kind, content in (("dataset", DATASET), ("train", TRAIN)):
-        file = directory / "conf" / kind / "tiny.yaml"
-        file.parent.mkdir(parents=True)
-        file.write_text(yaml.safe_dump(content))
-    (directory / "raw").mkdir()
-    table = generate_ratings(3, users=300, items=120)
-    lines = ["user,item,rating,timestamp", *(",".join(map(str, row)) for row in table)]
-    (directory / "raw" / "ratings.csv").write_text("\n".join(lines) + "\n")
-    return directory
-
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = write_workspace(tmp_path_factory.mktemp("workspace"))
-    done = command(directory, "spark_jobs", "--dataset", "tiny", "--raw", "raw")
-    assert done.returncode == 0, done.stderr
-    return directory
+def workspace(new_workspace: Callable[[], Path]) -> Path:
+    return new_workspace()
 
 
 @pytest.fixture(scope="module")
 def trained(workspace: Path) -> str:
-    done = command(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--num-workers", "2")
+    done = started(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--num-workers", "2")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -76,35 +43,6 @@ def mlflow_run(workspace: Path, output: str) -> tuple[MlflowClient, Run]:
     found = re.search(r"run (\w{32})", output)
     assert found, output
     return client, client.get_run(found.group(1))
-
-
-def test_prepared_data_set_is_whole_and_adds_up(workspace: Path) -> None:
-    data = open_prepared(workspace / "data/prepared/tiny")
-    counts = data.manifest.counts
-    raw_rows = len(generate_ratings(3, users=300, items=120))
-    assert counts["read"]["rows"] == raw_rows
-    assert counts["interactions"]["rows"] + counts["quarantined"]["rows"] + counts["deduplicated"]["rows"] == raw_rows
-    users, holdout = data.train(), data.holdout("test")
-    assert len(users) == counts["train_users"]["users"]
-    assert (users.history.lengths >= 2).all()
-    assert len(holdout) == counts["test"]["users"]
-    assert holdout.target_is_positive.sum() == counts["test"]["positive_targets"]
-    assert data.holdout("validation").target_is_positive.all()
-    assert [p.name for p in (workspace / "data/prepared").iterdir()] == ["tiny"], "no building leftovers"
-
-
-def test_preparing_again_is_a_no_op_and_other_settings_rebuild(workspace: Path) -> None:
-    before = read_manifest(workspace / "data/prepared/tiny")
-    done = command(workspace, "spark_jobs", "--dataset", "tiny", "--raw", "raw")
-    assert done.returncode == 0 and "up to date" in done.stdout
-    shutil.copytree(workspace / "data/prepared", workspace / "elsewhere")
-    name = ["--dataset", "tiny", "--raw", "raw", "--data-dir", "elsewhere", "--spark-master", "local[1]"]
-    other = command(workspace, "spark_jobs", *name, "--split.seed", "7")
-    assert other.returncode == 0 and "up to date" not in other.stdout
-    built = read_manifest(workspace / "elsewhere/tiny")
-    assert built.settings["split"]["seed"] == 7
-    content = [{e.path: e.sha256 for e in m.files if e.path.startswith(("train", "items"))} for m in (before, built)]
-    assert content[0] == content[1], "one core or two, another halving: train shards and items are the same bytes"
 
 
 def test_training_prints_table_run_id_and_next_command(trained: str) -> None:
@@ -188,7 +126,7 @@ def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None
     flags = re.search(r"python -m pnfrec_dist.train (.+)", output)
     assert flags
     args = flags.group(1).replace("--epochs 500", "--epochs 6").split()
-    resumed = command(workspace, "pnfrec_dist.train", *args)
+    resumed = started(workspace, "pnfrec_dist.train", *args)
     assert resumed.returncode == 0, resumed.stderr
     client, same = mlflow_run(workspace, resumed.stdout)
     assert same.info.run_id == run.info.run_id and same.info.status == "FINISHED"
@@ -206,6 +144,15 @@ def is_tracked(workspace: Path) -> bool:
     return False
 
 
+def has_child(pid: int, title: str) -> bool:
+    """Whether a process below this one has such words in its title."""
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if title in " ".join(child.cmdline()):
+                return True
+    return False
+
+
 def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspace: Path) -> None:
     line = [sys.executable, "-m", "pnfrec_dist.train", "--dataset", "tiny", "--epochs", "500"]
     process = subprocess.Popen(
@@ -213,13 +160,14 @@ def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspac
     )
     assert process.stdout is not None
     output = ""
+
+    def is_over() -> bool:
+        return process.poll() is not None
+
     for text in process.stdout:
         output += text
         if text.startswith("tracking:"):  # workers are still starting
-            deadline = time.monotonic() + 60
-            while not is_tracked(workspace) and time.monotonic() < deadline:
-                time.sleep(0.1)
-            time.sleep(2)
+            wait_until(lambda: is_tracked(workspace) and has_child(process.pid, "TrainController"), is_over)
             process.send_signal(signal.SIGINT)
         if "press Ctrl-C again" in text:
             process.send_signal(signal.SIGINT)
@@ -231,22 +179,21 @@ def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspac
     assert newest.info.status == "KILLED"
 
 
-def test_dry_run_prints_the_plan_and_trains_nothing(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("ray_here")
+def test_dry_run_prints_the_plan_and_trains_nothing(workspace: Path) -> None:
     """On a Ray of its own, whatever cluster the environment names."""
-    monkeypatch.setitem(ENVIRONMENT, "RAY_ADDRESS", "127.0.0.1:1")
     before = sorted((workspace / "runs").iterdir()) if (workspace / "runs").exists() else []
-    done = command(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "plan: 2 workers" in done.stdout and "memory per worker" in done.stdout
-    assert "nothing was trained" in done.stdout
+    printed = called(train.main, workspace, "--dataset", "tiny", "--dry-run")
+    assert "plan: 2 workers" in printed and "memory per worker" in printed
+    assert "nothing was trained" in printed
     after = sorted((workspace / "runs").iterdir()) if (workspace / "runs").exists() else []
     assert before == after
 
 
+@pytest.mark.usefixtures("ray_here")
 def test_more_gpus_than_ray_sees_is_one_line(workspace: Path) -> None:
-    done = command(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--num-gpus", "64")
-    assert done.returncode == 2
-    assert re.fullmatch(r"error: --num-gpus 64, but Ray sees \d+ GPUs; .*\n", done.stderr)
+    with pytest.raises(InputError, match=r"^--num-gpus 64, but Ray sees \d+ GPUs; .*$"):
+        called(train.main, workspace, "--dataset", "tiny", "--num-gpus", "64")
 
 
 @pytest.mark.parametrize(
@@ -294,48 +241,9 @@ def test_data_prepared_with_other_settings_is_refused(workspace: Path, monkeypat
     monkeypatch.chdir(workspace)
     file = workspace / "conf/dataset/tiny.yaml"
     before = file.read_text()
-    file.write_text(yaml.safe_dump({**DATASET, "max_history": 77}))
+    file.write_text(yaml.safe_dump({**yaml.safe_load(before), "max_history": 77}))
     try:
         with pytest.raises(InputError, match="max_history 200 -> 77"):
             train.main(["--dataset", "tiny"])
     finally:
         file.write_text(before)
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (["--dataset", "ml1n"], "did you mean 'ml1m'"),
-        (["--dataset", "tiny", "--raw", "nowhere"], "raw directory 'nowhere' does not exist"),
-        (["--dataset", "tiny", "--split.quantil", "0.8"], "--split.quantile"),
-    ],
-)
-def test_wrong_preparation_input_is_said(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], said: str
-) -> None:
-    monkeypatch.chdir(workspace)
-    with pytest.raises(InputError, match=re.escape(said)):
-        prepare.main(args)
-
-
-@pytest.mark.skipif(not ML1M.is_dir(), reason=f"MovieLens-1M is not at {ML1M}; its licence forbids shipping it")
-def test_ml1m_facts(tmp_path: Path) -> None:
-    """The counts of the authors' own split."""
-    done = command(tmp_path, "spark_jobs", "--dataset", "ml1m", "--raw", str(ML1M))
-    assert done.returncode == 0, done.stderr
-    manifest: Manifest = read_manifest(tmp_path / "data/prepared/ml1m")
-    counts = manifest.counts
-    assert manifest.split_timestamp == 978132488
-    assert counts["read"] == {"rows": 1_000_209}
-    filtered = counts["filtered"]
-    assert (filtered["rows"], filtered["users"], filtered["items"]) == (999_611, 6_040, 3_416)
-    assert round(1 - filtered["positives"] / filtered["rows"], 2) == 0.42
-    assert counts["train"] == {"rows": 899_648, "users": 6_011, "items": 3_412}
-    assert (counts["holdout"]["rows"], counts["holdout"]["users"]) == (95_698, 1_179)
-    assert counts["assigned"] == {"test_users": 590, "validation_users": 589}
-    assert counts["train_users"] == {"users": 5_999}
-    assert counts["validation"] == {"users": 312, "positive_targets": 312, "negative_targets": 0}
-    assert counts["test"] == {"users": 554, "positive_targets": 310, "negative_targets": 244}
-    data = open_prepared(tmp_path / "data/prepared/ml1m")
-    assert data.num_items == 3_412
-    assert np.unique(data.holdout("test").target_is_positive, return_counts=True)[1].tolist() == [244, 310]

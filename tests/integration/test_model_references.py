@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.mlflow_server import mlflow_server
 from helpers.tiny_training import SETTINGS, trained
 from mlflow import MlflowClient
 
@@ -45,18 +44,16 @@ def logged(directory: Path, data: PreparedData, uri: str, seed: int, *, with_mod
 @pytest.mark.parametrize("kind", ["sqlite", "server"])
 def test_a_model_is_found_by_every_name_it_has(
     kind: str,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     prepared_writer: Callable[..., Path],
+    empty_mlflow: Callable[[Path], str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = open_prepared(prepared_writer(tmp_path / "prepared" / "tiny"))
-    if kind == "sqlite":
-        uri = f"sqlite:///{tmp_path}/mlflow.db"
-        check_names(tmp_path, data, uri, monkeypatch)
-    else:
-        with mlflow_server(tmp_path, "--artifacts-destination", str(tmp_path / "artifacts")) as port:
-            check_names(tmp_path, data, f"http://127.0.0.1:{port}", monkeypatch)
+    uri = empty_mlflow(tmp_path) if kind == "sqlite" else f"http://127.0.0.1:{request.getfixturevalue('server')}"
+    check_names(tmp_path, data, uri, monkeypatch)
 
 
 def check_names(directory: Path, data: PreparedData, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

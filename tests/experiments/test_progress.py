@@ -1,0 +1,50 @@
+"""What a log shows of a training, line by line."""
+
+import pytest
+
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
+from pnfrec_dist.experiments import progress
+from pnfrec_dist.experiments.progress import LINE_SECONDS, ProgressReport, duration, headline_table
+from pnfrec_dist.training.events import Alive, EpochDone, Event, Started, StepDone, Warned, WorkersFailed
+
+
+def test_a_log_has_a_line_for_an_epoch_and_what_goes_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"train/loss": 1.5, LOGGED_SELECTION: 0.25, "train/users_per_s": 1234.0, "train/skipped_steps": 2.0}
+    events: list[Event] = [
+        Started(1, 0, workers=2),
+        StepDone(1, 1, 4, 1.5, 100.0),
+        Alive(),
+        EpochDone(1, metrics, 3.0, is_best=True),
+        Warned("the disk is full"),
+        WorkersFailed({1: "died"}),
+        Started(2, 3, workers=1),
+    ]
+    with ProgressReport(max_epochs=9, first_epoch=1, num_workers=2) as report:
+        for event in events:
+            report.show(event)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch   1/9  loss 1.5000  val NDCG_p@10 0.2500  1,234 users/s  3.0 s  2 steps left out  *best",
+        "warning: the disk is full",
+        "warning: workers failed (worker 1: died)",
+        "workers run again (1 of 2), from epoch 2 after step 3",
+    ]
+
+
+def test_a_long_epoch_has_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with ProgressReport(max_epochs=2, first_epoch=1, num_workers=2) as report:
+        for number in (1, 2, 3):
+            report.show(StepDone(1, number, 10, 1.5, 100.0))
+            now += 0.6 * LINE_SECONDS
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "epoch 1/2  step 3/10  loss 1.5000  100 users/s  at most 5m06s left"
+
+
+def test_durations_and_tables_for_people() -> None:
+    assert [duration(seconds) for seconds in (3725, 125, 7)] == ["1h02m", "2m05s", "7s"]
+    head, row = headline_table({"pnfrec": {"hr_p_at_10": 0.5}}).splitlines()
+    assert head.split() == ["model", "HR_p@10", "NDCG_p@10", "dHR@10", "dNDCG@10"]
+    assert row.split() == ["pnfrec", "0.5000", "-", "-", "-"]

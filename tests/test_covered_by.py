@@ -1,0 +1,90 @@
+"""Every module has a test file of its name, tests/<room>/test_<module>.py, or a line here that says what tests it."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+COVERED_BY = {
+    # commands
+    "pnfrec_dist.train": "integration/test_train.py",
+    "pnfrec_dist.evaluate": "inference/test_batch_job.py",
+    "pnfrec_dist.recommend": "integration/test_recommend.py",
+    "pnfrec_dist.serve": "integration/test_serve.py",
+    "pnfrec_dist.export": "inference/test_export.py",
+    "pnfrec_dist.reproduce": "integration/test_reproduce.py",
+    "pnfrec_dist.tracking.__main__": "integration/test_tracking.py",
+    "tune.__main__": "integration/test_tune.py",
+    "spark_jobs.__main__": "integration/test_prepare.py",
+    "spark_jobs.prepare": "integration/test_prepare.py",
+    # the top and what all share
+    "pnfrec_dist.cli": "config/test_settings.py",
+    "pnfrec_dist.errors": "config/test_settings.py",
+    "pnfrec_dist.distributed": "training/test_loop_ranks.py",
+    "pnfrec_dist.files.locations": "data/test_schema.py",
+    "pnfrec_dist.config.dataset_settings": "config/test_settings.py",
+    "pnfrec_dist.config.inference_settings": "inference/test_batch_job.py",
+    "pnfrec_dist.config.mappings": "config/test_settings.py",
+    "pnfrec_dist.data.batches": "data/test_collate.py",
+    "pnfrec_dist.data.prepared": "data/test_schema.py",
+    "pnfrec_dist.data.user_histories": "inference/test_list_maker.py",
+    "pnfrec_dist.model.item_table": "model/test_top_k.py",
+    "pnfrec_dist.model.standalone_encoder": "inference/test_export.py",
+    "pnfrec_dist.training.events": "training/test_loop.py",
+    "pnfrec_dist.training.result": "experiments/test_reproduction.py",
+    # Ray and MLflow
+    "pnfrec_dist.cluster.environment": "integration/test_train.py",
+    "pnfrec_dist.cluster.trainer": "integration/test_train.py",
+    "pnfrec_dist.cluster.worker": "integration/test_train.py",
+    "pnfrec_dist.tracking.model_registry": "integration/test_model_references.py",
+    "pnfrec_dist.tracking.run": "integration/test_tracking.py",
+    "pnfrec_dist.tracking.sender": "integration/test_tracking.py",
+    "pnfrec_dist.tracking.system_metrics": "integration/test_reproduce.py",
+    # inference
+    "pnfrec_dist.inference.artifact": "inference/test_export.py",
+    "pnfrec_dist.inference.cards": "inference/test_list_maker.py",
+    "pnfrec_dist.inference.filters": "inference/test_batch_job.py",
+    "pnfrec_dist.inference.gamma": "inference/test_batch_job.py",
+    "pnfrec_dist.inference.pyfunc_script": "inference/test_pyfunc.py",
+    # experiments and sweeps
+    "pnfrec_dist.experiments.outcome": "integration/test_tracking.py",
+    "pnfrec_dist.experiments.plan": "experiments/test_reproduction.py",
+    "pnfrec_dist.experiments.plots": "experiments/test_reproduction.py",
+    "pnfrec_dist.experiments.report": "experiments/test_reproduction.py",
+    "pnfrec_dist.experiments.results": "experiments/test_reproduction.py",
+    "tune.options": "tune/test_sweep.py",
+    "tune.records": "tune/test_space.py",
+    "tune.report": "integration/test_tune.py",
+    "tune.search": "tune/test_space.py",
+    "tune.trial": "integration/test_tune.py",
+    "tune.watch": "integration/test_tune.py",
+    # preparation
+    "spark_jobs.build": "integration/test_prepare_protocol.py",
+    "spark_jobs.fetch": "spark_jobs/test_sources.py",
+    "spark_jobs.package": "integration/test_prepare_faults.py",
+    "spark_jobs.report": "integration/test_prepare.py",
+    "spark_jobs.synthetic": "spark_jobs/test_sources.py",
+    "spark_jobs.transforms": "spark_jobs/test_protocol.py",
+}
+
+
+def own_test(path: Path) -> str:
+    """In tests/: of pnfrec_dist/training/loop.py, "training/test_loop.py"; of tune/space.py, "tune/test_space.py"."""
+    rooms = path.parent.parts[path.parts[0] == "pnfrec_dist" :]
+    return Path(*rooms, f"test_{path.name}").as_posix()
+
+
+def test_every_module_has_a_test_file_of_its_name_or_a_line_in_the_list() -> None:
+    """A line of a module that is gone, or that has its own file by now, is to be taken out."""
+    missing, without = [], set()
+    for package in ("pnfrec_dist", "spark_jobs", "tune"):
+        for path in sorted((TESTS.parent / package).rglob("*.py")):
+            place = path.relative_to(TESTS.parent)
+            if path.name != "__init__.py" and not (TESTS / own_test(place)).exists():
+                module = ".".join(place.with_suffix("").parts)
+                without.add(module)
+                missing += [] if module in COVERED_BY else [f"{module}: tests/{own_test(place)}"]
+    assert not missing, "neither a test file of its name nor a line in COVERED_BY:\n" + "\n".join(missing)
+    stale = sorted(COVERED_BY.keys() - without)
+    assert not stale, f"COVERED_BY has lines to take out: {stale}"
+    gone = sorted({file for file in COVERED_BY.values() if not (TESTS / file).exists()})
+    assert not gone, f"COVERED_BY names files that are not there: {gone}"
