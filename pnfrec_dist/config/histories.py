@@ -18,6 +18,8 @@ class HistoryKind:
     name: History
     column: str
     """of the prepared data: the lists that the main encoder reads"""
+    title: str
+    """for people"""
     holds_negatives: bool
     """likes and dislikes in one sequence: it is twice as long, and there is no negative encoder beside it"""
 
@@ -31,6 +33,6 @@ class HistoryKind:
 
 
 HISTORIES: dict[History, HistoryKind] = {
-    "positive": HistoryKind("positive", "positive_items", holds_negatives=False),
-    "all": HistoryKind("all", "items", holds_negatives=True),
+    "positive": HistoryKind("positive", "positive_items", "likes", holds_negatives=False),
+    "all": HistoryKind("all", "items", "all interactions", holds_negatives=True),
 }

@@ -3,11 +3,12 @@
 S seeds, U test users, C compared values, R resamples.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from pnfrec_dist.evaluation.metrics import measure
+from pnfrec_dist.evaluation.metrics import Measure, measures_of, metric_parts
 
 MOST_RESAMPLES, LEAST_RESAMPLES, RESAMPLE_CELLS = 10_000, 1_000, 1 << 26
 CHUNK_CELLS = 1 << 22
@@ -47,18 +48,13 @@ def resample_count(users: int) -> int:
     return max(LEAST_RESAMPLES, min(MOST_RESAMPLES, RESAMPLE_CELLS // max(users, 1)))
 
 
-def metric_parts(metric: str) -> tuple[str, str, int]:
-    """ "ndcg_delta_at_10" -> ("ndcg", "delta", 10)."""
-    name, group, _, k = metric.split("_")
-    return name, group, int(k)
-
-
 def paired_intervals(
     metrics: list[str],
     model_SU: np.ndarray,
     reference_SU: np.ndarray,
     is_positive_U: np.ndarray,
     *,
+    measures: Mapping[str, Measure] | None = None,
     resamples: int = 0,
     seed: int = 0,
 ) -> dict[str, Interval]:
@@ -67,12 +63,15 @@ def paired_intervals(
 
     model_SU, reference_SU: target ranks under each seed. A user's value is the mean over seeds; users are drawn with
     repetition, those with a positive target and those with a negative one apart, the same for both models. A metric of
-    a group without users is left out. resamples: 0 for resample_count().
+    a group without users is left out, and one that is not of single users. measures: by name, those of the default
+    settings if not given. resamples: 0 for resample_count().
     """
+    measures = measures_of() if measures is None else measures
     resamples = resamples or resample_count(len(is_positive_U))
-    names = list(dict.fromkeys((name, k) for name, _, k in map(metric_parts, metrics)))
+    parts = {metric: found for metric in metrics if (found := metric_parts(metric)) is not None}
+    names = list(dict.fromkeys((name, k) for name, _, k in parts.values()))
     values_UC = np.stack(
-        [(measure(name, model_SU, k).mean(0) - measure(name, reference_SU, k).mean(0)) for name, k in names], axis=1
+        [measures[name](model_SU, k).mean(0) - measures[name](reference_SU, k).mean(0) for name, k in names], axis=1
     )
     rng = np.random.default_rng(seed)
     found, drawn = {}, {}
@@ -82,8 +81,7 @@ def paired_intervals(
     if len(found) == 2:
         found["delta"], drawn["delta"] = found["p"] - found["n"], drawn["p"] - drawn["n"]
     result = {}
-    for metric in metrics:
-        name, group, k = metric_parts(metric)
+    for metric, (name, group, k) in parts.items():
         if group in found:
             column = names.index((name, k))
             low, high = np.quantile(drawn[group][:, column], [0.025, 0.975])

@@ -11,7 +11,7 @@ from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.epoch_plan import rank_share
 from pnfrec_dist.data.prepared import HoldoutData
 from pnfrec_dist.distributed import World
-from pnfrec_dist.evaluation.metrics import coverage, summarize
+from pnfrec_dist.evaluation.metrics import coverage, measures_of, summarize
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.top_k import Scores, rank_items, table_scores
 
@@ -34,21 +34,6 @@ def model_scores(model: PNFRec, holdout: HoldoutData, world: World) -> ScoreRows
     def score(rows: np.ndarray) -> Scores:
         hidden_BD = model.last_hidden(history_batch(holdout.history, rows, model.max_length, world.device))
         return table_scores(hidden_BD, model.item_table)
-
-    return score
-
-
-def popularity_scores(item_counts: np.ndarray, world: World) -> ScoreRows:
-    """The same for everybody: how often each item occurs in train. item_counts: [num_items + 1]."""
-    counts_V = torch.from_numpy(item_counts).double().to(world.device)
-
-    def score(rows: np.ndarray) -> Scores:
-        return Scores(
-            first=1,
-            end=len(counts_V),
-            block=lambda first, end: counts_V[first:end].repeat(len(rows), 1),
-            of_items=lambda ids_B: (counts_V[ids_B], torch.zeros_like(counts_V[ids_B])),
-        )
 
     return score
 
@@ -85,6 +70,7 @@ def evaluate(
     if not share_catalog:
         ranks_U, listed_KV = world.sum(ranks_U), world.max(listed_KV)
     ranks, listed = ranks_U.cpu().numpy(), listed_KV.cpu().numpy()[:, 1:] > 0
-    metrics = summarize(ranks, holdout.target_is_positive.astype(bool), settings.cutoffs)
+    is_positive, measures = holdout.target_is_positive.astype(bool), measures_of(settings.measures)
+    metrics = summarize(ranks, is_positive, settings.cutoffs, measures)
     metrics.update({f"coverage_at_{k}": coverage(listed[place]) for place, k in enumerate(settings.cutoffs)})
     return Evaluation(metrics, ranks)

@@ -1,38 +1,86 @@
-"""Rank of the target -> HR, NDCG, MRR at k; apart for positive (p) and negative (n) targets, and delta = p - n."""
+"""Rank of the target -> measures at k (HR, NDCG, MRR, ...), apart for positive (p) and negative (n) targets, and delta,
+which is p - n.
 
-from collections.abc import Sequence
+A measure is a function of (1-based target ranks, any shape; k) -> a value of each, same shape. Which ones are computed
+is evaluation.measures; config/registry.py names them.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-MEASURES = ("hr", "ndcg", "mrr")
+from pnfrec_dist.config.registry import MEASURES
+from pnfrec_dist.config.settings import EvaluationSettings
+from pnfrec_dist.errors import require
+
+Measure = Callable[[np.ndarray, int], np.ndarray]
+
 SELECTION_METRIC = "ndcg_p_at_10"
 """What early stopping, the choice of an epoch and of a model go by, on validation users."""
 LOGGED_SELECTION = f"val/{SELECTION_METRIC}"
 """Its name among the metrics of an epoch."""
-FLOORS = {"popularity": False, "popularity_positive": True}
-"""Rankings without a model, by train interactions -> whether positive ones alone."""
+HEADLINE_MEASURES = ("hr", "ndcg")
+"""Those of short tables."""
+HEADLINE_METRICS = tuple(f"{name}_{group}_at_10" for group in ("p", "delta") for name in HEADLINE_MEASURES)
+"""The columns of the paper's Table 2."""
 
 
-def measure(name: str, target_rank: np.ndarray, k: int) -> np.ndarray:
-    """HR@k, NDCG@k or MRR@k of single users whose one relevant item stands at 1-based `target_rank`."""
-    hit = target_rank <= k
-    if name == "hr":
-        return hit.astype(float)
-    if name == "ndcg":
-        return hit / np.log2(target_rank + 1.0)
-    assert name == "mrr"
-    return hit / target_rank.astype(float)
+def hit_rate(target_rank: np.ndarray, k: int) -> np.ndarray:
+    """1 where the target is among the first k."""
+    return (target_rank <= k).astype(float)
 
 
-def summarize(target_rank: np.ndarray, is_positive: np.ndarray, cutoffs: Sequence[int]) -> dict[str, float]:
+def ndcg(target_rank: np.ndarray, k: int) -> np.ndarray:
+    """1 / log2(rank + 1) among the first k, else 0: NDCG with one relevant item."""
+    return (target_rank <= k) / np.log2(target_rank + 1.0)
+
+
+def mrr(target_rank: np.ndarray, k: int) -> np.ndarray:
+    """1 / rank among the first k, else 0."""
+    return (target_rank <= k) / target_rank.astype(float)
+
+
+def measures_of(names: Sequence[str] = EvaluationSettings.measures) -> dict[str, Measure]:
+    """evaluation.measures -> functions by the name that their metrics begin with; of module:object, the object's.
+
+    Raises InputError for what is no function.
+    """
+    found: dict[str, Measure] = {}
+    for name in names:
+        measure = MEASURES.load(name)
+        require(callable(measure), MEASURES.setting, name, "a function of target ranks and k")
+        found[name if name in MEASURES.known else measure.__name__] = measure
+    return found
+
+
+def metric_parts(metric: str) -> tuple[str, str, int] | None:
+    """ "ndcg_delta_at_10" -> ("ndcg", "delta", 10); None for what is no measure of users, such as coverage_at_10."""
+    found = re.fullmatch(r"(.+)_(p|n|delta)_at_(\d+)", metric)
+    return (found[1], found[2], int(found[3])) if found else None
+
+
+def metric_title(metric: str) -> str:
+    """ "ndcg_delta_at_10" -> "dNDCG@10", "coverage_at_10" -> "Coverage@10"."""
+    parts = metric_parts(metric)
+    if parts is None:
+        name, _, k = metric.partition("_at_")
+        return f"{name.capitalize()}@{k}"
+    name, group, k = parts
+    return f"d{name.upper()}@{k}" if group == "delta" else f"{name.upper()}_{group}@{k}"
+
+
+def summarize(
+    target_rank: np.ndarray, is_positive: np.ndarray, cutoffs: Sequence[int], measures: Mapping[str, Measure]
+) -> dict[str, float]:
     """Means over users: {"hr_p_at_10": ..., "hr_n_at_10": ..., "hr_delta_at_10": ...} for every measure and cut-off.
 
     A group without users gives no entry, and then there is no delta.
     """
     result: dict[str, float] = {}
     for k in cutoffs:
-        for name in MEASURES:
-            values = measure(name, target_rank, k)
+        for name, measure in measures.items():
+            values = measure(target_rank, k)
             for group, chosen in (("p", is_positive), ("n", ~is_positive)):
                 if chosen.any():
                     result[f"{name}_{group}_at_{k}"] = float(values[chosen].mean())

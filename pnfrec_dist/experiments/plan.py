@@ -11,7 +11,7 @@ from pnfrec_dist.config.conf_files import conf_content, conf_names
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, nearest
-from pnfrec_dist.evaluation.metrics import FLOORS
+from pnfrec_dist.evaluation.baselines import BASELINES
 from pnfrec_dist.experiments.options import CURVES, Options
 
 
@@ -62,7 +62,7 @@ def _flag(name: str) -> str:
 
 
 def _settings(dataset: str, model: str, directory: Path, flags: Sequence[str]) -> Settings:
-    if model in FLOORS:
+    if model in BASELINES:
         raise InputError(f"--models has {model!r}, which is not trained: the report has it in any case; leave it out")
     if "," in model:
         raise InputError(f"--models has {model!r}; put blanks between names, not commas")

@@ -1,7 +1,7 @@
 """Figures of runs and of their comparison, as matplotlib Figures without a display."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pnfrec_dist.evaluation.bootstrap import Spread
-from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, metric_title
+from pnfrec_dist.losses.terms import term_title
 from pnfrec_dist.training.events import EpochDone
 
 COLORS = {
@@ -25,13 +26,8 @@ COLORS = {
 }
 OTHERS = ("#6a4c93", "#4d908e", "#577590", "#9c6644")
 FLOOR, INK = "#9aa0a6", "#33363b"
-LOSS_TITLES = {
-    "train/loss": "loss",
-    "train/ce_positive": "CE over likes",
-    "train/ce_all": "CE over all interactions",
-    "train/ce_negative": "CE over dislikes",
-    "train/contrastive": "contrastive term",
-}
+NO_LOSSES = ("train/users_per_s", "train/skipped_steps")
+"""Logged below train/ beside the loss and its terms."""
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -39,22 +35,15 @@ def save_png(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def metric_title(metric: str) -> str:
-    """ "ndcg_delta_at_10" -> "dNDCG@10", "coverage_at_10" -> "Coverage@10"."""
-    name, _, k = metric.partition("_at_")
-    measure, _, group = name.partition("_")
-    if not group:
-        return f"{measure.capitalize()}@{k}"
-    return f"d{measure.upper()}@{k}" if group == "delta" else f"{measure.upper()}_{group}@{k}"
-
-
 def learning_curves(runs: Mapping[str, Sequence[Sequence[EpochDone]]]) -> Figure:
     """Each loss term and the validation score over epochs: a model's mean over its seeds, and their range.
 
     runs: model -> its seeds' epochs. A mean ends where the shortest of the seeds ends.
     """
-    logged = {name for seeds in runs.values() for epochs in seeds for entry in epochs for name in entry.metrics}
-    panels = [(name, title) for name, title in LOSS_TITLES.items() if name in logged]
+    logged = dict.fromkeys(
+        name for seeds in runs.values() for epochs in seeds for entry in epochs for name in entry.metrics
+    )
+    panels = [(name, term_title(name.removeprefix("train/"))) for name in _losses(logged)]
     panels.append((LOGGED_SELECTION, "validation NDCG_p@10"))
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -72,6 +61,11 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[EpochDone]]]) -> Figure
         handles, labels = axes[len(panels) - 1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(runs), frameon=False)
     return figure
+
+
+def _losses(logged: Iterable[str]) -> list[str]:
+    """The loss and its terms, in the order in which they are logged."""
+    return [name for name in logged if name.startswith("train/") and name not in NO_LOSSES]
 
 
 def comparison_bars(models: dict[str, dict[str, Spread]], metrics: Sequence[tuple[str, str, str]]) -> Figure:

@@ -6,17 +6,12 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
+from pnfrec_dist.evaluation.metrics import HEADLINE_METRICS, LOGGED_SELECTION, metric_title
 from pnfrec_dist.files.tables import markdown_table, text_table
 from pnfrec_dist.files.text import duration, score
 from pnfrec_dist.training.events import EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
-HEADLINE = (
-    ("HR_p@10", "hr_p_at_10"),
-    ("NDCG_p@10", "ndcg_p_at_10"),
-    ("dHR@10", "hr_delta_at_10"),
-    ("dNDCG@10", "ndcg_delta_at_10"),
-)
+HEADLINE = tuple((metric_title(name), name) for name in HEADLINE_METRICS)
 LINE_SECONDS = 30.0
 
 

@@ -4,9 +4,7 @@ import math
 
 from pnfrec_dist.config.conf_files import conf_content
 from pnfrec_dist.errors import InputError
-
-HEADLINE = ("hr_p_at_10", "ndcg_p_at_10", "hr_delta_at_10", "ndcg_delta_at_10")
-"""Metrics of the paper's Table 2, in its order."""
+from pnfrec_dist.evaluation.metrics import HEADLINE_METRICS
 
 
 def published_width(dataset: str) -> int | None:
@@ -22,10 +20,10 @@ def published_figures(dataset: str) -> dict[str, dict[str, float]]:
     try:
         found: dict[str, dict[str, float]] = {}
         for model, values in content.items():
-            found[model] = dict(zip(HEADLINE, map(float, values), strict=True))
+            found[model] = dict(zip(HEADLINE_METRICS, map(float, values), strict=True))
         if not all(math.isfinite(value) for metrics in found.values() for value in metrics.values()):
             raise ValueError("a figure is not finite")
         return found
     except (TypeError, ValueError, AttributeError) as error:
-        wanted = f"<model>: [{', '.join(HEADLINE)}]"
+        wanted = f"<model>: [{', '.join(HEADLINE_METRICS)}]"
         raise InputError(f"conf/published/{dataset}.yaml must hold lines of {wanted} ({error})") from error

@@ -12,9 +12,16 @@ from pathlib import Path
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, resample_count, spread
-from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, SELECTION_METRIC
+from pnfrec_dist.evaluation.metrics import (
+    HEADLINE_MEASURES,
+    HEADLINE_METRICS,
+    LOGGED_SELECTION,
+    SELECTION_METRIC,
+    measures_of,
+    metric_title,
+)
 from pnfrec_dist.experiments import plots
-from pnfrec_dist.experiments.published import HEADLINE, published_width
+from pnfrec_dist.experiments.published import published_width
 from pnfrec_dist.experiments.results import (
     REFERENCE,
     Comparison,
@@ -28,7 +35,7 @@ from pnfrec_dist.files.tables import markdown_table
 from pnfrec_dist.files.text import counted, duration, four, signed, span
 
 REPORT, PAGE = "report.md", "report.html"
-BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
+BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in HEADLINE_MEASURES]
 CURVE_METRICS = (SELECTION_METRIC, "ndcg_delta_at_10", LOGGED_SELECTION)
 FEW_USERS = 100
 SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
@@ -58,14 +65,14 @@ def headline_markdown(comparison: Comparison) -> str:
     rows = []
     for model, metrics in spreads.items():
         cells = [str(len(comparison.runs[model])) if model in comparison.runs else ""]
-        for metric in HEADLINE:
+        for metric in HEADLINE_METRICS:
             cell = _spread(metrics.get(metric))
             if metric in published.get(model, {}) and metric in metrics:
                 paper = published[model][metric]
                 cell += f" ({four(paper)}, {signed(metrics[metric].mean - paper)})"
             cells.append(cell)
         rows.append([f"`{model}`", *cells])
-    return markdown_table(["model", "seeds", *map(plots.metric_title, HEADLINE)], rows)
+    return markdown_table(["model", "seeds", *map(metric_title, HEADLINE_METRICS)], rows)
 
 
 def missing_markdown(planned: int, recorded: int) -> str:
@@ -171,19 +178,20 @@ def _interval_text(manifest: Manifest) -> str:
 
 
 def _interval_table(comparison: Comparison) -> str:
-    rows, intervals = [], comparison.intervals(HEADLINE)
+    rows, intervals = [], comparison.intervals(HEADLINE_METRICS)
     for model in comparison.spreads():
         if model != REFERENCE:
-            cells = [_interval(intervals.get(model, {}).get(metric)) for metric in HEADLINE]
+            cells = [_interval(intervals.get(model, {}).get(metric)) for metric in HEADLINE_METRICS]
             rows.append([f"`{model}`", str(comparison.shared_seeds(model)), *cells])
-    return markdown_table(["model", "seeds of both", *map(plots.metric_title, HEADLINE)], rows)
+    return markdown_table(["model", "seeds of both", *map(metric_title, HEADLINE_METRICS)], rows)
 
 
 def _cutoff_table(comparison: Comparison) -> str:
     spreads = comparison.spreads()
     cutoffs = sorted({int(m.rpartition("_")[2]) for m in comparison.any_run().result.test if m.startswith("coverage")})
-    names = ("hr_p", "hr_n", "hr_delta", "ndcg_p", "ndcg_n", "ndcg_delta", "mrr_p", "coverage")
-    head = ["model", "k", *(plots.metric_title(f"{name}_at_0").removesuffix("@0") for name in names)]
+    measures = measures_of(comparison.measures)
+    names = [*(f"{name}_{group}" for name in measures for group in ("p", "n", "delta")), "coverage"]
+    head = ["model", "k", *(metric_title(f"{name}_at_0").removesuffix("@0") for name in names)]
     rows = []
     for model, metrics in spreads.items():
         for k in cutoffs:
@@ -220,7 +228,7 @@ def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
     figure = plots.weight_curve(weight, model, points, CURVE_METRICS)
     plots.save_png(figure, directory / "figures" / f"{weight}.png")
     seeds = {value: points[value][LOGGED_SELECTION].count for value in points}
-    titles = [plots.metric_title(m.removeprefix("val/")) + (", validation" if "/" in m else "") for m in CURVE_METRICS]
+    titles = [metric_title(m.removeprefix("val/")) + (", validation" if "/" in m else "") for m in CURVE_METRICS]
     rows = [
         [f"{value:g}", str(seeds[value]), *(_spread(points[value].get(m)) for m in CURVE_METRICS)]
         for value in sorted(points)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pnfrec_dist.config.settings import EvaluationSettings
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, spread
-from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, measures_of
 from pnfrec_dist.files.tables import write_csv
 from pnfrec_dist.files.text import counted
 from pnfrec_dist.training.result import Result, TestUsers
@@ -56,6 +57,11 @@ class Comparison:
     def any_run(self) -> Recorded:
         return next(iter(self.runs.values()))[0]
 
+    @property
+    def measures(self) -> list[str]:
+        """evaluation.measures of the trainings; of earlier ones, which have no such setting, the default."""
+        return self.any_run().result.settings["evaluation"].get("measures", list(EvaluationSettings.measures))
+
     def spreads(self) -> dict[str, dict[str, Spread]]:
         """Model or floor -> metric -> spread over seeds. A floor has one value and no spread."""
         if not self.runs:
@@ -78,18 +84,19 @@ class Comparison:
         reference = {run.seed: run.users for run in self.runs.get(REFERENCE, [])}
         if not reference:
             return {}
-        found = {}
+        found, measures = {}, measures_of(self.measures)
         for model, runs in self.runs.items():
             shared = [run for run in runs if run.seed in reference]
             if model != REFERENCE and shared:
                 own = np.stack([run.users.target_rank["model"] for run in shared])
                 others = np.stack([reference[run.seed].target_rank["model"] for run in shared])
-                found[model] = paired_intervals(list(metrics), own, others, shared[0].users.target_is_positive)
+                is_positive = shared[0].users.target_is_positive
+                found[model] = paired_intervals(list(metrics), own, others, is_positive, measures=measures)
         users = next(iter(reference.values()))
         every = np.stack([found.target_rank["model"] for found in reference.values()])
         for floor in self.any_run().result.floors:
             own = users.target_rank[floor][None]
-            found[floor] = paired_intervals(list(metrics), own, every, users.target_is_positive)
+            found[floor] = paired_intervals(list(metrics), own, every, users.target_is_positive, measures=measures)
         return found
 
 
@@ -126,7 +133,7 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
             for e in run.result.epochs
         ),
     )
-    spreads, intervals = comparison.spreads(), comparison.intervals([name for name in names if "coverage" not in name])
+    spreads, intervals = comparison.spreads(), comparison.intervals(names)
     write_csv(
         directory / "comparison.csv",
         ["model", "metric", "seeds", "mean", "sd", "published", f"minus_{REFERENCE}", "low", "high"],

@@ -3,6 +3,7 @@
 B users of a batch, U users of a split.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pnfrec_dist.data.prepared import HoldoutData, PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation, evaluate
-from pnfrec_dist.evaluation.metrics import SELECTION_METRIC, summarize
+from pnfrec_dist.evaluation.metrics import HEADLINE_MEASURES, SELECTION_METRIC, measures_of, metric_title, summarize
 from pnfrec_dist.files.atomic import require_writable, write_json, writing
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.tables import text_table
@@ -23,8 +24,6 @@ from pnfrec_dist.files.text import score
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 from pnfrec_dist.inference.trained_model import open_trained
-
-MEASURES = (("HR", "hr"), ("NDCG", "ndcg"))
 
 
 def run(settings: EvaluateSettings) -> int:
@@ -51,9 +50,10 @@ def run(settings: EvaluateSettings) -> int:
     shown = list(dict.fromkeys([0.0, *[gamma for gamma in by_score if gamma][:1]]))
     split = Split(trained, data, "test")
     tested = {gamma: split.groups(split.evaluated(gamma), settings.few) for gamma in shown}
+    own = [name for name in measures_of(trained.settings.evaluation.measures) if name not in measures_of()]
     for group, count in split.group_sizes(settings.few).items():
         print(f"test, {group} ({count} users)")
-        print(_table({gamma: groups[group] for gamma, groups in tested.items()}), end="\n\n")
+        print(_table({gamma: groups[group] for gamma, groups in tested.items()}, own), end="\n\n")
     if settings.out:
         content = {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested}
         with _writing(out):
@@ -83,9 +83,9 @@ class Split:
     def groups(self, found: Evaluation, few: int) -> dict[str, dict[str, float]]:
         """Metrics of all users, and of those with few likes."""
         is_positive_U = self.holdout.target_is_positive.astype(bool)
-        cutoffs = EvaluationSettings.cutoffs
+        measures = measures_of(self.settings.measures)
         return {
-            name: summarize(found.target_rank[chosen_U], is_positive_U[chosen_U], cutoffs)
+            name: summarize(found.target_rank[chosen_U], is_positive_U[chosen_U], EvaluationSettings.cutoffs, measures)
             for name, chosen_U in self._chosen(few).items()
         }
 
@@ -98,11 +98,13 @@ class Split:
         return {name: chosen_U for name, chosen_U in found.items() if chosen_U.any()}
 
 
-def _table(rows: dict[float, dict[str, float]]) -> str:
-    columns = [(f"{title}_{group}@10", f"{name}_{group}_at_10") for title, name in MEASURES for group in "pn"]
-    columns += [(f"d{title}@10", f"{name}_delta_at_10") for title, name in MEASURES]
-    head = ["gamma", *(title for title, _ in columns)]
-    lines = [[f"{gamma:g}", *(score(metrics.get(name)) for _, name in columns)] for gamma, metrics in rows.items()]
+def _table(rows: dict[float, dict[str, float]], own: Sequence[str]) -> str:
+    """own: measures that are not among the default ones."""
+    shown = [*HEADLINE_MEASURES, *own]
+    columns = [f"{name}_{group}_at_10" for name in shown for group in "pn"]
+    columns += [f"{name}_delta_at_10" for name in shown]
+    head = ["gamma", *map(metric_title, columns)]
+    lines = [[f"{gamma:g}", *(score(metrics.get(name)) for name in columns)] for gamma, metrics in rows.items()]
     return text_table(head, lines, ">" * len(head), first_width=6, other_width=9)
 
 

@@ -22,6 +22,9 @@ class ContrastiveTerm(DirectTerm):
     def name(self, encoder: EncoderSettings) -> str:
         return "contrastive"
 
+    def title(self, encoder: EncoderSettings) -> str:
+        return "contrastive term"
+
     def count(self, batch: TrainBatch) -> int:
         assert batch.contrast is not None
         return batch.contrast.num_tokens

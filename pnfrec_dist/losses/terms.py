@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from pnfrec_dist.config.histories import HISTORIES
 from pnfrec_dist.config.registry import TERMS
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.batches import BatchParts, Sequences, TrainBatch
@@ -46,6 +47,10 @@ class Term(ABC):
     def name(self, encoder: EncoderSettings) -> str:
         """As it is logged."""
 
+    def title(self, encoder: EncoderSettings) -> str:
+        """For people, in plots."""
+        return self.name(encoder)
+
     @abstractmethod
     def count(self, batch: TrainBatch) -> int:
         """Tokens that the total sums over."""
@@ -69,6 +74,9 @@ class CrossEntropyTerm(Term):
     def name(self, encoder: EncoderSettings) -> str:
         """ce_positive, ce_all, ..., by what the main encoder reads; ce_negative."""
         return f"ce_{encoder.history if self.side == 'main' else self.side}"
+
+    def title(self, encoder: EncoderSettings) -> str:
+        return f"CE over {encoder.history_kind.title if self.side == 'main' else 'dislikes'}"
 
     def sequences(self, batch: TrainBatch) -> Sequences:
         side = batch.main if self.side == "main" else batch.negative
@@ -105,3 +113,14 @@ def needed_parts(loss: LossSettings) -> BatchParts:
     return BatchParts(
         negative=any(term.needs.negative for term in terms), contrast=any(term.needs.contrast for term in terms)
     )
+
+
+def term_title(name: str) -> str:
+    """A term's title by its logged name; that name where no registered term has it."""
+    for history in HISTORIES:
+        encoder = EncoderSettings(history=history)
+        for known in TERMS.known:
+            term: Term = TERMS.load(known)
+            if term.name(encoder) == name:
+                return term.title(encoder)
+    return name

@@ -22,8 +22,9 @@ from pnfrec_dist.data.loader import Loader
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
 from pnfrec_dist.distributed import World, seed_step
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, model_scores, popularity_scores
-from pnfrec_dist.evaluation.metrics import FLOORS, SELECTION_METRIC
+from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
+from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, model_scores
+from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
@@ -230,7 +231,7 @@ class TrainLoop:
         load_model(best, self.model)
         test = self.data.holdout("test", self.settings.encoder.history)
         ranked = {"model": self._evaluate(test)}
-        for name, positive_only in FLOORS.items():
+        for name, positive_only in BASELINES.items():
             counts = self.data.item_counts(positive_only=positive_only)
             scores = popularity_scores(counts, self.world)
             ranked[name] = evaluate(scores, test, self.data.num_items, self.settings.evaluation, self.world)
@@ -243,7 +244,7 @@ class TrainLoop:
             best_epoch=self.state.best_epoch,
             checkpoint=best.relative_to(self.run_dir).as_posix(),
             test=ranked["model"].metrics,
-            floors={name: ranked[name].metrics for name in FLOORS},
+            floors={name: ranked[name].metrics for name in BASELINES},
         )
         if self.world.is_main:
             try:

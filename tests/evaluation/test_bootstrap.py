@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pnfrec_dist.evaluation.bootstrap import paired_intervals, spread
-from pnfrec_dist.evaluation.metrics import summarize
+from pnfrec_dist.evaluation.metrics import measures_of, summarize
 
 METRICS = [f"{name}_{group}_at_{k}" for name in ("hr", "ndcg") for group in ("p", "n", "delta") for k in (5, 10)]
 
@@ -30,7 +30,7 @@ def test_differences_are_those_of_the_seeds_means() -> None:
     found = paired_intervals(METRICS, ours, theirs, is_positive, resamples=20)
     for metric in METRICS:
         means = [
-            statistics.mean(summarize(of_seed, is_positive, (5, 10))[metric] for of_seed in seeds)
+            statistics.mean(summarize(of_seed, is_positive, (5, 10), measures_of())[metric] for of_seed in seeds)
             for seeds in (ours, theirs)
         ]
         assert found[metric].difference == pytest.approx(means[0] - means[1], abs=1e-12)

@@ -11,8 +11,9 @@ from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
-from pnfrec_dist.evaluation.holdout import evaluate, model_scores, popularity_scores
-from pnfrec_dist.evaluation.metrics import summarize
+from pnfrec_dist.evaluation.baselines import popularity_scores
+from pnfrec_dist.evaluation.holdout import evaluate, model_scores
+from pnfrec_dist.evaluation.metrics import measures_of, summarize
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.top_k import rank_items
 
@@ -42,7 +43,7 @@ def test_evaluate_equals_one_user_at_a_time(prepared: Path) -> None:
         ranks.append(brute_rank(scores, seen, target))
         left = [i for i in range(1, 13) if i not in seen or i == target]
         listed |= set(sorted(left, key=lambda i: -scores[i])[:3])
-    expected = summarize(np.array(ranks), test.target_is_positive, (3, 10))
+    expected = summarize(np.array(ranks), test.target_is_positive, (3, 10), measures_of())
     assert {k: v for k, v in result.items() if "coverage" not in k} == pytest.approx(expected)
     assert result["coverage_at_3"] == pytest.approx(len(listed) / 12)
 

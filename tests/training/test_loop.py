@@ -26,8 +26,8 @@ from pnfrec_dist.config.settings import (
 )
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
+from pnfrec_dist.evaluation.baselines import BASELINES
 from pnfrec_dist.evaluation.holdout import Evaluation
-from pnfrec_dist.evaluation.metrics import FLOORS
 from pnfrec_dist.training import loop
 from pnfrec_dist.training.checkpoint import read_state
 from pnfrec_dist.training.checkpoint_manager import checkpoint_path, checkpoints
@@ -239,7 +239,7 @@ def test_early_stopping_restores_the_best_epoch(
     expected = load_file(checkpoint_path(tmp_path / "two", 8) / "model.safetensors")
     assert all(torch.equal(trained[key], expected[key]) for key in expected)
     assert len(of_kind(two_epochs, EpochDone)) == 2
-    assert tested[0] == test.metrics and tested[1:] == [test.floors[name] for name in FLOORS]
+    assert tested[0] == test.metrics and tested[1:] == [test.floors[name] for name in BASELINES]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""Rankings without a model: what is met most in train comes first, for everybody."""
+
+import numpy as np
+import torch
+
+from pnfrec_dist.distributed import World
+from pnfrec_dist.evaluation.holdout import ScoreRows
+from pnfrec_dist.model.top_k import Scores
+
+BASELINES = {"popularity": False, "popularity_positive": True}
+"""Name -> whether positive interactions alone are counted."""
+
+
+def popularity_scores(item_counts: np.ndarray, world: World) -> ScoreRows:
+    """The same for everybody: how often each item occurs in train. item_counts: [num_items + 1]."""
+    counts_V = torch.from_numpy(item_counts).double().to(world.device)
+
+    def score(rows: np.ndarray) -> Scores:
+        return Scores(
+            first=1,
+            end=len(counts_V),
+            block=lambda first, end: counts_V[first:end].repeat(len(rows), 1),
+            of_items=lambda ids_B: (counts_V[ids_B], torch.zeros_like(counts_V[ids_B])),
+        )
+
+    return score
