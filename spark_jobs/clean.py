@@ -175,6 +175,14 @@ def epoch_ticks(date: str, unit: str) -> int:
     return int(midnight.timestamp()) * TICKS[unit]
 
 
+def date_of(timestamp: int, unit: str) -> str:
+    """A timestamp as text, UTC."""
+    try:
+        return datetime.datetime.fromtimestamp(timestamp / TICKS[unit], datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return "beyond the year 9999"
+
+
 def unreadable(typed: DataFrame) -> DataFrame:
     """The rows with a reason: position, line, reason.
 

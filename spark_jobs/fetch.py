@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pnfrec_dist.config.dataset_settings import SourceSettings
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import replaced
 from spark_jobs.synthetic import write_ratings
 
 
@@ -68,6 +69,5 @@ def fetch(source: SourceSettings, directory: Path, titles: str) -> None:
 
 def _place(file: Path, to: Path) -> None:
     """Copies into place in one move."""
-    draft = to.with_name(f".{to.name}.{os.getpid()}")
-    shutil.copyfile(file, draft)
-    draft.replace(to)
+    with replaced(to, writer=os.getpid()) as draft:
+        shutil.copyfile(file, draft)

@@ -15,7 +15,9 @@ from pnfrec_dist.config.conf_files import load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.data.schema import REPORT_NAME, Manifest, settings_hash
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.text import file_size
 from spark_jobs.build import Build
 from spark_jobs.fetch import obtain_raw
 from spark_jobs.publish import build_directory, publish, whole_manifest
@@ -87,14 +89,12 @@ def main(args: Sequence[str]) -> None:
         max_history=command.max_history,
     )
     try:
-        with build_directory(final) as building:
+        with writing(str(final), "choose another --data-dir"), build_directory(final) as building:
             manifest = Build(spark, command, name, files, partitions, started).run(building, sources)
             verify_content(building, manifest)
             publish(building, final)
     except (PySparkException, Py4JJavaError) as error:
         raise _input_error(error) from error
-    except OSError as error:
-        raise InputError(f"cannot write {final} ({error.strerror or error}); choose another --data-dir") from error
     finally:
         stop_session(spark)
     print(f"\n{summary(manifest, command.expected)}\n")
@@ -107,7 +107,7 @@ def _verify(directory: Location) -> None:
     manifest = verify(directory)
     size = sum(entry.bytes for entry in manifest.files)
     print(
-        f"{directory} is whole: {len(manifest.files):,} files, {size / 1e6:,.1f} MB, "
+        f"{directory} is whole: {len(manifest.files):,} files, {file_size(size)}, "
         f"{manifest.counts['train_users']['users']:,} training users, {manifest.num_items:,} items"
     )
     print(f"content {manifest.digest}")

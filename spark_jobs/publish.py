@@ -9,6 +9,7 @@ import psutil
 
 from pnfrec_dist.data.schema import SUCCESS_NAME, Manifest, read_manifest, verify_files
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.locations import Location
 
 
@@ -16,15 +17,12 @@ from pnfrec_dist.files.locations import Location
 def build_directory(final: Location) -> Iterator[Location]:
     """A sibling of `final` to build in. It is gone after an error; publish() puts it in the place of `final`."""
     owner = f"{socket.gethostname()}-{os.getpid()}"
-    try:
+    with writing(f"below {final.parent}", "choose another --data-dir"):
         final.parent.make_directory()
         clear_leftovers(final)
         building = final.parent / f".{final.name}.building-{owner}"
         building.delete()
         building.make_directory()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write below {final.parent} ({reason}); choose another --data-dir") from error
     try:
         yield building
     finally:

@@ -18,6 +18,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import replaced
 from spark_jobs.package import packaged_source
 
 MIN_JAVA = 17
@@ -79,10 +80,9 @@ def _shim_home(java: Path) -> Path:
     base = Path(sys.prefix) if os.access(sys.prefix, os.W_OK) else Path(tempfile.mkdtemp(prefix="pnfrec-java-"))
     script = base / "pnfrec-java" / "bin" / "java"
     script.parent.mkdir(parents=True, exist_ok=True)
-    draft = script.with_name(f"java.{os.getpid()}")
-    draft.write_text(_SHIM.format(java=java), encoding="utf-8")
-    draft.chmod(0o755)
-    draft.replace(script)
+    with replaced(script, writer=os.getpid()) as draft:
+        draft.write_text(_SHIM.format(java=java), encoding="utf-8")
+        draft.chmod(0o755)
     return script.parents[1]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pnfrec_dist.files.atomic import replaced
+
 USERS = 2_000
 ITEMS = 1_000
 GENRES = 20
@@ -105,6 +107,5 @@ def write_ratings(path: Path, seed: int = 0) -> None:
         (path.with_name(TITLES), catalog, "item,title", "%d,Genre %d No. %d"),
         (path, ratings, "user,item,rating,timestamp", "%d,%d,%d,%d"),
     ):
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        np.savetxt(draft, rows, fmt=fmt, header=header, comments="")
-        draft.replace(file)
+        with replaced(file, writer=os.getpid()) as draft:
+            np.savetxt(draft, rows, fmt=fmt, header=header, comments="")

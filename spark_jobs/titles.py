@@ -46,5 +46,5 @@ def write_titles(titles: dict[str, str], directory: Location) -> FileEntry:
     found = [(number, titles[raw]) for number, raw in enumerate(raw_ids, 1) if raw in titles]
     rows = [{"item_id": number, "title": title} for number, title in found]
     batches = pa.Table.from_pylist(rows, schema=TITLES_SCHEMA).to_batches()
-    entry = write_file(batches, directory / TITLES_NAME, TITLES_SCHEMA, draft=f".{TITLES_NAME}")
+    entry = write_file(batches, directory / TITLES_NAME, TITLES_SCHEMA)
     return dataclasses.replace(entry, path=TITLES_NAME)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from pnfrec_dist.data.schema import ITEMS_NAME, ITEMS_SCHEMA, QUARANTINE, QUARANTINE_SCHEMA, FileEntry
+from pnfrec_dist.files.atomic import replaced
 from pnfrec_dist.files.locations import Location
 
 ENTRY = "path string, bytes bigint, sha256 string, rows bigint"
@@ -49,7 +51,7 @@ def write_no_quarantine(directory: Location) -> FileEntry:
     """Writes a quarantine without rows, for which Spark need not plan anything."""
     quarantine = directory / QUARANTINE
     quarantine.make_directory()
-    return write_file([], quarantine / _part(0), QUARANTINE_SCHEMA, draft=f".{_part(0)}")
+    return write_file([], quarantine / _part(0), QUARANTINE_SCHEMA)
 
 
 def write_items(items: DataFrame, directory: Location) -> FileEntry:
@@ -72,7 +74,7 @@ def write_parts(
         context = TaskContext.get()
         assert context is not None
         file = directory / (name or _part(context.partitionId()))
-        entry = write_file(batches, file, schema, f".{file.name}.{context.taskAttemptId()}", group)
+        entry = write_file(batches, file, schema, context.taskAttemptId(), group)
         yield pa.RecordBatch.from_pylist([dataclasses.asdict(entry)])
 
     written = rows.select(*schema.names).mapInArrow(write, ENTRY).collect()
@@ -81,24 +83,36 @@ def write_parts(
 
 
 def write_file(
-    batches: Iterable[pa.RecordBatch], file: Location, schema: pa.Schema, draft: str, group: int | None = None
+    batches: Iterable[pa.RecordBatch],
+    file: Location,
+    schema: pa.Schema,
+    writer: object = "writing",
+    group: int | None = None,
 ) -> FileEntry:
-    """Writes one Parquet file, on this machine as `draft` until it is whole; an object store shows no other.
+    """Writes one Parquet file, on this machine as a draft until it is whole; an object store shows no other.
 
-    group: most rows of a row group.
+    writer: as in files.atomic.replaced; group: most rows of a row group.
     """
-    place = file.parent / draft if file.is_local else file
     rows = 0
     with (
+        _whole(file, writer) as place,
         place.filesystem.open_output_stream(place.fs_path) as sink,
-        pq.ParquetWriter(sink, schema, compression="zstd") as writer,
+        pq.ParquetWriter(sink, schema, compression="zstd") as parquet,
     ):
         for batch in batches:
-            writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=group)
+            parquet.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=group)
             rows += batch.num_rows
-    if file.is_local:
-        place.path.replace(file.path)
     return FileEntry(f"{file.parent.name}/{file.name}", file.size(), file.sha256(), rows)
+
+
+@contextmanager
+def _whole(file: Location, writer: object) -> Iterator[Location]:
+    """Where to write what shall be `file`."""
+    if not file.is_local:
+        yield file
+        return
+    with replaced(file.path, writer) as draft:
+        yield Location(draft)
 
 
 def _part(number: int) -> str:

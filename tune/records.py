@@ -4,13 +4,15 @@
 <stage>/<trial>/trial.json  written once it ended; what lacks it goes on when the same command is started again
 """
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import write_json
+from pnfrec_dist.files.locations import reading
 from tune.space import Point
 
 TRIAL, POINT = "trial.json", "point.json"
@@ -47,20 +49,18 @@ def trial_name(point: Point) -> str:
 def begin_record(directory: Path, point: Point) -> None:
     """Notes the point of a trial that is about to begin."""
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / POINT, point)
+    write_json(directory / POINT, point)
 
 
 def write_record(directory: Path, record: Record) -> None:
-    _write(directory / TRIAL, asdict(record))
+    write_json(directory / TRIAL, asdict(record))
 
 
 def read_record(directory: Path) -> Record | None:
     """None while the trial did not end. Raises InputError for a file that cannot be read."""
     content = _read(directory / TRIAL)
-    try:
+    with reading(directory / TRIAL, "remove it"):
         return None if content is None else Record(**content)
-    except TypeError as error:
-        raise InputError(f"{directory / TRIAL} cannot be read ({error}); remove it") from error
 
 
 def ended_and_begun(stage_directory: Path) -> tuple[list[Record], list[Point]]:
@@ -94,16 +94,7 @@ def best_of(records: list[Record]) -> Record | None:
     return max(scored, key=lambda record: (record.best_score, record.name), default=None)
 
 
-def _write(file: Path, content: Any) -> None:
-    draft = file.with_name(f".{file.name}.writing")
-    draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    draft.replace(file)
-
-
 def _read(file: Path) -> Any:
-    try:
+    with reading(file, "remove it"), contextlib.suppress(FileNotFoundError):
         return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); remove it") from error
+    return None

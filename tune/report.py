@@ -1,6 +1,5 @@
 """What a stage found: table, importance, figures; and the winner as a file of training settings."""
 
-import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.evaluation.bootstrap import spread
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, SELECTION_METRIC
 from pnfrec_dist.experiments import plots
-from pnfrec_dist.experiments.progress import duration
+from pnfrec_dist.files.atomic import write_text
+from pnfrec_dist.files.tables import markdown_table, write_csv
+from pnfrec_dist.files.text import duration, score
 from tune.options import FOUND_BY
 from tune.records import Record
 from tune.space import Stage, described
@@ -30,16 +31,13 @@ LEFT_OUT = CHOSEN_BY_FLAG | {
 
 def write_stage_report(directory: Path, stage: Stage, records: Sequence[Record]) -> None:
     """stage.md, trials.csv, and figures where at least two trials have a score."""
-    directory.mkdir(parents=True, exist_ok=True)
     names = [parameter.name for parameter in stage.parameters]
-    with (directory / "trials.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["trial", *names, "state", f"validation_{SELECTION_METRIC}", "best_epoch", "epochs", "seconds", "reason"]
-        )
-        for record in records:
-            row = [record.name, *(record.point[name] for name in names), record.state, record.best_score]
-            writer.writerow([*row, record.best_epoch, len(record.epochs), round(record.seconds, 1), record.reason])
+    head = ["trial", *names, "state", f"validation_{SELECTION_METRIC}", "best_epoch", "epochs", "seconds", "reason"]
+    rows = []
+    for record in records:
+        row = [record.name, *(record.point[name] for name in names), record.state, record.best_score]
+        rows.append([*row, record.best_epoch, len(record.epochs), round(record.seconds, 1), record.reason])
+    write_csv(directory / "trials.csv", head, rows)
     scored = [record for record in records if record.best_score is not None]
     text = f"# Stage {stage.name}\n\n{stage.described()}.\n\n{stage_markdown(stage, records)}\n"
     if len(scored) > 1:
@@ -57,7 +55,7 @@ def write_stage_report(directory: Path, stage: Stage, records: Sequence[Record])
                 plots.weight_curve(weight, stage.model, values, (LOGGED_SELECTION,)), figures / f"{weight}.png"
             )
             text += f"\n![over {weight}](figures/{weight}.png)\n"
-    (directory / "stage.md").write_text(text, encoding="utf-8")
+    write_text(directory / "stage.md", text)
 
 
 def _weight(names: Sequence[str]) -> str | None:
@@ -69,22 +67,21 @@ def stage_markdown(stage: Stage, records: Sequence[Record]) -> str:
     """The best trials, what became of the others, and which setting matters."""
     names = [parameter.name for parameter in stage.parameters]
     ranked = sorted(records, key=lambda record: -1.0 if record.best_score is None else record.best_score, reverse=True)
-    lines = ["| " + " | ".join([*names, "validation NDCG_p@10", "best epoch", "epochs", "state"]) + " |"]
-    lines.append("|" + " ---: |" * (len(names) + 3) + " --- |")
+    rows = []
     for record in ranked[:SHOWN]:
-        score = "-" if record.best_score is None else f"{record.best_score:.4f}"
-        cells = [
-            *(f"{record.point[n]:.4g}" if isinstance(record.point[n], float) else str(record.point[n]) for n in names)
-        ]
-        cells += [score, str(record.best_epoch or "-"), str(len(record.epochs)), record.state]
-        lines.append("| " + " | ".join(cells) + " |")
+        values = [record.point[name] for name in names]
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+        cells += [score(record.best_score), str(record.best_epoch or "-"), str(len(record.epochs)), record.state]
+        rows.append(cells)
+    head = [*names, "validation NDCG_p@10", "best epoch", "epochs", "state"]
+    table = markdown_table(head, rows, ">" * (len(head) - 1) + "<")
     states = {state: sum(record.state == state for record in records) for state in ("finished", "stopped", "failed")}
     counted = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     mean = duration(statistics.mean(record.seconds for record in records))
-    parts = ["\n".join(lines), f"{len(records)} trials: {counted}; {mean} each in the mean. Validation users alone."]
+    parts = [table, f"{len(records)} trials: {counted}; {mean} each in the mean. Validation users alone."]
     if importances := importance(stage, records):
-        rows = [f"| {name} | {value:.2f} |" for name, value in importances.items()]
-        parts.append("Importance (fANOVA of the scores):\n\n| setting | share |\n| --- | ---: |\n" + "\n".join(rows))
+        shares = [[name, f"{value:.2f}"] for name, value in importances.items()]
+        parts += ["Importance (fANOVA of the scores):", markdown_table(["setting", "share"], shares)]
     failed = [f"- {described(record.point)}: {record.reason}" for record in records if record.state == "failed"]
     if failed:
         parts.append("Failed:\n\n" + "\n".join(failed[:SHOWN]))
@@ -145,6 +142,4 @@ def best_yaml(settings: Settings, stage: Stage, record: Record, command: str, sw
 def write_best(path: Path, content: str) -> None:
     """In one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.writing")
-    draft.write_text(content, encoding="utf-8")
-    draft.replace(path)
+    write_text(path, content)

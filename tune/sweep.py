@@ -20,9 +20,11 @@ from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.experiments.progress import duration, headline_table
-from pnfrec_dist.experiments.tracked_training import Job, train
+from pnfrec_dist.experiments.progress import headline_table
+from pnfrec_dist.experiments.tracked_training import WAY_OUT, Job, train
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
+from pnfrec_dist.files.atomic import writing
+from pnfrec_dist.files.text import duration
 from pnfrec_dist.tracking.address import tracking_uri
 from pnfrec_dist.tracking.opening import Opening, opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun
@@ -86,13 +88,10 @@ def _own_directory(options: Options, stages: Sequence[Stage], settings: Settings
     Raises InputError where another does, where it is another sweep's, and where it cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        with writing(f"to {options.directory}", WAY_OUT):
             run = _sweep_run(options, stages, settings, data)
             if not options.dry_run:
                 stack.enter_context(run.locked(way_out="say another --name"))
-        except OSError as error:
-            way_out = "make room, or choose another --output-dir"
-            raise InputError(f"cannot write to {options.directory} ({error.strerror}); {way_out}") from error
         yield run
 
 

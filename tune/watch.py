@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pnfrec_dist.experiments.progress import duration
+from pnfrec_dist.files.text import duration, score
 from tune.records import Record, State, begin_record, best_of, trial_name, write_record
 from tune.search import EPOCH
 from tune.space import Point, described
@@ -102,12 +102,12 @@ class Watch(Callback):
         epochs = self.epochs[key]
         best = max(epochs, key=lambda entry: (entry["score"], -entry["epoch"]), default=None)
         seconds = self.newest.get(key, {}).get("trial_seconds", time.monotonic() - self.started[key])
-        score, epoch = (best["score"], best["epoch"]) if best else (None, None)
-        return Record(self.points[key], state, reason, score, epoch, epochs, seconds)
+        reached, epoch = (best["score"], best["epoch"]) if best else (None, None)
+        return Record(self.points[key], state, reason, reached, epoch, epochs, seconds)
 
     def _ended(self, key: str, state: State, reason: str) -> None:
         record = self._record(key, state, reason)
-        point, score, epoch, seconds = record.point, record.best_score, record.best_epoch, record.seconds
+        point, found, epoch, seconds = record.point, record.best_score, record.best_epoch, record.seconds
         self.done += 1
         self.seconds += seconds
         earlier = [kept for kept in self.records if kept.name != record.name]
@@ -116,7 +116,7 @@ class Watch(Callback):
         now = best_of(self.records)
         drop_checkpoints(self.directory, earlier, now)  # this one's workers may still be writing
         star = "  *best" if now is not None and now.name == record.name else ""
-        shown = f"{score:.4f} in epoch {epoch}" if score is not None else "no score"
+        shown = f"{score(found)} in epoch {epoch}" if found is not None else "no score"
         why = f" ({reason})" if reason else ""
         self._line(f"{state:<9} {described(point)}: {shown}, {duration(seconds)}{why}{star}   {self._summary()}")
         self._refresh()
@@ -143,10 +143,10 @@ class Watch(Callback):
             if trial_name(point) not in names:
                 epoch, seconds = self.newest.get(key, {}).get(EPOCH, 0), time.monotonic() - self.started[key]
                 best = max((entry["score"] for entry in self.epochs[key]), default=None)
-                rows.append((described(point), "running", str(epoch), _four(best), duration(seconds)))
+                rows.append((described(point), "running", str(epoch), score(best), duration(seconds)))
         ranked = sorted(self.records, key=lambda record: -(record.best_score or -1.0))
         rows += [
-            (described(r.point), r.state, str(r.best_epoch or "-"), _four(r.best_score), duration(r.seconds))
+            (described(r.point), r.state, str(r.best_epoch or "-"), score(r.best_score), duration(r.seconds))
             for r in ranked
         ]
         for row in rows[:SHOWN]:
@@ -159,7 +159,3 @@ def drop_checkpoints(directory: Path, records: list[Record], but: Record | None)
     for record in records:
         if but is None or record.name != but.name:
             shutil.rmtree(directory / record.name / "checkpoints", ignore_errors=True)
-
-
-def _four(score: float | None) -> str:
-    return "-" if score is None else f"{score:.4f}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.locations import sha256_of
 
 FIELDS = ("offsets", "values")
@@ -29,14 +29,9 @@ def mapped(directory: Path, make: Callable[[], dict[str, Ragged]]) -> dict[str, 
     """
     if not _is_whole(directory):
         arrays = make()
-        try:
+        with writing(f"to the cache {directory.parent}", "name another directory in PNFREC_CACHE"):
             _write(directory, arrays)
             _remove_unused(directory.parent)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(
-                f"cannot write to the cache {directory.parent} ({reason}); name another directory in PNFREC_CACHE"
-            ) from error
     with contextlib.suppress(OSError):
         os.utime(directory)  # marks it as used
     names = sorted({file.name.split(".")[0] for file in directory.glob("*.npy")})

@@ -1,15 +1,14 @@
 """What MLflow gets of a tested training: metrics, description, curves, each user's rank, lists of some users, the
 model, the checkpoint."""
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.experiments import plots
-from pnfrec_dist.experiments.progress import HEADLINE
+from pnfrec_dist.experiments.progress import headline_markdown_table
+from pnfrec_dist.files.tables import write_csv
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY, Exported, of_checkpoint
 from pnfrec_dist.inference.cards import write_cards
 from pnfrec_dist.inference.pyfunc import save_model
@@ -64,20 +63,13 @@ def _try(say: Callable[[str], None], what: str, write: Callable[[], object]) -> 
 
 def _description(rows: dict[str, dict[str, float]], settings: Settings, best: int) -> str:
     """Markdown for the top of the run's page."""
-    head = ["", *(title for title, _ in HEADLINE)]
-    lines = [head, ["---"] + ["---:"] * len(HEADLINE)]
-    for name, metrics in rows.items():
-        lines.append([f"`{name}`", *(f"{metrics[key]:.4f}" if key in metrics else "-" for _, key in HEADLINE)])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     what = f"`{settings.model}` on `{settings.dataset}`, seed {settings.seed}: test users after epoch {best}"
     more = f"curves and each user's rank: `{RESULT_DIRECTORY}/` among the artifacts"
-    return f"{table}\n\n{what}, the best on validation NDCG_p@10; {more}."
+    return f"{headline_markdown_table(rows)}\n\n{what}, the best on validation NDCG_p@10; {more}."
 
 
 def _write_curves(directory: Path, model: str, epochs: Sequence[EpochDone]) -> None:
     plots.save_png(plots.learning_curves({model: [epochs]}), directory / "learning_curves.png")
     names = list(dict.fromkeys(name for entry in epochs for name in entry.metrics))
-    with (directory / "learning_curves.csv").open("w", newline="", encoding="utf-8") as file:
-        rows: list[list[Any]] = [["epoch", *names]]
-        rows += [[entry.epoch, *(entry.metrics.get(name, "") for name in names)] for entry in epochs]
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    rows = ([entry.epoch, *(entry.metrics.get(name, "") for name in names)] for entry in epochs)
+    write_csv(directory / "learning_curves.csv", ["epoch", *names], rows)

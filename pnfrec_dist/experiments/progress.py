@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
+from pnfrec_dist.files.tables import markdown_table, text_table
+from pnfrec_dist.files.text import duration, score
 from pnfrec_dist.training.events import EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
 HEADLINE = (
@@ -101,19 +103,17 @@ class ProgressReport:
         self.console.print(text, markup=False)
 
 
-def duration(seconds: float) -> str:
-    """3725 -> 1h02m, 125 -> 2m05s, 7 -> 7s."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
-
-
 def headline_table(rows: dict[str, dict[str, float]]) -> str:
     """Model by headline metric; a metric that a group without users lacks is shown as -."""
-    width = max(len(name) for name in [*rows, "model"])
-    lines = [f"{'model':<{width}}" + "".join(f"  {title:>9}" for title, _ in HEADLINE)]
-    for name, metrics in rows.items():
-        cells = (f"{metrics[key]:.4f}" if key in metrics else "-" for _, key in HEADLINE)
-        lines.append(f"{name:<{width}}" + "".join(f"  {cell:>9}" for cell in cells))
-    return "\n".join(lines)
+    return text_table(*_headline(rows), other_width=9)
+
+
+def headline_markdown_table(rows: dict[str, dict[str, float]]) -> str:
+    """The same as Markdown."""
+    return markdown_table(*_headline({f"`{name}`": metrics for name, metrics in rows.items()}))
+
+
+def _headline(rows: dict[str, dict[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows."""
+    cells = [[name, *(score(metrics.get(key)) for _, key in HEADLINE)] for name, metrics in rows.items()]
+    return ["model", *(title for title, _ in HEADLINE)], cells

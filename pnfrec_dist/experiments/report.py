@@ -4,29 +4,28 @@ import base64
 import datetime
 import math
 import re
-import shutil
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from markdown_it import MarkdownIt
 
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, resample_count, spread
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, SELECTION_METRIC
 from pnfrec_dist.experiments import plots
-from pnfrec_dist.experiments.progress import duration
 from pnfrec_dist.experiments.published import HEADLINE, published_width
 from pnfrec_dist.experiments.results import (
     REFERENCE,
     Comparison,
     Recorded,
-    counted,
     curve_points,
     write_tables,
 )
+from pnfrec_dist.files.atomic import replaced_directory
+from pnfrec_dist.files.pages import html_of_markdown, page
+from pnfrec_dist.files.tables import markdown_table
+from pnfrec_dist.files.text import counted, duration, four, signed, span
 
 REPORT, PAGE = "report.md", "report.html"
 BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in ("hr", "ndcg")]
@@ -34,19 +33,6 @@ CURVE_METRICS = (SELECTION_METRIC, "ndcg_delta_at_10", LOGGED_SELECTION)
 FEW_USERS = 100
 SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
 """Sections of the settings that a reader of results asks for; those of sampling where items are sampled."""
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.55 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-size: 14px }}
-th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; font-variant-numeric: tabular-nums }}
-th:first-child, td:first-child {{ text-align: left }}
-img {{ max-width: 100% }} code {{ background: #f3f4f5; padding: .1rem .25rem }}
-pre {{ background: #f3f4f5; padding: .6rem 1rem; overflow-x: auto }} pre code {{ padding: 0 }}
-</style></head><body>
-{body}
-</body></html>
-"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +65,7 @@ def headline_markdown(comparison: Comparison) -> str:
                 cell += f" ({four(paper)}, {signed(metrics[metric].mean - paper)})"
             cells.append(cell)
         rows.append([f"`{model}`", *cells])
-    return _table(["model", "seeds", *map(plots.metric_title, HEADLINE)], rows)
+    return markdown_table(["model", "seeds", *map(plots.metric_title, HEADLINE)], rows)
 
 
 def missing_markdown(planned: int, recorded: int) -> str:
@@ -94,14 +80,8 @@ def write_report(directory: Path, about: About, comparison: Comparison, curves: 
 
     curves: loss weight -> the trainings along it.
     """
-    draft = directory.with_name(f".{directory.name}.writing")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with replaced_directory(directory) as draft:
         _write_all(draft, about, comparison, curves)
-        shutil.rmtree(directory, ignore_errors=True)
-        draft.rename(directory)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return directory / PAGE
 
 
@@ -118,9 +98,9 @@ def _write_all(directory: Path, about: About, comparison: Comparison, curves: di
         parts += ["## Trainings that failed", "\n".join(f"- {problem}" for problem in about.problems)]
     text = "\n\n".join(parts) + "\n"
     (directory / REPORT).write_text(text, encoding="utf-8")
-    html = MarkdownIt("commonmark").enable("table").render(text)
-    html = re.sub(r'src="(figures/[\w.]+)"', lambda found: f'src="{_embedded(directory / found[1])}"', html)
-    (directory / PAGE).write_text(_PAGE.format(title=about.title, body=html), encoding="utf-8")
+    body = html_of_markdown(text)
+    body = re.sub(r'src="(figures/[\w.]+)"', lambda found: f'src="{_embedded(directory / found[1])}"', body)
+    (directory / PAGE).write_text(page(about.title, body), encoding="utf-8")
 
 
 def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[str]:
@@ -142,7 +122,7 @@ def _opening(about: About, comparison: Comparison) -> str:
     counts = about.manifest.counts
     test = counts["test"]
     users = f"{test['positive_targets']:,} with a liked target and {test['negative_targets']:,} with a disliked one"
-    models = f"{counted({len(comparison.runs)}, 'model')} with {comparison.seeds}; " if comparison.runs else ""
+    models = f"{counted(len(comparison.runs), 'model')} with {comparison.seeds}; " if comparison.runs else ""
     written = f"{models}written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC by"
     lines = [
         f"# {about.title}",
@@ -196,7 +176,7 @@ def _interval_table(comparison: Comparison) -> str:
         if model != REFERENCE:
             cells = [_interval(intervals.get(model, {}).get(metric)) for metric in HEADLINE]
             rows.append([f"`{model}`", str(comparison.shared_seeds(model)), *cells])
-    return _table(["model", "seeds of both", *map(plots.metric_title, HEADLINE)], rows)
+    return markdown_table(["model", "seeds of both", *map(plots.metric_title, HEADLINE)], rows)
 
 
 def _cutoff_table(comparison: Comparison) -> str:
@@ -209,7 +189,7 @@ def _cutoff_table(comparison: Comparison) -> str:
         for k in cutoffs:
             cells = [_spread(metrics.get(f"{name}_at_{k}")) for name in names]
             rows.append([f"`{model}`" if k == cutoffs[0] else "", str(k), *cells])
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _training_table(comparison: Comparison) -> str:
@@ -224,14 +204,14 @@ def _training_table(comparison: Comparison) -> str:
                 f"`{model}`",
                 " ".join(str(run.seed) for run in runs),
                 _spread(best),
-                _range([r.best_epoch for r in results]),
-                _range([len(r.epochs) for r in results]),
+                span([r.best_epoch for r in results]),
+                span([len(r.epochs) for r in results]),
                 duration(statistics.mean(r.seconds for r in results)),
                 f"{statistics.mean(epoch_seconds):.1f} s",
-                _range([r.num_workers for r in results]),
+                span([r.num_workers for r in results]),
             ]
         )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
@@ -247,13 +227,13 @@ def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
     ]
     comparable = [value for value in points if seeds[value] == max(seeds.values())]
     chosen = max(comparable, key=lambda value: points[value][LOGGED_SELECTION].mean)
-    of_which = "" if len(comparable) == len(points) else f", of those with {counted({max(seeds.values())}, 'seed')}"
+    of_which = "" if len(comparable) == len(points) else f", of those with {counted(max(seeds.values()), 'seed')}"
     return [
         f"## Over {weight}",
         f"`{model}` with {counted(seeds.values(), 'seed')} for each value; whiskers: SD over seeds. A value is "
         f"chosen on validation alone: here {chosen:g}{of_which}.",
         f"![over {weight}](figures/{weight}.png)",
-        _table([weight, "seeds", *titles], rows),
+        markdown_table([weight, "seeds", *titles], rows),
     ]
 
 
@@ -268,7 +248,7 @@ def _settings(comparison: Comparison) -> list[str]:
     parts = []
     if own:
         rows = [[f"`{model}`", *(str(settings[name]) for name in own)] for model, settings in flat.items()]
-        parts.append(_table(["model", *own], rows))
+        parts.append(markdown_table(["model", *own], rows))
     values = next(iter(flat.values()))
     parts.append("All: " + ", ".join(f"{name} {values[name]}" for name in shared) + ".")
     return parts
@@ -276,20 +256,6 @@ def _settings(comparison: Comparison) -> list[str]:
 
 def _embedded(picture: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def four(value: float) -> str:
-    """0.0982 -> .0982, -0.0174 -> -.0174."""
-    return f"{round(value, 4) + 0.0:.4f}".replace("0.", ".", 1)  # + 0.0: no minus before zero
-
-
-def signed(value: float) -> str:
-    return ("+" if value >= 0 else "") + four(value)
 
 
 def _spread(found: Spread | None) -> str:
@@ -303,8 +269,3 @@ def _interval(found: Interval | None) -> str:
         return "-"
     text = f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
     return f"**{text}**" if found.excludes_zero else text
-
-
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"

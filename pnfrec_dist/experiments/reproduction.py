@@ -9,7 +9,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
@@ -20,12 +20,14 @@ from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.options import Options
 from pnfrec_dist.experiments.plan import Training
-from pnfrec_dist.experiments.progress import HEADLINE, duration
+from pnfrec_dist.experiments.progress import HEADLINE
 from pnfrec_dist.experiments.published import published_figures
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
 from pnfrec_dist.experiments.results import Comparison, Recorded
-from pnfrec_dist.experiments.tracked_training import Job, train
+from pnfrec_dist.experiments.tracked_training import WAY_OUT, Job, train
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
+from pnfrec_dist.files.atomic import writing
+from pnfrec_dist.files.text import duration
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
 from pnfrec_dist.tracking.address import tracking_uri
 from pnfrec_dist.tracking.opening import Opening, code_versions, opening_of_training
@@ -111,7 +113,7 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
         print(f"dry run: nothing was trained; {len(missing)} trainings are missing")
         return 0
     if options.report_only:
-        with _writing(options.directory):
+        with writing(f"to {options.directory}", WAY_OUT):
             page = write(options, data, trainings, [])
         if page is None:
             raise InputError(f"there is no result in {options.directory} to report yet; run it without --report-only")
@@ -119,7 +121,7 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
         return 0
     parent = _parent(options, digest)
     with contextlib.ExitStack() as stack:
-        with _writing(parent.directory):
+        with writing(f"to {parent.directory}", WAY_OUT):
             parent.directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(parent.locked(way_out="say another --name"))
             parent.write()
@@ -128,7 +130,7 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
         status = FAILED
 
         def report(problems: list[str]) -> Path | None:
-            with _writing(parent.directory):
+            with writing(f"to {parent.directory}", WAY_OUT):
                 page = write(options, data, trainings, problems)
             _tell(options, data, trainings, tracked)
             return page
@@ -152,16 +154,6 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
     if problems:
         raise RunError(f"{len(problems)} of {len(trainings)} trainings failed: {'; '.join(problems)}")
     return 0
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Raises InputError where the directory cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        way_out = "make room, or choose another --output-dir"
-        raise InputError(f"cannot write to {directory} ({error.strerror}); {way_out}") from error
 
 
 def _parent(options: Options, data_digest: str) -> Run:

@@ -1,6 +1,5 @@
 """Recorded trainings, gathered: by model over seeds, along a loss weight, beside the published figures; and as CSV."""
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,8 @@ import numpy as np
 
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, spread
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
+from pnfrec_dist.files.tables import write_csv
+from pnfrec_dist.files.text import counted
 from pnfrec_dist.training.result import Result, TestUsers
 
 REFERENCE = "sasrec_p"
@@ -92,12 +93,6 @@ class Comparison:
         return found
 
 
-def counted(numbers: Iterable[int], what: str) -> str:
-    """{5} -> 5 seeds, {2, 3, 4} -> 2 to 4 seeds."""
-    low, high = min(numbers), max(numbers)
-    return f"{low if low == high else f'{low} to {high}'} {what}{'s' if high != 1 else ''}"
-
-
 def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:
     """Value of the varied weight -> metric -> spread over seeds; the validation score is that of the best epoch."""
     values: dict[float, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -110,10 +105,9 @@ def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:
 
 def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list[Recorded]]) -> None:
     """runs.csv, learning_curves.csv, comparison.csv and one for each curve."""
-    directory.mkdir(parents=True, exist_ok=True)
     runs = [run for of_model in comparison.runs.values() for run in of_model]
     names = list(dict.fromkeys(name for run in runs for name in run.result.test))
-    _write_csv(
+    write_csv(
         directory / "runs.csv",
         ["model", "seed", "best_epoch", "epochs", "seconds", *names],
         (
@@ -123,7 +117,7 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
         ),
     )
     logged = list(dict.fromkeys(name for run in runs for e in run.result.epochs for name in e.metrics))
-    _write_csv(
+    write_csv(
         directory / "learning_curves.csv",
         ["model", "seed", "epoch", *logged],
         (
@@ -133,7 +127,7 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
         ),
     )
     spreads, intervals = comparison.spreads(), comparison.intervals([name for name in names if "coverage" not in name])
-    _write_csv(
+    write_csv(
         directory / "comparison.csv",
         ["model", "metric", "seeds", "mean", "sd", "published", f"minus_{REFERENCE}", "low", "high"],
         (
@@ -152,7 +146,7 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
     )
     for weight, along in curves.items():
         points = curve_points(along)
-        _write_csv(
+        write_csv(
             directory / f"{weight}.csv",
             [weight, "metric", "seeds", "mean", "sd"],
             (
@@ -161,13 +155,6 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
                 for metric, found in points[value].items()
             ),
         )
-
-
-def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
 
 
 def _plain(value: float) -> float | str:

@@ -20,6 +20,7 @@ from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.outcome import log_outcome
 from pnfrec_dist.experiments.progress import ProgressReport, headline_table
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
+from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.tracking.address import shown, tracking_uri
 from pnfrec_dist.tracking.opening import Opening, opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun
@@ -27,6 +28,9 @@ from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking.system_metrics import MachineMetrics
 from pnfrec_dist.training.events import BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, begin, choose_run
+
+WAY_OUT = "make room, or choose another --output-dir"
+"""Where a run's directory cannot be written."""
 
 
 def drive(settings: Settings) -> int:
@@ -119,12 +123,9 @@ def taken_up(run: Run, settings: Settings, *, wait: bool = False) -> Iterator[tu
     Raises InputError where another drives it (wait: waits until none does), or its directory cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        with writing(f"to {run.directory}", WAY_OUT):
             stack.enter_context(run.locked(wait=wait))
             begun = begin(run, settings)
-        except OSError as error:
-            way_out = "make room, or choose another --output-dir"
-            raise InputError(f"cannot write to {run.directory} ({error.strerror}); {way_out}") from error
         yield begun
 
 

@@ -7,11 +7,14 @@ import psutil
 from pnfrec_dist.cluster.planning import WorkerPlan
 from pnfrec_dist.config.conf_files import conf_names, load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
+from pnfrec_dist.config.registry import CROSS_ENTROPIES
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
 from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.text import memory_size
+from pnfrec_dist.losses.catalog_loss import CatalogLoss
 from pnfrec_dist.training.memory_plan import StepPlan, plan_step
 
 
@@ -50,10 +53,11 @@ def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: Wo
             f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
             f"at most {settings.epochs} epochs",
             f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}",
-            f"memory per worker, about: {_size(step.table)} item table, {_size(step.table_training + step.passing)} "
-            f"its gradients and Adam, {_size(step.encoders)} encoders, {_size(step.activations)} activations, "
-            f"{_size(step.logits)} logits, {_size(step.data)} data, "
-            f"{_size(step.checkpoint)} the checkpoint being written; {_size(step.total)} in all",
+            f"memory per worker, about: {memory_size(step.table)} item table, "
+            f"{memory_size(step.table_training + step.passing)} its gradients and Adam, "
+            f"{memory_size(step.encoders)} encoders, {memory_size(step.activations)} activations, "
+            f"{memory_size(step.logits)} logits, {memory_size(step.data)} data, "
+            f"{memory_size(step.checkpoint)} the checkpoint being written; {memory_size(step.total)} in all",
         ]
     )
 
@@ -70,8 +74,8 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_t
         needed, free, where = at_a_time * each, psutil.virtual_memory().available, "this machine has free"
         if each <= free < needed:
             raise InputError(
-                f"{at_a_time} trials at a time need about {_size(each)} each with the largest settings searched, "
-                f"{where} {_size(free)}; say --max-concurrent {free // each}"
+                f"{at_a_time} trials at a time need about {memory_size(each)} each with the largest settings searched, "
+                f"{where} {memory_size(free)}; say --max-concurrent {free // each}"
             )
     if needed <= free:
         return
@@ -79,7 +83,7 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_t
     best = sorted((way for way, saved in ways.items() if saved > step.total // 20), key=lambda way: -ways[way])
     workers = "" if plan.use_gpu else f"{plan.num_workers} workers x "
     raise InputError(
-        f"training needs about {workers}{_size(step.total)}, {where} {_size(free)}; try {', '.join(best[:3])}"
+        f"training needs about {workers}{memory_size(step.total)}, {where} {memory_size(free)}; try {', '.join(best[:3])}"
     )
 
 
@@ -87,25 +91,16 @@ def _ways_out(settings: Settings, plan: WorkerPlan, step: StepPlan, free: int, a
     """What a user may do -> about how many bytes that spares a worker; 0 where it does not apply."""
     table = step.table + step.table_training + step.passing
     parts_save = step.activations * 7 // 8 - (step.table if not step.is_sharded else 0)
-    kind, exact = settings.loss.cross_entropy, settings.loss.cross_entropy == "exact"
-    fewer = "a lower --sampled.sce-buckets" if kind == "sce" else "a lower --sampled.num-items"
+    cross_entropy: CatalogLoss = CROSS_ENTROPIES.load(settings.loss.cross_entropy)
     return {
         "--item-table sharded": 0 if step.is_sharded or plan.num_workers == 1 else table // 2,
         "--train.accumulation 8": parts_save if settings.train.accumulation == 1 else 0,
         "a lower --train.batch-size": step.activations // 2,
-        "--loss.exact-path auto or --loss.cross-entropy sampled_softmax": step.logits
-        if exact and settings.loss.exact_path in ("materialised", "chunked")
-        else 0,
-        "a smaller --loss.tile-mib": step.logits * 3 // 4 if exact and settings.loss.tile_mib else 0,
-        fewer: 0 if exact else step.logits // 2,
-        "--loss.cross-entropy sampled_softmax": step.passing if exact else 0,
+        **{way: int(share * step.logits) for way, share in cross_entropy.ways_to_save(settings).items()},
+        "--loss.cross-entropy sampled_softmax": step.passing,
         "a lower --encoder.hidden-size": (table + step.encoders) // 2,
         "--checkpoint.no-background": step.checkpoint,
         f"--{'num-workers' if at_a_time == 1 else 'workers-per-trial'} 1": step.total
         if not plan.use_gpu and plan.num_workers > 1 and step.total <= free
         else 0,
     }
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,21 @@ class Location:
         """Returns when the file, or the directory's entries, are on the disk; a remote store has them once closed."""
         if self.is_local:
             sync_to_disk(self.path)
+
+
+@contextmanager
+def reading(place: object, way_out: str) -> Iterator[None]:
+    """Says in one line what cannot be read: raises InputError for an OSError and for a content of another form.
+
+    An InputError of the content passes as it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {_first_line(error)}"
+        raise InputError(f"{place} cannot be read ({reason}); {way_out}") from error
 
 
 def sync_to_disk(path: Path) -> None:

@@ -18,8 +18,8 @@ from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.user_histories import UserPart, find_users, read_users
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.experiments.progress import duration
 from pnfrec_dist.files.locations import Location, sha256_of
+from pnfrec_dist.files.text import counted, duration
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.cards import card_text, cards
 from pnfrec_dist.inference.filters import parts_with, read_filters, read_ids
@@ -159,7 +159,7 @@ def _about(settings: RecommendSettings, trained: Exported, data: PreparedData, u
         )
         of_old = f"; trained on {of}: by raw id it knows {shared:,} of their {data.num_items:,} items"
     gamma = f", gamma {settings.gamma:g}" if settings.gamma else ""
-    whose = f"{users:,} users of {data.directory}, in {parts:,} part{'s' if parts != 1 else ''}"
+    whose = f"{users:,} users of {data.directory}, in {counted(parts, 'part')}"
     return f"{trained.settings.model} ({len(trained.raw_ids):,} items{of_old})\ntop {settings.top_k} for {whose}{gamma}"
 
 

@@ -11,6 +11,7 @@ import torch
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.user_histories import UserLists, find_users
+from pnfrec_dist.files.atomic import write_text
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
 
@@ -69,7 +70,7 @@ def write_cards(file: Path, trained: Exported, data: PreparedData, count: int = 
     maker = ListMaker(trained, raw_ids, settings, Filters(), torch.device("cpu"))
     found = [card for users in find_users(data, wanted) for card in cards(maker, raw_ids, users)]
     text = "\n\n".join(card_text(card, titles) for card in sorted(found, key=lambda card: card.user_id))
-    file.write_text(text + "\n", encoding="utf-8")
+    write_text(file, text + "\n")
 
 
 def before_split(users: UserLists) -> UserLists:

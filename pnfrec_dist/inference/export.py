@@ -10,7 +10,6 @@ B users, L positions, D width, N items.
 """
 
 import json
-import shutil
 import textwrap
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +26,9 @@ from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.schema import ITEMS_NAME, MANIFEST_NAME, PAD_ID
 from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.files.atomic import replaced_directory, write_json, writing
 from pnfrec_dist.files.locations import sha256_of
+from pnfrec_dist.files.text import file_size
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.standalone_encoder import PlainEncoder
@@ -71,24 +72,12 @@ def export(exported: Exported, directory: Path) -> str:
     Raises InputError for a directory that holds something else, RunError where the files do not score as the model.
     """
     require_replaceable(directory)
-    draft, old = (directory.with_name(f".{directory.name}.{what}") for what in ("writing", "replaced"))
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        draft.mkdir(parents=True)
+    with writing(f"--out {str(directory)!r}", "name another"), replaced_directory(directory) as draft:
         _write(exported, draft)
         _compare(exported.model, draft)
         manifest = _manifest(exported, draft)
-        (draft / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        if directory.exists():
-            directory.rename(old)
-        draft.rename(directory)
-    except OSError as error:
-        raise InputError(f"cannot write --out {str(directory)!r} ({error.strerror or error}); name another") from error
-    finally:
-        for leftover in (draft, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-    lines = [f"  {name:<22}{entry['bytes'] / 1e6:8.1f} MB" for name, entry in manifest["files"].items()]
+        write_json(draft / MANIFEST_NAME, manifest, indent=2)
+    lines = [f"  {name:<22}{file_size(entry['bytes']):>11}" for name, entry in manifest["files"].items()]
     return "\n".join([f"{directory}:", *lines, "", usage(directory, exported)])
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.user_histories import UserPart, user_ids, user_parts
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.locations import reading
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.list_maker import Filters
 
@@ -22,10 +23,8 @@ NAMED = 3
 
 def read_ids(path: str, flag: str) -> pa.Array:
     """The distinct ids of a text file, one a line. Raises InputError for a file without any."""
-    try:
+    with reading(f"{flag} {path}", "give a text file with one raw id a line"):
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag} {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not ids:
         raise InputError(f"{flag} {path} is empty; give one raw id a line")

@@ -3,10 +3,7 @@
 B users of a batch, U users of a split.
 """
 
-import contextlib
-import errno
-import json
-import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,10 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation, evaluate
 from pnfrec_dist.evaluation.metrics import SELECTION_METRIC, summarize
+from pnfrec_dist.files.atomic import require_writable, write_json, writing
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.tables import text_table
+from pnfrec_dist.files.text import score
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 from pnfrec_dist.inference.trained_model import open_trained
@@ -29,8 +29,10 @@ MEASURES = (("HR", "hr"), ("NDCG", "ndcg"))
 
 def run(settings: EvaluateSettings) -> int:
     """Prints the tables and writes the file. Raises InputError for a model of other data."""
+    out = Path(settings.out)
     if settings.out:
-        _write(Path(settings.out), None)  # better known now than in the end
+        with _writing(out):
+            require_writable(out)  # better known now than in the end
     trained = open_trained(settings.run, settings.data_dir)
     data = open_prepared(Location(settings.data_dir) / trained.settings.dataset)
     if trained.data_digest != data.manifest.digest:
@@ -42,7 +44,7 @@ def run(settings: EvaluateSettings) -> int:
     print(f"{'gamma':>6}  validation NDCG_p@10", flush=True)
     for gamma in gammas:
         validation[gamma] = split.evaluated(gamma).metrics[SELECTION_METRIC]
-        print(f"{gamma:>6g}  {validation[gamma]:.4f}", flush=True)
+        print(f"{gamma:>6g}  {score(validation[gamma])}", flush=True)
     by_score = sorted(gammas, key=lambda gamma: (-validation[gamma], gamma))
     best = by_score[0]
     print(f"best on validation: gamma {best:g}\n", flush=True)
@@ -53,7 +55,9 @@ def run(settings: EvaluateSettings) -> int:
         print(f"test, {group} ({count} users)")
         print(_table({gamma: groups[group] for gamma, groups in tested.items()}), end="\n\n")
     if settings.out:
-        _write(Path(settings.out), {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested})
+        content = {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested}
+        with _writing(out):
+            write_json(out, content, indent=1)
     return 0
 
 
@@ -97,24 +101,10 @@ class Split:
 def _table(rows: dict[float, dict[str, float]]) -> str:
     columns = [(f"{title}_{group}@10", f"{name}_{group}_at_10") for title, name in MEASURES for group in "pn"]
     columns += [(f"d{title}@10", f"{name}_delta_at_10") for title, name in MEASURES]
-    lines = [f"{'gamma':>6}" + "".join(f"{title:>11}" for title, _ in columns)]
-    for gamma, metrics in rows.items():
-        cells = (f"{metrics[name]:.4f}" if name in metrics else "-" for _, name in columns)
-        lines.append(f"{gamma:>6g}" + "".join(f"{cell:>11}" for cell in cells))
-    return "\n".join(lines)
+    head = ["gamma", *(title for title, _ in columns)]
+    lines = [[f"{gamma:g}", *(score(metrics.get(name)) for _, name in columns)] for gamma, metrics in rows.items()]
+    return text_table(head, lines, ">" * len(head), first_width=6, other_width=9)
 
 
-def _write(path: Path, content: dict[str, Any] | None) -> None:
-    """None: whether it can be written alone."""
-    draft = path.with_name(f".{path.name}.writing")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        if content is not None:
-            draft.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write --out {path} ({error.strerror}); name another file") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+def _writing(out: Path) -> AbstractContextManager[None]:
+    return writing(f"--out {out}", "name another file")

@@ -7,7 +7,6 @@ recs/_manifest.json             how they were made, and every file's size, rows 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -21,11 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.locations import sha256_of, sync_to_disk
+from pnfrec_dist.files.atomic import move_in, old_of, put_back, replaced, write_json, writing
+from pnfrec_dist.files.locations import sha256_of
+from pnfrec_dist.files.locks import held
 
 MANIFEST, REQUEST, KIND = "_manifest.json", "request.json", "recommendations"
 """Readers of a directory of Parquet pass over names that begin with _."""
-NOTES, OWN = "part-*.json", r"_manifest\.json|request\.json|\.?part-\d+\.(parquet|json)(\.\d+)?"
+NOTES = "part-*.json"
+OWN = r"_manifest\.json|\._manifest\.json\.writing|request\.json|\.?part-\d+\.(parquet|json)(\.\d+)?"
+"""Names of our files and of their drafts."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,7 @@ class ListFiles:
         """
         self.directory, self.request = directory, request
         self.making = directory.with_name(f".{directory.name}.making")
-        self.old = directory.with_name(f".{directory.name}.old")
-        for place in (directory, self.making, self.old):
+        for place in (directory, self.making, old_of(directory)):
             if place.exists() and (found := _foreign(place)):
                 raise InputError(
                     f"{found} is there, which is none of earlier lists; move it away, or name another --out"
@@ -68,21 +70,18 @@ class ListFiles:
         with contextlib.ExitStack() as stack:
             with _writing(self.directory.parent):
                 self.directory.parent.mkdir(parents=True, exist_ok=True)
-                held = stack.enter_context(lock.open("a"))
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                is_ours = stack.enter_context(held(lock, remove=True))
+            if not is_ours:
                 way_out = "wait for it, or name another --out"
-                raise InputError(f"{self.directory} is being made by another command; {way_out}") from error
+                raise InputError(f"{self.directory} is being made by another command; {way_out}")
             try:
                 with _writing(self.directory.parent):
-                    self._settle_old()
+                    put_back(self.directory)
                     done = self._taken_up()
                 yield done
             finally:
                 if not list(self.making.glob(NOTES)):  # nothing to go on with
                     shutil.rmtree(self.making, ignore_errors=True)
-                lock.unlink(missing_ok=True)
 
     def publish(self, parts: Iterable[Part], about: dict[str, Any]) -> None:
         """Puts the lists in their place. Killed between its two moves it leaves none; the next start mends that.
@@ -96,20 +95,8 @@ class ListFiles:
         content = {"kind": KIND, **about, "files": [asdict(part) for part in parts]}
         for left in [*self.making.glob("*.json"), *self.making.glob(".part-*")]:
             left.unlink()
-        (self.making / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for place in (self.making / MANIFEST, self.making):
-            sync_to_disk(place)
-        if self.directory.exists():
-            self.directory.rename(self.old)
-        self.making.rename(self.directory)
-        sync_to_disk(self.directory.parent)
-        shutil.rmtree(self.old, ignore_errors=True)
-
-    def _settle_old(self) -> None:
-        """What a kill in publish() left."""
-        if self.old.exists() and not self.directory.exists():
-            self.old.rename(self.directory)
-        shutil.rmtree(self.old, ignore_errors=True)
+        write_json(self.making / MANIFEST, content, indent=1)
+        move_in(self.making, self.directory)
 
     def _taken_up(self) -> dict[int, Part]:
         request = self.making / REQUEST
@@ -128,28 +115,20 @@ class ListFiles:
         return found
 
 
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        way_out = "name another --out, or make room"
-        raise InputError(f"cannot write below {directory} ({error.strerror or error}); {way_out}") from error
+def _writing(directory: Path) -> contextlib.AbstractContextManager[None]:
+    return writing(f"below {directory}", "name another --out, or make room")
 
 
 def write_part(making: Path, number: int, lists: pa.Table, users: int, popular: int) -> Part:
     """Writes one part and, once it is on the disk, its note. Raises InputError where that cannot be done."""
     file = making / f"part-{number:05d}.parquet"
     note = file.with_suffix(".json")
-    drafts = [place.with_name(f".{place.name}.{os.getpid()}") for place in (file, note)]
+    writer = os.getpid()  # a task that was thought lost may still write beside the one in its place
     with _writing(making):
-        pq.write_table(lists, drafts[0], compression="zstd")
-        sync_to_disk(drafts[0])
-        drafts[0].rename(file)
+        with replaced(file, writer) as draft:
+            pq.write_table(lists, draft, compression="zstd")
         part = Part(file.name, users, popular, len(lists), file.stat().st_size, sha256_of(file))
-        drafts[1].write_text(json.dumps(asdict(part)) + "\n", encoding="utf-8")
-        sync_to_disk(drafts[1])
-        drafts[1].rename(note)
+        write_json(note, asdict(part), writer=writer)
     return part
 
 

@@ -7,7 +7,6 @@ model/                       what mlflow.pyfunc.load_model and models:/... read
 
 import logging
 import math
-import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from pydantic import (
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import draft_of, replaced_directory, scratch_directory
 from pnfrec_dist.inference.artifact import Exported, load_exported, write_exported
 from pnfrec_dist.inference.recommender import Recommender, Users, require_gamma
 
@@ -186,12 +186,10 @@ def _threads(count: int) -> Iterator[None]:
 
 def save_model(directory: Path, exported: Exported) -> None:
     """Writes a model into `directory`, in MLflow's form, with signature and input example."""
-    workspace = directory.with_name(f".{directory.name}.writing")
-    files, draft = workspace / "exported", workspace / directory.name
     settings = exported.settings
     about = {"model": settings.model, "dataset": settings.dataset, "data_digest": exported.data_digest}
-    shutil.rmtree(workspace, ignore_errors=True)
-    try:
+    with replaced_directory(directory) as draft, scratch_directory(draft_of(directory, "exported")) as scratch:
+        files = scratch / "exported"
         write_exported(files, exported)
         with zipfile.ZipFile(files / CODE, "w", zipfile.ZIP_DEFLATED) as archive:  # a file each would be sent apart
             for file in sorted(PACKAGE.rglob("*.py")):
@@ -207,7 +205,3 @@ def save_model(directory: Path, exported: Exported) -> None:
                 pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
                 metadata=about,
             )
-        shutil.rmtree(directory, ignore_errors=True)
-        draft.rename(directory)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)

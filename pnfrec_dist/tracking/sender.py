@@ -1,9 +1,8 @@
 """A run's records -> MLflow: each kind of record is sent so that sending it twice changes nothing."""
 
-import contextlib
-import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -29,6 +28,7 @@ from mlflow.models import Model
 from pnfrec_dist.data.schema import MANIFEST_NAME
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
+from pnfrec_dist.files.locks import held
 from pnfrec_dist.tracking.spool import Record, Spool
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
@@ -185,15 +185,11 @@ def _run_of_key(client: MlflowClient, experiment: str, key: str) -> str:
     return runs[0].info.run_id if runs else ""
 
 
-@contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
+def _one_at_a_time(uri: str) -> AbstractContextManager[object]:
     """Programs that meet a new SQLite database together would all create its tables and fail: they queue here."""
     if not uri.startswith("sqlite:"):
-        yield
-        return
-    with Path(uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        return nullcontext()
+    return held(Path(uri.removeprefix("sqlite:///") + ".lock"), wait=True)
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:

@@ -6,14 +6,16 @@ tracking.lock    held by the process that sends
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+from pnfrec_dist.files.atomic import write_text
+from pnfrec_dist.files.locks import held
 
 RECORDS, SENT, LOCK = "tracking.jsonl", "tracking.sent", "tracking.lock"
 
@@ -79,10 +81,8 @@ class Spool:
         """The first `count` records are sent. Should this be lost, some are sent again, which changes nothing."""
         with self._guard:
             self.sent = count
-            draft = self.directory / f".{SENT}.writing"
             with contextlib.suppress(OSError):
-                draft.write_text(str(count))
-                draft.rename(self.directory / SENT)
+                write_text(self.directory / SENT, str(count))
 
     @property
     def unsent(self) -> int:
@@ -90,13 +90,6 @@ class Spool:
         return len(self.records) - self.sent
 
 
-@contextlib.contextmanager
-def locked(directory: Path, *, wait: bool) -> Iterator[bool]:
+def locked(directory: Path, *, wait: bool) -> AbstractContextManager[bool]:
     """Whether this process is the one that sends, as long as the context lasts; wait: until it is."""
-    with (directory / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+    return held(directory / LOCK, wait=wait)

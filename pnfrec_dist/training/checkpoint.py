@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import write_json, write_text
 from pnfrec_dist.files.locations import sha256_of, sync_to_disk
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.item_table import ItemTable
@@ -66,14 +67,12 @@ def write_part(draft: Path, rank: int, files: Files, state: dict[str, Any] | Non
     checksums = {}
     for name, tensors in files.items():
         save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, draft / name)
-        checksums[name] = _settled(draft / name)
+        sync_to_disk(draft / name)
+        checksums[name] = sha256_of(draft / name)
     if state is not None:
-        content = {"format_version": FORMAT_VERSION, **state}
-        (draft / STATE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        checksums[STATE] = _settled(draft / STATE)
-    note = _part_note(draft, rank)
-    note.with_suffix(".tmp").write_text(json.dumps(checksums), encoding="utf-8")
-    note.with_suffix(".tmp").rename(note)
+        write_json(draft / STATE, {"format_version": FORMAT_VERSION, **state}, indent=2, sort_keys=True)
+        checksums[STATE] = sha256_of(draft / STATE)
+    write_json(_part_note(draft, rank), checksums)
 
 
 def parts_written(draft: Path, ranks: int) -> bool:
@@ -89,10 +88,8 @@ def commit(draft: Path, directory: Path, ranks: int) -> None:
     checksums = {name: sha for note in notes for name, sha in json.loads(note.read_text(encoding="utf-8")).items()}
     for note in notes:
         note.unlink()
-    (draft / CHECKSUMS).write_text(json.dumps(checksums, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    sync_to_disk(draft / CHECKSUMS)
-    (draft / COMMITTED).write_text(sha256_of(draft / CHECKSUMS) + "\n", encoding="ascii")
-    sync_to_disk(draft / COMMITTED)
+    write_json(draft / CHECKSUMS, checksums, indent=2, sort_keys=True)
+    write_text(draft / COMMITTED, sha256_of(draft / CHECKSUMS) + "\n")
     sync_to_disk(draft)
     if directory.exists():
         try:
@@ -197,12 +194,6 @@ def _opened(file: Path) -> Iterator[Any]:
 def _load(file: Path) -> dict[str, Tensor]:
     with _opened(file) as tensors:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
-
-
-def _settled(file: Path) -> str:
-    """sha256 of a file, once it is on the disk."""
-    sync_to_disk(file)
-    return sha256_of(file)
 
 
 def _items_file(rank: int, size: int) -> str:

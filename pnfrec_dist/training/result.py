@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation
+from pnfrec_dist.files.atomic import replaced, write_json
+from pnfrec_dist.files.locations import reading
 from pnfrec_dist.training.events import EpochDone, stored_epoch
 
 DIRECTORY, RESULT, TEST_USERS = "result", "result.json", "test_users.parquet"
@@ -62,13 +64,9 @@ def write_result(
     columns.update({f"target_rank_{name}": pa.array(found.target_rank) for name, found in ranked.items()})
     directory = run_dir / DIRECTORY
     directory.mkdir(exist_ok=True)
-    for name, write in (
-        (TEST_USERS, lambda draft: pq.write_table(pa.table(columns), draft)),
-        (RESULT, lambda draft: draft.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")),
-    ):
-        draft = directory / f".{name}.writing"
-        write(draft)
-        draft.replace(directory / name)
+    with replaced(directory / TEST_USERS) as draft:
+        pq.write_table(pa.table(columns), draft)
+    write_json(directory / RESULT, asdict(result), indent=1)
 
 
 def read_result(run_dir: Path) -> Result | None:
@@ -76,22 +74,18 @@ def read_result(run_dir: Path) -> Result | None:
     file = run_dir / DIRECTORY / RESULT
     if not file.is_file():
         return None
-    try:
+    with reading(file, "remove it"):
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["version"] != RESULT_VERSION:
             raise InputError(f"{file} has version {content['version']}, this program reads {RESULT_VERSION}; remove it")
         return Result(**{**content, "epochs": [stored_epoch(entry) for entry in content["epochs"]]})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read ({type(error).__name__}: {error}); remove it") from error
 
 
 def read_test_users(run_dir: Path) -> TestUsers:
     """Raises InputError when the file is missing or damaged."""
     file = run_dir / DIRECTORY / TEST_USERS
-    try:
+    with reading(file, f"remove {file.parent}"):
         table = pq.read_table(file)
         prefix = "target_rank_"
         ranks = {n.removeprefix(prefix): table[n].to_numpy() for n in table.column_names if n.startswith(prefix)}
         return TestUsers(table["target_is_positive"].to_numpy(), ranks)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise InputError(f"{file} cannot be read ({type(error).__name__}); remove {file.parent}") from error

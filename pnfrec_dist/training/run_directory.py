@@ -7,7 +7,6 @@ runs/<run>/tracking.jsonl  spool.py
 """
 
 import contextlib
-import fcntl
 import json
 import secrets
 import time
@@ -20,7 +19,9 @@ from typing import Any
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.locations import sync_to_disk
+from pnfrec_dist.files.atomic import write_json
+from pnfrec_dist.files.locations import reading
+from pnfrec_dist.files.locks import held
 from pnfrec_dist.training.checkpoint import stored_state
 from pnfrec_dist.training.checkpoint_manager import checkpoints, is_checkpoint_name, newest_usable, require_usable
 
@@ -74,37 +75,25 @@ class Run:
         """In one move, so that a reader finds the old or the new."""
         self.directory.mkdir(parents=True, exist_ok=True)
         content = {name: value for name, value in vars(self).items() if name != "directory"}
-        draft = self.directory / f".{RUN_FILE}.writing"
-        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        sync_to_disk(draft)
-        draft.rename(self.directory / RUN_FILE)
+        write_json(self.directory / RUN_FILE, content, indent=2)
 
     @contextmanager
     def locked(self, way_out: str = "start another run with --resume never", *, wait: bool = False) -> Iterator[None]:
         """Raises InputError when another command drives the run; wait: waits until none does."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / LOCK_FILE).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(
-                    f"{self.directory} is being trained by another command; wait for it, or {way_out}"
-                ) from error
+        with held(self.directory / LOCK_FILE, wait=wait) as is_ours:
+            if not is_ours:
+                raise InputError(f"{self.directory} is being trained by another command; wait for it, or {way_out}")
             yield
 
 
 def read_run(directory: Path) -> Run:
     """Raises InputError when `directory` is no run."""
     file = directory / RUN_FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return Run(directory, **content)
-    except FileNotFoundError as error:
-        raise InputError(f"{directory} is no run (it has no {RUN_FILE}); name a directory below runs/") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{file} cannot be read ({error}); name another run, or start one with --resume never"
-        ) from error
+    with reading(file, "name another run, or start one with --resume never"):
+        if not file.exists():
+            raise InputError(f"{directory} is no run (it has no {RUN_FILE}); name a directory below runs/")
+        return Run(directory, **json.loads(file.read_text(encoding="utf-8")))
 
 
 def choose_run(settings: Settings, data_digest: str) -> Run:

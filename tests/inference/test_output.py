@@ -1,6 +1,9 @@
 """Directories of lists: whole or absent, gone on with, thrown away when something else is asked for."""
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,27 @@ def test_a_kill_between_the_two_moves_is_mended(tmp_path: Path) -> None:
     with ListFiles(out, {"n": 2}).opened():
         assert json.loads((out / "_manifest.json").read_text())["n"] == 1
     assert names(tmp_path) == ["recs"]
+
+
+def test_a_kill_while_the_manifest_is_written_is_mended(tmp_path: Path) -> None:
+    """The notes are gone by then, so that the parts are made anew."""
+    out = tmp_path / "recs"
+
+    def work() -> None:
+        files = ListFiles(out, {"n": 1})
+        with files.opened(), pytest.MonkeyPatch.context() as patch:
+            part = write_part(files.making, 0, TABLE, 2, 0)
+            patch.setattr(Path, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            files.publish([part], {"n": 1})
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert names(tmp_path / ".recs.making") == ["._manifest.json.writing", "part-00000.parquet"]
+    with ListFiles(out, {"n": 1}).opened() as done:
+        assert not done
+    assert not names(tmp_path)
 
 
 def test_what_is_no_list_is_left_alone(tmp_path: Path) -> None:
