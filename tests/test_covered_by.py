@@ -19,10 +19,10 @@ COVERED_BY = {
     # the top and what all share
     "pnfrec_dist.errors": "config/test_settings.py",
     "pnfrec_dist.distributed": "training/test_loop_ranks.py",
-    "pnfrec_dist.files.locations": "data/test_schema.py",
     "pnfrec_dist.config.dataset_settings": "config/test_settings.py",
     "pnfrec_dist.config.inference_settings": "inference/test_batch_job.py",
     "pnfrec_dist.config.mappings": "config/test_settings.py",
+    "pnfrec_dist.config.histories": "data/test_collate.py",
     "pnfrec_dist.data.batches": "data/test_collate.py",
     "pnfrec_dist.data.prepared": "data/test_schema.py",
     "pnfrec_dist.data.user_histories": "inference/test_list_maker.py",
@@ -63,6 +63,9 @@ COVERED_BY = {
     # preparation
     "spark_jobs.build": "integration/test_prepare_protocol.py",
     "spark_jobs.fetch": "spark_jobs/test_sources.py",
+    "spark_jobs.figures": "integration/test_prepare.py",
+    "spark_jobs.reading": "spark_jobs/test_sources.py",
+    "spark_jobs.stage_log": "integration/test_prepare.py",
     "spark_jobs.package": "integration/test_prepare_faults.py",
     "spark_jobs.report": "integration/test_prepare.py",
     "spark_jobs.synthetic": "spark_jobs/test_sources.py",
