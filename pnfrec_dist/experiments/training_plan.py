@@ -82,9 +82,8 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_t
     ways = _ways_out(settings, plan, step, free, at_a_time)
     best = sorted((way for way, saved in ways.items() if saved > step.total // 20), key=lambda way: -ways[way])
     workers = "" if plan.use_gpu else f"{plan.num_workers} workers x "
-    raise InputError(
-        f"training needs about {workers}{memory_size(step.total)}, {where} {memory_size(free)}; try {', '.join(best[:3])}"
-    )
+    needs = f"training needs about {workers}{memory_size(step.total)}, {where} {memory_size(free)}"
+    raise InputError(f"{needs}; try {', '.join(best[:3])}")
 
 
 def _ways_out(settings: Settings, plan: WorkerPlan, step: StepPlan, free: int, at_a_time: int) -> dict[str, int]:
