@@ -63,7 +63,7 @@ class LossSettings:
     """L = CE_p + alpha * CE_n + beta * L_c, and further terms."""
 
     alpha: float = 0.0
-    """weight of the cross-entropy over negatives; 0: no negative encoder is built"""
+    """weight of the cross-entropy over negatives; 0: it is not computed"""
     beta: float = 0.0
     """weight of the contrastive term; 0: it is not computed"""
     terms: tuple[str, ...] = ()

@@ -2,8 +2,8 @@
 
 runs/<run>/run.json        settings, digest of the data, whether it is over
 runs/<run>/run.lock        held by the command that drives the run; the system lets go of it however that ends
-runs/<run>/checkpoints/    training/saver.py
-runs/<run>/tracking.jsonl  spool.py
+runs/<run>/checkpoints/    training/checkpoint_manager.py
+runs/<run>/tracking.jsonl  tracking/spool.py
 """
 
 import contextlib

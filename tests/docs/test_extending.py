@@ -1,0 +1,156 @@
+"""The code of docs/extending.md, in a module outside the package, as a reader would put it there."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import called, started
+
+from pnfrec_dist import evaluate
+from pnfrec_dist.config.settings import (
+    EncoderSettings,
+    EvaluationSettings,
+    LossSettings,
+    SampledSettings,
+    Settings,
+    TrainSettings,
+)
+from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.experiments.plots import learning_curves
+from pnfrec_dist.training.checkpoint_manager import checkpoints
+from pnfrec_dist.training.events import BestTested, EpochDone, Event
+from pnfrec_dist.training.initial_model import build_model
+from pnfrec_dist.training.loop import Hooks, TrainLoop
+from pnfrec_dist.training.memory_plan import plan_step
+
+GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
+FLAGS = ["--epochs", "2", "--train.batch-size", "8", "--encoder.hidden-size", "8", "--encoder.max-length", "4"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def additions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory of additions.py, on the path of this process."""
+    directory = tmp_path_factory.mktemp("own")
+    code = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.M | re.S)
+    (directory / "additions.py").write_text("\n".join(code))
+    sys.path.insert(0, str(directory))
+    yield directory
+    sys.path.remove(str(directory))
+    sys.modules.pop("additions", None)
+
+
+def settings(**changed: object) -> Settings:
+    encoder = EncoderSettings(hidden_size=8, num_blocks=2, max_length=4)
+    base = {"dataset": "tiny", "epochs": 2, "encoder": encoder, "train": TrainSettings(batch_size=8)}
+    return Settings(**(base | changed))  # type: ignore[arg-type]
+
+
+def run(wanted: Settings, prepared: Path, run_dir: Path, stop_after: int = 0) -> list[Event]:
+    """What a training of one worker tells; stopped after some steps, if asked."""
+    events: list[Event] = []
+    steps = iter(range(1, 10**6))
+    hooks = Hooks(events.append, lambda: bool(stop_after) and next(steps) >= stop_after)
+    TrainLoop(wanted, open_prepared(prepared), run_dir, World(), hooks).run()
+    return events
+
+
+def epochs(events: list[Event]) -> list[dict[str, float]]:
+    found = [event.metrics for event in events if isinstance(event, EpochDone)]
+    return [{name: value for name, value in metrics.items() if "users_per_s" not in name} for metrics in found]
+
+
+def test_a_term_is_trained_logged_plotted_and_gone_on_with(prepared: Path, tmp_path: Path) -> None:
+    wanted = settings(loss=LossSettings(0.45, 0.25, terms=("additions:NORM=0.01",)))
+    events = run(wanted, prepared, tmp_path / "whole")
+    logged = epochs(events)
+    terms = {"ce_positive": 1.0, "ce_negative": 0.45, "contrastive": 0.25, "norm": 0.01}
+    for metrics in logged:
+        assert metrics["train/norm"] > 0
+        parts = sum(weight * metrics[f"train/{name}"] for name, weight in terms.items())
+        assert metrics["train/loss"] == pytest.approx(parts, rel=1e-6)
+    run(wanted, prepared, tmp_path / "stopped", stop_after=2)
+    assert checkpoints(tmp_path / "stopped")
+    assert epochs(run(wanted, prepared, tmp_path / "stopped"))[-1] == logged[-1]
+    titles = [axes.get_title(loc="left") for axes in learning_curves({"own": [_done(events)]}).axes]
+    assert titles[:5] == ["loss", "CE over likes", "CE over dislikes", "contrastive term", "norm"]
+
+
+def _done(events: list[Event]) -> list[EpochDone]:
+    return [event for event in events if isinstance(event, EpochDone)]
+
+
+def test_a_term_s_gradient_reaches_the_encoder(prepared: Path, tmp_path: Path) -> None:
+    plain, heavy = (
+        epochs(run(settings(loss=LossSettings(terms=terms)), prepared, tmp_path / name))[-1]
+        for name, terms in (("none", ("additions:NORM=1e-9",)), ("heavy", ("additions:NORM=5.0",)))
+    )
+    assert heavy["train/norm"] < plain["train/norm"]
+
+
+def test_a_loss_over_sampled_items_is_trained(prepared: Path, tmp_path: Path) -> None:
+    loss = LossSettings(0.45, 0.0, cross_entropy="additions:BPR_LOSS")
+    wanted = settings(loss=loss, sampled=SampledSettings(num_items=6), epochs=8)
+    first, *_, last = epochs(run(wanted, prepared, tmp_path / "run"))
+    assert 0 < last["train/ce_positive"] < first["train/ce_positive"] < 1
+
+
+def test_a_block_is_built_planned_initialised_and_trained(prepared: Path, tmp_path: Path) -> None:
+    wanted = settings(encoder=EncoderSettings(hidden_size=8, num_blocks=2, max_length=4, block="additions:MeanBlock"))
+    data = open_prepared(prepared)
+    model = build_model(data.num_items, wanted)
+    blocks: list[Any] = [part for part in model.modules() if type(part).__name__ == "MeanBlock"]
+    assert len(blocks) == 2 and all(torch.equal(block.mix.weight, torch.eye(8)) for block in blocks)
+    x_PD = torch.randn(6, 8)
+    mixed_PD = blocks[0](x_PD, ((2, 3),))
+    later = x_PD.clone()
+    later[2] += 1.0  # the first user's last token
+    assert torch.equal(blocks[0](later, ((2, 3),))[[0, 1, 3, 4, 5]], mixed_PD[[0, 1, 3, 4, 5]])
+    plan = plan_step(wanted, data.train(), data.num_items, 1)
+    parameters = sum(p.numel() for p in model.encoders.parameters())
+    assert plan.encoders == pytest.approx(4 * 4 * parameters, rel=0.1)
+    tested = [event for event in run(wanted, prepared, tmp_path / "run") if isinstance(event, BestTested)]
+    assert tested[0].metrics["ndcg_p_at_10"] > 0
+
+
+def test_a_metric_is_computed(prepared: Path, tmp_path: Path) -> None:
+    measures = (*EvaluationSettings.measures, "additions:first")
+    wanted = settings(evaluation=EvaluationSettings(measures=measures))
+    events = run(wanted, prepared, tmp_path / "run")
+    assert "val/first_p_at_10" in epochs(events)[0]
+    (tested,) = [event for event in events if isinstance(event, BestTested)]
+    assert tested.metrics["first_p_at_10"] == tested.metrics["first_p_at_5"] <= tested.metrics["hr_p_at_5"]
+    assert tested.floors["popularity"].keys() >= {"first_delta_at_10"}
+    flags = ["--run", str(checkpoints(tmp_path / "run")[0]), "--data-dir", str(prepared.parent)]
+    assert "FIRST_p@10" in called(evaluate.main, tmp_path, *flags)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"loss": LossSettings(terms=("additions:NormTerm=1",))}, "it must be an object of DirectTerm"),
+        ({"loss": LossSettings(terms=("additions:GONE=1",))}, "which cannot be imported"),
+        ({"encoder": EncoderSettings(block="additions:NORM")}, "it must be a class of Block"),
+        ({"loss": LossSettings(cross_entropy="nowhere:LOSS")}, "which cannot be imported"),
+    ],
+)
+def test_what_is_not_of_the_kind_is_said_before_training(prepared: Path, changed: dict[str, object], said: str) -> None:
+    data = open_prepared(prepared)
+    with pytest.raises(InputError, match=said):
+        plan_step(settings(**changed), data.train(), data.num_items, 1)
+
+
+@pytest.mark.integration
+def test_the_command_trains_all_of_it_on_a_worker(prepared: Path, additions: Path) -> None:
+    """In a process of Ray's own, which imports additions.py from the directory where the command was started."""
+    flags = ["--dataset", "tiny", "--data-dir", str(prepared.parent), "--num-workers", "1", *FLAGS]
+    flags += ["--encoder.block", "additions:MeanBlock", "--loss.terms", "additions:NORM=0.01"]
+    flags += ["--loss.cross-entropy", "additions:BPR_LOSS", "--sampled.num-items", "6"]
+    done = started(additions, "pnfrec_dist.train", *flags, "--evaluation.measures", "hr", "ndcg", "additions:first")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^pnfrec +\d\.\d{4}", done.stdout, re.M)
