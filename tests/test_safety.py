@@ -18,10 +18,10 @@ import torch
 from pnfrec_dist.config.conf_files import load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.cache import cache_directory
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.checksums import cache_directory
 from pnfrec_dist.files.locations import sha256_of
 from pnfrec_dist.training.checkpoint_manager import checkpoints
 from pnfrec_dist.training.loop import Hooks, TrainLoop
@@ -106,7 +106,7 @@ def test_a_hostile_cache_executes_nothing(prepared: Path, tmp_path: Path, monkey
     victim = tmp_path / "executed"
     monkeypatch.setenv("PNFREC_CACHE", str(tmp_path / "cache"))
     open_prepared(prepared).train()
-    (directory,) = cache_directory().iterdir()
+    (directory,) = cache_directory().glob("tiny-*")
     array = np.empty(1, dtype=object)
     array[0] = Payload(victim)
     for file in directory.glob("*.npy"):

@@ -13,12 +13,11 @@ import numpy as np
 
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.files.atomic import writing
-from pnfrec_dist.files.locations import sha256_of
+from pnfrec_dist.files.checksums import UNUSED_DAYS, has_sha256, remove_unused_notes
+from pnfrec_dist.files.locations import Location, sha256_of
 
 FIELDS = ("offsets", "values")
 CHECKSUMS, DRAFT = "checksums.json", ".draft-"
-UNUSED_DAYS = 30
-"""After these, the next that writes into the cache removes a directory."""
 
 
 def mapped(directory: Path, make: Callable[[], dict[str, Ragged]]) -> dict[str, Ragged]:
@@ -40,19 +39,13 @@ def mapped(directory: Path, make: Callable[[], dict[str, Ragged]]) -> dict[str, 
     }
 
 
-def cache_directory() -> Path:
-    """Where this machine keeps mapped arrays: $PNFREC_CACHE, else pnfrec-dist in the user's cache directory."""
-    named = os.environ.get("PNFREC_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named) if named else base / "pnfrec-dist"
-
-
 def _file(directory: Path, name: str, field: str) -> Path:
     return directory / f"{name}.{field}.npy"
 
 
 def _remove_unused(cache: Path) -> None:
     """Processes that have mapped a file keep it."""
+    remove_unused_notes(cache)
     for entry in cache.iterdir():
         is_ours = (entry / CHECKSUMS).is_file() or entry.name.startswith(DRAFT)
         with contextlib.suppress(OSError):
@@ -64,7 +57,7 @@ def _is_whole(directory: Path) -> bool:
     """Whether every file is there and is what was written."""
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
-        return all(sha256_of(directory / name) == checksum for name, checksum in checksums.items())
+        return all(has_sha256(Location(directory / name), checksum) for name, checksum in checksums.items())
     except (OSError, ValueError):
         return False
 

@@ -12,22 +12,31 @@ import pyarrow.parquet as pq
 
 from pnfrec_dist.config.histories import HISTORIES, History
 from pnfrec_dist.config.mappings import flatten
-from pnfrec_dist.data.cache import cache_directory, mapped
+from pnfrec_dist.data.cache import mapped
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.schema import (
     ITEMS_NAME,
     ITEMS_SCHEMA,
     SCHEMAS,
+    SPLITS,
     TITLES_NAME,
     TITLES_SCHEMA,
+    FileEntry,
     Manifest,
+    check_listing,
     read_manifest,
-    verify_files,
+    require_content,
 )
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.checksums import cache_directory
 from pnfrec_dist.files.locations import Location
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
+
+
+_SCHEMAS = {**SCHEMAS, ITEMS_NAME: ITEMS_SCHEMA, TITLES_NAME: TITLES_SCHEMA}
+TRAINING_PARTS = (ITEMS_NAME, *SPLITS)
+"""What a training reads, to the test at its end."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class HoldoutData:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A verified prepared data set."""
+    """A prepared data set. A file is compared with the manifest before it is first read, once a machine."""
 
     directory: Location
     manifest: Manifest
@@ -74,6 +83,20 @@ class PreparedData:
     @property
     def num_items(self) -> int:
         return self.manifest.num_items
+
+    def require_whole(self, *parts: str) -> "PreparedData":
+        """Compares all files of these parts (TRAINING_PARTS, ...) with the manifest, in content, columns and rows.
+
+        Raises InputError naming the file.
+        """
+        for part in parts:
+            for entry in self.manifest.files_of(part):
+                self._require_file(entry)
+        return self
+
+    def _require_file(self, entry: FileEntry) -> None:
+        require_content(self.directory / entry.path, entry.sha256, self.directory)
+        _require_schema(self.directory / entry.path, _SCHEMAS[entry.path.partition("/")[0]], entry.rows)
 
     def train(self, history: History = "positive") -> TrainData:
         """The training users' lists, memory-mapped from this machine's cache, which the first to come fills."""
@@ -115,9 +138,9 @@ class PreparedData:
 
     def titles(self) -> dict[str, str]:
         """Raw item id -> title, of the items that have one."""
-        if not any(entry.path == TITLES_NAME for entry in self.manifest.files):
+        if not self.manifest.files_of(TITLES_NAME):
             return {}
-        table = _read_parquet(self.directory / TITLES_NAME)
+        table = self._read(TITLES_NAME)
         raw_ids = self.raw_item_ids().take(pc.subtract(table["item_id"], 1))
         return dict(zip(raw_ids.to_pylist(), table["title"].to_pylist(), strict=True))
 
@@ -130,12 +153,13 @@ class PreparedData:
         return np.concatenate([[0], counts])
 
     def _catalog(self) -> pa.Table:
-        items = _read_parquet(self.directory / ITEMS_NAME)
+        items = self._read(ITEMS_NAME)
         if not np.array_equal(items["item_id"].to_numpy(), np.arange(1, self.num_items + 1)):
             raise InputError(f"{self.directory / ITEMS_NAME}: item_id is not 1..{self.num_items} in order; rebuild it")
         return items
 
-    def _read(self, part: str, columns: list[str]) -> pa.Table:
+    def _read(self, part: str, columns: list[str] | None = None) -> pa.Table:
+        self.require_whole(part)
         files = [self.directory / entry.path for entry in self.manifest.files_of(part)]
         return pa.concat_tables([_read_parquet(f, columns) for f in files]).combine_chunks()
 
@@ -160,7 +184,7 @@ def _require_item_ids(ids: np.ndarray, num_items: int, where: str) -> None:
 
 
 def open_prepared(directory: Path | Location, expected_settings: dict[str, Any] | None = None) -> PreparedData:
-    """Opens a prepared data set after comparing every file with the manifest.
+    """Opens a prepared data set whose manifest is whole and whose files are those that it lists, by name and size.
 
     expected_settings: what conf/dataset/<name>.yaml says now (DatasetSettings.prepared()).
     Raises InputError naming the file, or the settings that differ.
@@ -169,11 +193,7 @@ def open_prepared(directory: Path | Location, expected_settings: dict[str, Any] 
     manifest = read_manifest(directory)
     if expected_settings is not None:
         _require_settings(directory, manifest, expected_settings)
-    verify_files(directory, manifest)
-    parts = [*SCHEMAS.items(), (ITEMS_NAME, ITEMS_SCHEMA), (TITLES_NAME, TITLES_SCHEMA)]
-    for part, schema in parts:
-        for entry in manifest.files_of(part) if part in SCHEMAS else [e for e in manifest.files if e.path == part]:
-            _require_schema(directory / entry.path, schema, entry.rows)
+    check_listing(directory, manifest)
     return PreparedData(directory, manifest)
 
 

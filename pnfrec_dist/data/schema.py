@@ -24,7 +24,8 @@ from typing import Any
 import pyarrow as pa
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.checksums import has_sha256
+from pnfrec_dist.files.locations import Location, reading
 
 SCHEMA_VERSION = 3
 PAD_ID = 0
@@ -125,8 +126,8 @@ class Manifest:
         return _sha256("\n".join(lines).encode())
 
     def files_of(self, part: str) -> list[FileEntry]:
-        """The entries below one sub-directory, in name order."""
-        return sorted((e for e in self.files if e.path.startswith(part + "/")), key=lambda e: e.path)
+        """The entries below one sub-directory in name order, or that of one file."""
+        return sorted((e for e in self.files if e.path == part or e.path.startswith(part + "/")), key=lambda e: e.path)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
@@ -152,7 +153,7 @@ def read_manifest(directory: Path | Location) -> Manifest:
     """Reads manifest.json. Raises InputError when the data set is absent, half-written or of another version."""
     directory = Location(directory)
     path = directory / MANIFEST_NAME
-    rebuild = f"rebuild it: make spark-prep DATASET={directory.name}"
+    rebuild = _rebuild(directory)
     if not directory.is_dir():
         raise InputError(f"no prepared data set at {directory}; build it: make spark-prep DATASET={directory.name}")
     if not (directory / SUCCESS_NAME).is_file():
@@ -177,22 +178,42 @@ def read_manifest(directory: Path | Location) -> Manifest:
     return manifest
 
 
-def verify_files(directory: Path | Location, manifest: Manifest) -> None:
-    """Compares every file below `directory` with the manifest: names, sizes, sha256.
+def check_listing(directory: Path | Location, manifest: Manifest) -> None:
+    """Compares the files below `directory` with the manifest by name and size; reads none.
 
-    Raises InputError naming the first file that is missing, unlisted, or of other size or content.
+    Raises InputError naming the first file that is missing, unlisted, or of other size.
     """
     directory = Location(directory)
-    rebuild = f"rebuild it: make spark-prep DATASET={directory.name}"
     listed = {entry.path: entry for entry in manifest.files}
     sizes = directory.files()
     for extra in sorted(sizes.keys() - listed.keys() - {MANIFEST_NAME, SUCCESS_NAME}):
-        raise InputError(f"{directory / extra} is not listed in the manifest; {rebuild}")
+        raise InputError(f"{directory / extra} is not listed in the manifest; {_rebuild(directory)}")
     for path, entry in sorted(listed.items()):
         file = directory / path
         if path not in sizes:
-            raise InputError(f"{file} is listed in the manifest but missing; {rebuild}")
+            raise InputError(f"{file} is listed in the manifest but missing; {_rebuild(directory)}")
         if sizes[path] != entry.bytes:
-            raise InputError(f"{file} has {sizes[path]} bytes, the manifest says {entry.bytes}; {rebuild}")
-        if file.sha256() != entry.sha256:
-            raise InputError(f"{file} does not match its sha256 in the manifest; {rebuild}")
+            found = f"{file} has {sizes[path]} bytes, the manifest says {entry.bytes}"
+            raise InputError(f"{found}; {_rebuild(directory)}")
+
+
+def require_content(file: Location, sha256: str, directory: Location) -> None:
+    """Compares a file of the data set in `directory` with its sha256, once a machine (files/checksums.py).
+
+    Raises InputError naming it.
+    """
+    with reading(file, _rebuild(directory)):
+        matches = has_sha256(file, sha256)
+    if not matches:
+        raise InputError(f"{file} does not match its sha256 in the manifest; {_rebuild(directory)}")
+
+
+def verify_files(directory: Path | Location, manifest: Manifest) -> None:
+    """Compares every file below `directory` with the manifest: names, sizes, sha256. Raises InputError as above."""
+    check_listing(directory, manifest)
+    for entry in sorted(manifest.files, key=lambda entry: entry.path):
+        require_content(Location(directory) / entry.path, entry.sha256, Location(directory))
+
+
+def _rebuild(directory: Location) -> str:
+    return f"rebuild it: make spark-prep DATASET={directory.name}"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pnfrec_dist.data.prepared import PreparedData, ragged
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.data.schema import USERS
+from pnfrec_dist.data.schema import USERS, require_content
 from pnfrec_dist.files.locations import Location
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
@@ -27,6 +27,8 @@ class UserPart:
     file: Location
     group: int
     rows: int
+    sha256: str
+    """of the file"""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,13 @@ class UserLists:
 def user_parts(data: PreparedData) -> list[UserPart]:
     """All parts of a data set, in order."""
     parts: list[UserPart] = []
-    for entry in data.manifest.files_of(USERS):
+    for entry in data.require_whole(USERS).manifest.files_of(USERS):
         file = data.directory / entry.path
         with file.open() as content:
             metadata = pq.ParquetFile(content).metadata
         for group in range(metadata.num_row_groups):
-            parts.append(UserPart(len(parts), file, group, metadata.row_group(group).num_rows))
+            rows = metadata.row_group(group).num_rows
+            parts.append(UserPart(len(parts), file, group, rows, entry.sha256))
     return parts
 
 
@@ -85,6 +88,8 @@ def find_users(data: PreparedData, wanted: pa.Array) -> Iterator[UserLists]:
 
 
 def _read(part: UserPart, columns: list[str]) -> pa.Table:
+    """Raises InputError for a file that is not what the data set's manifest says, on whatever machine this runs."""
+    require_content(part.file, part.sha256, part.file.parent.parent)
     with part.file.open() as content:
         return pq.ParquetFile(content).read_row_group(part.group, columns)
 

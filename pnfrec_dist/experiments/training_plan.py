@@ -10,7 +10,7 @@ from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.config.registry import CROSS_ENTROPIES
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
-from pnfrec_dist.data.prepared import PreparedData, TrainData, open_prepared
+from pnfrec_dist.data.prepared import TRAINING_PARTS, PreparedData, TrainData, open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import memory_size
@@ -19,16 +19,17 @@ from pnfrec_dist.training.memory_plan import StepPlan, plan_step
 
 
 def open_data(settings: Settings) -> PreparedData:
-    """The prepared data set, compared with conf/dataset/<name>.yaml where there is one."""
+    """The prepared data set, compared with conf/dataset/<name>.yaml where there is one; all that a training reads of it
+    is whole."""
     directory = Location(settings.data_dir) / settings.dataset
     if not re.fullmatch(r"\w[\w.-]*", settings.dataset):
         raise InputError(f"--dataset is {settings.dataset!r}; a name has letters, digits, '.', '_' and '-' alone")
     if settings.dataset not in conf_names("dataset"):
         if not directory.is_dir():
             load_conf("dataset", settings.dataset, DatasetSettings())  # raises, naming the nearest data set
-        return open_prepared(directory)
+        return open_prepared(directory).require_whole(*TRAINING_PARTS)
     expected = load_conf("dataset", settings.dataset, DatasetSettings())
-    return open_prepared(directory, expected.prepared())
+    return open_prepared(directory, expected.prepared()).require_whole(*TRAINING_PARTS)
 
 
 def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, at_a_time: int = 1) -> str:

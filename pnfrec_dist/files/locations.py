@@ -93,17 +93,17 @@ class Location:
     def fs_path(self) -> str:
         return self._opened[1]
 
-    def _info(self) -> fs.FileInfo:
+    def info(self) -> fs.FileInfo:
         return self.filesystem.get_file_info([self.fs_path])[0]
 
     def is_file(self) -> bool:
-        return self._info().type == fs.FileType.File
+        return self.info().type == fs.FileType.File
 
     def is_dir(self) -> bool:
-        return self._info().type == fs.FileType.Directory
+        return self.info().type == fs.FileType.Directory
 
     def size(self) -> int:
-        return self._info().size
+        return self.info().size
 
     def entries(self, *, recursive: bool = True) -> dict[str, fs.FileInfo]:
         """Files and directories below, by their path relative to this one, in name order."""
@@ -156,7 +156,7 @@ class Location:
             self.path.unlink()
         elif self.is_local and self.path.is_dir():
             shutil.rmtree(self.path)
-        elif (kind := self._info().type) == fs.FileType.Directory:
+        elif (kind := self.info().type) == fs.FileType.Directory:
             self.filesystem.delete_dir(self.fs_path)
         elif kind == fs.FileType.File:
             self.filesystem.delete_file(self.fs_path)

@@ -33,7 +33,7 @@ def run(settings: EvaluateSettings) -> int:
         with _writing(out):
             require_writable(out)  # better known now than in the end
     trained = open_trained(settings.run, settings.data_dir)
-    data = open_prepared(Location(settings.data_dir) / trained.settings.dataset)
+    data = open_prepared(Location(settings.data_dir) / trained.settings.dataset).require_whole("validation", "test")
     if trained.data_digest != data.manifest.digest:
         way_out = "say where that state lies with --data-dir"
         raise InputError(f"{data.directory} is another state of the data than {settings.run} was trained on; {way_out}")

@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.prepared import TRAINING_PARTS, open_prepared
 from pnfrec_dist.data.schema import read_manifest, write_manifest
+from pnfrec_dist.data.user_histories import user_parts
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.locations import sha256_of
+from pnfrec_dist.files import checksums
+from pnfrec_dist.files.locations import Location, sha256_of
 
 
 def test_a_whole_data_set_opens(prepared: Path) -> None:
@@ -84,7 +86,7 @@ def _no_manifest(d: Path) -> None:
 def test_a_damaged_data_set_is_refused_by_file_name(prepared: Path, damage: Callable, said: str) -> None:
     damage(prepared)
     with pytest.raises(InputError) as caught:
-        open_prepared(prepared)
+        open_prepared(prepared).require_whole(*TRAINING_PARTS)
     assert said in str(caught.value)
     assert "make spark-prep DATASET=tiny" in str(caught.value)
 
@@ -107,7 +109,7 @@ def test_another_schema_is_refused(prepared: Path) -> None:
     table = pq.read_table(prepared / name)
     _rewrite(prepared, name, table.rename_columns(["user_id", "items", "is_positive", "likes", "negative_items"]))
     with pytest.raises(InputError, match="likes"):
-        open_prepared(prepared)
+        open_prepared(prepared).train()
 
 
 def test_ids_outside_the_catalog_are_refused(prepared: Path) -> None:
@@ -130,3 +132,47 @@ def test_another_schema_version_is_refused(prepared: Path) -> None:
     write_manifest(prepared, type(manifest)(**{**manifest.__dict__, "schema_version": 99}))
     with pytest.raises(InputError, match="schema version 99"):
         open_prepared(prepared)
+
+
+def _counts_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read for their sha256 from now on."""
+    read: list[str] = []
+    plain = Location.sha256
+
+    def counted(file: Location) -> str:
+        read.append(f"{file.parent.name}/{file.name}")
+        return plain(file)
+
+    monkeypatch.setattr(Location, "sha256", counted)
+    return read
+
+
+def test_only_what_is_read_is_compared_once_a_machine(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening, as each worker and each trial does, reads no file; a split is compared when it is first read."""
+    monkeypatch.setenv("PNFREC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(checksums, "SETTLED_SECONDS", -1.0)
+    read = _counts_reads(monkeypatch)
+    open_prepared(prepared)
+    assert read == []
+    for _ in range(3):
+        open_prepared(prepared).holdout("test")
+    assert read == ["test/part-00000.parquet", "test/part-00001.parquet"]
+    read.clear()
+    for _ in range(3):
+        open_prepared(prepared).train()
+    assert [name for name in read if name.startswith("train/")] == [
+        "train/part-00000.parquet",
+        "train/part-00001.parquet",
+    ]
+    arrays = [name for name in read if not name.startswith("train/")]
+    assert len(arrays) == len(set(arrays)) > 0, "the mapped arrays are compared once, too"
+
+
+@pytest.mark.parametrize("part", ["users", "items.parquet"])
+def test_what_lists_are_made_from_is_compared_when_it_is_read(prepared: Path, part: str) -> None:
+    _flip(prepared / (f"{part}/part-00001.parquet" if part == "users" else part), 40)
+    data = open_prepared(prepared)
+    with pytest.raises(InputError, match="does not match its sha256"):
+        user_parts(data) if part == "users" else data.raw_item_ids()

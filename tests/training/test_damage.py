@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.prepared import TRAINING_PARTS, PreparedData, open_prepared
+from pnfrec_dist.data.schema import QUARANTINE, USERS
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.training.checkpoint import read_state
@@ -29,6 +30,11 @@ SETTINGS = Settings(
 )
 
 
+def opened_whole(directory: Path) -> PreparedData:
+    """As commands open what they read."""
+    return open_prepared(directory).require_whole(*TRAINING_PARTS, USERS, QUARANTINE)
+
+
 def files_below(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
@@ -42,7 +48,7 @@ def test_flipped_bits_and_cut_ends_are_refused_by_name(
     TrainLoop(SETTINGS, open_prepared(prepared), tmp_path / "run", World(), Hooks(lambda _: None, lambda: False)).run()
     checkpoint = checkpoints(tmp_path / "run")[0]
     rng, refused = random.Random(flips), 0
-    openers: list[tuple[Path, Callable[[Path], Any]]] = [(checkpoint, read_state), (prepared, open_prepared)]
+    openers: list[tuple[Path, Callable[[Path], Any]]] = [(checkpoint, read_state), (prepared, opened_whole)]
     for trial in range(flips + cuts):
         directory, opened = openers[trial % 2]
         file = rng.choice([path for path in files_below(directory) if path.stat().st_size])
@@ -102,7 +108,7 @@ def test_tampered_shards_are_refused(
             data = prepared_writer(directory / "tiny", seed=build)
             tamper(data, prepared_writer(directory / "other" / "tiny", items=13, seed=build + 5))
             with pytest.raises(InputError) as caught:
-                open_prepared(data)
+                opened_whole(data)
             assert str(data) in str(caught.value) and "\n" not in str(caught.value), kind
             refused += 1
     kinds = len(TAMPERING)
