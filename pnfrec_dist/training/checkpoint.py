@@ -33,7 +33,7 @@ from pnfrec_dist.files.locations import sha256_of, sync_to_disk
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.item_table import ItemTable
 
-FORMAT_VERSION = 4
+FORMAT_VERSION, READABLE = 5, (4, 5)
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CHECKSUMS, COMMITTED = "checksums.json", "COMMITTED"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -127,8 +127,8 @@ def read_state(directory: Path) -> dict[str, Any]:
         if not file.is_file() or sha256_of(file) != checksum:
             raise InputError(f"{file} is missing or damaged (sha256 differs); use another checkpoint")
     state = _mapping(directory / STATE)
-    if state.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{directory} has format {state.get('format_version')}, this program reads {FORMAT_VERSION}")
+    if (version := state.get("format_version")) not in READABLE:
+        raise InputError(f"{directory} has format {version}, this program reads {' and '.join(map(str, READABLE))}")
     return state
 
 

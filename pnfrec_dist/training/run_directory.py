@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pnfrec_dist.config.mappings import flatten, to_mapping
+from pnfrec_dist.config.mappings import flatten, override, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import write_json
@@ -140,8 +140,13 @@ def begin(run: Run, settings: Settings) -> tuple[int, int]:
 
 
 def differences(settings: Settings, data_digest: str, run: Run, may_change: tuple[str, ...] = MAY_CHANGE) -> list[str]:
-    """What in settings and data is not the run's own, as "name stored -> now"."""
-    stored, now = flatten(run.settings), flatten(to_mapping(settings))
+    """What in settings and data is not the run's own, as "name stored -> now". Settings that did not exist when the run
+    was stored have their defaults.
+
+    Raises InputError for stored settings that cannot be read.
+    """
+    own = override(Settings(), run.settings, str(run.directory / RUN_FILE))
+    stored, now = flatten(to_mapping(own)), flatten(to_mapping(settings))
     found = [
         f"{name} {stored.get(name)!r} -> {now.get(name)!r}"
         for name in sorted(stored.keys() | now.keys())

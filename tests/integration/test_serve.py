@@ -1,50 +1,24 @@
 """A model served over HTTP, as users start it: the same lists as in process, and errors that can be read."""
 
-import json
 import shlex
-import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
 import pytest
 from helpers.mlflow_server import free_port
+from helpers.served import Served, serving
 from helpers.tiny_training import SETTINGS, trained
 
 from pnfrec_dist import serve
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.inference.artifact import of_checkpoint
-from pnfrec_dist.inference.http_server import require_free
 from pnfrec_dist.inference.pyfunc import save_model
 from pnfrec_dist.training.run_directory import Run
 
 pytestmark = pytest.mark.integration
-
-
-@dataclass
-class Served:
-    """A run whose model is being served."""
-
-    run_dir: Path
-    port: int
-    greeting: list[str]
-
-    def ask(self, content: object) -> tuple[int, Any]:
-        """Status and content of the answer."""
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        url, head = f"http://127.0.0.1:{self.port}/invocations", {"Content-Type": "application/json"}
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, body, head), timeout=30) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +29,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[.
     run.write()
     checkpoint = trained(data, SETTINGS, run.directory)
     save_model(run.directory / "model", of_checkpoint(checkpoint, SETTINGS, data))
-    port = free_port()
-    line = [sys.executable, "-m", "pnfrec_dist.serve", "--run", str(run.directory), "--port", str(port)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-    assert process.stdout is not None
-    lines = list[str]()
-    while not lines or not lines[-1].startswith("curl"):
-        lines.append(process.stdout.readline())
-        assert lines[-1], f"it ended: {lines}"
-    yield Served(run.directory, port, lines)
-    process.send_signal(signal.SIGTERM)
-    process.stdout.read()
-    assert process.wait(30) == 0
-    require_free(port)
+    with serving(run.directory) as found:
+        yield found
 
 
 def test_the_greeting_is_a_request_that_is_answered(served: Served) -> None:
