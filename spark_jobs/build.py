@@ -1,4 +1,4 @@
-"""One build: the stages in their order, and what they count. The steps are in the modules it names."""
+"""One build: the stages in their order, and what they count. Each step lies in the module that it is imported from."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How a search ends before its trials do: on a signal, or when the time budget is used up."""
+"""The early end of a search: on a signal, or when the time budget is used up, before its trials end."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What is known of a stage's trials: each has a directory, named after its point.
+"""Records of a stage's trials: each has a directory, named after its point.
 
 <stage>/<trial>/            a run, as `python -m pnfrec_dist.train` leaves it, without a test
 <stage>/<trial>/trial.json  written once it ended; what lacks it goes on when the same command is started again

@@ -1,4 +1,4 @@
-"""What a stage found: table, importance, figures; and the winner as a file of training settings."""
+"""Reports of a stage: table, importance, figures; and the winner as a file of training settings."""
 
 import statistics
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a sweep shows while it goes, and what it writes down of each trial that ends: Ray Tune's callback."""
+"""Ray Tune's callback: a sweep's live table, and the record of each trial that ends."""
 
 import shutil
 import time

@@ -1,4 +1,5 @@
-"""What Ray reads from the environment. Nothing here imports it: commands call stay_on_this_machine first."""
+"""What Ray reads from the environment. This module does not import Ray: commands call
+stay_on_this_machine first."""
 
 import os
 

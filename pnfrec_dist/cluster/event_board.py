@@ -1,6 +1,6 @@
-"""What workers and the driver tell each other over Ray: events one way, the request to stop the other.
+"""The event board, a Ray actor: workers post events to it, and hear there whether the driver asks them to stop.
 
-The board is a process of its own that starts with every training: nothing here imports torch or Ray Train.
+It is a process of its own that starts with every training: nothing here imports torch or Ray Train.
 """
 
 import time

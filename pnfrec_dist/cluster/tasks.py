@@ -1,4 +1,4 @@
-"""Units of work over Ray tasks, some at a time. Ray runs again what a lost worker had."""
+"""Ray tasks: units of work over workers, some at a time. Ray runs again what a lost worker had."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

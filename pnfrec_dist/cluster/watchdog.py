@@ -1,4 +1,4 @@
-"""What happens to workers that fail or hang: the reason reaches the driver, and those without progress are killed."""
+"""The watchdog: why workers failed reaches the driver, and workers that make no progress are killed."""
 
 import contextlib
 import os

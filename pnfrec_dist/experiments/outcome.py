@@ -1,5 +1,5 @@
-"""What MLflow gets of a tested training: metrics, description, curves, each user's rank, lists of some users, the
-model, the checkpoint."""
+"""The outcome of a tested training, for MLflow: metrics, description, curves, each user's rank, lists of some users,
+the model, the checkpoint."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

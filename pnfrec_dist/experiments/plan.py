@@ -1,4 +1,4 @@
-"""What a reproduction consists of: the trainings that the paper's experiments take on one data set."""
+"""The plan of a reproduction: the trainings that the paper's experiments take on one data set."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar on a terminal, plain lines in a log; tables at the end."""
+"""Progress of a training, for people: a bar on a terminal, plain lines in a log; tables at the end."""
 
 import time
 from types import TracebackType

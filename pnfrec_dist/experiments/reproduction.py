@@ -1,4 +1,4 @@
-"""The paper's experiments on one data set: which trainings they take, and running those that have no result yet.
+"""A reproduction: runs the planned trainings that have no result yet, one after another, and reports on all.
 
 runs/reproduce-<dataset>/            run.json, run.lock, tracking.jsonl of the parent in MLflow
 runs/reproduce-<dataset>/<run>/      each training, as `python -m pnfrec_dist.train` leaves it

@@ -1,4 +1,4 @@
-"""What a training will be, before anything starts: its data, its steps, and whether the memory will do."""
+"""The plan of one training, made before anything starts: its data, its steps, and whether the memory will do."""
 
 import re
 

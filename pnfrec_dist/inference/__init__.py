@@ -1,1 +1,1 @@
-"""What a trained model is used for: lists, cards, serving, export."""
+"""Uses of a trained model: lists for all users, cards, serving over HTTP, export."""

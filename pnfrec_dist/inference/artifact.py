@@ -29,7 +29,7 @@ from pnfrec_dist.training.initial_model import build_model
 
 ENCODERS, ITEM_TABLE, MODEL_JSON = "encoders.safetensors", "item_table.safetensors", "model.json"
 MODEL_DIRECTORY = "model"
-"""in a run's directory: its model in MLflow's form (serving.py)"""
+"""in a run's directory: its model in MLflow's form (pyfunc.py)"""
 IN_MLFLOW = "artifacts/exported"
 """in a model in MLflow's form: the files above"""
 

@@ -1,4 +1,4 @@
-"""What python -m pnfrec_dist.recommend does: opens model, data and filters, makes lists over Ray, publishes them."""
+"""The batch job: lists for all users over Ray tasks, or the card of one user; the command recommend runs it."""
 
 import contextlib
 import hashlib

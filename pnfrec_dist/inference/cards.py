@@ -1,4 +1,4 @@
-"""A user and the list for it on one page, for people: what was liked and disliked last, the list, what came of it."""
+"""Cards, for people: a user's last likes and dislikes, the list for the user, and what came of it, as text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

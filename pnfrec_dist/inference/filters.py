@@ -1,4 +1,4 @@
-"""What python -m pnfrec_dist.recommend reads beside model and data: files of users and of items, checked by name."""
+"""Filters of the lists: files of user ids, of item ids, and of pairs of both, checked before anything starts."""
 
 import dataclasses
 from pathlib import Path

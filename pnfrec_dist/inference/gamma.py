@@ -1,4 +1,4 @@
-"""What python -m pnfrec_dist.evaluate does.
+"""Evaluation of a trained model at several gammas: how much the negative encoder's score counts against an item.
 
 B users of a batch, U users of a split.
 """

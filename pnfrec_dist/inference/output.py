@@ -1,6 +1,6 @@
-"""Where lists go: made beside their place, part by part, put there whole, gone on with after a kill.
+"""The files of a batch job: written part by part beside their place, moved there whole, resumed after a kill.
 
-recs/part-00000.parquet, ...    lists.LIST_SCHEMA, one file for each part of the data set's users
+recs/part-00000.parquet, ...    list_maker.LIST_SCHEMA, one file for each part of the data set's users
 recs/_manifest.json             how they were made, and every file's size, rows and sha256
 .recs.making/                   what is being made: request.json, parts, and a note beside each that is whole
 .recs.old/                      the ones before, for the moment in which both exist

@@ -1,7 +1,7 @@
-"""The exported model as an MLflow pyfunc from code: safetensors, JSON and Parquet, no pickle.
+"""A trained model as an MLflow pyfunc (a model from code): safetensors, JSON and Parquet, no pickle.
 
 model/                       what mlflow.pyfunc.load_model and models:/... read
-  artifacts/exported/        what exported.py writes, and pnfrec_dist.zip: this package, so that a process without it
+  artifacts/exported/        what artifact.py writes, and pnfrec_dist.zip: this package, so that a process without it
                              can load the model
 """
 

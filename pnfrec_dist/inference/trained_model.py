@@ -22,7 +22,7 @@ WAYS = (
 
 def open_trained(reference: str, data_dir: str) -> Exported:
     """The model of a run's directory (its exported one, else its best checkpoint), of a model's directory in MLflow's
-    form, of a checkpoint, or of what registry.py finds in MLflow.
+    form, of a checkpoint, or of what tracking/model_registry.py finds.
 
     data_dir: where prepared data sets lie; a checkpoint has its catalog from the one that it was trained on.
     Raises InputError naming what is missing, damaged or does not agree.

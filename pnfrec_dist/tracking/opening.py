@@ -1,4 +1,4 @@
-"""What MLflow is told of a run at its start: settings, data, code."""
+"""The opening of a run in MLflow: its name, settings, data and code."""
 
 import contextlib
 import json

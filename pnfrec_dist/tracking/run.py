@@ -1,4 +1,4 @@
-"""MLflow: one run per training. The driver keeps records (spool.py), and a thread of it sends them."""
+"""A run in MLflow: the driver writes records to a spool (spool.py), and a thread of it sends them (sender.py)."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""What a run has to tell MLflow, kept in its directory until MLflow has it.
+"""The spool: a run's records for MLflow, kept in its directory until MLflow has them.
 
 tracking.jsonl   one record a line, in order
 tracking.sent    how many of them MLflow has

@@ -1,4 +1,4 @@
-"""Use of the machine that the driver runs on, measured by MLflow's own monitors and kept as records like all else."""
+"""System metrics of the driver's machine: measured by MLflow's own monitors, kept as records like all others."""
 
 import contextlib
 import threading

@@ -8,7 +8,7 @@ checksums.json          sha256 of the files above
 COMMITTED               sha256 of checksums.json, written last
 
 Any number of ranks, with the table sharded or not, opens what any other number wrote. Ranks write into a draft beside
-the checkpoints, each its part, and rank 0 makes it a checkpoint by renaming it (saver.py).
+the checkpoints, each its part, and rank 0 makes it a checkpoint by renaming it (checkpoint_manager.py).
 """
 
 import contextlib

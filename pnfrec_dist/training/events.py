@@ -1,5 +1,7 @@
-"""What a training tells while it goes: plain values, from rank 0 alone but for warnings and what a worker says of
-itself. Nothing here imports torch."""
+"""Events: what a training tells while it runs, as dataclasses of plain values.
+
+Rank 0 alone tells them, but for warnings and what a worker says of itself. Nothing here imports torch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

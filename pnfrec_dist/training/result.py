@@ -1,8 +1,8 @@
-"""What a finished run leaves beside its checkpoints, for reports and for a reader's own statistics.
+"""The result of a finished run, as files beside its checkpoints: for reports, and for your own statistics.
 
 result/result.json          settings, data, epochs with their metrics and seconds, the best one, test metrics, floors
 result/test_users.parquet   each test user's target rank, under the model and under each floor
-(outcome.py adds curves and lists of some users)
+(experiments/outcome.py adds curves and lists of some users)
 """
 
 import json

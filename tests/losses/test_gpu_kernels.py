@@ -115,12 +115,12 @@ def test_the_kernels_compile_for_a_gpu_within_its_shared_memory(capability: int,
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pnfrec_dist.losses import gpu_kernels as fused
+    from pnfrec_dist.losses import gpu_kernels
 
-    own, passing, tile_w, launch = fused._tile(width)
+    own, passing, tile_w, launch = gpu_kernels._tile(width)
     for kernel, sizes in (
-        (fused._softmax_mean, {"tile_t": own, "tile_n": passing}),
-        (fused._add_class_gradient, {"tile_t": passing, "tile_n": own, "grad_width": width}),
+        (gpu_kernels._softmax_mean, {"tile_t": own, "tile_n": passing}),
+        (gpu_kernels._add_class_gradient, {"tile_t": passing, "tile_n": own, "grad_width": width}),
     ):
         constants = {"width": width, "tile_w": tile_w, **sizes}
         types = {"hidden_ptr": "*bf16", "classes_ptr": "*bf16", **dict.fromkeys(constants, "constexpr")}

@@ -21,7 +21,7 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.losses.terms import needed_parts
 from pnfrec_dist.model.dual_encoder import PNFRec
-from pnfrec_dist.training import checkpoint_manager as saver_module
+from pnfrec_dist.training import checkpoint_manager
 from pnfrec_dist.training.checkpoint import load_model, read_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, checkpoints, newest_usable
 from pnfrec_dist.training.initial_model import build_model
@@ -42,13 +42,13 @@ def test_training_may_go_on_while_the_copy_is_written(tmp_path: Path, monkeypatc
     """The writing is held up until the weights have changed; the checkpoint has those of the moment of save()."""
     model, optimizer = fresh()
     before = model.item_table.weight.detach().clone()
-    go_on, real = threading.Event(), saver_module.write_part
+    go_on, real = threading.Event(), checkpoint_manager.write_part
 
     def held_up(*args: Any) -> None:
         assert go_on.wait(30)
         real(*args)
 
-    monkeypatch.setattr(saver_module, "write_part", held_up)
+    monkeypatch.setattr(checkpoint_manager, "write_part", held_up)
     saver = Saver(tmp_path, World(), "a", CheckpointSettings())
     saver.save(model, optimizer, state(1), 1, 0)
     assert saver.is_busy and not checkpoints(tmp_path)
@@ -131,7 +131,7 @@ def save_with_a_full_disk(world: World, run_dir: str, full_rank: int) -> None:
     """Step 1 is saved, step 2 fails on one rank, step 3 is saved again."""
     saver = Saver(Path(run_dir), world, "a", CheckpointSettings())
     model, optimizer = fresh(world)
-    real = saver_module.write_part
+    real = checkpoint_manager.write_part
     draft_2, tried = Path(run_dir) / "checkpoints/.step-000000002.a.writing", Path(run_dir) / "tried"
 
     def full(draft: Path, rank: int, files: Any, content: Any) -> None:
@@ -147,7 +147,7 @@ def save_with_a_full_disk(world: World, run_dir: str, full_rank: int) -> None:
     other = late if full_rank == 0 else real
     problems = {}
     for step in (1, 2, 3):
-        saver_module.write_part = real if step != 2 else full if world.rank == full_rank else other
+        checkpoint_manager.write_part = real if step != 2 else full if world.rank == full_rank else other
         saver.save(model, optimizer, state(step), step, 0)
         saver.wait()
         problems[step] = saver.problems()

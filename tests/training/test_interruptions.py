@@ -18,7 +18,7 @@ from helpers.ranks import with_torch
 from helpers.waiting import wait_until
 
 from pnfrec_dist.config.settings import CheckpointSettings, EncoderSettings, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data import loader as feed
+from pnfrec_dist.data import loader
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.training import loop
@@ -51,7 +51,7 @@ def keep_ledger(prepared: Path, run_dir: Path, ledger: Path, kill_at: int) -> No
     """Trains; writes down which users each finished step has read. Kills itself at the report of step `kill_at`."""
     torch.set_num_threads(1)
     rows_of: dict[int, list[int]] = {}
-    real_batch, real_step, read, steps = feed.train_batch, loop.train_step, [], 0
+    real_batch, real_step, read, steps = loader.train_batch, loop.train_step, [], 0
 
     def train_batch(data: Any, rows: Any, *rest: Any) -> Any:
         batch = real_batch(data, rows, *rest)
@@ -62,7 +62,7 @@ def keep_ledger(prepared: Path, run_dir: Path, ledger: Path, kill_at: int) -> No
         read[:] = [row for batch in batches for row in rows_of[id(batch)]]
         return real_step(model, encoders, optimizer, batches, *rest)
 
-    feed.train_batch, loop.train_step = train_batch, train_step
+    loader.train_batch, loop.train_step = train_batch, train_step
 
     def report(event: Event) -> None:
         nonlocal steps
