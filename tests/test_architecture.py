@@ -1,7 +1,9 @@
 """Rooms: imports point one way and in no circle, heavy packages have a home, files and functions stay small."""
 
 import ast
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +26,10 @@ FLOORS = [
 ]
 """A room imports from its own floor's own room and from floors above it in this list, which is written bottom up."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-BARE_ROOMS = {"errors", "distributed", "files", "config", "data", "model", "losses", "evaluation", "training"}
-"""They run where only BARE_PACKAGES are installed."""
-BARE_PACKAGES = {"torch", "triton", "numpy", "pyarrow", "safetensors", "yaml", "pnfrec_dist"}
+BARE_ROOMS = ("data", "model", "losses", "evaluation", "training")
+"""They, and what they import, run where only BARE_PACKAGES are installed."""
+BARE_PACKAGES = {"torch", "triton", "numpy", "pyarrow", "safetensors"}
 """torch brings triton where there is a GPU."""
-MORE_PACKAGES = {"pnfrec_dist.files.pages": {"markdown_it"}}
-"""Those of a module in BARE_ROOMS that no other of them imports."""
 HOME = {
     "pyspark": {"spark_jobs"},
     "py4j": {"spark_jobs"},
@@ -60,6 +60,15 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 350, 60, 7
+FREE_OF_LIMITS = {
+    "pnfrec_dist.losses.cross_entropy._CrossEntropy.forward": "its signature is torch.autograd.Function's",
+    "pnfrec_dist.losses.gpu_kernels._softmax_mean": "a kernel is given pointers and sizes one by one",
+    "pnfrec_dist.losses.gpu_kernels._add_class_gradient": "a kernel is given pointers and sizes one by one",
+}
+COMMAND_AND_ITS_MODULE = {("recommend", "recommender"), ("reproduce", "reproduction"), ("train", "trainer")}
+STEM, ENDING = 4, 5
+"""Letters: words with so long a STEM in common, and no longer ENDING, are one word, differently inflected."""
 EACH_MODULE = pytest.mark.parametrize("module", MODULES)
 
 
@@ -134,8 +143,61 @@ def test_heavy_packages_stay_home(module: str) -> None:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("pnfrec_dist.") and room(m) in BARE_ROOMS])
 def test_training_runs_on_a_bare_gpu_box(module: str) -> None:
-    packages = {name.split(".")[0] for name in imports(MODULES[module])}
-    extra = packages - BARE_PACKAGES - MORE_PACKAGES.get(module, set()) - set(sys.stdlib_module_names)
-    assert not extra, f"{module} imports {extra}"
-    if module not in MORE_PACKAGES:
-        assert not imports(MODULES[module]) & MORE_PACKAGES.keys(), f"{module} needs more than a bare box has"
+    needed, waiting = set(), [module]
+    while waiting:
+        for other in imports(MODULES[waiting.pop()]) - needed:
+            needed.add(other)
+            waiting += [other] if other in MODULES else []
+    extra = {name.split(".")[0] for name in needed} - {"pnfrec_dist"} - BARE_PACKAGES - set(sys.stdlib_module_names)
+    assert not extra, f"{module} and what it imports need {extra}"
+
+
+def functions(tree: ast.AST, within: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """(Dotted name, definition) of all functions and methods, also of those in functions."""
+    for node in ast.iter_child_nodes(tree):
+        named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        name = f"{within}.{node.name}" if named else within
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield name, node
+        yield from functions(node, name)
+
+
+def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """self and cls not counted."""
+    arguments = function.args
+    named = [arg.arg for arg in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len(named) - (named[:1] in (["self"], ["cls"])) + bool(arguments.vararg) + bool(arguments.kwarg)
+
+
+@EACH_MODULE
+def test_files_and_functions_are_small(module: str) -> None:
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_FILE_LINES, f"{module} is to be cut along its duties"
+    for name, function in functions(ast.parse(text), module):
+        if name not in FREE_OF_LIMITS:
+            lines = (function.end_lineno or 0) - function.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{name} has {lines} lines"
+            assert num_parameters(function) <= MAX_PARAMETERS, f"{name} has {num_parameters(function)} parameters"
+
+
+def test_what_is_free_of_limits_is_there_and_over_them() -> None:
+    found = {}
+    for module in {name.split("._")[0] for name in FREE_OF_LIMITS}:
+        found |= dict(functions(ast.parse(MODULES[module].read_text(encoding="utf-8")), module))
+    assert all(num_parameters(found[name]) > MAX_PARAMETERS for name in FREE_OF_LIMITS)
+
+
+def inflected(one: str, other: str) -> bool:
+    """Whether the names differ by an ending alone: "result" and "results", "plan" and "planning"."""
+    (head, _, last), (other_head, _, other_last) = one.rpartition("_"), other.rpartition("_")
+    same = (letter == other for letter, other in zip(last, other_last, strict=False))
+    stem = sum(itertools.takewhile(bool, same))
+    within = max(len(last), len(other_last)) <= stem + ENDING
+    return head == other_head and last != other_last and stem >= STEM and within
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_two_modules_differ_by_a_suffix_alone(package: str) -> None:
+    names = sorted({path.stem for path in (ROOT / package).rglob("*.py")})
+    alike = {pair for pair in itertools.combinations(names, 2) if inflected(*pair)}
+    assert alike <= COMMAND_AND_ITS_MODULE, f"nobody tells them apart: {sorted(alike - COMMAND_AND_ITS_MODULE)}"

@@ -54,7 +54,7 @@ COVERED_BY = {
     "pnfrec_dist.experiments.plan": "experiments/test_reproduction.py",
     "pnfrec_dist.experiments.plots": "experiments/test_reproduction.py",
     "pnfrec_dist.experiments.report": "experiments/test_reproduction.py",
-    "pnfrec_dist.experiments.results": "experiments/test_reproduction.py",
+    "pnfrec_dist.experiments.comparison": "experiments/test_reproduction.py",
     "tune.records": "tune/test_space.py",
     "tune.report": "integration/test_tune.py",
     "tune.search": "tune/test_space.py",

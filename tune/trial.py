@@ -15,9 +15,9 @@ from typing import Any
 
 from ray import tune
 
-from pnfrec_dist.cluster.planning import WorkerPlan
 from pnfrec_dist.cluster.session import name_ray_to_helpers, prepare_process
 from pnfrec_dist.cluster.trainer import ray_options
+from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from pnfrec_dist.cluster.planning import WorkerPlan
+from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.errors import InputError, RunError
 
 POLL_SECONDS = 1.0

@@ -16,10 +16,10 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from pnfrec_dist.cluster.event_board import remote_board
-from pnfrec_dist.cluster.planning import WorkerPlan
 from pnfrec_dist.cluster.session import RayOptions
 from pnfrec_dist.cluster.watchdog import FailureReport, Watchdog
 from pnfrec_dist.cluster.worker import OwnRendezvous, Phase, WorkerTask, run_worker
+from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import RunError
 from pnfrec_dist.files.locations import Location

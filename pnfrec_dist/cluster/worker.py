@@ -16,7 +16,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, get_device
 
 from pnfrec_dist.cluster.event_board import BoardHooks
-from pnfrec_dist.cluster.planning import WorkerPlan
+from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World

@@ -21,14 +21,14 @@ from pnfrec_dist.evaluation.metrics import (
     metric_title,
 )
 from pnfrec_dist.experiments import plots
-from pnfrec_dist.experiments.published import published_width
-from pnfrec_dist.experiments.results import (
+from pnfrec_dist.experiments.comparison import (
     REFERENCE,
     Comparison,
     Recorded,
     curve_points,
     write_tables,
 )
+from pnfrec_dist.experiments.published import published_width
 from pnfrec_dist.files.atomic import replaced_directory
 from pnfrec_dist.files.pages import html_of_markdown, page
 from pnfrec_dist.files.tables import markdown_table

@@ -18,12 +18,12 @@ from pnfrec_dist.cluster.trainer import ray_options
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.experiments.comparison import Comparison, Recorded
 from pnfrec_dist.experiments.options import Options
 from pnfrec_dist.experiments.plan import Training
 from pnfrec_dist.experiments.progress import HEADLINE
 from pnfrec_dist.experiments.published import published_figures
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
-from pnfrec_dist.experiments.results import Comparison, Recorded
 from pnfrec_dist.experiments.tracked_training import WAY_OUT, Job, train
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings, print_settings
-from pnfrec_dist.cluster.planning import WorkerPlan
 from pnfrec_dist.cluster.session import ray_session
 from pnfrec_dist.cluster.signals import stop_requests
 from pnfrec_dist.cluster.trainer import ray_options, run_training
 from pnfrec_dist.cluster.worker import Phase
+from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData

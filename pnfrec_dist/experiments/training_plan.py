@@ -4,7 +4,7 @@ import re
 
 import psutil
 
-from pnfrec_dist.cluster.planning import WorkerPlan
+from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.conf_files import conf_names, load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.config.registry import CROSS_ENTROPIES

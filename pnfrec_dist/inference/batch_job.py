@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ def recommend(settings: RecommendSettings) -> int:
                     done[part.number] = made
                     progress.show(part.rows)
 
-                work = (files.making, trained, data.raw_item_ids(), _list_settings(settings), filters, wanted)
-                run_units(plan, _make_part, work, missing, on_done)
+                job = _Job(files.making, trained, data.raw_item_ids(), _list_settings(settings), filters, wanted)
+                run_units(plan, _make_part, [job], missing, on_done)
         made = [done[number] for number in sorted(done)]
         users, popular, rows = (sum(getattr(part, name) for part in made) for name in ("users", "popular", "rows"))
         files.publish(made, {"run": settings.run, **request, "users": users, "popular": popular, "rows": rows})
@@ -69,24 +70,30 @@ def recommend(settings: RecommendSettings) -> int:
     return 0
 
 
-def _make_part(
-    use_gpu: bool,
-    cpus: float,
-    part: UserPart,
-    making: Path,
-    trained: Exported,
-    data_raw_ids: pa.Array,
-    settings: ListSettings,
-    filters: Filters,
-    wanted: pa.Array | None,
-) -> Part:
+@dataclass(frozen=True)
+class _Job:
+    """What all parts have in common."""
+
+    making: Path
+    """directory of the parts"""
+    trained: Exported
+    raw_ids: pa.Array
+    """of the data set's items"""
+    settings: ListSettings
+    filters: Filters
+    wanted: pa.Array | None
+    """raw ids of users; None: all"""
+
+
+def _make_part(use_gpu: bool, cpus: float, part: UserPart, job: _Job) -> Part:
     """What one Ray task does."""
     torch.set_num_threads(max(1, int(cpus)))
-    maker = ListMaker(trained, data_raw_ids, settings, filters, torch.device("cuda" if use_gpu else "cpu"))
-    users = read_users(part, len(data_raw_ids), wanted)
+    device = torch.device("cuda" if use_gpu else "cpu")
+    maker = ListMaker(job.trained, job.raw_ids, job.settings, job.filters, device)
+    users = read_users(part, len(job.raw_ids), job.wanted)
     lists = maker.make(users)
     popular = pc.sum(pc.and_(lists["is_popular"], pc.equal(lists["rank"], 1))).as_py() or 0
-    return write_part(making, part.number, lists, len(users), popular)
+    return write_part(job.making, part.number, lists, len(users), popular)
 
 
 def show(settings: RecommendSettings) -> int:

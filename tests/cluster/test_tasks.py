@@ -8,8 +8,8 @@ import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from pnfrec_dist.cluster import tasks
-from pnfrec_dist.cluster.planning import WorkerPlan
 from pnfrec_dist.cluster.tasks import MAX_LOST, run_units
+from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.errors import InputError, RunError
 
 PLAN = WorkerPlan(2, False, 3.0)

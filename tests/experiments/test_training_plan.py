@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pnfrec_dist.cluster.planning import WorkerPlan
+from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.settings import EncoderSettings, Settings, TrainSettings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.errors import InputError

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pnfrec_dist.cluster.planning import Node, WorkerPlan
+from pnfrec_dist.cluster.worker_plan import Node, WorkerPlan
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pnfrec_dist.cluster.planning import Node, WorkerPlan, plan_workers
+from pnfrec_dist.cluster.worker_plan import Node, WorkerPlan, plan_workers
 from pnfrec_dist.errors import InputError
 
 
