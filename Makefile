@@ -72,7 +72,7 @@ mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 	--workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
 test: $(STAMP)  ## the test suite (some 7 minutes; not the slow ones)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the tests that take minutes each (an hour): kills, a bot, a Spark cluster, a browser, 200 leak cases
 	@$(BIN)/python -m pytest -m slow

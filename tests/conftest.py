@@ -7,15 +7,18 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as commands d
 os.environ.setdefault("RAY_worker_niceness", "0")  # else workers wait for whatever runs beside them
 
 import contextlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 from pnfrec_dist.data.schema import (
     HOLDOUT_SCHEMA,
@@ -32,6 +35,7 @@ from pnfrec_dist.data.schema import (
 from pnfrec_dist.files.locations import sha256_of
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
 SHARED = ("spark", "ray_here", "server")
 """Fixtures of a session that take long to start."""
 
@@ -155,23 +159,31 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], s
     return put
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `--dist loadgroup`, the files that use what takes long to start run in one process, which starts it once.
+def _group(nodeid: str) -> str:
+    """The process of a test run that a test belongs to: that of what its file shares, else one of the file's own.
 
-    They come first, then the files that start processes of their own, so that all processes end together.
+    Read from the file's text, as the scheduler's process collects no tests.
     """
-    files: dict[Path, set[str]] = {}
-    for item in items:
-        files.setdefault(item.path, set()).update(getattr(item, "fixturenames", []))
+    file = nodeid.partition("::")[0]
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return next((name for name in SHARED if re.search(rf"\b{name}: |\"{name}\"", text)), file)
 
-    def group(item: pytest.Item) -> str:
-        return next((name for name in SHARED if name in files[item.path]), item.path.stem)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that use what takes long to start come first, then those that start processes of their own, so that all
+    processes of a test run end together."""
     ranks = {name: number for number, name in enumerate([*SHARED, "integration", "training"])}
-    items.sort(key=lambda item: min(ranks.get(group(item), 9), ranks.get(item.path.parent.name, 9)))
+    items.sort(key=lambda item: min(ranks.get(_group(item.nodeid), 9), ranks.get(item.path.parent.name, 9)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """One Spark session, one Ray and one MLflow server for all processes: the files that use one run in one process."""
+
+    class ByShared(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return ByShared(config, log)
 
 
 SOAK = pytest.StashKey[list[tuple[str, str, str]]]()

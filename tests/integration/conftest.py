@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import FileLock
+from helpers.commands import started
 from helpers.mlflow_server import mlflow_server
-from helpers.preparation import prepared_in
 
 from spark_jobs.synthetic import generate
 
@@ -18,10 +18,10 @@ TRAIN = {"encoder": {"hidden_size": 16}, "train": {"batch_size": 64}, "epochs": 
 
 
 @pytest.fixture(scope="session")
-def new_workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """Makes directories with own conf/, raw ratings of 300 users over 120 items, and the data set tiny made of them.
 
-    It is built once for all processes of the test run.
+    It is built once for all processes of the test run, by the command, whose Spark ends with it.
     """
 
     def build(directory: Path) -> None:
@@ -33,7 +33,8 @@ def new_workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         table = generate(3, users=300, items=120)[0]
         lines = ["user,item,rating,timestamp", *(",".join(map(str, row)) for row in table)]
         (directory / "raw" / "ratings.csv").write_text("\n".join(lines) + "\n")
-        prepared_in(request.getfixturevalue("spark"), directory, "--dataset", "tiny", "--raw", "raw")
+        done = started(directory, "spark_jobs", "--dataset", "tiny", "--raw", "raw")
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def new() -> Path:
         base = tmp_path_factory.getbasetemp()
