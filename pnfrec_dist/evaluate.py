@@ -14,7 +14,7 @@ def main(args: Sequence[str]) -> int:
     settings = parse_flags(EvaluateSettings, EvaluateSettings(), args, PROG)
     if not settings.run:
         raise InputError(f"--run is missing; name the model, such as runs/<run>; see {PROG} --help")
-    from pnfrec_dist.inference.gamma import run  # torch takes seconds to import
+    from pnfrec_dist.inference.gamma_search import run  # torch takes seconds to import
 
     return run(settings)
 

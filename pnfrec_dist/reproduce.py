@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from pnfrec_dist.cli import run_command
 from pnfrec_dist.cluster.environment import stay_on_this_machine
-from pnfrec_dist.experiments.options import parse
-from pnfrec_dist.experiments.plan import planned
+from pnfrec_dist.experiments.reproduction_options import parse
+from pnfrec_dist.experiments.reproduction_plan import planned
 
 
 def main(args: Sequence[str]) -> int:

@@ -20,10 +20,10 @@ from pnfrec_dist.data.schema import (
 from pnfrec_dist.files.locations import Location
 from spark_jobs import transforms
 from spark_jobs.clean import date_of
-from spark_jobs.figures import Distributions, draw
 from spark_jobs.quantile import histograms
 from spark_jobs.reading import Readable, Reader
 from spark_jobs.report import LENGTHS, length_quantiles, render_report
+from spark_jobs.report_figures import Distributions, draw
 from spark_jobs.sequences import user_sequences
 from spark_jobs.session import at_once
 from spark_jobs.sources import RawFile

@@ -5,7 +5,7 @@ import textwrap
 
 from pnfrec_dist.config.dataset_settings import ExpectedSettings
 from pnfrec_dist.data.schema import SPLITS, Manifest
-from pnfrec_dist.files.pages import html_table, page, paragraph
+from pnfrec_dist.files.html_pages import html_table, page, paragraph
 from pnfrec_dist.files.tables import GAP, text_table
 from spark_jobs.clean import date_of
 from spark_jobs.quantile import ranked

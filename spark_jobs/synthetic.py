@@ -24,13 +24,9 @@ DISLIKED_GENRES = 6
 TITLES = "items.csv"
 
 
-def generate_ratings(seed: int = 0, *, users: int = USERS, items: int = ITEMS) -> np.ndarray:
-    """About users * 50 rows of int64 (user, item, rating 1..5, epoch seconds), in order of user, then time."""
-    return _generate(seed, users, items)[0]
-
-
-def _generate(seed: int, users: int, items: int) -> tuple[np.ndarray, np.ndarray]:
-    """(the ratings, rows of (item, genre, place on its ring) in order of item)."""
+def generate(seed: int = 0, users: int = USERS, items: int = ITEMS) -> tuple[np.ndarray, np.ndarray]:
+    """(About users * 50 rows of (user, item, rating 1..5, epoch seconds), in order of user, then time; rows of (item,
+    genre, place on its ring) in order of item), int64 each."""
     rng = np.random.default_rng(seed)
     genre_of = rng.permutation(np.arange(items) % GENRES)
     popularity = rng.lognormal(0.0, 1.2, items)
@@ -102,7 +98,7 @@ def _exposure(popularity: np.ndarray, affinity: np.ndarray, unseen: np.ndarray, 
 def write_ratings(path: Path, seed: int = 0) -> None:
     """Writes `path` (user,item,rating,timestamp), and before it items.csv (item,title) beside it, in one move each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ratings, catalog = _generate(seed, USERS, ITEMS)
+    ratings, catalog = generate(seed)
     for file, rows, header, fmt in (
         (path.with_name(TITLES), catalog, "item,title", "%d,Genre %d No. %d"),
         (path, ratings, "user,item,rating,timestamp", "%d,%d,%d,%d"),

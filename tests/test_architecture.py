@@ -39,10 +39,10 @@ HOME = {
     "mlflow": {"pnfrec_dist/tracking", "pnfrec_dist/inference/pyfunc.py", "pnfrec_dist/inference/pyfunc_script.py"},
     "tyro": {"pnfrec_dist/cli.py"},
     "yaml": {"pnfrec_dist/config/conf_files.py", "tune/report.py"},
-    "rich": {"pnfrec_dist/experiments/progress.py", "tune/watch.py"},
-    "matplotlib": {"pnfrec_dist/experiments/plots.py", "spark_jobs/figures.py"},
+    "rich": {"pnfrec_dist/experiments/terminal_progress.py", "tune/watch.py"},
+    "matplotlib": {"pnfrec_dist/experiments/plots.py", "spark_jobs/report_figures.py"},
     "triton": {"pnfrec_dist/losses/gpu_kernels.py"},
-    "markdown_it": {"pnfrec_dist/files/pages.py"},
+    "markdown_it": {"pnfrec_dist/files/html_pages.py"},
     "fcntl": {"pnfrec_dist/files/locks.py"},
 }
 SPARK_JOBS_NEED = {"data.schema", "files", "config", "errors", "cli"}

@@ -21,7 +21,7 @@ from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings,
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.checksums import cache_directory
+from pnfrec_dist.files.content_hash import cache_directory
 from pnfrec_dist.files.locations import sha256_of
 from pnfrec_dist.training.checkpoint_manager import checkpoints
 from pnfrec_dist.training.loop import Hooks, TrainLoop

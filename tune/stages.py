@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from pnfrec_dist.cluster.signals import stop_requests
+from pnfrec_dist.cluster.stop_signals import stop_requests
 from pnfrec_dist.cluster.worker_plan import Node, WorkerPlan, plan_workers
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.tracking.run import TrackedRun

@@ -20,14 +20,14 @@ from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.experiments.progress import headline_table
+from pnfrec_dist.experiments.terminal_progress import headline_table
 from pnfrec_dist.experiments.tracked_training import WAY_OUT, Job, train
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.text import duration
 from pnfrec_dist.tracking.address import tracking_uri
-from pnfrec_dist.tracking.opening import Opening, opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun
+from pnfrec_dist.tracking.run_start import Opening, opening_of_training
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.result import read_result
 from pnfrec_dist.training.run_directory import AUTO_MAY_CHANGE, RUN_FILE, Run, read_run

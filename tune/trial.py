@@ -25,8 +25,8 @@ from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.experiments.tracked_training import Job, Outcome, run_tracked, taken_up
 from pnfrec_dist.files.locations import Location
-from pnfrec_dist.tracking.opening import opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun
+from pnfrec_dist.tracking.run_start import opening_of_training
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.events import Earlier, Event, Warned, WorkersFailed, epochs_of
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, read_run

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from pnfrec_dist.cluster.environment import RAY_ENVIRONMENT
-from pnfrec_dist.cluster.signals import terminated_as_interrupted
+from pnfrec_dist.cluster.stop_signals import terminated_as_interrupted
 from pnfrec_dist.cluster.worker_plan import DEFAULT_CPU_WORKERS, Node, WorkerPlan, plan_workers
 from pnfrec_dist.errors import InputError, RunError
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.files.atomic import writing
-from pnfrec_dist.files.checksums import UNUSED_DAYS, has_sha256, remove_unused_notes
+from pnfrec_dist.files.content_hash import UNUSED_DAYS, has_sha256, remove_unused_notes
 from pnfrec_dist.files.locations import Location, sha256_of
 
 FIELDS = ("offsets", "values")

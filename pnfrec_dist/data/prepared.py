@@ -28,7 +28,7 @@ from pnfrec_dist.data.schema import (
     require_content,
 )
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.checksums import cache_directory
+from pnfrec_dist.files.content_hash import cache_directory
 from pnfrec_dist.files.locations import Location
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees

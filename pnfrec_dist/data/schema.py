@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.checksums import has_sha256
+from pnfrec_dist.files.content_hash import has_sha256
 from pnfrec_dist.files.locations import Location, reading
 
 SCHEMA_VERSION = 3
@@ -198,7 +198,7 @@ def check_listing(directory: Path | Location, manifest: Manifest) -> None:
 
 
 def require_content(file: Location, sha256: str, directory: Location) -> None:
-    """Compares a file of the data set in `directory` with its sha256, once a machine (files/checksums.py).
+    """Compares a file of the data set in `directory` with its sha256, once a machine (files/content_hash.py).
 
     Raises InputError naming it.
     """

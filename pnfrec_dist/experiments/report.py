@@ -28,9 +28,9 @@ from pnfrec_dist.experiments.comparison import (
     curve_points,
     write_tables,
 )
-from pnfrec_dist.experiments.published import published_width
+from pnfrec_dist.experiments.paper_figures import published_width
 from pnfrec_dist.files.atomic import replaced_directory
-from pnfrec_dist.files.pages import html_of_markdown, page
+from pnfrec_dist.files.html_pages import html_of_markdown, page
 from pnfrec_dist.files.tables import markdown_table
 from pnfrec_dist.files.text import counted, duration, four, signed, span
 

@@ -19,19 +19,19 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.comparison import Comparison, Recorded
-from pnfrec_dist.experiments.options import Options
-from pnfrec_dist.experiments.plan import Training
-from pnfrec_dist.experiments.progress import HEADLINE
-from pnfrec_dist.experiments.published import published_figures
+from pnfrec_dist.experiments.paper_figures import published_figures
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
+from pnfrec_dist.experiments.reproduction_options import Options
+from pnfrec_dist.experiments.reproduction_plan import Training
+from pnfrec_dist.experiments.terminal_progress import HEADLINE
 from pnfrec_dist.experiments.tracked_training import WAY_OUT, Job, train
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.text import duration
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
 from pnfrec_dist.tracking.address import tracking_uri
-from pnfrec_dist.tracking.opening import Opening, code_versions, opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun, model_name
+from pnfrec_dist.tracking.run_start import Opening, code_versions, opening_of_training
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, SCORE_TAG
 from pnfrec_dist.training.result import read_result, read_test_users
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, choose_run, finished_run, read_run, trained

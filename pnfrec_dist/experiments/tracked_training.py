@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings, print_settings
 from pnfrec_dist.cluster.session import ray_session
-from pnfrec_dist.cluster.signals import stop_requests
+from pnfrec_dist.cluster.stop_signals import stop_requests
 from pnfrec_dist.cluster.trainer import ray_options, run_training
 from pnfrec_dist.cluster.worker import Phase
 from pnfrec_dist.cluster.worker_plan import WorkerPlan
@@ -17,13 +17,13 @@ from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.experiments.outcome import log_outcome
-from pnfrec_dist.experiments.progress import ProgressReport, headline_table
+from pnfrec_dist.experiments.logged_result import log_outcome
+from pnfrec_dist.experiments.terminal_progress import ProgressReport, headline_table
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.tracking.address import shown, tracking_uri
-from pnfrec_dist.tracking.opening import Opening, opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun
+from pnfrec_dist.tracking.run_start import Opening, opening_of_training
 from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking.system_metrics import MachineMetrics
 from pnfrec_dist.training.events import BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of

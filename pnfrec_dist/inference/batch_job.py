@@ -22,12 +22,12 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location, sha256_of
 from pnfrec_dist.files.text import counted, duration
 from pnfrec_dist.inference.artifact import Exported
-from pnfrec_dist.inference.cards import card_text, cards
-from pnfrec_dist.inference.filters import parts_with, read_filters, read_ids
+from pnfrec_dist.inference.item_filters import parts_with, read_filters, read_ids
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
-from pnfrec_dist.inference.output import ListFiles, Part, write_part
+from pnfrec_dist.inference.list_output import ListFiles, Part, write_part
 from pnfrec_dist.inference.recommender import require_gamma
 from pnfrec_dist.inference.trained_model import open_trained
+from pnfrec_dist.inference.user_cards import card_text, cards
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 LINE_SECONDS = 10.0

@@ -12,7 +12,7 @@ from mlflow.exceptions import RestException
 
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.tracking.address import shown
-from pnfrec_dist.tracking.opening import Opening, dataset_input, origin_tags
+from pnfrec_dist.tracking.run_start import Opening, dataset_input, origin_tags
 from pnfrec_dist.tracking.sender import RUNNING, Sender
 from pnfrec_dist.tracking.spool import RECORDS, Spool, locked
 

@@ -2,7 +2,7 @@
 
 result/result.json          settings, data, epochs with their metrics and seconds, the best one, test metrics, floors
 result/test_users.parquet   each test user's target rank, under the model and under each floor
-(experiments/outcome.py adds curves and lists of some users)
+(experiments/logged_result.py adds curves and lists of some users)
 """
 
 import json

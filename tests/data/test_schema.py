@@ -11,7 +11,7 @@ from pnfrec_dist.data.prepared import TRAINING_PARTS, open_prepared
 from pnfrec_dist.data.schema import read_manifest, write_manifest
 from pnfrec_dist.data.user_histories import user_parts
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files import checksums
+from pnfrec_dist.files import content_hash
 from pnfrec_dist.files.locations import Location, sha256_of
 
 
@@ -152,7 +152,7 @@ def test_only_what_is_read_is_compared_once_a_machine(
 ) -> None:
     """Opening, as each worker and each trial does, reads no file; a split is compared when it is first read."""
     monkeypatch.setenv("PNFREC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(checksums, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(content_hash, "SETTLED_SECONDS", -1.0)
     read = _counts_reads(monkeypatch)
     open_prepared(prepared)
     assert read == []

@@ -13,11 +13,11 @@ from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.experiments.comparison import Comparison, Recorded, curve_points
-from pnfrec_dist.experiments.options import Options
-from pnfrec_dist.experiments.plan import Training, planned
-from pnfrec_dist.experiments.published import published_figures
+from pnfrec_dist.experiments.paper_figures import published_figures
 from pnfrec_dist.experiments.report import About, write_report
 from pnfrec_dist.experiments.reproduction import recorded, still_missing
+from pnfrec_dist.experiments.reproduction_options import Options
+from pnfrec_dist.experiments.reproduction_plan import Training, planned
 from pnfrec_dist.training.events import Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.result import DIRECTORY, RESULT, read_result, read_test_users

@@ -15,8 +15,8 @@ from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.user_histories import UserLists, find_users, read_users, user_ids, user_parts
 from pnfrec_dist.inference.artifact import Exported
-from pnfrec_dist.inference.cards import before_split, card_text, cards
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings, joined
+from pnfrec_dist.inference.user_cards import before_split, card_text, cards
 from pnfrec_dist.training.initial_model import build_model
 
 CPU = torch.device("cpu")

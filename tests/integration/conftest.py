@@ -11,7 +11,7 @@ from filelock import FileLock
 from helpers.mlflow_server import mlflow_server
 from helpers.preparation import prepared_in
 
-from spark_jobs.synthetic import generate_ratings
+from spark_jobs.synthetic import generate
 
 DATASET = {"source": {"files": "ratings.csv"}, "feedback": {"threshold": 4}}
 TRAIN = {"encoder": {"hidden_size": 16}, "train": {"batch_size": 64}, "epochs": 3}
@@ -30,7 +30,7 @@ def new_workspace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
             file.parent.mkdir(parents=True)
             file.write_text(yaml.safe_dump(content))
         (directory / "raw").mkdir()
-        table = generate_ratings(3, users=300, items=120)
+        table = generate(3, users=300, items=120)[0]
         lines = ["user,item,rating,timestamp", *(",".join(map(str, row)) for row in table)]
         (directory / "raw" / "ratings.csv").write_text("\n".join(lines) + "\n")
         prepared_in(request.getfixturevalue("spark"), directory, "--dataset", "tiny", "--raw", "raw")

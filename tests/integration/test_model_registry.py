@@ -11,8 +11,8 @@ from mlflow.models import Model
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.tracking import __main__ as flush
-from pnfrec_dist.tracking.opening import opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun
+from pnfrec_dist.tracking.run_start import opening_of_training
 from pnfrec_dist.tracking.sender import FINISHED, SCORE_TAG
 from pnfrec_dist.training.run_directory import Run
 

@@ -16,7 +16,7 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.data.schema import read_manifest
 from pnfrec_dist.errors import InputError
 from spark_jobs import prepare
-from spark_jobs.synthetic import generate_ratings
+from spark_jobs.synthetic import generate
 
 pytestmark = pytest.mark.integration
 
@@ -44,7 +44,7 @@ def workspace(new_workspace: Callable[[], Path]) -> Path:
 def test_prepared_data_set_is_whole_and_adds_up(workspace: Path) -> None:
     data = open_prepared(workspace / "data/prepared/tiny")
     counts = data.manifest.counts
-    raw_rows = len(generate_ratings(3, users=300, items=120))
+    raw_rows = len(generate(3, users=300, items=120)[0])
     assert counts["read"]["rows"] == raw_rows
     assert counts["interactions"]["rows"] + counts["quarantined"]["rows"] + counts["deduplicated"]["rows"] == raw_rows
     users, holdout = data.train(), data.holdout("test")

@@ -23,11 +23,11 @@ from pnfrec_dist.config.settings import EncoderSettings, Settings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.experiments.outcome import log_outcome
+from pnfrec_dist.experiments.logged_result import log_outcome
 from pnfrec_dist.tracking import __main__ as flush
 from pnfrec_dist.tracking import run as tracking
-from pnfrec_dist.tracking.opening import opening_of_training
 from pnfrec_dist.tracking.run import TrackedRun
+from pnfrec_dist.tracking.run_start import opening_of_training
 from pnfrec_dist.tracking.sender import FINISHED, KILLED
 from pnfrec_dist.training.events import BestTested, EpochDone, Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop

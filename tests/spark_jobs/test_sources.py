@@ -19,7 +19,7 @@ from pnfrec_dist.errors import InputError
 from spark_jobs import session
 from spark_jobs.fetch import obtain_raw
 from spark_jobs.sources import HEADER_AGAIN, ROLES, check_files, find_raw, position, read_rows
-from spark_jobs.synthetic import generate_ratings
+from spark_jobs.synthetic import generate
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def test_missing_raw_data_names_path_and_way_out(tmp_path: Path) -> None:
 
 
 def test_synthetic_ratings_are_seeded_and_shaped_as_promised() -> None:
-    first, again, other = generate_ratings(0), generate_ratings(0), generate_ratings(1)
+    first, again, other = generate(0)[0], generate(0)[0], generate(1)[0]
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     user, item, rating, time = first.T
     assert len(np.unique(user)) == 2000 and len(np.unique(item)) == 1000

@@ -3,8 +3,8 @@
 import pytest
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.experiments.options import parse
-from pnfrec_dist.experiments.plan import planned
+from pnfrec_dist.experiments.reproduction_options import parse
+from pnfrec_dist.experiments.reproduction_plan import planned
 
 
 @pytest.mark.parametrize(

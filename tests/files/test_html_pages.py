@@ -3,7 +3,7 @@
 import re
 from html.parser import HTMLParser
 
-from pnfrec_dist.files.pages import html_of_markdown, html_table, page, paragraph
+from pnfrec_dist.files.html_pages import html_of_markdown, html_table, page, paragraph
 from pnfrec_dist.files.tables import markdown_table
 
 NASTY = 'a<b> & "c"'

@@ -3,8 +3,8 @@
 import pytest
 
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
-from pnfrec_dist.experiments import progress
-from pnfrec_dist.experiments.progress import LINE_SECONDS, ProgressReport, duration, headline_table
+from pnfrec_dist.experiments import terminal_progress
+from pnfrec_dist.experiments.terminal_progress import LINE_SECONDS, ProgressReport, duration, headline_table
 from pnfrec_dist.training.events import Alive, EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
 
@@ -34,7 +34,7 @@ def test_a_long_epoch_has_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(terminal_progress.time, "monotonic", lambda: now)
     with ProgressReport(max_epochs=2, first_epoch=1, num_workers=2) as report:
         for number in (1, 2, 3):
             report.show(StepDone(1, number, 10, 1.5, 100.0))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pnfrec_dist.files import checksums
-from pnfrec_dist.files.checksums import UNUSED_DAYS, cache_directory, has_sha256, remove_unused_notes
+from pnfrec_dist.files import content_hash
+from pnfrec_dist.files.content_hash import UNUSED_DAYS, cache_directory, has_sha256, remove_unused_notes
 from pnfrec_dist.files.locations import Location, sha256_of
 
 
@@ -22,7 +22,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every file had been written long ago."""
-    monkeypatch.setattr(checksums, "SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr(content_hash, "SETTLED_SECONDS", -1.0)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pnfrec_dist.cluster.signals import stop_requests, terminated_as_interrupted
+from pnfrec_dist.cluster.stop_signals import stop_requests, terminated_as_interrupted
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,11 +7,11 @@ from pathlib import Path
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.experiments import plots
-from pnfrec_dist.experiments.progress import headline_markdown_table
+from pnfrec_dist.experiments.terminal_progress import headline_markdown_table
 from pnfrec_dist.files.tables import write_csv
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY, Exported, of_checkpoint
-from pnfrec_dist.inference.cards import write_cards
 from pnfrec_dist.inference.pyfunc import save_model
+from pnfrec_dist.inference.user_cards import write_cards
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.training.events import BestTested, EpochDone
 from pnfrec_dist.training.result import DIRECTORY as RESULT_DIRECTORY

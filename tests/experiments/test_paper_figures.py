@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.experiments.published import published_figures, published_width
+from pnfrec_dist.experiments.paper_figures import published_figures, published_width
 
 
 def test_published_figures_are_read_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

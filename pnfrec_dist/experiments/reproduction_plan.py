@@ -12,7 +12,7 @@ from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, nearest
 from pnfrec_dist.evaluation.baselines import BASELINES
-from pnfrec_dist.experiments.options import CURVES, Options
+from pnfrec_dist.experiments.reproduction_options import CURVES, Options
 
 
 @dataclass(frozen=True)

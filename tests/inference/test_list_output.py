@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.inference.output import ListFiles, Part, write_part
+from pnfrec_dist.inference.list_output import ListFiles, Part, write_part
 
 TABLE = pa.table({"user_id": ["a", "a", "b"], "rank": [1, 2, 1]})
 

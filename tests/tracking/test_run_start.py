@@ -6,8 +6,8 @@ import pytest
 
 from pnfrec_dist.config.settings import LossSettings, Settings
 from pnfrec_dist.data.prepared import open_prepared
-from pnfrec_dist.tracking import opening
-from pnfrec_dist.tracking.opening import code_versions, dataset_input, opening_of_training, origin_tags
+from pnfrec_dist.tracking import run_start
+from pnfrec_dist.tracking.run_start import code_versions, dataset_input, opening_of_training, origin_tags
 
 
 def test_a_training_is_named_and_its_settings_are_params(prepared: Path) -> None:
@@ -21,12 +21,12 @@ def test_a_training_is_named_and_its_settings_are_params(prepared: Path) -> None
 
 def test_data_and_code_are_told(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_prepared(prepared)
-    monkeypatch.setattr(opening, "git_commit", lambda: "")
+    monkeypatch.setattr(run_start, "git_commit", lambda: "")
     tags = origin_tags(data.manifest)
     assert tags["data_digest"] == data.manifest.digest and "mlflow.source.git.commit" not in tags
     assert "torch " in tags["versions"] and "Python 3" in tags["versions"]
     assert code_versions().startswith("no repositor")
-    monkeypatch.setattr(opening, "git_commit", lambda: "0123456789abcdef-dirty")
+    monkeypatch.setattr(run_start, "git_commit", lambda: "0123456789abcdef-dirty")
     assert origin_tags(data.manifest)["mlflow.source.git.commit"] == "0123456789abcdef-dirty"
     assert code_versions().startswith("0123456789ab, torch ")
     assert len(dataset_input(data.manifest, data.directory)["digest"]) <= 36, "MLflow takes no longer one"
