@@ -76,7 +76,6 @@ class TrainBatch:
     negative: Sequences | None
     contrast: Contrast | None
     sampled: Sampled | None
-    num_users: int
 
 
 @dataclass(frozen=True)

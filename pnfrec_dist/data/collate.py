@@ -70,7 +70,6 @@ def train_batch(
         negative=sequences[1] if wanted.negative else None,
         contrast=contrast,
         sampled=_sampled(draw, next(tensors), device) if draw is not None else None,
-        num_users=len(rows),
     )
 
 

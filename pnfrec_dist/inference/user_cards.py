@@ -17,6 +17,8 @@ from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
 
 LAST = 5
 """Likes and dislikes shown."""
+USERS, LENGTH = 20, 10
+"""Of the cards that a training writes: how many, and how long their lists are."""
 
 Entry = tuple[str, float]
 """raw item id, score"""
@@ -62,11 +64,11 @@ def cards(maker: ListMaker, raw_ids: pa.Array, users: UserLists) -> list[Card]:
     return found
 
 
-def write_cards(file: Path, trained: Exported, data: PreparedData, count: int = 20, top_k: int = 10) -> None:
+def write_cards(file: Path, trained: Exported, data: PreparedData) -> None:
     """The cards of some validation users, the first by id."""
-    wanted = data.user_ids("validation").sort().slice(0, count)
+    wanted = data.user_ids("validation").sort().slice(0, USERS)
     raw_ids, titles = data.raw_item_ids(), data.titles()
-    settings = ListSettings(top_k, gamma=0.0, keep_seen=False, batch_size=count)
+    settings = ListSettings(LENGTH, gamma=0.0, keep_seen=False, batch_size=USERS)
     maker = ListMaker(trained, raw_ids, settings, Filters(), torch.device("cpu"))
     found = [card for users in find_users(data, wanted) for card in cards(maker, raw_ids, users)]
     text = "\n\n".join(card_text(card, titles) for card in sorted(found, key=lambda card: card.user_id))

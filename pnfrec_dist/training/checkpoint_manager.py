@@ -75,8 +75,6 @@ class Saver:
 
     def __init__(self, run_dir: Path, world: World, attempt: str, settings: CheckpointSettings) -> None:
         self.run_dir, self.world, self.attempt, self.settings = run_dir, world, attempt, settings
-        self.copy_seconds = 0.0
-        """what the last save made training wait"""
         self._thread: threading.Thread | None = None
         self._problems: list[str] = []
         self._writers = 1
@@ -90,7 +88,6 @@ class Saver:
 
     def save(self, model: PNFRec, optimizer: Optimizer, state: dict[str, Any], total_steps: int, best: int) -> None:
         """Begins a checkpoint of the moment; waits for the one before to end. best: the best epoch's, which stays."""
-        started = time.monotonic()
         self.wait()
         files, state = own_tensors(model, optimizer, self.world), {"item_rows": model.item_table.bounds, **state}
         self._writers = self.world.size if model.item_table.is_sharded else 1
@@ -105,7 +102,6 @@ class Saver:
             self._thread.start()
         else:
             self._write(files, state, target, best)
-        self.copy_seconds = time.monotonic() - started
 
     def wait(self) -> None:
         """Returns when nothing is being written any more."""

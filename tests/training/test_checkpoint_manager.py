@@ -104,20 +104,22 @@ def test_what_a_checkpoint_costs(
         ml1m_like(items=items), np.arange(users), settings.encoder, needed_parts(settings.loss), torch.device("cpu")
     )
 
-    def seconds(total_steps: int) -> float:
+    def seconds(total_steps: int) -> tuple[float, float]:
+        """(all, of that the save until training goes on)."""
         started = time.monotonic()
         if total_steps:
             saver.save(model, optimizer, state(total_steps), total_steps, 0)
+        saved = time.monotonic()
         for _ in range(steps):
             train_step(model, model.encoders, optimizer, [batch], Objective(settings), World(), Requests())
         assert not saver.is_busy  # else the next steps would pay for it
-        return time.monotonic() - started
+        return time.monotonic() - started, saved - started
 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         seconds(0)
-        rows = [(seconds(0), seconds(round_ + 1), saver.copy_seconds) for round_ in range(rounds)]
+        rows = [(seconds(0)[0], *seconds(round_ + 1)) for round_ in range(rounds)]
     finally:
         torch.set_num_threads(threads)
     plain, saved, copy = (statistics.median(column) for column in zip(*rows, strict=True))
