@@ -125,7 +125,7 @@ def spark() -> Iterator[object]:
     """One local Spark session for all tests that use Spark in this process."""
     from spark_jobs.session import spark_session
 
-    session = spark_session("local[2]")
+    session = spark_session("local[2]", input_bytes=16 << 20)  # the compiler that pays in a long session
     yield session
     session.stop()
 

@@ -24,9 +24,9 @@ SAMPLES = {
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_quantiles_are_numpys(spark: SparkSession, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Few buckets, so that many passes are needed."""
-    monkeypatch.setattr(quantile, "BUCKETS", 8)
+    monkeypatch.setattr(quantile, "BUCKETS", 32)
     values = SAMPLES[kind](np.random.default_rng(1))
-    frame = spark.createDataFrame([(float(v),) for v in values], "value double").repartition(2)
+    frame = spark.createDataFrame([(float(v),) for v in values], "value double").repartition(2).cache()
     fractions = [0.0, 0.37, 0.9, 1.0]
     found = order_statistics(frame, "value", fractions)
     assert found == [np.quantile(values, q, method="nearest") for q in fractions]
