@@ -1,4 +1,4 @@
-"""Losses computed for some targets at a time, whose logits are made again in backward.
+"""What losses over sampled items share, and losses computed for some targets at a time.
 
 T real targets.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pnfrec_dist.config.settings import Settings
-from pnfrec_dist.losses.catalog_loss import FLOAT, StepExtent
+from pnfrec_dist.losses.catalog_loss import FLOAT, CatalogLoss, StepExtent
 from pnfrec_dist.losses.cross_entropy import blocks
 
 CHUNK_LOGITS = 1 << 21
@@ -33,8 +33,15 @@ def wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def bytes_of_samples(extent: StepExtent, settings: Settings) -> int:
-    """What sampled items and their logits take at a time."""
-    drawn, width = settings.sampled.num_items, settings.encoder.hidden_size
-    distinct = min(drawn, extent.num_items)
-    return FLOAT * (6 * drawn + 3 * width * distinct + 4 * max(CHUNK_LOGITS, distinct))
+class SampledItemsLoss(CatalogLoss):
+    """A loss over items that each step draws, sampled.num_items of them."""
+
+    samples_items = True
+
+    def bytes(self, extent: StepExtent, settings: Settings) -> int:
+        drawn, width = settings.sampled.num_items, settings.encoder.hidden_size
+        distinct = min(drawn, extent.num_items)
+        return FLOAT * (6 * drawn + 3 * width * distinct + 4 * max(CHUNK_LOGITS, distinct))
+
+    def ways_to_save(self, settings: Settings) -> dict[str, float]:
+        return {"a lower --sampled.num-items": 0.5}

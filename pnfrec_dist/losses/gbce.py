@@ -8,20 +8,18 @@ from torch.nn import functional as F
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import require
-from pnfrec_dist.losses.catalog_loss import CatalogLoss, StepExtent, Targets
-from pnfrec_dist.losses.chunks import bytes_of_samples, in_chunks, wide
+from pnfrec_dist.losses.catalog_loss import Targets
+from pnfrec_dist.losses.chunks import SampledItemsLoss, in_chunks, wide
 from pnfrec_dist.model.item_table import ItemTable
 
 
-class GeneralisedBCE(CatalogLoss):
+class GeneralisedBCE(SampledItemsLoss):
     """loss = -(b log sigmoid(s_t) + sum_{j in sample, j != t} log(1 - sigmoid(s_j))), s = hidden . item.
 
     b = a (c (1 - 1/a) + 1/a), where a = K / (N - 1) is the share of sampled negatives and c in [0, 1] is
     sampled.gbce_calibration; c = 0 is plain BCE. An item drawn m times counts m times. The sample, shared by all
     targets, is to be uniform.
     """
-
-    samples_items = True
 
     def require(self, settings: Settings) -> None:
         distribution = settings.sampled.distribution
@@ -42,12 +40,6 @@ class GeneralisedBCE(CatalogLoss):
 
         inputs = targets.hidden_TD, targets.samples.target_TD, targets.targets_T
         return in_chunks(losses, len(sampled.items_K), targets.weights_T, *inputs)
-
-    def bytes(self, extent: StepExtent, settings: Settings) -> int:
-        return bytes_of_samples(extent, settings)
-
-    def ways_to_save(self, settings: Settings) -> dict[str, float]:
-        return {"a lower --sampled.num-items": 0.5}
 
 
 GBCE = GeneralisedBCE()

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from pnfrec_dist.config.settings import Settings
-from pnfrec_dist.losses.catalog_loss import CatalogLoss, StepExtent, Targets
-from pnfrec_dist.losses.chunks import bytes_of_samples, in_chunks, wide
+from pnfrec_dist.losses.catalog_loss import Targets
+from pnfrec_dist.losses.chunks import SampledItemsLoss, in_chunks, wide
 from pnfrec_dist.model.item_table import ItemTable
 
 
-class SampledSoftmax(CatalogLoss):
+class SampledSoftmax(SampledItemsLoss):
     """The softmax, its sum over items estimated from a sample that all targets of a step share.
 
     loss = log(exp(s_t) + sum_{j in sample, j != t} exp(s_j - log_expected_j)) - s_t, s = hidden . item. Each sampled
@@ -20,8 +20,6 @@ class SampledSoftmax(CatalogLoss):
     IEEE TNN 2008). The target is not drawn but always there, so it is not corrected (that this matters is shown by
     Khrylchenko et al., RecSys '25), and a sampled item that is the target is left out.
     """
-
-    samples_items = True
 
     def __call__(self, targets: Targets, table: ItemTable, settings: Settings) -> tuple[Tensor, Tensor]:
         assert targets.samples is not None
@@ -35,12 +33,6 @@ class SampledSoftmax(CatalogLoss):
 
         inputs = targets.hidden_TD, targets.samples.target_TD, targets.targets_T
         return in_chunks(losses, len(sampled.items_K), targets.weights_T, *inputs)
-
-    def bytes(self, extent: StepExtent, settings: Settings) -> int:
-        return bytes_of_samples(extent, settings)
-
-    def ways_to_save(self, settings: Settings) -> dict[str, float]:
-        return {"a lower --sampled.num-items": 0.5}
 
 
 SAMPLED_SOFTMAX = SampledSoftmax()
