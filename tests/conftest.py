@@ -136,12 +136,13 @@ def ray_here() -> Iterator[None]:
 
     It starts by itself although the environment names a cluster.
     """
-    from pnfrec_dist.cluster.session import RayOptions, ray_cluster
+    from pnfrec_dist.cluster.session import ray_cluster
+    from pnfrec_dist.cluster.worker_plan import WorkerOptions
 
     with contextlib.ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-            stack.enter_context(ray_cluster(RayOptions()))
+            stack.enter_context(ray_cluster(WorkerOptions()))
         yield
 
 

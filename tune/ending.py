@@ -18,9 +18,16 @@ class Ending(Stopper):
     over.
     """
 
-    def __init__(self, asked: threading.Event, seconds_left: float | None, running: Callable[[], list[Any]]) -> None:
-        """asked: by a signal; seconds_left: of the time budget; running: handles of the trials' actors."""
-        self.asked, self.running = asked, running
+    def __init__(
+        self,
+        asked: threading.Event,
+        seconds_left: float | None,
+        running: Callable[[], list[Any]],
+        on_poll: Callable[[], None] = lambda: None,
+    ) -> None:
+        """asked: by a signal; seconds_left: of the time budget; running: handles of the trials' actors; on_poll: called
+        as often as Tune asks whether to end."""
+        self.asked, self.running, self.on_poll = asked, running, on_poll
         self.deadline = None if seconds_left is None else time.monotonic() + seconds_left
         self.is_cut = False
         """by the time budget"""
@@ -40,4 +47,6 @@ class Ending(Stopper):
             while left:  # a dead actor answers at once, with an error that nobody asks for
                 _, left = ray.wait(left, timeout=POLL_SECONDS)
             self.is_over = True
+        if not self.is_over:
+            self.on_poll()
         return self.is_over

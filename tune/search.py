@@ -14,8 +14,9 @@ from ray.tune.search.optuna import OptunaSearch
 from tune.records import Record, trial_name
 from tune.space import Parameter, Point, Stage, rounded
 
-SCORE, EPOCH = "score", "epoch"
-"""Keys of what a trial reports: its best validation NDCG_p@10 so far, and the epoch."""
+SCORE, EPOCH, SILENCE = "score", "epoch", "silent_seconds"
+"""Keys of what a trial reports: its best validation NDCG_p@10 so far, the epoch, and how long its training has told
+nothing."""
 ATTEMPTS = 100
 """To find a point that was not suggested before, until a space counts as used up."""
 

@@ -1,6 +1,7 @@
 """One stage of a sweep on Ray Tune: its trials, as many at a time as the cluster holds."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -15,7 +16,7 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from pnfrec_dist.cluster.stop_signals import stop_requests
-from pnfrec_dist.cluster.worker_plan import Node, WorkerPlan, plan_workers
+from pnfrec_dist.cluster.worker_plan import Node, WorkerOptions, WorkerPlan, plan_workers
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.training.run_directory import RUN_FILE, read_run
@@ -36,9 +37,16 @@ TUNE_ENVIRONMENT = {
 }
 """Read by Ray Tune: no loggers beside ours, no tables, patience with trials that are stopping, signals are ours."""
 
-DRIVER = {"memory": 1.0}
-"""What a trial asks for itself: a byte, since Tune wants something. Its workers ask for their CPUs or GPUs; were the
-trial to hold a CPU as well, trials could take all of them and wait for their workers for ever."""
+
+def resources(plan: WorkerPlan) -> dict[str, float]:
+    """What a trial's process asks for: what its only worker needs, which it is itself, else a byte.
+
+    Several workers ask for their CPUs or GPUs themselves; were the trial to hold a CPU as well, trials could take all
+    of them and wait for their workers for ever.
+    """
+    if not plan.in_this_process:
+        return {"memory": 1.0}
+    return {"cpu": plan.cpus_per_worker, **({"gpu": 1.0} if plan.use_gpu else {})}
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,9 @@ def plan_trials(nodes: Sequence[Node], workers: int, gpus_per_trial: int | None,
     places = sum(min(node.cpus, node.gpus) for node in nodes) if gpus_per_trial else cpus
     fitting = int(places // (gpus_per_trial or workers))
     concurrent = max(1, min(fitting, most or fitting))
-    each = plan_workers(None if gpus_per_trial else workers, gpus_per_trial, nodes, at_a_time=concurrent)
-    return TrialPlan(each, concurrent)
+    wanted = WorkerOptions(num_workers=None if gpus_per_trial else workers, num_gpus=gpus_per_trial)
+    each = plan_workers(wanted, nodes, at_a_time=concurrent)
+    return TrialPlan(dataclasses.replace(each, in_this_process=each.num_workers == 1), concurrent)
 
 
 @dataclass(frozen=True)
@@ -110,14 +119,16 @@ def run_stage(stage: Stage, trial: Assignment, concurrent: int, seconds_left: fl
     how |= {"scheduler": scheduler(stage, settings.epochs, ended)}
     freed = contextlib.nullcontext() if settings.ray_address else _placement_groups_freed()
     with watch, freed, stop_requests() as asked:
-        ending = Ending(asked, seconds_left, watch.running)
+        own = trial.plan.in_this_process  # else Ray Train watches over the trial's workers
+        on_poll = (lambda: watch.kill_stuck(settings.stall_timeout)) if own else (lambda: None)
+        ending = Ending(asked, seconds_left, watch.running, on_poll)
         _fit(trial, {"point": tune.grid_search(points)} if points else {}, how, watch, ending)
     is_over = watch.done >= missing or (search is not None and search.is_exhausted)
     is_cut = ending.is_cut and not is_over
     _tidy(directory, watch.records, trial.uri)
     records = [*watch.records, *(watch.cut_off() if is_cut else [])]
-    own = sum(record.seconds for record in records if record.name not in over)
-    return StageResult(records, is_over, is_cut, time.monotonic() - started, own)
+    of_trials = sum(record.seconds for record in records if record.name not in over)
+    return StageResult(records, is_over, is_cut, time.monotonic() - started, of_trials)
 
 
 def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], watch: Watch, ending: Ending) -> None:
@@ -126,13 +137,14 @@ def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], wat
         os.environ.setdefault(name, value)
     files = Path(assignment.directory) / "ray"
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(Trial, assignment=assignment), DRIVER),
+        tune.with_resources(tune.with_parameters(Trial, assignment=assignment), resources(assignment.plan)),
         param_space=space,
         tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id, **how),
         run_config=tune.RunConfig(
             name=str(time.time_ns()),
             storage_path=str(files),
             callbacks=[watch],
+            failure_config=tune.FailureConfig(max_failures=assignment.settings.max_failures),
             stop=ending,
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
 from pnfrec_dist.cluster.session import ray_cluster
-from pnfrec_dist.cluster.trainer import ray_options
+from pnfrec_dist.cluster.worker_plan import worker_options
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
@@ -28,7 +28,7 @@ from pnfrec_dist.files.text import duration
 from pnfrec_dist.tracking.address import tracking_uri
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import Opening, opening_of_training
-from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
+from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.result import read_result
 from pnfrec_dist.training.run_directory import AUTO_MAY_CHANGE, RUN_FILE, Run, read_run
 from tune.options import Options, base_settings
@@ -44,7 +44,7 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     """Runs what is missing of a sweep, reports, and returns the exit code. Raises InputError, RunError."""
     settings = base_settings(options, stages[0], {})
     data, uri = open_data(settings), tracking_uri()
-    wanted = ray_options(settings)
+    wanted = worker_options(settings)
     with _own_directory(options, stages, settings, data) as run, ray_cluster(wanted, dashboard=True) as nodes:
         plan = plan_trials(nodes, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
         if plan.workers.use_gpu:

@@ -1,7 +1,7 @@
 """One trial: the training path of `python -m pnfrec_dist.train`, without a test, as Ray Tune's Trainable.
 
-Ray Train runs inside: this actor is the driver of its own workers. A class and not a function, because Tune then asks
-a trial to stop (cleanup), which ends after the step in progress with a checkpoint, instead of killing it.
+Its actor is the only worker, or the driver of workers on Ray Train. A class and not a function, as Tune then asks a
+trial to stop (cleanup), which ends after the step in progress with a checkpoint, instead of killing it.
 """
 
 import contextlib
@@ -16,8 +16,7 @@ from typing import Any
 from ray import tune
 
 from pnfrec_dist.cluster.session import name_ray_to_helpers, prepare_process
-from pnfrec_dist.cluster.trainer import ray_options
-from pnfrec_dist.cluster.worker_plan import WorkerPlan
+from pnfrec_dist.cluster.worker_plan import WorkerPlan, worker_options
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
@@ -27,11 +26,11 @@ from pnfrec_dist.experiments.tracked_training import Job, Outcome, run_tracked, 
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import opening_of_training
-from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
+from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.events import Earlier, Event, Warned, WorkersFailed, epochs_of
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, read_run
 from tune.records import State, trial_name
-from tune.search import EPOCH, SCORE
+from tune.search import EPOCH, SCORE, SILENCE
 from tune.space import Point, described, with_point
 
 LOG, SOURCE = "trial.log", "python -m tune"
@@ -72,6 +71,8 @@ class Trial(tune.Trainable):
         self.newest: dict[str, Any] = {EPOCH: 0, SCORE: 0.0, "own": 0.0, "seconds": 0.0, "trained": False, "failed": ""}
         self.earlier_seconds = 0.0
         self.asked_to_stop, self.started = threading.Event(), time.monotonic()
+        self.heard = self.started
+        """when the training last told anything"""
         self.thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self.thread.start()
 
@@ -80,7 +81,7 @@ class Trial(tune.Trainable):
         try:
             return self.items.get(timeout=HEARING_SECONDS)
         except queue.Empty:
-            return self.newest | {"trial_seconds": self._seconds()}
+            return self.newest | self._times()
 
     def cleanup(self) -> None:
         self.asked_to_stop.set()
@@ -94,6 +95,7 @@ class Trial(tune.Trainable):
 
     def show(self, event: Event) -> None:
         """Of a display: what the training tells."""
+        self.heard = time.monotonic()
         for epoch in epochs_of(event):
             if epoch.epoch > self.newest[EPOCH]:
                 self.earlier_seconds += epoch.seconds if isinstance(event, Earlier) else 0.0
@@ -112,10 +114,11 @@ class Trial(tune.Trainable):
         """own: the epoch's score; score: the best so far, which the searcher and the scheduler go by."""
         best = max(score, self.newest[SCORE])
         self.newest = {**self.newest, EPOCH: epoch, SCORE: best, "own": score, "seconds": seconds}
-        self.items.put(self.newest | {"trial_seconds": self._seconds()})
+        self.items.put(self.newest | self._times())
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self.started + self.earlier_seconds
+    def _times(self) -> dict[str, float]:
+        now = time.monotonic()
+        return {"trial_seconds": now - self.started + self.earlier_seconds, SILENCE: now - self.heard}
 
     def _run(self) -> None:
         ending: dict[str, Any] = {"done": True}
@@ -126,13 +129,14 @@ class Trial(tune.Trainable):
         except BaseException as error:
             ending["failed"] = f"{type(error).__name__}: {error}"
             self.line(traceback.format_exc())
-        self.items.put(self.newest | ending | {"trial_seconds": self._seconds()})
+        self.items.put(self.newest | ending | self._times())
 
     def _train(self) -> bool:
         """Whether it came to its end."""
         work = self.assignment
-        prepare_process(ray_options(work.settings))
-        name_ray_to_helpers()
+        if not work.plan.in_this_process:
+            prepare_process(worker_options(work.settings))
+            name_ray_to_helpers()
         settings = with_point(work.settings, self.point, work.stage)
         data = open_prepared(Location(work.data_dir))
         run = Run(self.directory, to_mapping(settings), data.manifest.digest)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 from rich.console import Console
@@ -13,11 +14,13 @@ from rich.table import Table
 
 from pnfrec_dist.files.text import duration, score
 from tune.records import Record, State, begin_record, best_of, trial_name, write_record
-from tune.search import EPOCH
+from tune.search import EPOCH, SILENCE
 from tune.space import Point, described
 
 SHOWN = 12
 """Rows of the live table."""
+START_SECONDS = 60.0
+"""What a trial's process is given to begin, beyond the stall timeout."""
 
 
 class Watch(Callback):
@@ -35,6 +38,10 @@ class Watch(Callback):
         self.started: dict[str, float] = {}
         self.epochs: dict[str, list[dict[str, Any]]] = {}
         self.newest: dict[str, dict[str, Any]] = {}
+        self.heard: dict[str, float] = {}
+        """when a trial last told of progress"""
+        self.stuck: dict[str, str] = {}
+        """why a trial's process was killed"""
         self.points: dict[str, Point] = {}
         self.trials: dict[str, TuneTrial] = {}
         self.console = Console(highlight=False, soft_wrap=True)
@@ -62,13 +69,14 @@ class Watch(Callback):
         key = trial.trial_id
         self.trials[key], self.points[key] = trial, trial.config["point"]
         self.started[key], self.epochs[key] = time.monotonic(), []
+        self.heard[key] = self.started[key] + START_SECONDS
         begin_record(self.directory / trial_name(self.points[key]), self.points[key])
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any
     ) -> None:
         epochs, key = self.epochs[trial.trial_id], trial.trial_id
-        self.newest[key] = result
+        self.newest[key], self.heard[key] = result, time.monotonic() - result[SILENCE]
         if result[EPOCH] > (epochs[-1]["epoch"] if epochs else 0):
             epochs.append({"epoch": result[EPOCH], "score": result["own"], "seconds": result["seconds"]})
         self._refresh()
@@ -85,12 +93,22 @@ class Watch(Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         if trial.trial_id not in self.points:  # before it had started
             self._begun(trial)
-        self._ended(trial.trial_id, "failed", "its process died")
+        self._ended(trial.trial_id, "failed", self.stuck.get(trial.trial_id, "its process died"))
 
     def running(self) -> list[Any]:
         """Handles of the actors of the trials that did not end."""
         actors = (trial.temporary_state.ray_actor for trial in self.trials.values())
         return [actor for actor in actors if actor is not None]
+
+    def kill_stuck(self, seconds: float) -> None:
+        """Kills the processes of trials without progress for so long. Tune starts them again, --max-failures times."""
+        for key, trial in self.trials.items():
+            silence, actor = time.monotonic() - self.heard[key], trial.temporary_state.ray_actor
+            if silence > seconds and actor is not None:
+                self.stuck[key] = f"no progress for {silence:.0f} s (--stall-timeout {seconds:g})"
+                self._line(f"killed    {described(self.points[key])}: {self.stuck[key]}")
+                self.heard[key] = time.monotonic() + START_SECONDS
+                ray.kill(actor)
 
     def cut_off(self) -> list[Record]:
         """Those that the time budget stopped, of which Tune says nothing. They go on another time."""

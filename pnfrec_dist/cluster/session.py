@@ -1,44 +1,36 @@
-"""Ray itself: starting it on this machine, or joining a cluster."""
+"""Ray itself: starting it on this machine, or joining a cluster. Importing it takes a second: that waits until then."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
-
-import ray
 
 from pnfrec_dist.cluster.environment import RAY_ENVIRONMENT
 from pnfrec_dist.cluster.stop_signals import terminated_as_interrupted
-from pnfrec_dist.cluster.worker_plan import DEFAULT_CPU_WORKERS, Node, WorkerPlan, plan_workers
+from pnfrec_dist.cluster.worker_plan import Node, WorkerOptions, WorkerPlan, plan_workers, this_machine
 from pnfrec_dist.errors import InputError, RunError
 
 
-@dataclass(frozen=True)
-class RayOptions:
-    """What a command asks of Ray."""
-
-    address: str = ""
-    """of a running cluster; empty: start Ray on this machine"""
-    num_workers: int | None = None
-    """None: see plan_workers"""
-    num_gpus: int | None = None
-    min_workers: int | None = None
-    """as few as this will do when a machine is lost; None: all are needed"""
-    stall_timeout: float | None = None
-    """seconds that a worker of Ray Train may be silent; None: as Ray has it"""
-
-
 @contextlib.contextmanager
-def ray_session(options: RayOptions) -> Iterator[WorkerPlan]:
-    """Ray, and the plan of a single run's workers."""
+def planned_workers(options: WorkerOptions, *, dry_run: bool = False) -> Iterator[WorkerPlan]:
+    """The plan of a single run's workers, with Ray running where they need it.
+
+    A single worker of this machine is this process, which needs none; nor does a dry run.
+    """
+    if not options.address:
+        plan = plan_workers(options, [this_machine(options.num_workers)])
+        if plan.num_workers == 1 or dry_run:
+            with terminated_as_interrupted():
+                yield dataclasses.replace(plan, in_this_process=plan.num_workers == 1)
+            return
     with ray_cluster(options) as nodes:
-        yield plan_workers(options.num_workers, options.num_gpus, nodes, options.min_workers)
+        yield plan_workers(options, nodes)
 
 
-def prepare_process(options: RayOptions) -> None:
+def prepare_process(options: WorkerOptions) -> None:
     """What Ray Train reads in a process that starts trainings."""
     own = {}
     if options.stall_timeout is not None:
@@ -56,6 +48,7 @@ def name_ray_to_helpers() -> None:
     The one that frees what a training held whose driver died asks the dashboard, and does not find it where another
     Ray runs on the machine.
     """
+    import ray
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # not Ray's public face: sweeps alone need it
 
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
@@ -63,13 +56,15 @@ def name_ray_to_helpers() -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster(options: RayOptions, *, dashboard: bool = False) -> Iterator[list[Node]]:
+def ray_cluster(options: WorkerOptions, *, dashboard: bool = False) -> Iterator[list[Node]]:
     """Ray on this machine or a connection to options.address: the nodes that it sees.
 
     Where this process has a Ray already, as a notebook may, that one is used and left running. On this machine a CPU
     worker counts as one CPU even where cores are fewer than workers. dashboard: where several trainings share this
     Ray; through it, Ray Train frees what a training held whose driver died.
     """
+    import ray
+
     prepare_process(options)
     if ray.is_initialized() and not options.address:
         with terminated_as_interrupted():
@@ -80,8 +75,8 @@ def ray_cluster(options: RayOptions, *, dashboard: bool = False) -> Iterator[lis
         _require_ray(options.address)
         ours["address"] = options.address
     else:  # its own, whatever cluster runs or ran on this machine
-        cpus = max(os.cpu_count() or 1, options.num_workers or DEFAULT_CPU_WORKERS)
-        ours |= {"address": "local", "include_dashboard": dashboard, "num_cpus": cpus}
+        cpus = this_machine(options.num_workers).cpus
+        ours |= {"address": "local", "include_dashboard": dashboard, "num_cpus": int(cpus)}
     try:
         ray.init(**ours)
     except Exception as error:  # Ray's own are of any class
@@ -98,6 +93,8 @@ def ray_cluster(options: RayOptions, *, dashboard: bool = False) -> Iterator[lis
 
 
 def _nodes() -> list[Node]:
+    import ray
+
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive]
 

@@ -1,10 +1,7 @@
-"""Ray tasks: units of work over workers, some at a time. Ray runs again what a lost worker had."""
+"""Units of work over workers, some at a time, as Ray tasks. Ray runs again what a lost worker had."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-
-import ray
-from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.errors import InputError, RunError
@@ -21,11 +18,18 @@ def run_units(
     units: Iterable[Any],
     on_done: Callable[[Any, Any], None],
 ) -> None:
-    """Calls work(plan.use_gpu, cpus, unit, *arguments) for each unit, plan.num_workers at a time.
+    """Calls work(plan.use_gpu, cpus, unit, *arguments) for each unit, plan.num_workers at a time, or in this process.
 
-    Workers get the arguments through Ray's object store. on_done gets (unit, its result), in the order in which they
-    end. Raises InputError as a worker raised it, and RunError where a unit's worker was lost too often.
+    Ray's workers get the arguments through its object store. on_done gets (unit, its result), in the order in which
+    they end. Raises InputError as a worker raised it, and RunError where a unit's worker was lost too often.
     """
+    if plan.in_this_process:
+        for unit in units:
+            on_done(unit, work(plan.use_gpu, plan.cpus_per_worker, unit, *arguments))
+        return
+    import ray
+    from ray.exceptions import RayTaskError, WorkerCrashedError
+
     shared = [ray.put(argument) for argument in arguments]
     remote: Any = ray.remote(num_cpus=plan.cpus_per_worker, num_gpus=int(plan.use_gpu), max_retries=MAX_LOST)(work)
     waiting, running = iter(units), {}

@@ -4,10 +4,8 @@ A worker that is lost, and one that is stuck, make Ray Train start all workers a
 checkpoint.
 """
 
-import contextlib
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,23 +14,17 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from pnfrec_dist.cluster.event_board import remote_board
-from pnfrec_dist.cluster.session import RayOptions
 from pnfrec_dist.cluster.watchdog import FailureReport, Watchdog
-from pnfrec_dist.cluster.worker import OwnRendezvous, Phase, WorkerTask, run_worker
+from pnfrec_dist.cluster.worker import OwnRendezvous, WorkerTask, run_worker
 from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import RunError
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.training.events import Event, Warned
+from pnfrec_dist.training.loop import Phase
+from pnfrec_dist.training.run_directory import write_failure
 
 POLL_SECONDS = 0.25
-
-
-def ray_options(settings: Settings) -> RayOptions:
-    """What a training asks of Ray."""
-    return RayOptions(
-        settings.ray_address, settings.num_workers, settings.num_gpus, settings.min_workers, settings.stall_timeout
-    )
 
 
 def run_training(
@@ -109,9 +101,5 @@ def _trainer(task: WorkerTask) -> TorchTrainer:
 
 def _say_failed(error: BaseException, reason: str, settings: Settings, run_dir: Path) -> str:
     """In a line; all that Ray says goes to a file."""
-    file, where = run_dir / "failure.txt", ""
-    with contextlib.suppress(OSError):
-        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-        where = f" (more in {file})"
     times = f"more than --max-failures {settings.max_failures} times"
-    return f"workers failed {times}, at last: {reason or error}{where}"
+    return f"workers failed {times}, at last: {reason or error}{write_failure(run_dir, error)}"

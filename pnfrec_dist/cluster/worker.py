@@ -5,7 +5,7 @@ import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -23,10 +23,7 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.training.events import Refused, WorkerStarted
-from pnfrec_dist.training.loop import Hooks, TrainLoop
-
-Phase = Literal["train", "test", "both"]
-"""train: no test users are met; test: of a run that was trained."""
+from pnfrec_dist.training.loop import Hooks, Phase, TrainLoop
 
 
 @dataclass(frozen=True)
@@ -57,9 +54,7 @@ def run_worker(config: dict[str, Any]) -> None:
     try:
         data = open_prepared(Location(task.data_dir))
         world, ways = World(rank, size, device), Hooks(hooks.report, hooks.should_stop, hooks.progress)
-        loop = TrainLoop(settings, data, Path(task.run_dir), world, ways)
-        if task.phase == "test" or (loop.train() and task.phase == "both"):
-            loop.test()
+        TrainLoop(settings, data, Path(task.run_dir), world, ways).run(task.phase)
         world.barrier()  # nobody closes its connections while another still reads
     except InputError as error:  # starting again would not help
         hooks.report(Refused(str(error)))

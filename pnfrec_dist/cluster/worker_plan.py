@@ -1,14 +1,38 @@
-"""Which workers a run gets: what its flags mean on the machines that Ray sees."""
+"""Which workers a run gets: what its flags mean on this machine, or on those of a cluster. No Ray in here."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 
 DEFAULT_CPU_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a command asks for: its workers, and the Ray that runs them."""
+
+    address: str = ""
+    """of a running Ray cluster; empty: this machine"""
+    num_workers: int | None = None
+    """None: see plan_workers"""
+    num_gpus: int | None = None
+    min_workers: int | None = None
+    """as few as this will do when a machine is lost; None: all are needed"""
+    stall_timeout: float | None = None
+    """seconds that a worker of Ray Train may be silent; None: as Ray has it"""
+
+
+def worker_options(settings: Settings) -> WorkerOptions:
+    """What a training asks for."""
+    return WorkerOptions(
+        settings.ray_address, settings.num_workers, settings.num_gpus, settings.min_workers, settings.stall_timeout
+    )
 
 
 @dataclass(frozen=True)
@@ -22,6 +46,8 @@ class WorkerPlan:
     """memory of a GPU of this machine, where workers use GPUs"""
     min_workers: int | None = None
     """as few as this will do while others are missing; None: all are needed"""
+    in_this_process: bool = False
+    """a single worker that needs no Ray"""
 
     def __str__(self) -> str:
         each = "1 GPU" if self.use_gpu else f"{self.cpus_per_worker:g} CPU"
@@ -31,30 +57,30 @@ class WorkerPlan:
 
 
 class Node(NamedTuple):
-    """What Ray sees of a machine."""
+    """A machine that workers may run on."""
 
     cpus: float
     gpus: float = 0.0
 
 
-def plan_workers(
-    num_workers: int | None,
-    num_gpus: int | None,
-    nodes: Sequence[Node],
-    min_workers: int | None = None,
-    at_a_time: int = 1,
-) -> WorkerPlan:
-    """What --num-workers, --num-gpus and --min-workers mean on a cluster of these nodes.
+def this_machine(num_workers: int | None = None) -> Node:
+    """A CPU worker counts as one CPU even where cores are fewer than workers."""
+    return Node(max(os.cpu_count() or 1, num_workers or DEFAULT_CPU_WORKERS), torch.cuda.device_count())
 
-    at_a_time: trainings with such workers. Raises InputError when the cluster has too few: Ray would wait for them
-    without a word.
+
+def plan_workers(options: WorkerOptions, nodes: Sequence[Node], at_a_time: int = 1) -> WorkerPlan:
+    """What --num-workers, --num-gpus and --min-workers mean on these nodes.
+
+    at_a_time: trainings with such workers. Raises InputError when there is too little for them: Ray would wait without
+    a word.
     """
+    num_workers, num_gpus, min_workers = options.num_workers, options.num_gpus, options.min_workers
     seen_cpus, seen_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     if num_gpus is None:
         num_gpus = int(seen_gpus) if num_workers is None else 0
     if num_gpus > seen_gpus:
         raise InputError(
-            f"--num-gpus {num_gpus}, but Ray sees {seen_gpus:g} GPUs; lower it, or use --num-workers for CPU workers"
+            f"--num-gpus {num_gpus}, but {seen_gpus:g} GPUs were found; lower it, or use --num-workers for CPU workers"
         )
     if num_gpus and num_workers not in (None, num_gpus):
         raise InputError(f"--num-workers {num_workers} and --num-gpus {num_gpus} differ; every GPU gets one worker")
@@ -64,7 +90,7 @@ def plan_workers(
         raise InputError(f"--min-workers {min_workers} is more than the {workers} workers wanted; lower it")
     cpus = _cpus_each(nodes, workers * at_a_time, use_gpu=num_gpus > 0)
     if least * cpus > seen_cpus:
-        raise InputError(f"{least} workers need {least} CPUs, but Ray sees {seen_cpus:g}; lower --num-workers")
+        raise InputError(f"{least} workers need {least} CPUs, but {seen_cpus:g} were found; lower --num-workers")
     gpu_bytes = torch.cuda.get_device_properties(0).total_memory if num_gpus and torch.cuda.is_available() else 0
     return WorkerPlan(workers, num_gpus > 0, cpus, gpu_bytes, min_workers if least < workers else None)
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
-from pnfrec_dist.cluster.session import ray_session
-from pnfrec_dist.cluster.trainer import ray_options
+from pnfrec_dist.cluster.session import planned_workers
+from pnfrec_dist.cluster.worker_plan import worker_options
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
@@ -32,7 +32,7 @@ from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
 from pnfrec_dist.tracking.address import tracking_uri
 from pnfrec_dist.tracking.run import TrackedRun, model_name
 from pnfrec_dist.tracking.run_start import Opening, code_versions, opening_of_training
-from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED, SCORE_TAG
+from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED, SCORE_TAG
 from pnfrec_dist.training.result import read_result, read_test_users
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, choose_run, finished_run, read_run, trained
 
@@ -51,7 +51,7 @@ def recorded(training: Training, data_digest: str) -> Recorded | None:
 def run_missing(
     trainings: Sequence[Training], data: PreparedData, uri: str, parent: str, after_seed: Callable[[list[str]], object]
 ) -> tuple[bool, list[str]]:
-    """Runs the trainings that have no result, on one Ray: (whether none was stopped, what became of those that failed).
+    """Runs the trainings that have no result: (whether none was stopped, what became of those that failed).
 
     parent: key of the run that MLflow shows them under; after_seed is told the failures so far. A training that fails
     is left out, the others go on.
@@ -60,7 +60,7 @@ def run_missing(
     missing = still_missing(trainings, digest)
     if not missing:
         return True, []
-    with ray_session(ray_options(missing[0].settings)) as plan:
+    with planned_workers(worker_options(missing[0].settings)) as plan:
         plans = [checked_plan(training.settings, data, plan) for training in missing]
         print(f"{missing[0].name}\n{plans[0]}", flush=True)
         for number, training in enumerate(missing, 1):

@@ -8,25 +8,23 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings, print_settings
-from pnfrec_dist.cluster.session import ray_session
+from pnfrec_dist.cluster.session import planned_workers
+from pnfrec_dist.cluster.single_worker import run_here
 from pnfrec_dist.cluster.stop_signals import stop_requests
-from pnfrec_dist.cluster.trainer import ray_options, run_training
-from pnfrec_dist.cluster.worker import Phase
-from pnfrec_dist.cluster.worker_plan import WorkerPlan
+from pnfrec_dist.cluster.worker_plan import WorkerPlan, worker_options
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
-from pnfrec_dist.experiments.logged_result import log_outcome
 from pnfrec_dist.experiments.terminal_progress import ProgressReport, headline_table
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.tracking.address import shown, tracking_uri
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import Opening, opening_of_training
-from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
-from pnfrec_dist.tracking.system_metrics import MachineMetrics
-from pnfrec_dist.training.events import BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of
+from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED
+from pnfrec_dist.training.events import Alive, BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of
+from pnfrec_dist.training.loop import Hooks, Phase
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, begin, choose_run
 
 WAY_OUT = "make room, or choose another --output-dir"
@@ -40,7 +38,7 @@ def drive(settings: Settings) -> int:
     run = choose_run(settings, data.manifest.digest)
     print(f"{settings.model} on {settings.dataset}")
     print_settings(flatten(to_mapping(settings)))
-    with ray_session(ray_options(settings)) as plan:
+    with planned_workers(worker_options(settings), dry_run=settings.dry_run) as plan:
         print(f"{checked_plan(settings, data, plan)}\ntracking: {shown(uri)}", flush=True)
         if settings.dry_run:
             print("dry run: nothing was trained")
@@ -192,9 +190,7 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
             display.show(event)
 
         if not stop.is_set():
-            with MachineMetrics(tracked):
-                directories = job.data.directory, run.directory
-                run_training(job.settings, job.plan, *directories, on_event, stop, job.phase)
+            _run_workers(job, tracked, on_event, stop)
         outcome.status = _status(outcome, job.phase)
     except Exception as error:
         outcome.failed, *_ = str(error).strip().splitlines() or [type(error).__name__]
@@ -218,6 +214,21 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
     return outcome
 
 
+def _run_workers(job: Job, tracked: TrackedRun, on_event: Callable[[Event], None], stop: threading.Event) -> None:
+    """A single worker is this process; more are Ray's, whose Ray Train takes seconds to import."""
+    from pnfrec_dist.tracking.system_metrics import MachineMetrics
+
+    with MachineMetrics(tracked):
+        if job.plan.in_this_process:
+            hooks = Hooks(on_event, stop.is_set, lambda: on_event(Alive()))
+            run_here(job.settings, job.plan, job.data, job.run.directory, hooks, job.phase)
+        else:
+            from pnfrec_dist.cluster.trainer import run_training
+
+            directories = job.data.directory, job.run.directory
+            run_training(job.settings, job.plan, *directories, on_event, stop, job.phase)
+
+
 def _status(outcome: Outcome, phase: Phase) -> str:
     """MLflow's, of workers that ended by themselves."""
     if (outcome.trained if phase == "train" else outcome.test) is not None:
@@ -227,6 +238,8 @@ def _status(outcome: Outcome, phase: Phase) -> str:
 
 def _log_test(job: Job, tracked: TrackedRun, outcome: Outcome) -> None:
     if outcome.test is not None:
+        from pnfrec_dist.experiments.logged_result import log_outcome  # which imports MLflow
+
         log_outcome(tracked, job.settings, job.data, outcome.in_order, outcome.test)
 
 

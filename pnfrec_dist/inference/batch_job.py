@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 
-from pnfrec_dist.cluster.session import RayOptions, ray_session
+from pnfrec_dist.cluster.session import planned_workers
 from pnfrec_dist.cluster.tasks import run_units
+from pnfrec_dist.cluster.worker_plan import WorkerOptions
 from pnfrec_dist.config.inference_settings import RecommendSettings
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
@@ -51,7 +52,7 @@ def recommend(settings: RecommendSettings) -> int:
             print(f"going on: {len(done)} of {len(parts)} parts are there", flush=True)
         missing = [part for part in parts if part.number not in done]
         if missing:
-            with ray_session(RayOptions(settings.ray_address, settings.num_workers, settings.num_gpus)) as plan:
+            with planned_workers(WorkerOptions(settings.ray_address, settings.num_workers, settings.num_gpus)) as plan:
                 print(plan, flush=True)
                 progress = _Progress(sum(part.rows for part in missing))
 

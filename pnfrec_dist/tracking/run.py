@@ -8,13 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import RestException
-
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.tracking.address import shown
 from pnfrec_dist.tracking.run_start import Opening, dataset_input, origin_tags
-from pnfrec_dist.tracking.sender import RUNNING, Sender
-from pnfrec_dist.tracking.spool import RECORDS, Spool, locked
+from pnfrec_dist.tracking.spool import RECORDS, RUNNING, Spool, locked
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a failed record is tried again: doubled each time."""
@@ -34,19 +31,15 @@ class TrackedRun:
 
     def __init__(self, directory: Path, key: str, uri: str, say: Callable[[str], None]) -> None:
         """directory: the run's; key: see KEY_TAG; say: prints a line."""
-        self.spool, self.uri, self.say = Spool(directory), uri, say
-        self.sender = Sender(self.spool, key, uri)
+        self.spool, self.key, self.uri, self.say = Spool(directory), key, uri, say
+        self.run_id = ""
+        """MLflow's id, or "" as long as MLflow has not given one"""
         self._wake, self._closing = threading.Event(), threading.Event()
         self._gave_up = False
         self._trouble: Exception | None = None
         self._waiting_since: float | None = None
         """since when the record in turn is being sent, first try included"""
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
-
-    @property
-    def run_id(self) -> str:
-        """MLflow's id, or "" as long as MLflow has not given one."""
-        return self.sender.run_id
 
     def start(self, opening: Opening) -> None:
         """Begins the run, or takes it up again, with params, tags, versions and the data set as input.
@@ -66,7 +59,8 @@ class TrackedRun:
                 break
             time.sleep(0.02)
         trouble = self._trouble
-        refused = isinstance(trouble, RestException) and 400 <= trouble.get_http_status_code() < 500
+        status = getattr(trouble, "get_http_status_code", lambda: 0)()  # of an answer by MLflow
+        refused = 400 <= status < 500
         if trouble is None or (is_server and not refused and not isinstance(trouble, InputError)):
             return
         self._gave_up = True
@@ -157,6 +151,9 @@ class TrackedRun:
         self.add(f"status/{len(self.spool.records) + len(self.spool.pending)}", "status", status=status)
 
     def _send_all(self) -> None:
+        from pnfrec_dist.tracking.sender import Sender  # MLflow takes seconds to import, and a plan needs none
+
+        sender = Sender(self.spool, self.key, self.uri)
         with locked(self.spool.directory, wait=True):
             wait = FIRST_WAIT
             while not self._gave_up and (self.spool.unsent or not self._closing.is_set()):
@@ -164,7 +161,8 @@ class TrackedRun:
                 try:
                     while self.spool.unsent:
                         self._waiting_since = self._waiting_since or time.monotonic()
-                        self.sender.send_next()
+                        sender.send_next()
+                        self.run_id = sender.run_id
                         if self._trouble is not None:
                             self.say(f"MLflow at {shown(self.uri)} answers again")
                         self._trouble, self._waiting_since, wait = None, None, FIRST_WAIT

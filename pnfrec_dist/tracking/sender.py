@@ -27,17 +27,13 @@ from mlflow.models import Model
 
 from pnfrec_dist.data.schema import MANIFEST_NAME
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
 from pnfrec_dist.files.locks import held
-from pnfrec_dist.tracking.spool import Record, Spool
+from pnfrec_dist.tracking.spool import RUNNING, SCORE_TAG, Record, Spool
 
-RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 KEY_TAG = "pnfrec.run"
 """Tag by which a run is found again, whatever became of the answer to its creation."""
 MODEL_KEY_TAG = "pnfrec.model"
 """The same of a logged model."""
-SCORE_TAG = f"validation_{SELECTION_METRIC}"
-"""Of a registered model's version: what the alias "best" is decided by."""
 
 
 class NotYetError(Exception):

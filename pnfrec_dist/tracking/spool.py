@@ -14,9 +14,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
 from pnfrec_dist.files.atomic import write_text
 from pnfrec_dist.files.locks import held
 
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+"""MLflow's states of a run."""
+SCORE_TAG = f"validation_{SELECTION_METRIC}"
+"""Of a registered model's version: what the alias "best" is decided by."""
 RECORDS, SENT, LOCK = "tracking.jsonl", "tracking.sent", "tracking.lock"
 
 Record = dict[str, Any]

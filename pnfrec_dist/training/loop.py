@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -48,6 +49,8 @@ from pnfrec_dist.training.result import Result, write_result
 from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import Requests, StepSums, train_step
 
+Phase = Literal["train", "test", "both"]
+"""train: no test users are met; test: of a run that was trained."""
 MAX_SKIPPED = 100
 """With so many steps in a row that are not finite, skipping helps no more."""
 
@@ -88,9 +91,9 @@ class TrainLoop:
             compile_encoders(self.model.encoders)
         self.encoders = world.wrap(self.model.encoders)
 
-    def run(self) -> None:
+    def run(self, phase: Phase = "both") -> None:
         """Trains, then tests unless a stop was asked for."""
-        if self.train():
+        if phase == "test" or (self.train() and phase == "both"):
             self.test()
 
     def train(self) -> bool:

@@ -2,6 +2,7 @@
 
 runs/<run>/run.json        settings, digest of the data, whether it is over
 runs/<run>/run.lock        held by the command that drives the run; the system lets go of it however that ends
+runs/<run>/failure.txt     the traceback of what ended it last, where something did
 runs/<run>/checkpoints/    training/checkpoint_manager.py
 runs/<run>/tracking.jsonl  tracking/spool.py
 """
@@ -10,6 +11,7 @@ import contextlib
 import json
 import secrets
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +27,7 @@ from pnfrec_dist.files.locks import held
 from pnfrec_dist.training.checkpoint import stored_state
 from pnfrec_dist.training.checkpoint_manager import checkpoints, is_checkpoint_name, newest_usable, require_usable
 
-RUN_FILE, LOCK_FILE = "run.json", "run.lock"
+RUN_FILE, LOCK_FILE, FAILURE_FILE = "run.json", "run.lock", "failure.txt"
 MAY_CHANGE = (
     "num_workers",
     "min_workers",
@@ -213,3 +215,12 @@ def _named(settings: Settings, data_digest: str) -> Run:
         reason = f" ({problems[0]})" if problems else ""
         raise InputError(f"--resume {settings.resume}: that run has no whole checkpoint{reason}; start another one")
     return run
+
+
+def write_failure(run_dir: Path, error: BaseException) -> str:
+    """Keeps all that an error says in a file of the run: " (more in FILE)", or "" where the disk takes no more."""
+    file = run_dir / FAILURE_FILE
+    with contextlib.suppress(OSError):
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        return f" (more in {file})"
+    return ""

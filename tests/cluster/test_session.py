@@ -2,11 +2,13 @@
 
 import os
 import socket
+import sys
 
 import pytest
 import ray
 
-from pnfrec_dist.cluster.session import RayOptions, prepare_process, ray_cluster
+from pnfrec_dist.cluster.session import planned_workers, prepare_process, ray_cluster
+from pnfrec_dist.cluster.worker_plan import WorkerOptions
 from pnfrec_dist.errors import InputError, RunError
 
 
@@ -22,7 +24,7 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         pytest.raises(
             RunError, match=r"^Ray did not start on this machine: The current node timed out during startup\. "
         ),
-        ray_cluster(RayOptions()),
+        ray_cluster(WorkerOptions()),
     ):
         pass
 
@@ -38,7 +40,7 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_address_where_no_ray_is_found_is_refused_at_once(address: str, said: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]
-    with pytest.raises(InputError, match=said), ray_cluster(RayOptions(address.format(port=free))):
+    with pytest.raises(InputError, match=said), ray_cluster(WorkerOptions(address.format(port=free))):
         pass
 
 
@@ -46,9 +48,9 @@ def test_the_process_gets_what_ray_train_reads(monkeypatch: pytest.MonkeyPatch) 
     """What the user has set stays."""
     health, start = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
     for options, own in (
-        (RayOptions(), {start: "300"}),
-        (RayOptions(stall_timeout=7.0), {start: "300", health: "7.0"}),
-        (RayOptions(stall_timeout=7.0, min_workers=1), {start: "60", health: "7.0"}),
+        (WorkerOptions(), {start: "300"}),
+        (WorkerOptions(stall_timeout=7.0), {start: "300", health: "7.0"}),
+        (WorkerOptions(stall_timeout=7.0, min_workers=1), {start: "60", health: "7.0"}),
     ):
         monkeypatch.setattr(os, "environ", {"RAY_USAGE_STATS_ENABLED": "1"})
         prepare_process(options)
@@ -56,10 +58,19 @@ def test_the_process_gets_what_ray_train_reads(monkeypatch: pytest.MonkeyPatch) 
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
+@pytest.mark.parametrize(("workers", "dry_run"), [(1, False), (1, True), (2, True)])
+def test_a_single_worker_and_a_dry_run_need_no_ray(
+    monkeypatch: pytest.MonkeyPatch, workers: int, dry_run: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # an import of it fails
+    with planned_workers(WorkerOptions(num_workers=workers, num_gpus=0), dry_run=dry_run) as plan:
+        assert (plan.num_workers, plan.in_this_process) == (workers, workers == 1)
+
+
 @pytest.mark.integration
 @pytest.mark.usefixtures("ray_here")
 def test_a_ray_that_the_process_has_is_used_and_left_running() -> None:
     own = ray.get_runtime_context().get_node_id()
-    with ray_cluster(RayOptions(num_workers=64)) as nodes:
+    with ray_cluster(WorkerOptions(num_workers=64)) as nodes:
         assert len(nodes) == 1 and nodes[0].cpus < 64
     assert ray.get_runtime_context().get_node_id() == own

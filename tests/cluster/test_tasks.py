@@ -1,13 +1,14 @@
 """Units of work, some at a time, with Ray's part played here: what runs when, and which errors come out."""
 
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from pnfrec_dist.cluster import tasks
 from pnfrec_dist.cluster.tasks import MAX_LOST, run_units
 from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.errors import InputError, RunError
@@ -49,7 +50,8 @@ class PlayedRay:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> PlayedRay:
     played = PlayedRay()
-    monkeypatch.setattr(tasks, "ray", played)
+    for name in ("remote", "put", "wait", "get"):
+        monkeypatch.setattr(ray, name, getattr(played, name))
     return played
 
 
@@ -85,3 +87,11 @@ def test_errors_of_workers_come_out_as_they_were_raised() -> None:
         run(RayTaskError("work", "traceback", ZeroDivisionError()))
     with pytest.raises(RunError, match=f"workers were lost more than {MAX_LOST} times in a row"):
         run(WorkerCrashedError())
+
+
+def test_a_single_worker_is_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # an import of it fails
+    done: list[tuple[int, int]] = []
+    here = WorkerPlan(1, False, 2.0, in_this_process=True)
+    run_units(here, lambda use_gpu, cpus, unit, more: unit + more, [10], [3, 4], lambda *pair: done.append(pair))
+    assert done == [(3, 13), (4, 14)]

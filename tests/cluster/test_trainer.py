@@ -1,15 +1,9 @@
-"""What a training asks of Ray, and what is said of workers that failed for good."""
+"""What is said of workers that failed for good."""
 
 from pathlib import Path
 
-from pnfrec_dist.cluster.session import RayOptions
-from pnfrec_dist.cluster.trainer import _say_failed, ray_options
+from pnfrec_dist.cluster.trainer import _say_failed
 from pnfrec_dist.config.settings import Settings
-
-
-def test_what_a_training_asks_of_ray() -> None:
-    settings = Settings(ray_address="head:6379", num_workers=3, num_gpus=0, min_workers=2, stall_timeout=9.0)
-    assert ray_options(settings) == RayOptions("head:6379", 3, 0, 2, 9.0)
 
 
 def test_a_failure_is_a_line_and_all_of_it_a_file(tmp_path: Path) -> None:

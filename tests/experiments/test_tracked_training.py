@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from pnfrec_dist.cli import parse_train_settings
-from pnfrec_dist.cluster.worker import Phase
 from pnfrec_dist.experiments.tracked_training import Outcome, _same_run, _status
-from pnfrec_dist.tracking.sender import FAILED, FINISHED, KILLED
+from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.events import (
     BestTested,
     Diverged,
@@ -20,6 +19,7 @@ from pnfrec_dist.training.events import (
     Trained,
     WorkersFailed,
 )
+from pnfrec_dist.training.loop import Phase
 
 
 def test_the_line_that_goes_on_is_read_as_the_same_settings() -> None:

@@ -15,7 +15,7 @@ from pnfrec_dist.inference.pyfunc import save_model
 from pnfrec_dist.inference.trained_model import open_trained
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import opening_of_training
-from pnfrec_dist.tracking.sender import FINISHED, SCORE_TAG
+from pnfrec_dist.tracking.spool import FINISHED, SCORE_TAG
 from pnfrec_dist.training.run_directory import Run
 
 pytestmark = pytest.mark.integration

@@ -13,7 +13,7 @@ from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.tracking import __main__ as flush
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import opening_of_training
-from pnfrec_dist.tracking.sender import FINISHED, SCORE_TAG
+from pnfrec_dist.tracking.spool import FINISHED, SCORE_TAG
 from pnfrec_dist.training.run_directory import Run
 
 pytestmark = pytest.mark.integration

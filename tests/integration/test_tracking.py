@@ -28,7 +28,7 @@ from pnfrec_dist.tracking import __main__ as flush
 from pnfrec_dist.tracking import run as tracking
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import opening_of_training
-from pnfrec_dist.tracking.sender import FINISHED, KILLED
+from pnfrec_dist.tracking.spool import FINISHED, KILLED
 from pnfrec_dist.training.events import BestTested, EpochDone, Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.run_directory import Run

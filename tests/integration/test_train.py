@@ -192,7 +192,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(workspace: Path) -> None:
 
 @pytest.mark.usefixtures("ray_here")
 def test_more_gpus_than_ray_sees_is_one_line(workspace: Path) -> None:
-    with pytest.raises(InputError, match=r"^--num-gpus 64, but Ray sees \d+ GPUs; .*$"):
+    with pytest.raises(InputError, match=r"^--num-gpus 64, but \d+ GPUs were found; .*$"):
         called(train.main, workspace, "--dataset", "tiny", "--num-gpus", "64")
 
 

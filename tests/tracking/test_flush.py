@@ -11,7 +11,7 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import opening_of_training
-from pnfrec_dist.tracking.sender import FINISHED
+from pnfrec_dist.tracking.spool import FINISHED
 from pnfrec_dist.training.run_directory import Run
 
 
