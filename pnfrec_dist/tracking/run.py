@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.tracking.address import shown
 from pnfrec_dist.tracking.run_start import Opening, dataset_input, origin_tags
 from pnfrec_dist.tracking.spool import RECORDS, RUNNING, Spool, locked
+
+if TYPE_CHECKING:
+    from pnfrec_dist.tracking.sender import Sender
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a failed record is tried again: doubled each time."""
@@ -32,14 +35,18 @@ class TrackedRun:
     def __init__(self, directory: Path, key: str, uri: str, say: Callable[[str], None]) -> None:
         """directory: the run's; key: see KEY_TAG; say: prints a line."""
         self.spool, self.key, self.uri, self.say = Spool(directory), key, uri, say
-        self.run_id = ""
-        """MLflow's id, or "" as long as MLflow has not given one"""
+        self._sender: Sender | None = None
         self._wake, self._closing = threading.Event(), threading.Event()
         self._gave_up = False
         self._trouble: Exception | None = None
         self._waiting_since: float | None = None
         """since when the record in turn is being sent, first try included"""
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id, or "" as long as MLflow has not given one."""
+        return "" if self._sender is None else self._sender.run_id
 
     def start(self, opening: Opening) -> None:
         """Begins the run, or takes it up again, with params, tags, versions and the data set as input.
@@ -129,7 +136,9 @@ class TrackedRun:
             if now - max(started, self._waiting_since or now) > patience:
                 break
             time.sleep(0.02)
-        if self.spool.unsent:
+        if not self.spool.unsent:
+            self._thread.join(END_PATIENCE)  # it lets go of the lock, which a flush asks for
+        else:
             self.say(
                 f"warning: {self.spool.unsent} records wait in {self.spool.directory / RECORDS}; once MLflow answers: "
                 f"python -m pnfrec_dist.tracking flush {self.spool.directory}"
@@ -153,7 +162,7 @@ class TrackedRun:
     def _send_all(self) -> None:
         from pnfrec_dist.tracking.sender import Sender  # MLflow takes seconds to import, and a plan needs none
 
-        sender = Sender(self.spool, self.key, self.uri)
+        sender = self._sender = Sender(self.spool, self.key, self.uri)
         with locked(self.spool.directory, wait=True):
             wait = FIRST_WAIT
             while not self._gave_up and (self.spool.unsent or not self._closing.is_set()):
@@ -162,7 +171,6 @@ class TrackedRun:
                     while self.spool.unsent:
                         self._waiting_since = self._waiting_since or time.monotonic()
                         sender.send_next()
-                        self.run_id = sender.run_id
                         if self._trouble is not None:
                             self.say(f"MLflow at {shown(self.uri)} answers again")
                         self._trouble, self._waiting_since, wait = None, None, FIRST_WAIT

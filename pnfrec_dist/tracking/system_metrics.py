@@ -40,14 +40,20 @@ class MachineMetrics:
     def _run(self) -> None:
         taken = 0
         while not self._ended.wait(SAMPLE_SECONDS):
-            for monitor in self._monitors:
-                monitor.collect_metrics()
+            self._sample()
             taken += 1
             if taken == SAMPLES:
                 self._log()
                 taken = 0
+        if not self._points and not taken:  # a short training has its one point
+            self._sample()
+            taken += 1
         if taken:
             self._log()
+
+    def _sample(self) -> None:
+        for monitor in self._monitors:
+            monitor.collect_metrics()
 
     def _log(self) -> None:
         found = {f"system/{k}": float(v) for m in self._monitors for k, v in m.aggregate_metrics().items()}

@@ -56,17 +56,16 @@ def test_prepared_data_set_is_whole_and_adds_up(workspace: Path) -> None:
     assert [p.name for p in (workspace / "data/prepared").iterdir()] == ["tiny"], "no building leftovers"
 
 
-def test_preparing_again_is_a_no_op_and_other_settings_rebuild(workspace: Path) -> None:
+def test_preparing_again_is_a_no_op_and_other_settings_rebuild(spark: SparkSession, workspace: Path) -> None:
     before = read_manifest(workspace / "data/prepared/tiny")
     assert "up to date" in called(prepare.main, workspace, "--dataset", "tiny", "--raw", "raw")
     shutil.copytree(workspace / "data/prepared", workspace / "elsewhere")
-    name = ["--dataset", "tiny", "--raw", "raw", "--data-dir", "elsewhere", "--spark-master", "local[1]"]
-    other = started(workspace, "spark_jobs", *name, "--split.seed", "7")
-    assert other.returncode == 0 and "up to date" not in other.stdout, other.stderr
+    name = ["--dataset", "tiny", "--raw", "raw", "--data-dir", "elsewhere", "--partitions", "1"]
+    assert "up to date" not in prepared_in(spark, workspace, *name, "--split.seed", "7")
     built = read_manifest(workspace / "elsewhere/tiny")
     assert built.settings["split"]["seed"] == 7
     content = [{e.path: e.sha256 for e in m.files if e.path.startswith(("train", "items"))} for m in (before, built)]
-    assert content[0] == content[1], "one core or two, another halving: train shards and items are the same bytes"
+    assert content[0] == content[1], "one partition or two, another halving: train shards and items are the same bytes"
 
 
 def test_a_build_that_misses_its_known_row_says_so_and_uris_are_as_good_as_paths(

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers.preparation import build, events
+from helpers.preparation import Place, build, events
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.config.conf_files import load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
+from spark_jobs.clean import INTERACTION, typed_rows
+from spark_jobs.sources import HEADER_AGAIN, find_raw, read_rows
 
 pytestmark = pytest.mark.integration
+
+NAMES = ["ml1m", "ml100k", "ml20m", "toys", "toys_ratings", "kion"]
 
 
 def write_source(name: str, directory: Path, rows: list[tuple]) -> None:
@@ -65,27 +69,39 @@ def slow_train_sequences(
     return {user: events for user, events in sequences.items() if sum(positive for _, positive in events) >= 2}
 
 
-@pytest.mark.parametrize("name", ["ml1m", "ml100k", "ml20m", "toys", "toys_ratings", "kion"])
-def test_each_source_in_its_real_shape(spark: SparkSession, tmp_path: Path, name: str) -> None:
+def canonical_rows(name: str, rows: list[tuple]) -> list[tuple[str, str, float, int]]:
+    """(user, item, relevance, seconds) of each event, as its file means them."""
+    relevance = {"kion": lambda r: 20 * r - 20, "ml20m": lambda r: r - 0.5}.get(name, lambda r: r)
+    user_id, item_id = (lambda u: str(u)), (lambda i: str(i))
+    if name.startswith("toys"):
+        user_id, item_id = (lambda u: f"A{u:09d}XY"), (lambda i: f"B{i:08d}")
+    day = 86_400 if name == "kion" else 1
+    return [(user_id(u), item_id(i), relevance(r), t // day * day) for u, i, r, t in rows]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_source_is_read_in_its_real_shape(spark: SparkSession, tmp_path: Path, name: str) -> None:
+    rows = events(np.random.default_rng(5))
+    write_source(name, tmp_path / "raw", rows)
+    wanted = load_conf("dataset", name, DatasetSettings())
+    files = find_raw(name, Place(str(tmp_path / "raw"), wanted.source))
+    typed = typed_rows(read_rows(spark, files, wanted.source), wanted).orderBy("position").collect()
+    assert not [row for row in typed if row["reason"] is not None and row["reason"] != HEADER_AGAIN]
+    found = [tuple(row[column] for column in INTERACTION) for row in typed if row["reason"] is None]
+    assert found == canonical_rows(name, rows)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("ml1m", "kion") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_each_source_becomes_the_protocols_sequences(spark: SparkSession, tmp_path: Path, name: str) -> None:
     rows = events(np.random.default_rng(5))
     write_source(name, tmp_path / "raw", rows)
     wanted = load_conf("dataset", name, DatasetSettings())
     assert wanted.filter.scope == "all" and wanted.split.assignment == "permutation", "as the paper"
     manifest = build(spark, tmp_path / "raw", tmp_path / "out", wanted)
     assert manifest.counts["read"]["rows"] == manifest.counts["interactions"]["rows"] == len(rows)
-    relevance = {"kion": lambda r: 20 * r - 20, "ml20m": lambda r: r - 0.5}
-    user_id, item_id = (lambda u: str(u)), (lambda i: str(i))
-    if name.startswith("toys"):
-        user_id, item_id = (lambda u: f"A{u:09d}XY"), (lambda i: f"B{i:08d}")
-    canonical = [
-        (
-            user_id(u),
-            item_id(i),
-            relevance.get(name, lambda r: r)(r),
-            t // 86_400 * 86_400 if name == "kion" else t,
-        )
-        for u, i, r, t in rows
-    ]
+    canonical = canonical_rows(name, rows)
     times = [t for *_, t in canonical]
     assert manifest.split_timestamp == np.quantile(times, 0.9, method="nearest")
     expected = slow_train_sequences(canonical, float(wanted.feedback.threshold), manifest.split_timestamp)
