@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-samples", type=int, help="trials of a random or optuna search")
     add("--time-budget", metavar="TIME", help="such as 90m or 8h; what runs then is stopped (default: none)")
     add("--workers-per-trial", type=int, default=1, help="CPU workers (default: 1)")
-    add("--gpus-per-trial", type=int, help="workers with a GPU each (default: 1 where Ray sees GPUs, else 0)")
+    add("--gpus-per-trial", type=int, help="workers with a GPU each (default: 1 where there are GPUs, else 0)")
     add("--max-concurrent", type=int, help="trials at a time (default: as many as the cluster holds)")
     add("--output-dir", type=Path, default=Path("runs"), help="default: runs")
     add(

@@ -37,7 +37,7 @@ class RecommendSettings:
     data_dir: str = "data/prepared"
     """directory of prepared data sets"""
     num_workers: int | None = None
-    """CPU workers; default: 2, or one per GPU where Ray sees GPUs"""
+    """CPU workers; default: 2, or one per GPU where there are GPUs"""
     num_gpus: int | None = None
     """GPUs to use, one worker each; 0 keeps to the CPU"""
     ray_address: str = ""

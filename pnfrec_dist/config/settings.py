@@ -238,7 +238,7 @@ class Settings:
     config: str = ""
     """name of a file in conf/train/; empty: the data set's name if there is such a file, else default"""
     num_workers: int | None = None
-    """CPU workers; default: 2, or one per GPU where Ray sees GPUs"""
+    """CPU workers; default: 2, or one per GPU where there are GPUs"""
     min_workers: int | None = None
     """go on with as few as this when a machine is lost, with more again when there is room; default: all are needed"""
     num_gpus: int | None = None
@@ -253,9 +253,9 @@ class Settings:
     """auto: go on with an unfinished run of these settings and data, if there is one; never: a new run; else a run's
     directory or one of its checkpoints"""
     max_failures: int = 3
-    """times that workers are started again after one was lost"""
+    """times that several workers are started again after one was lost"""
     stall_timeout: float = 600.0
-    """seconds without progress after which workers count as stuck and are started again"""
+    """seconds without progress after which several workers count as stuck and are started again"""
     data_dir: str = "data/prepared"
     """directory of prepared data sets"""
     output_dir: str = "runs"
