@@ -21,6 +21,8 @@ T = TypeVar("T")
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXTRA_OF = {"pyspark": "spark", "py4j": "spark", "optuna": "tune", "mlflow.server": "serve"}
+"""Package -> the extra of pnfrec-dist that brings it."""
 
 
 def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Settings:
@@ -110,6 +112,12 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in one_line(str(error)))
         print(f"error: {text}", file=sys.stderr)
         code = EXIT_INPUT if isinstance(error, InputError) else EXIT_FAILED
+    except ModuleNotFoundError as error:
+        needed = str(error.name).partition(".")[0]
+        if needed not in EXTRA_OF:
+            raise
+        print(f"error: this command needs {needed}; {way_to_install(EXTRA_OF[needed])}", file=sys.stderr)
+        code = EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
@@ -117,6 +125,11 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code or 0)
+
+
+def way_to_install(extra: str) -> str:
+    """What to type where an extra of this package is missing."""
+    return f"install it: pip install 'pnfrec-dist[{extra}]'"
 
 
 def print_settings(settings: dict[str, Any]) -> None:

@@ -1,7 +1,16 @@
 """python -m spark_jobs --dataset ml1m --raw DIR"""
 
+from collections.abc import Sequence
+
 from pnfrec_dist.cli import run_command
-from spark_jobs.prepare import main
+
+
+def main(args: Sequence[str]) -> None:
+    """Prepares a data set. Raises InputError for wrong input."""
+    from spark_jobs.prepare import main as prepare  # PySpark may be missing, which run_command says in a line
+
+    prepare(args)
+
 
 if __name__ == "__main__":
     run_command(main)

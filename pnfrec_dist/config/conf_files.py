@@ -14,8 +14,9 @@ T = TypeVar("T")
 CHOSEN_BY_FLAG = {"dataset", "model", "config", "dry_run", "resume"}
 """Settings that no file in conf/train/ or conf/model/ may hold."""
 
-_PACKAGED_CONF = Path(__file__).resolve().parents[2] / "conf"
-"""The project's own, which the wheel has beside the packages."""
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGED_CONF = _ROOT / "pnfrec_dist" / "conf" if (_ROOT / "pnfrec_dist" / "conf").is_dir() else _ROOT / "conf"
+"""The project's own: in the installed package, or at the top of its repository."""
 
 
 def load_conf(kind: str, name: str, base: T) -> T:

@@ -146,9 +146,10 @@ def test_what_is_not_of_the_kind_is_said_before_training(prepared: Path, changed
 
 
 @pytest.mark.integration
-def test_the_command_trains_all_of_it_on_a_worker(prepared: Path, additions: Path) -> None:
-    """In a process of Ray's own, which imports additions.py from the directory where the command was started."""
-    flags = ["--dataset", "tiny", "--data-dir", str(prepared.parent), "--num-workers", "1", *FLAGS]
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_the_command_trains_all_of_it(prepared: Path, additions: Path, workers: str) -> None:
+    """Two workers are Ray's, which import additions.py from the directory where the command was started."""
+    flags = ["--dataset", "tiny", "--data-dir", str(prepared.parent), "--num-workers", workers, *FLAGS]
     flags += ["--encoder.block", "additions:MeanBlock", "--loss.terms", "additions:NORM=0.01"]
     flags += ["--loss.cross-entropy", "additions:BPR_LOSS", "--sampled.num-items", "6"]
     done = started(additions, "pnfrec_dist.train", *flags, "--evaluation.measures", "hr", "ndcg", "additions:first")

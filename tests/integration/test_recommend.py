@@ -49,6 +49,7 @@ def command(*args: Any) -> list[str]:
     return [sys.executable, "-m", "pnfrec_dist.recommend", *flags(*args)]
 
 
+@pytest.fixture(scope="module")
 def expected(checkpoint: Path, data: PreparedData) -> dict[str, list[str]]:
     """Of the lists made in this process, one user at a time."""
     model = open_trained(str(checkpoint), str(data.directory.parent))
@@ -66,13 +67,15 @@ def by_user(table: pa.Table) -> dict[str, list[str]]:
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_all_users_have_their_lists(checkpoint: Path, data: PreparedData, tmp_path: Path) -> None:
+def test_all_users_have_their_lists(
+    checkpoint: Path, data: PreparedData, expected: dict[str, list[str]], tmp_path: Path
+) -> None:
     out = tmp_path / "recs"
     printed = called(recommend.main, tmp_path, *flags(checkpoint, data, out))
     assert f"for {USERS + 1:,} users; 1 of them, without a known like, have popular items" in printed
     table = pq.read_table(out)
     assert table.schema.equals(LIST_SCHEMA)
-    assert by_user(table) == expected(checkpoint, data)
+    assert by_user(table) == expected
     manifest = json.loads((out / "_manifest.json").read_text())
     assert manifest["users"] == USERS + 1 and manifest["rows"] == len(table)
     assert manifest["data"]["dataset"] == "tiny" and len(manifest["model"]["weights_sha256"]) == 64
@@ -81,7 +84,7 @@ def test_all_users_have_their_lists(checkpoint: Path, data: PreparedData, tmp_pa
 
 @pytest.mark.slow
 def test_a_killed_command_leaves_the_old_lists_and_goes_on(
-    checkpoint: Path, data: PreparedData, tmp_path: Path
+    checkpoint: Path, data: PreparedData, expected: dict[str, list[str]], tmp_path: Path
 ) -> None:
     out = tmp_path / "recs"
     slow = command(checkpoint, data, out, "--batch-size", "1", "--num-workers", "1")
@@ -94,11 +97,13 @@ def test_a_killed_command_leaves_the_old_lists_and_goes_on(
     done = subprocess.run(slow, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "going on: 1 of 2 parts are there" in done.stdout
-    assert by_user(pq.read_table(out)) == expected(checkpoint, data)
+    assert by_user(pq.read_table(out)) == expected
 
 
 @pytest.mark.slow
-def test_what_a_lost_worker_had_is_made_again(checkpoint: Path, data: PreparedData, tmp_path: Path) -> None:
+def test_what_a_lost_worker_had_is_made_again(
+    checkpoint: Path, data: PreparedData, expected: dict[str, list[str]], tmp_path: Path
+) -> None:
     line = command(checkpoint, data, tmp_path / "recs", "--batch-size", "1")
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
 
@@ -112,13 +117,13 @@ def test_what_a_lost_worker_had_is_made_again(checkpoint: Path, data: PreparedDa
 
     wait_until(killed, unless=lambda: process.poll() is not None)
     assert process.communicate()[0] and process.returncode == 0
-    assert by_user(pq.read_table(tmp_path / "recs")) == expected(checkpoint, data)
+    assert by_user(pq.read_table(tmp_path / "recs")) == expected
 
 
-@pytest.mark.usefixtures("ray_here")
-def test_some_users_alone(checkpoint: Path, data: PreparedData, tmp_path: Path) -> None:
+def test_some_users_alone(checkpoint: Path, data: PreparedData, expected: dict[str, list[str]], tmp_path: Path) -> None:
+    """One worker, which is this process."""
     (tmp_path / "users.txt").write_text("u003\nu700\nwithout likes\n")
     out = tmp_path / "recs"
-    called(recommend.main, tmp_path, *flags(checkpoint, data, out, "--users", str(tmp_path / "users.txt")))
-    wanted = expected(checkpoint, data)
-    assert by_user(pq.read_table(out)) == {user: wanted[user] for user in ("u003", "u700", "without likes")}
+    more = ("--users", str(tmp_path / "users.txt"), "--num-workers", "1")
+    called(recommend.main, tmp_path, *flags(checkpoint, data, out, *more))
+    assert by_user(pq.read_table(out)) == {user: expected[user] for user in ("u003", "u700", "without likes")}

@@ -54,7 +54,7 @@ def test_the_papers_stages_end_with_settings_that_train_takes(
 ) -> None:
     """Six trials, one test; the winner trained again by train has the same score."""
     empty_mlflow(workspace)
-    small = ["--search", "random", "--num-samples", "2", "--epochs", "2"]
+    small = ["--search", "random", "--num-samples", "2", "--epochs", "2", "--max-concurrent", "1"]
     output = called(tune.main, workspace, *FLAGS, *small, "--write-config", "found")
     sweep_directory = workspace / "runs" / "tune-tiny"
     assert output.count("started ") == 6 and output.count("  *best") >= 3
