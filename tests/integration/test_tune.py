@@ -215,10 +215,8 @@ def test_trials_that_crash_hang_and_diverge_are_marked_and_the_next_one_finishes
     for line in sweep.lines():
         if line.startswith("started") and (harm := left.pop(line.split("started")[1].strip(), None)):
             wait_for_epoch(directory)
-            if harm == "crash":
-                only_process(sweep, "Trainable").kill()
-            else:
-                only_process(sweep, "RayTrainWorker").suspend()
+            process = only_process(sweep, "Trainable")
+            process.kill() if harm == "crash" else process.suspend()
     assert sweep.process.wait(60) == 0, sweep.output
     ended = {record.point["optimizer.lr"]: record for record in ended_and_begun(directory)[0]}
     assert {rate: record.state for rate, record in ended.items()} == {
@@ -231,8 +229,26 @@ def test_trials_that_crash_hang_and_diverge_are_marked_and_the_next_one_finishes
     (trials,) = stages.values()
     states = {float(trial.data.params["optimizer.lr"]): trial for trial in trials}
     table = (directory / "report/stage.md").read_text()
-    for rate, reason in ((0.001, "process died"), (0.002, "workers failed"), (1e30, "not finite")):
+    for rate, reason in ((0.001, "process died"), (0.002, "no progress for"), (1e30, "not finite")):
         assert reason in ended[rate].reason and f"- lr {rate:.4g}: {ended[rate].reason}" in table
         assert states[rate].info.status == "FAILED" and states[rate].data.tags["state"] == "failed"
         assert reason in states[rate].data.tags["reason"]
     assert (states[0.003].info.status, states[0.003].data.tags["reason"]) == ("FINISHED", "")
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(workspace: Path) -> None:
+    add_stage(workspace, "rates", LR.format(values=[0.001]))
+    flags = ["--epochs", "30", "--train.patience", "30", "--encoder.hidden-size", "8"]
+    directory = workspace / "runs" / "tune-tiny-rates" / "rates"
+    sweep = Sweep(workspace, "--stages", "rates", *flags)
+    wait_for_epoch(directory)
+    only_process(sweep, "Trainable").kill()
+    sweep.succeed()
+    ((record,), begun) = ended_and_begun(directory)
+    assert not begun and record.state == "finished" and len(record.epochs) == 30
+    scored = trained_here(workspace, ["--model", "sasrec_p", *flags], record.point, workspace / record.name)
+    assert record.best_score == pytest.approx(scored, abs=1e-6)
+    _, stages = mlflow_tree(workspace)
+    ((trial,),) = stages.values()
+    assert (trial.info.status, trial.data.tags["state"]) == ("FINISHED", "finished")

@@ -84,7 +84,7 @@ def test_kills_between_stages_and_in_the_test_change_nothing(workspace: Path) ->
 
     sweep = start()
     sweep.wait_for("overhead")
-    wait_until(lambda: not ended_as(winner) and sweep.processes("RayTrainWorker"))
+    wait_until(lambda: not ended_as(winner))  # its test has begun, in the command's own process
     sweep.kill()
     after_second = ends(killed)
     assert len(after_second) == 4 and not (winner / "result").exists()
