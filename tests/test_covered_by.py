@@ -6,6 +6,7 @@ TESTS = Path(__file__).parent
 
 COVERED_BY = {
     # commands
+    "pnfrec_dist.__main__": "test_commands.py",
     "pnfrec_dist.train": "integration/test_train.py",
     "pnfrec_dist.evaluate": "inference/test_batch_job.py",
     "pnfrec_dist.recommend": "integration/test_recommend.py",
