@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int | None:
         print(f"pnfrec {metadata.version('pnfrec-dist')}")
         return 0
     if name not in COMMANDS:
-        raise InputError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}; see pnfrec --help")
+        raise InputError(f"unknown command {name!r}; {nearest(name, COMMANDS)} (pnfrec --help)")
     return importlib.import_module(COMMANDS[name][0]).main(args[1:])
 
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
-EXTRA_OF = {"pyspark": "spark", "py4j": "spark", "optuna": "tune", "mlflow.server": "serve"}
+EXTRA_OF = {"pyspark": "spark", "py4j": "spark", "optuna": "tune"}
 """Package -> the extra of pnfrec-dist that brings it."""
 
 
@@ -116,7 +116,8 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         needed = str(error.name).partition(".")[0]
         if needed not in EXTRA_OF:
             raise
-        print(f"error: this command needs {needed}; {way_to_install(EXTRA_OF[needed])}", file=sys.stderr)
+        way_out = f"install it: pip install 'pnfrec-dist[{EXTRA_OF[needed]}]'"
+        print(f"error: this command needs {needed}; {way_out}", file=sys.stderr)
         code = EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -125,11 +126,6 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code or 0)
-
-
-def way_to_install(extra: str) -> str:
-    """What to type where an extra of this package is missing."""
-    return f"install it: pip install 'pnfrec-dist[{extra}]'"
 
 
 def print_settings(settings: dict[str, Any]) -> None:

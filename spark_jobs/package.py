@@ -9,6 +9,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from pnfrec_dist.config.conf_files import PROJECT_CONF
+
 ZIP_NAME = "pnfrec_dist.zip"
 _PROGRAM = '''"""spark-submit --py-files pnfrec_dist.zip prepare.py --dataset NAME ..."""
 
@@ -39,5 +41,5 @@ if __name__ == "__main__":
     into = Path(sys.argv[1])
     into.mkdir(parents=True, exist_ok=True)
     (into / "prepare.py").write_text(_PROGRAM)
-    shutil.copytree(Path(__file__).resolve().parents[1] / "conf", into / "conf", dirs_exist_ok=True)
+    shutil.copytree(PROJECT_CONF, into / "conf", dirs_exist_ok=True)
     print(f"wrote {packaged_source(into)} and {into / 'prepare.py'}")

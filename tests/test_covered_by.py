@@ -35,7 +35,7 @@ COVERED_BY = {
     "pnfrec_dist.training.initial_model": "training/test_step.py",
     # Ray and MLflow
     "pnfrec_dist.cluster.environment": "integration/test_train.py",
-    "pnfrec_dist.tracking.model_registry": "integration/test_model_references.py",
+    "pnfrec_dist.tracking.model_registry": "integration/test_model_registry.py",
     "pnfrec_dist.tracking.run": "integration/test_tracking.py",
     "pnfrec_dist.tracking.sender": "integration/test_tracking.py",
     "pnfrec_dist.tracking.system_metrics": "integration/test_reproduce.py",
@@ -48,6 +48,7 @@ COVERED_BY = {
     # experiments and sweeps
     "pnfrec_dist.experiments.logged_result": "integration/test_tracking.py",
     "pnfrec_dist.experiments.reproduction_plan": "experiments/test_reproduction.py",
+    "pnfrec_dist.experiments.python_api": "docs/test_python.py",
     "pnfrec_dist.experiments.plots": "experiments/test_reproduction.py",
     "pnfrec_dist.experiments.report": "experiments/test_reproduction.py",
     "pnfrec_dist.experiments.comparison": "experiments/test_reproduction.py",
@@ -55,7 +56,6 @@ COVERED_BY = {
     "tune.report": "integration/test_tune.py",
     "tune.search": "tune/test_space.py",
     "tune.trial": "integration/test_tune.py",
-    "tune.watch": "integration/test_tune.py",
     # preparation
     "spark_jobs.build": "integration/test_prepare_protocol.py",
     "spark_jobs.fetch": "spark_jobs/test_sources.py",

@@ -46,6 +46,7 @@ class Ending(Stopper):
             left = [actor.cleanup.remote() for actor in self.running()]
             while left:  # a dead actor answers at once, with an error that nobody asks for
                 _, left = ray.wait(left, timeout=POLL_SECONDS)
+                self.on_poll()  # one that hangs is killed by it
             self.is_over = True
         if not self.is_over:
             self.on_poll()

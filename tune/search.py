@@ -14,9 +14,9 @@ from ray.tune.search.optuna import OptunaSearch
 from tune.records import Record, trial_name
 from tune.space import Parameter, Point, Stage, rounded
 
-SCORE, EPOCH, SILENCE = "score", "epoch", "silent_seconds"
-"""Keys of what a trial reports: its best validation NDCG_p@10 so far, the epoch, and how long its training has told
-nothing."""
+SCORE, EPOCH, SILENCE, BROKEN = "score", "epoch", "silent_seconds", "broken"
+"""Keys of what a trial reports: its best validation NDCG_p@10 so far, the epoch, how long its training has told
+nothing, and by what error its process is about to end."""
 ATTEMPTS = 100
 """To find a point that was not suggested before, until a space counts as used up."""
 

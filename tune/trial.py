@@ -5,6 +5,8 @@ trial to stop (cleanup), which ends after the step in progress with a checkpoint
 """
 
 import contextlib
+import math
+import os
 import queue
 import threading
 import time
@@ -16,6 +18,7 @@ from typing import Any
 from ray import tune
 
 from pnfrec_dist.cluster.session import name_ray_to_helpers, prepare_process
+from pnfrec_dist.cluster.single_worker import WorkerError
 from pnfrec_dist.cluster.worker_plan import WorkerPlan, worker_options
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
@@ -30,7 +33,7 @@ from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.events import Earlier, Event, Warned, WorkersFailed, epochs_of
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, read_run
 from tune.records import State, trial_name
-from tune.search import EPOCH, SCORE, SILENCE
+from tune.search import BROKEN, EPOCH, SCORE, SILENCE
 from tune.space import Point, described, with_point
 
 LOG, SOURCE = "trial.log", "python -m tune"
@@ -72,12 +75,18 @@ class Trial(tune.Trainable):
         self.earlier_seconds = 0.0
         self.asked_to_stop, self.started = threading.Event(), time.monotonic()
         self.heard = self.started
-        """when the training last told anything"""
+        """when the training last told anything; inf once it is over"""
+        self.broken: WorkerError | None = None
         self.thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self.thread.start()
 
     def step(self) -> dict[str, Any]:
-        """What is new, or soon the same once more: an actor hears nothing as long as a call of it goes on."""
+        """What is new, or soon the same once more: an actor hears nothing as long as a call of it goes on.
+
+        Raises what the training's only worker failed of, as Tune then starts the trial again in a new process.
+        """
+        if self.broken is not None:
+            raise self.broken
         try:
             return self.items.get(timeout=HEARING_SECONDS)
         except queue.Empty:
@@ -88,8 +97,11 @@ class Trial(tune.Trainable):
         self.thread.join()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Another trial in the same process, whose imports are done."""
-        self.cleanup()
+        """Another trial in the same process, whose imports are done; one that hangs ends with its process."""
+        self.asked_to_stop.set()
+        self.thread.join(self.assignment.settings.stall_timeout)
+        if self.thread.is_alive():
+            os._exit(1)
         Trial.setup(self, new_config, self.assignment)  # Tune's wrapper around it would hand the assignment over again
         return True
 
@@ -118,12 +130,16 @@ class Trial(tune.Trainable):
 
     def _times(self) -> dict[str, float]:
         now = time.monotonic()
-        return {"trial_seconds": now - self.started + self.earlier_seconds, SILENCE: now - self.heard}
+        return {"trial_seconds": now - self.started + self.earlier_seconds, SILENCE: max(0.0, now - self.heard)}
 
     def _run(self) -> None:
         ending: dict[str, Any] = {"done": True}
         try:
             ending["trained"] = self._train()
+        except WorkerError as error:
+            self.items.put(self.newest | {BROKEN: str(error)} | self._times())
+            self.broken = error
+            return
         except (InputError, RunError) as error:  # told as a result: the searcher is to know that this point is no good
             ending["failed"] = str(error)
         except BaseException as error:
@@ -147,10 +163,15 @@ class Trial(tune.Trainable):
         opening.tags.update({"kind": "trial", "stage": work.stage, "mlflow.source.name": SOURCE})
         with taken_up(run, settings, wait=True):
             job = Job(settings, work.plan, data, run, work.uri, opening, "train")
-            return run_tracked(job, self, self.asked_to_stop, _log_state).trained is not None
+            return run_tracked(job, self, self.asked_to_stop, self._log_state).trained is not None
+
+    def _log_state(self, _: Job, tracked: TrackedRun, outcome: Outcome) -> None:
+        """What MLflow lacks is sent after this, however long that takes."""
+        self.heard = math.inf
+        _log_state(tracked, outcome)
 
 
-def _log_state(_: Job, tracked: TrackedRun, outcome: Outcome) -> None:
+def _log_state(tracked: TrackedRun, outcome: Outcome) -> None:
     """How the trial ended, and the best of its epochs, as tags and a metric to sort by."""
     number = len(tracked.spool.records)
     tags = {"state": STATES[outcome.status], "reason": outcome.reason}  # one that is run again may have had another

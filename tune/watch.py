@@ -14,11 +14,12 @@ from rich.table import Table
 
 from pnfrec_dist.files.text import duration, score
 from tune.records import Record, State, begin_record, best_of, trial_name, write_record
-from tune.search import EPOCH, SILENCE
+from tune.search import BROKEN, EPOCH, SILENCE
 from tune.space import Point, described
 
 SHOWN = 12
 """Rows of the live table."""
+DIED = "its process died"
 START_SECONDS = 60.0
 """What a trial's process is given to begin, beyond the stall timeout."""
 
@@ -40,8 +41,8 @@ class Watch(Callback):
         self.newest: dict[str, dict[str, Any]] = {}
         self.heard: dict[str, float] = {}
         """when a trial last told of progress"""
-        self.stuck: dict[str, str] = {}
-        """why a trial's process was killed"""
+        self.broken: dict[str, str] = {}
+        """why a trial's process ends before its time"""
         self.points: dict[str, Point] = {}
         self.trials: dict[str, TuneTrial] = {}
         self.console = Console(highlight=False, soft_wrap=True)
@@ -70,6 +71,7 @@ class Watch(Callback):
         self.trials[key], self.points[key] = trial, trial.config["point"]
         self.started[key], self.epochs[key] = time.monotonic(), []
         self.heard[key] = self.started[key] + START_SECONDS
+        self.broken.pop(key, None)
         begin_record(self.directory / trial_name(self.points[key]), self.points[key])
 
     def on_trial_result(
@@ -77,6 +79,8 @@ class Watch(Callback):
     ) -> None:
         epochs, key = self.epochs[trial.trial_id], trial.trial_id
         self.newest[key], self.heard[key] = result, time.monotonic() - result[SILENCE]
+        if result.get(BROKEN):
+            self.broken[key] = result[BROKEN]
         if result[EPOCH] > (epochs[-1]["epoch"] if epochs else 0):
             epochs.append({"epoch": result[EPOCH], "score": result["own"], "seconds": result["seconds"]})
         self._refresh()
@@ -93,7 +97,11 @@ class Watch(Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         if trial.trial_id not in self.points:  # before it had started
             self._begun(trial)
-        self._ended(trial.trial_id, "failed", self.stuck.get(trial.trial_id, "its process died"))
+        self._ended(trial.trial_id, "failed", self.broken.get(trial.trial_id, DIED))
+
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        key = trial.trial_id
+        self._line(f"again     {described(self.points[key])}: {self.broken.get(key, DIED)}")
 
     def running(self) -> list[Any]:
         """Handles of the actors of the trials that did not end."""
@@ -105,8 +113,8 @@ class Watch(Callback):
         for key, trial in self.trials.items():
             silence, actor = time.monotonic() - self.heard[key], trial.temporary_state.ray_actor
             if silence > seconds and actor is not None:
-                self.stuck[key] = f"no progress for {silence:.0f} s (--stall-timeout {seconds:g})"
-                self._line(f"killed    {described(self.points[key])}: {self.stuck[key]}")
+                self.broken[key] = f"no progress for {silence:.0f} s (--stall-timeout {seconds:g})"
+                self._line(f"killed    {described(self.points[key])}: {self.broken[key]}")
                 self.heard[key] = time.monotonic() + START_SECONDS
                 ray.kill(actor)
 

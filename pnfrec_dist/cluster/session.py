@@ -1,10 +1,11 @@
-"""Ray itself: starting it on this machine, or joining a cluster. Importing it takes a second: that waits until then."""
+"""Ray itself: starting it on this machine, or joining a cluster. It is imported when it is first needed."""
 
 import contextlib
 import dataclasses
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,13 +19,17 @@ from pnfrec_dist.errors import InputError, RunError
 def planned_workers(options: WorkerOptions, *, dry_run: bool = False) -> Iterator[WorkerPlan]:
     """The plan of a single run's workers, with Ray running where they need it.
 
-    A single worker of this machine is this process, which needs none; nor does a dry run.
+    Without options.address, a single worker is this process and needs no Ray, and a dry run starts none. Where this
+    process has a Ray already, as a notebook may, the plan is for its machines.
     """
     if not options.address:
-        plan = plan_workers(options, [this_machine(options.num_workers)])
-        if plan.num_workers == 1 or dry_run:
+        here = this_machine(options.num_workers)
+        plan = plan_workers(options, _nodes() if _has_ray() else [here])
+        is_alone = plan.num_workers == 1 and here.gpus >= plan.use_gpu
+        if is_alone or dry_run:
+            cpus = min(plan.cpus_per_worker, here.cpus)
             with terminated_as_interrupted():
-                yield dataclasses.replace(plan, in_this_process=plan.num_workers == 1)
+                yield dataclasses.replace(plan, in_this_process=is_alone, cpus_per_worker=cpus)
             return
     with ray_cluster(options) as nodes:
         yield plan_workers(options, nodes)
@@ -90,6 +95,12 @@ def ray_cluster(options: WorkerOptions, *, dashboard: bool = False) -> Iterator[
             yield _nodes()
     finally:
         ray.shutdown()
+
+
+def _has_ray() -> bool:
+    """Whether this process runs Ray, or is part of one; without importing it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 def _nodes() -> list[Node]:

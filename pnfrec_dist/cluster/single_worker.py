@@ -16,12 +16,17 @@ from pnfrec_dist.training.loop import Hooks, Phase, TrainLoop
 from pnfrec_dist.training.run_directory import write_failure
 
 
+class WorkerError(RunError):
+    """The loop failed by an error that is nobody's input; from the newest checkpoint it may go well."""
+
+
 def run_here(
     settings: Settings, plan: WorkerPlan, data: PreparedData, run_dir: Path, hooks: Hooks, phase: Phase = "both"
 ) -> None:
     """Trains, and tests, in this thread; the hooks are called in it as well.
 
-    Raises RunError where the loop fails. Nothing starts it again: the same command goes on from the newest checkpoint.
+    Raises WorkerError where the loop fails. Nothing here starts it again: the same command goes on from the newest
+    checkpoint.
     """
     with _threads(plan):
         try:
@@ -34,7 +39,7 @@ def run_here(
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             what = f"{type(error).__name__}{': ' * bool(reason)}{reason}"
-            raise RunError(f"the training failed: {what}{write_failure(run_dir, error)}") from error
+            raise WorkerError(f"the training failed: {what}{write_failure(run_dir, error)}") from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ CHOSEN_BY_FLAG = {"dataset", "model", "config", "dry_run", "resume"}
 """Settings that no file in conf/train/ or conf/model/ may hold."""
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PACKAGED_CONF = _ROOT / "pnfrec_dist" / "conf" if (_ROOT / "pnfrec_dist" / "conf").is_dir() else _ROOT / "conf"
+PROJECT_CONF = _ROOT / "pnfrec_dist" / "conf" if (_ROOT / "pnfrec_dist" / "conf").is_dir() else _ROOT / "conf"
 """The project's own: in the installed package, or at the top of its repository."""
 
 
@@ -53,7 +53,7 @@ def _conf_file(kind: str, name: str) -> Path | None:
         return Path(name)
     if not re.fullmatch(r"[\w.-]+", name):
         return None
-    paths = (directory / kind / f"{name}.yaml" for directory in (Path("conf"), _PACKAGED_CONF))
+    paths = (directory / kind / f"{name}.yaml" for directory in (Path("conf"), PROJECT_CONF))
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -66,5 +66,5 @@ def _yaml(path: Path) -> Any:
 
 def conf_names(kind: str) -> list[str]:
     """Names of the YAML files of one kind."""
-    found = {p.stem for d in (Path("conf"), _PACKAGED_CONF) for p in (d / kind).glob("*.yaml")}
+    found = {p.stem for d in (Path("conf"), PROJECT_CONF) for p in (d / kind).glob("*.yaml")}
     return sorted(found)

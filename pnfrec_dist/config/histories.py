@@ -27,9 +27,9 @@ class HistoryKind:
         """The longest input, from encoder.max_length, which counts positions per side."""
         return 2 * max_length if self.holds_negatives else max_length
 
-    def choose(self, *, positive: T, every: T) -> T:
-        """What the main encoder reads: positive interactions, or every one."""
-        return every if self.holds_negatives else positive
+    def choose(self, *, positive_items: T, negative_items: T, items: T) -> T:
+        """What the main encoder reads, of a user's lists; each is named after its column."""
+        return {"positive_items": positive_items, "negative_items": negative_items, "items": items}[self.column]
 
 
 HISTORIES: dict[History, HistoryKind] = {

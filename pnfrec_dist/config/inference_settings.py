@@ -41,7 +41,7 @@ class RecommendSettings:
     num_gpus: int | None = None
     """GPUs to use, one worker each; 0 keeps to the CPU"""
     ray_address: str = ""
-    """address of a running Ray cluster, whose machines reach --out; empty: start Ray on this machine"""
+    """address of a running Ray cluster, whose machines reach --out; empty: this machine"""
     batch_size: int = 256
     """users ranked at once by one worker"""
     dry_run: bool = False

@@ -226,7 +226,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Trains a sequential recommender on a prepared data set with Ray Train and logs the run to MLflow.
+    """Trains a sequential recommender on a prepared data set and logs the run to MLflow.
 
     Defaults come from conf/train/<config>.yaml and conf/model/<model>.yaml; any flag below overrides them.
     """
@@ -253,9 +253,9 @@ class Settings:
     """auto: go on with an unfinished run of these settings and data, if there is one; never: a new run; else a run's
     directory or one of its checkpoints"""
     max_failures: int = 3
-    """times that several workers are started again after one was lost"""
+    """times that workers, or a sweep's trial, are started again; the only worker of a training is the command itself"""
     stall_timeout: float = 600.0
-    """seconds without progress after which several workers count as stuck and are started again"""
+    """seconds without progress after which several workers, or a sweep's trial, count as stuck and start again"""
     data_dir: str = "data/prepared"
     """directory of prepared data sets"""
     output_dir: str = "runs"
@@ -265,7 +265,7 @@ class Settings:
     item_table: Literal["auto", "replicated", "sharded"] = "auto"
     """every worker holds all rows, or each a range of them; auto: sharded where that sends less"""
     ray_address: str = ""
-    """address of a running Ray cluster; empty: start Ray on this machine"""
+    """address of a running Ray cluster; empty: this machine, where more than one worker starts Ray"""
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     sampled: SampledSettings = field(default_factory=SampledSettings)

@@ -101,7 +101,7 @@ class PreparedData:
     def train(self, history: History = "positive") -> TrainData:
         """The training users' lists, memory-mapped from this machine's cache, which the first to come fills."""
         kind = HISTORIES[history]
-        names = [kind.column, "is_positive" if kind.holds_negatives else "negative_items"]
+        names = list(dict.fromkeys([kind.column, "is_positive" if kind.holds_negatives else "negative_items"]))
 
         def read() -> dict[str, Ragged]:
             table = self._read("train", names)

@@ -209,7 +209,7 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
     if outcome.refused is not None:
         raise InputError(outcome.refused.text)
     if outcome.diverged is not None:
-        raise InputError(_say_diverged(outcome.diverged, job.settings))
+        raise InputError(say_diverged(outcome.diverged, job.settings))
     outcome.run_id = tracked.run_id
     return outcome
 
@@ -250,7 +250,7 @@ def _write(run: Run, display: Display) -> None:
         display.line(f"warning: cannot write {run.directory / RUN_FILE} ({error.strerror}); the run stays unended")
 
 
-def _say_diverged(event: Diverged, settings: Settings) -> str:
+def say_diverged(event: Diverged, settings: Settings) -> str:
     where = f"step {event.step} of epoch {event.epoch}"
     if settings.train.non_finite == "skip":
         what = f"{event.skipped} steps in a row, up to {where}, had a loss or gradient that is not finite"

@@ -1,4 +1,4 @@
-"""The batch job: lists for all users over Ray tasks, or the card of one user; the command recommend runs it."""
+"""The batch job of the command recommend: lists for all users, part by part over workers, or the card of one user."""
 
 import contextlib
 import hashlib
@@ -87,7 +87,7 @@ class _Job:
 
 
 def _make_part(use_gpu: bool, cpus: float, part: UserPart, job: _Job) -> Part:
-    """What one Ray task does."""
+    """Makes the lists of one part."""
     torch.set_num_threads(max(1, int(cpus)))
     device = torch.device("cuda" if use_gpu else "cpu")
     maker = ListMaker(job.trained, job.raw_ids, job.settings, job.filters, device)

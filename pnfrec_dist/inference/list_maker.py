@@ -67,7 +67,7 @@ class ListMaker:
 
     def make(self, users: UserLists) -> pa.Table:
         """LIST_SCHEMA: at most top_k rows a user, users in their order."""
-        read = self.history_kind.choose(positive=users.positive, every=users.items)
+        read = self.history_kind.choose(positive_items=users.positive, negative_items=users.negative, items=users.items)
         sides = [read, users.negative, users.seen]
         history, negative, seen = (self._known(side) for side in sides)
         if self.settings.keep_seen:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.pyfunc
-import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 from pydantic import (
@@ -29,12 +28,11 @@ from pydantic import (
     model_validator,
 )
 
-from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import draft_of, replaced_directory, scratch_directory
 from pnfrec_dist.inference.artifact import Exported, load_exported, write_exported
-from pnfrec_dist.inference.recommender import Recommender, Users, require_gamma
+from pnfrec_dist.inference.loaded_model import Feedback, Model
+from pnfrec_dist.inference.recommender import require_gamma
 
 CODE, PACKAGE = "pnfrec_dist.zip", Path(__file__).parents[1]
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pyarrow", "safetensors", "pydantic")
@@ -107,25 +105,22 @@ class Answer(BaseModel):
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
-    """list[Query] -> list[Answer], by recommender.Recommender."""
+    """list[Query] -> list[Answer], by loaded_model.Model."""
 
     def load_context(self, context: Any) -> None:
-        directory = Path(context.artifacts["exported"])
-        self.exported = load_exported(directory)
-        self.recommender = Recommender(self.exported.model, self.exported.num_positive_V)
-        self.item_ids = {raw: number for number, raw in enumerate(self.exported.raw_ids, PAD_ID + 1)}
+        self.model = Model(load_exported(Path(context.artifacts["exported"])))
 
     def predict(  # type: ignore[override]  # MLflow reads the hints
         self, model_input: list[Query], params: dict[str, Any] | None = None
     ) -> list[Answer]:
-        with _threads(1 if len(model_input) * len(self.exported.raw_ids) <= SMALL_CALL else torch.get_num_threads()):
+        with _threads(1 if len(model_input) * len(self.model.item_ids) <= SMALL_CALL else torch.get_num_threads()):
             return self._by_gamma(model_input)
 
     def _by_gamma(self, model_input: list[Query]) -> list[Answer]:
         answers: list[Answer | None] = [None] * len(model_input)
         for gamma in sorted({query.gamma for query in model_input}):
             try:
-                require_gamma(self.exported.model, gamma)
+                require_gamma(self.model.exported.model, gamma)
             except InputError as error:  # MLflow's server tells a client the reason of its own errors alone
                 raise MlflowException.invalid_parameter_value(str(error)) from error
             places = [place for place, query in enumerate(model_input) if query.gamma == gamma]
@@ -134,43 +129,11 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         return [answer for answer in answers if answer is not None]
 
     def _answers(self, queries: Sequence[Query], gamma: float) -> list[Answer]:
-        raw_ids = self.exported.raw_ids
-        sides = [self._sides(query) for query in queries]
-        known = [
-            [[self.item_ids[raw] for raw in side if raw in self.item_ids] for side in of_user] for of_user in sides
+        users = [
+            Feedback(q.liked, q.disliked, [(item, float(relevance)) for item, relevance in q.history]) for q in queries
         ]
-        users = Users(*(Ragged.of([of_user[place] for of_user in known]) for place in range(3)))
-        longest = min(max(query.top_k for query in queries), len(raw_ids))
-        ranking = self.recommender.rank(users, np.arange(len(queries)), longest, gamma)
-        answers = []
-        for place, query in enumerate(queries):
-            items, scores = ranking.items_BK[place].tolist(), ranking.scores_BK[place].tolist()
-            count = min(query.top_k, longest - items.count(PAD_ID))
-            answers.append(
-                Answer(
-                    items=[raw_ids[item - 1] for item in items[:count]],
-                    scores=scores[:count],
-                    unknown=[raw for raw in dict.fromkeys(sides[place][2]) if raw not in self.item_ids],
-                    popular=not known[place][0],
-                )
-            )
-        return answers
-
-    def _sides(self, query: Query) -> tuple[list[str], list[str], list[str]]:
-        """Raw ids that the main encoder reads, those disliked, and all, oldest first.
-
-        Of liked and disliked together, the order is not known: a model that reads both kinds gets the likes last.
-        """
-        if query.history:
-            every = [item for item, _ in query.history]
-            is_liked = [float(relevance) >= self.exported.threshold for _, relevance in query.history]
-            liked = [raw for raw, is_one in zip(every, is_liked, strict=True) if is_one]
-            disliked = [raw for raw, is_one in zip(every, is_liked, strict=True) if not is_one]
-        else:
-            liked, disliked = query.liked, query.disliked
-            every = [*disliked, *liked]
-        kind = self.exported.settings.encoder.history_kind
-        return kind.choose(positive=liked, every=every), disliked, every
+        found = self.model.lists(users, [query.top_k for query in queries], gamma)
+        return [Answer(items=f.items, scores=f.scores, unknown=f.unknown, popular=f.is_popular) for f in found]
 
 
 @contextmanager

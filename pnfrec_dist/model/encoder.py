@@ -52,7 +52,9 @@ class Encoder(nn.Module):
 
 
 def compile_encoders(module: nn.Module) -> None:
-    """torch.compile for every block within."""
+    """torch.compile for every block within. What was compiled for an earlier model of this process is forgotten: torch
+    compiles a function for a few sizes alone."""
+    torch.compiler.reset()
     for block in _blocks(module):
         block.compile_tokenwise()
 

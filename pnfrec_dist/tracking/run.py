@@ -58,11 +58,11 @@ class TrackedRun:
         is_new = self.keep(opening)
         if not is_new:
             self._status(RUNNING)
-        started = time.monotonic()
         self._thread.start()
         is_server = self.uri.startswith(("http", "databricks"))
         while self.spool.unsent and self._trouble is None and self._thread.is_alive():
-            if is_server and time.monotonic() - started > START_PATIENCE:
+            asked = self._waiting_since
+            if is_server and asked is not None and time.monotonic() - asked > START_PATIENCE:
                 break
             time.sleep(0.02)
         trouble = self._trouble
@@ -160,14 +160,12 @@ class TrackedRun:
         self.add(f"status/{len(self.spool.records) + len(self.spool.pending)}", "status", status=status)
 
     def _send_all(self) -> None:
-        from pnfrec_dist.tracking.sender import Sender  # MLflow takes seconds to import, and a plan needs none
-
-        sender = self._sender = Sender(self.spool, self.key, self.uri)
         with locked(self.spool.directory, wait=True):
             wait = FIRST_WAIT
             while not self._gave_up and (self.spool.unsent or not self._closing.is_set()):
                 self._wake.clear()
                 try:
+                    sender = self._sender = self._sender or self._new_sender()
                     while self.spool.unsent:
                         self._waiting_since = self._waiting_since or time.monotonic()
                         sender.send_next()
@@ -186,6 +184,11 @@ class TrackedRun:
                 else:
                     if not self._closing.is_set():
                         self._wake.wait()
+
+    def _new_sender(self) -> "Sender":
+        from pnfrec_dist.tracking.sender import Sender  # MLflow takes seconds to import, and a plan needs none
+
+        return Sender(self.spool, self.key, self.uri)
 
     def _reason(self, error: Exception) -> str:
         lines = str(error).strip().splitlines() or [type(error).__name__]

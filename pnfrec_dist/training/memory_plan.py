@@ -7,12 +7,13 @@ import numpy as np
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.catalog_loss import FLOAT, StepExtent
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import block_class
 
 LIBRARIES = 600 * 2**20
-"""Python, torch and Ray in one worker."""
+"""Python, torch, and Ray or MLflow in one worker."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,11 @@ def plan_step(
     encoder, width, objective = settings.encoder, settings.encoder.hidden_size, Objective(settings)
     sides = [data.history]
     if objective.parts.negative:
-        assert data.negative is not None
+        if data.negative is None:
+            raise InputError(
+                f"a term of the loss needs a negative encoder, and encoder.history is {encoder.history}, which holds "
+                "the negatives already; leave that term out of loss.terms, or say --encoder.history positive"
+            )
         sides.append(data.negative)
     users = -(-min(settings.train.batch_size, len(data)) // num_workers)
     targets = sum(_largest_targets(side, encoder.positions, users) for side in sides)

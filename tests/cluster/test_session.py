@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import ray
+import torch
 
 from pnfrec_dist.cluster.session import planned_workers, prepare_process, ray_cluster
 from pnfrec_dist.cluster.worker_plan import WorkerOptions
@@ -74,3 +75,14 @@ def test_a_ray_that_the_process_has_is_used_and_left_running() -> None:
     with ray_cluster(WorkerOptions(num_workers=64)) as nodes:
         assert len(nodes) == 1 and nodes[0].cpus < 64
     assert ray.get_runtime_context().get_node_id() == own
+
+
+def test_where_the_process_has_a_ray_the_plan_is_for_its_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single worker with a GPU is this process only where this machine has one."""
+    machines = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 4.0}}]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: machines)
+    for wanted, alone in ((WorkerOptions(num_gpus=4), False), (WorkerOptions(num_gpus=1), torch.cuda.is_available())):
+        with planned_workers(wanted) as plan:
+            assert (plan.num_workers, plan.use_gpu) == (wanted.num_gpus, True)
+            assert plan.in_this_process == alone

@@ -1,16 +1,18 @@
 """The code of docs/extending.md, in a module outside the package, as a reader would put it there."""
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.commands import called, started
 
-from pnfrec_dist import evaluate
+from pnfrec_dist.config.histories import HISTORIES
 from pnfrec_dist.config.settings import (
     EncoderSettings,
     EvaluationSettings,
@@ -22,7 +24,10 @@ from pnfrec_dist.config.settings import (
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluate import main as evaluate_command
 from pnfrec_dist.experiments.plots import learning_curves
+from pnfrec_dist.inference.artifact import of_checkpoint
+from pnfrec_dist.inference.loaded_model import Model
 from pnfrec_dist.training.checkpoint_manager import checkpoints
 from pnfrec_dist.training.events import BestTested, EpochDone, Event
 from pnfrec_dist.training.initial_model import build_model
@@ -42,6 +47,7 @@ def additions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path.insert(0, str(directory))
     yield directory
     sys.path.remove(str(directory))
+    HISTORIES.pop("negative", None)  # type: ignore[arg-type]
     sys.modules.pop("additions", None)
 
 
@@ -127,7 +133,24 @@ def test_a_metric_is_computed(prepared: Path, tmp_path: Path) -> None:
     assert tested.metrics["first_p_at_10"] == tested.metrics["first_p_at_5"] <= tested.metrics["hr_p_at_5"]
     assert tested.floors["popularity"].keys() >= {"first_delta_at_10"}
     flags = ["--run", str(checkpoints(tmp_path / "run")[0]), "--data-dir", str(prepared.parent)]
-    assert "FIRST_p@10" in called(evaluate.main, tmp_path, *flags)
+    assert "FIRST_p@10" in called(evaluate_command, tmp_path, *flags)
+
+
+def test_a_history_is_trained_evaluated_and_listed(prepared: Path, tmp_path: Path) -> None:
+    """Of dislikes: lists are made from the column that training read."""
+    importlib.import_module("additions")
+    encoder = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, history="negative")  # type: ignore[arg-type]
+    wanted, data = settings(encoder=encoder), open_prepared(prepared)
+    read = pq.read_table(prepared / "train", columns=["negative_items"])["negative_items"].to_pylist()
+    assert [data.train(wanted.encoder.history).history.row(n).tolist() for n in range(len(read))] == read
+    events = run(wanted, prepared, tmp_path / "run")
+    (tested,) = [event for event in events if isinstance(event, BestTested)]
+    model = Model(of_checkpoint(Path(tested.checkpoint), wanted, data))
+    one, other, third = model.item_ids[:3]
+    lists = [model.recommend(liked=[liked], disliked=[third], k=99) for liked in (one, other)]
+    scores = [dict(zip(found.items, found.scores, strict=True)) for found in lists]
+    assert all(scores[0][item] == scores[1][item] for item in model.item_ids[3:]), "likes are not read"
+    assert model.recommend(liked=[one]).is_popular
 
 
 @pytest.mark.parametrize(

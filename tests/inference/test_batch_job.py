@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_training import SETTINGS, trained
 
-from pnfrec_dist import evaluate, recommend
+from pnfrec_dist import recommend
 from pnfrec_dist.config.settings import LossSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluate import main as evaluate_command
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_gamma_is_picked_on_validation_and_tested_once(
     checkpoint: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gamma.json"
-    assert evaluate.main(line(checkpoint, prepared, "--gammas", "0.5", "2", "--few", "4", "--out", str(out))) == 0
+    assert evaluate_command(line(checkpoint, prepared, "--gammas", "0.5", "2", "--few", "4", "--out", str(out))) == 0
     found = json.loads(out.read_text())
     assert list(found["validation"]) == ["0.0", "0.5", "2.0"]
     best = max(found["validation"].values())
@@ -124,13 +125,13 @@ def test_where_figures_cannot_be_written_it_is_said_at_once(
 ) -> None:
     for out in (tmp_path, tmp_path / "none" / "gamma.json"):
         with pytest.raises(InputError, match="cannot write --out"):
-            evaluate.main(line(checkpoint, prepared, "--out", str(out)))
+            evaluate_command(line(checkpoint, prepared, "--out", str(out)))
     assert not capsys.readouterr().out and not list(tmp_path.parent.glob(".*.writing"))
 
 
 def test_evaluating_as_trained_gives_the_run_s_test_metrics(checkpoint: Path, prepared: Path, tmp_path: Path) -> None:
     out = tmp_path / "gamma.json"
-    evaluate.main(line(checkpoint, prepared, "--gammas", "0", "--out", str(out)))
+    evaluate_command(line(checkpoint, prepared, "--gammas", "0", "--out", str(out)))
     wanted = json.loads((tmp_path / "run" / "result" / "result.json").read_text())["test"]
     found = json.loads(out.read_text())["test"]["0.0"]["all"]
     assert found == pytest.approx({name: value for name, value in wanted.items() if "coverage" not in name})

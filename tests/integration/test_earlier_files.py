@@ -17,9 +17,11 @@ from helpers.commands import called
 from helpers.served import serving
 from safetensors.torch import load_file
 
-from pnfrec_dist import evaluate, recommend, train
+from pnfrec_dist import recommend
 from pnfrec_dist.data.prepared import TRAINING_PARTS, open_prepared
 from pnfrec_dist.data.schema import USERS
+from pnfrec_dist.evaluate import main as evaluate_command
+from pnfrec_dist.train import main as train_command
 from pnfrec_dist.training.checkpoint import STATE, read_state
 from pnfrec_dist.training.result import read_result, read_test_users
 
@@ -66,7 +68,7 @@ def test_the_prepared_data_and_the_result_are_read(files: Path) -> None:
 
 def test_evaluate_gives_the_same_figures(files: Path) -> None:
     flags = ["--run", "runs/pnfrec/checkpoints/step-000000012", "--data-dir", "prepared", "--few", "3"]
-    called(evaluate.main, files, *flags, "--out", "now.json")
+    called(evaluate_command, files, *flags, "--out", "now.json")
     now, before = content(files / "now.json"), content(files / "evaluated.json")
     assert now["best_gamma"] == before["best_gamma"]
     assert now["validation"] == near(before["validation"])
@@ -103,7 +105,7 @@ def test_a_training_goes_on_from_the_middle_of_an_epoch(files: Path) -> None:
     run = files / "runs/pnfrec"
     then = {name: load_file(run / "checkpoints/step-000000012" / name) for name in ("model.safetensors",)}
     expected = content(run / "checkpoints/step-000000012" / STATE)
-    said = called(train.main, files, *flags, "--resume", "runs/pnfrec/checkpoints/step-000000006")
+    said = called(train_command, files, *flags, "--resume", "runs/pnfrec/checkpoints/step-000000006")
     assert "in epoch 2 after step 2" in said
     state = read_state(run / "checkpoints/step-000000012")
     assert state["format_version"] == expected["format_version"] + 1

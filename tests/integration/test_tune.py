@@ -24,8 +24,8 @@ from helpers.sweeps import (
 from helpers.waiting import wait_until
 from mlflow import MlflowClient
 
-from pnfrec_dist import train
 from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings
+from pnfrec_dist.train import main as train_command
 from tune import __main__ as tune
 from tune.records import ended_and_begun
 
@@ -41,7 +41,7 @@ def workspace(tmp_path: Path, prepared_writer: Callable[..., Path]) -> Path:
 def train_found(workspace: Path, config: str, workers: int) -> float:
     """The best validation score of a training with settings that were found."""
     again = ["--num-workers", str(workers), "--output-dir", "again"]
-    called(train.main, workspace, "--dataset", "tiny", "--config", config, *again)
+    called(train_command, workspace, "--dataset", "tiny", "--config", config, *again)
     (result,) = (workspace / "again").glob("*/result/result.json")
     found = json.loads(result.read_text())
     assert found["num_workers"] == workers

@@ -22,6 +22,7 @@ from pnfrec_dist.config.settings import (
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
 from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.memory_plan import plan_step
 
@@ -44,6 +45,17 @@ def test_auto_shards_when_rows_outnumber_what_would_travel() -> None:
     assert not plan_step(SETTINGS, data(), 10**6, 1).is_sharded, "one worker holds all there is"
     assert plan_step(replace(SETTINGS, item_table="sharded"), data(), 50, 2).is_sharded
     assert not plan_step(replace(SETTINGS, item_table="replicated"), data(), 10**6, 2).is_sharded
+
+
+def test_a_term_that_needs_negatives_is_refused_where_the_history_holds_them() -> None:
+    encoder, loss = (
+        replace(SETTINGS.encoder, history="all"),
+        LossSettings(terms=("pnfrec_dist.losses.terms:CE_NEGATIVE=1",)),
+    )
+    every = replace(SETTINGS, encoder=encoder, loss=loss)
+    side = data().history
+    with pytest.raises(InputError, match=r"needs a negative encoder, and encoder\.history is all"):
+        plan_step(every, TrainData(side, None, side), 240, 1)
 
 
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])

@@ -58,3 +58,12 @@ def test_the_time_budget_ends_it_and_is_remembered(actors: Actors, monkeypatch: 
     assert not stopper.stop_all()
     clock.now += 0.1
     assert stopper.stop_all() and stopper.is_cut and actors.asked == 2
+
+
+def test_while_it_waits_for_trials_those_that_hang_are_looked_for(actors: Actors) -> None:
+    asked, polls = threading.Event(), list[int]()
+    stopper = Ending(asked, None, actors.running, lambda: polls.append(1))
+    assert not stopper.stop_all() and len(polls) == 1
+    asked.set()
+    assert stopper.stop_all() and len(polls) == 3, "once after each wait"
+    assert stopper.stop_all() and len(polls) == 3, "then nothing runs"

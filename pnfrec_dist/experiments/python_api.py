@@ -1,0 +1,122 @@
+"""The Python face of the package, which pnfrec_dist/__init__.py offers: one process, without Ray and MLflow."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.cluster.single_worker import run_here
+from pnfrec_dist.cluster.worker_plan import WorkerOptions, WorkerPlan, plan_workers, this_machine
+from pnfrec_dist.config.mappings import override
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.prepared import PreparedData
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.experiments.tracked_training import Outcome, say_diverged, taken_up
+from pnfrec_dist.experiments.training_plan import checked_plan, open_data
+from pnfrec_dist.inference.gamma_search import Split
+from pnfrec_dist.inference.loaded_model import Model
+from pnfrec_dist.inference.trained_model import open_trained
+from pnfrec_dist.training.events import EpochDone, Event
+from pnfrec_dist.training.loop import Hooks
+from pnfrec_dist.training.run_directory import choose_run
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A training that came to its end."""
+
+    directory: Path
+    """runs/<run>, as the command leaves it"""
+    settings: Settings
+    epochs: list[EpochDone]
+    best_epoch: int
+    """on validation users"""
+    test: dict[str, float]
+    """metrics of the best epoch on test users, such as ndcg_p_at_10"""
+    floors: dict[str, dict[str, float]]
+    """the same of rankings that ask for no model"""
+
+
+def train_settings(
+    dataset: str, *, model: str = "", config: str = "", changes: Mapping[str, Any] = MappingProxyType({})
+) -> Settings:
+    """The settings of `pnfrec train --dataset DATASET --model MODEL --config CONFIG`, with changes.
+
+    changes: {"epochs": 3, "encoder.hidden_size": 32, ...}, dotted as in docs and MLflow.
+    Raises InputError for unknown names and values out of range.
+    """
+    flags = {"--dataset": dataset, "--model": model, "--config": config}
+    settings = parse_train_settings([part for flag, value in flags.items() if value for part in (flag, value)])
+    nested: dict[str, Any] = {}
+    for name, value in changes.items():
+        section, dot, key = name.rpartition(".")
+        (nested.setdefault(section, {}) if dot else nested)[key] = value
+    return override(settings, nested, "changes")
+
+
+def train(settings: Settings, *, on_event: Callable[[Event], None] = lambda _: None) -> TrainedRun:
+    """Trains and tests one model in this process: the numbers of the command with one worker, without its MLflow run.
+
+    A run of the same settings and data that did not end is gone on with (settings.resume). on_event: called with what
+    the training tells, see pnfrec_dist.training.events. Raises InputError for settings that cannot be trained here, a
+    loss that is not finite, or data that are missing or damaged.
+    """
+    data = open_data(settings)
+    plan = _one_worker(settings)
+    checked_plan(settings, data, plan)
+    run, outcome = choose_run(settings, data.manifest.digest), Outcome()
+
+    def report(event: Event) -> None:
+        outcome.see(event)
+        on_event(event)
+
+    with taken_up(run, settings):
+        run_here(settings, plan, data, run.directory, Hooks(report, threading.Event().is_set))
+        run.ended = "finished" if outcome.test is not None else "diverged" if outcome.diverged is not None else ""
+        run.write()
+    if outcome.refused is not None:
+        raise InputError(outcome.refused.text)
+    if outcome.diverged is not None:
+        raise InputError(say_diverged(outcome.diverged, settings))
+    test = outcome.test
+    assert test is not None
+    return TrainedRun(run.directory, settings, outcome.in_order, test.best_epoch, test.metrics, test.floors)
+
+
+def _one_worker(settings: Settings) -> WorkerPlan:
+    """This process. Raises InputError where the settings ask for more."""
+    asked = settings.num_gpus or settings.num_workers or 1
+    if asked > 1 or settings.ray_address:
+        what = f"--ray-address {settings.ray_address}" if settings.ray_address else f"{asked} workers"
+        raise InputError(f"the settings ask for {what}, and train() is one process; use pnfrec train")
+    here = this_machine(1)
+    use_gpu = settings.num_gpus == 1 or (settings.num_gpus is None and settings.num_workers is None and here.gpus >= 1)
+    wanted = WorkerOptions(num_workers=None if use_gpu else 1, num_gpus=int(use_gpu))
+    return replace(plan_workers(wanted, [here]), in_this_process=True)
+
+
+def load_model(run: TrainedRun | Path | str, data_dir: str = "") -> Model:
+    """A trained model: of a run, a run's directory or checkpoint, or what MLflow knows of it (pnfrec recommend --run).
+
+    data_dir: where prepared data sets lie; a checkpoint has its catalog from the one that it was trained on (default:
+    the run's own, else data/prepared). Raises InputError naming what is missing, damaged or does not agree.
+    """
+    own = run.settings.data_dir if isinstance(run, TrainedRun) else "data/prepared"
+    reference = run.directory if isinstance(run, TrainedRun) else run
+    return Model(open_trained(str(reference), data_dir or own))
+
+
+def evaluate(
+    model: Model, data: PreparedData, split: Literal["validation", "test"] = "test", gamma: float = 0.0
+) -> dict[str, float]:
+    """Metrics of a model on held-out users, as `pnfrec evaluate` computes them: {"ndcg_p_at_10": ..., ...}.
+
+    gamma: weight of the negative encoder's score, taken off. Raises InputError for data that the model was not trained
+    on, and for a gamma without a negative encoder.
+    """
+    if model.exported.data_digest != data.manifest.digest:
+        raise InputError(f"{data.directory} is another state of the data than the model was trained on")
+    return Split(model.exported, data.require_whole(split), split).evaluated(gamma).metrics

@@ -1,0 +1,153 @@
+"""A trained model in a Python program: lists for users who are named by what they like and dislike, by raw item ids."""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.schema import PAD_ID
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.recommender import Recommender, Users
+
+FRAME_COLUMNS = ("user_id", "item_id", "is_liked")
+"""Of a frame of interactions, oldest first."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What is known of one user: raw item ids, oldest first."""
+
+    liked: Sequence[str] = ()
+    disliked: Sequence[str] = ()
+    history: Sequence[tuple[str, float]] = ()
+    """(item, relevance) of each interaction, in place of liked and disliked; the model's threshold decides"""
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The list for one user."""
+
+    items: list[str]
+    """raw item ids, best first, without those that the user has met"""
+    scores: list[float]
+    unknown: list[str]
+    """items of the user that the model does not know"""
+    is_popular: bool
+    """whether the model knew no item that it reads, so that popular items are listed"""
+
+
+class Model:
+    """A trained model, ready to rank its catalog."""
+
+    def __init__(self, exported: Exported) -> None:
+        self.exported = exported
+        self._recommender = Recommender(exported.model, exported.num_positive_V)
+        self._item_ids = {raw: number for number, raw in enumerate(exported.raw_ids, PAD_ID + 1)}
+
+    @property
+    def item_ids(self) -> list[str]:
+        """Raw ids of the catalog."""
+        return self.exported.raw_ids
+
+    def recommend(
+        self,
+        liked: Sequence[object] = (),
+        disliked: Sequence[object] = (),
+        *,
+        users: Any = None,
+        k: int = 10,
+        gamma: float = 0.0,
+    ) -> Any:
+        """The k best items of one user, or of several.
+
+        liked, disliked: raw item ids of one user, oldest first; the result is a Recommendations.
+        users: {user: Feedback, or {"liked": [...], "disliked": [...]}, or [(item, relevance), ...]}, or a pandas
+        DataFrame with the columns user_id, item_id and is_liked, oldest first; the result is {user: Recommendations}.
+        gamma: weight of the negative encoder's score, taken off (0: the paper's ranking).
+
+        Raises InputError for users of another form, k < 1, or a gamma that the model has no encoder for.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}; it must be >= 1")
+        if users is None:
+            return self.lists([Feedback(_texts(liked), _texts(disliked))], [k], gamma)[0]
+        if liked or disliked:
+            raise InputError("say users, or liked and disliked, not both")
+        found = _by_user(users)
+        return dict(zip(found, self.lists(list(found.values()), [k] * len(found), gamma), strict=True))
+
+    def lists(self, users: Sequence[Feedback], lengths: Sequence[int], gamma: float = 0.0) -> list[Recommendations]:
+        """The list of each user, of its own length. Raises InputError for a gamma without a negative encoder."""
+        if not users:
+            return []
+        raw_ids, numbers = self.exported.raw_ids, self._item_ids
+        sides = [self._sides(user) for user in users]
+        known = [[[numbers[raw] for raw in side if raw in numbers] for side in of_user] for of_user in sides]
+        encoded = Users(*(Ragged.of([of_user[place] for of_user in known]) for place in range(3)))
+        longest = min(max(lengths), len(raw_ids))
+        ranking = self._recommender.rank(encoded, np.arange(len(users)), longest, gamma)
+        found = []
+        for place, length in enumerate(lengths):
+            items, scores = ranking.items_BK[place].tolist(), ranking.scores_BK[place].tolist()
+            count = min(length, longest - items.count(PAD_ID))
+            found.append(
+                Recommendations(
+                    items=[raw_ids[item - 1] for item in items[:count]],
+                    scores=scores[:count],
+                    unknown=[raw for raw in dict.fromkeys(sides[place][2]) if raw not in numbers],
+                    is_popular=not known[place][0],
+                )
+            )
+        return found
+
+    def _sides(self, user: Feedback) -> tuple[Sequence[str], Sequence[str], list[str]]:
+        """Raw ids that the main encoder reads, those disliked, and all, oldest first.
+
+        Of liked and disliked together, the order is not known: a model that reads both kinds gets the likes last.
+        """
+        liked, disliked, every = user.liked, user.disliked, [*user.disliked, *user.liked]
+        if user.history:
+            every = [item for item, _ in user.history]
+            is_liked = [float(relevance) >= self.exported.threshold for _, relevance in user.history]
+            liked = [raw for raw, is_one in zip(every, is_liked, strict=True) if is_one]
+            disliked = [raw for raw, is_one in zip(every, is_liked, strict=True) if not is_one]
+        kind = self.exported.settings.encoder.history_kind
+        return kind.choose(positive_items=liked, negative_items=disliked, items=every), disliked, every
+
+
+def _texts(ids: Sequence[object]) -> list[str]:
+    if isinstance(ids, str):
+        raise InputError(f"{ids!r} is one text; item ids are a list")
+    return [str(item) for item in ids]
+
+
+def _by_user(users: Any) -> dict[Any, Feedback]:
+    if isinstance(users, Mapping):
+        return {user: _feedback(user, content) for user, content in users.items()}
+    if not hasattr(users, "columns"):
+        raise InputError(f"users is a {type(users).__name__}; it must be a mapping or a DataFrame")
+    missing = [name for name in FRAME_COLUMNS if name not in users.columns]
+    if missing:
+        raise InputError(f"the frame lacks the column {missing[0]!r}; it must have {', '.join(FRAME_COLUMNS)}")
+    rows: dict[Any, list[tuple[str, float]]] = {}
+    for user, item, is_liked in users[list(FRAME_COLUMNS)].itertuples(index=False, name=None):
+        rows.setdefault(user, []).append((str(item), math.inf if is_liked else -math.inf))
+    return {user: Feedback(history=history) for user, history in rows.items()}
+
+
+def _feedback(user: object, content: Any) -> Feedback:
+    if isinstance(content, Feedback):
+        return content
+    if isinstance(content, Mapping) and content.keys() <= {"liked", "disliked"}:
+        return Feedback(_texts(content.get("liked", ())), _texts(content.get("disliked", ())))
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        with contextlib.suppress(TypeError, ValueError):
+            if not any(isinstance(pair, str) for pair in content):  # "34" would be a pair of "3" and "4"
+                return Feedback(history=[(str(item), float(relevance)) for item, relevance in content])
+    way_out = "give {'liked': [...], 'disliked': [...]} or [(item, relevance), ...]"
+    raise InputError(f"what is given of user {user!r} cannot be read; {way_out}")
