@@ -32,6 +32,18 @@ from tune.records import ended_and_begun
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
+FLAKY = """
+from pathlib import Path
+from pnfrec_dist.evaluation.metrics import ndcg
+
+def flaky(ranks, k):
+    for mark in Path(__file__).parent.glob("fail-*"):
+        mark.unlink()
+        raise OSError("the disk is gone")
+    return ndcg(ranks, k)
+"""
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, prepared_writer: Callable[..., Path]) -> Path:
     prepared_writer(tmp_path / "data" / "prepared" / "tiny")
@@ -252,3 +264,20 @@ def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(workspace: Path)
     _, stages = mlflow_tree(workspace)
     ((trial,),) = stages.values()
     assert (trial.info.status, trial.data.tags["state"]) == ("FINISHED", "finished")
+
+
+@pytest.mark.slow
+def test_a_trial_whose_worker_fails_of_an_unexpected_error_starts_again(workspace: Path) -> None:
+    """A measure of the user's own that fails in the first validation; a failure more than allowed is told as it is."""
+    (workspace / "own.py").write_text(FLAKY)
+    add_stage(workspace, "rates", LR.format(values=[0.001]))
+    flags = ["--stages", "rates", "--epochs", "2", "--encoder.hidden-size", "8"]
+    flags += ["--evaluation.measures", "hr", "ndcg", "own:flaky"]
+    (workspace / "fail-1").touch()
+    output = Sweep(workspace, *flags).succeed()
+    assert "again     lr 0.001: the training failed: OSError: the disk is gone" in output
+    assert "finished  lr 0.001" in output and "test of the winner:" in output
+    (workspace / "fail-2").touch()
+    sweep = Sweep(workspace, *flags, "--name", "other", "--max-failures", "0")
+    assert sweep.end() == 1
+    assert "failed    lr 0.001: no score" in sweep.output and "OSError: the disk is gone" in sweep.output
