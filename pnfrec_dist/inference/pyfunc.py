@@ -35,7 +35,7 @@ from pnfrec_dist.inference.loaded_model import Feedback, Model
 from pnfrec_dist.inference.recommender import require_gamma
 
 CODE, PACKAGE = "pnfrec_dist.zip", Path(__file__).parents[1]
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pyarrow", "safetensors", "pydantic")
+REQUIREMENTS = ("torch", "numpy", "pyarrow", "safetensors", "pydantic")
 EXAMPLES = 3
 SMALL_CALL = 1 << 18
 """Scores of a call up to which one thread makes them: several gain nothing there, and wait for each other where other
@@ -165,6 +165,10 @@ def save_model(directory: Path, exported: Exported) -> None:
                 python_model=str(PACKAGE / "inference" / "pyfunc_script.py"),
                 artifacts={"exported": str(files)},
                 input_example=[Query(liked=exported.raw_ids[:EXAMPLES], top_k=5).model_dump()],
-                pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS],
+                pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pinned, REQUIREMENTS)],
                 metadata=about,
             )
+
+
+def _pinned(package: str) -> str:
+    return f"{package}=={metadata.version(package).partition('+')[0]}"

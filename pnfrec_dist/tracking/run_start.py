@@ -14,7 +14,8 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.files.locations import Location
 
-PACKAGES = ("torch", "ray", "pyspark", "mlflow", "pyarrow", "numpy", "pnfrec-dist")
+PACKAGES = ("torch", "ray", "pyspark", "mlflow-skinny", "pyarrow", "numpy", "pnfrec-dist")
+"""Whose versions are told; MLflow's own package and its server need mlflow-skinny of the same version."""
 MAX_DIGEST = 36
 
 
@@ -65,7 +66,7 @@ def git_commit() -> str:
 
 def code_versions() -> str:
     """The commit and the packages that a reader may want to know."""
-    return f"{(git_commit() or 'no repository')[:12]}, {_versions(('torch', 'ray', 'mlflow', 'pyspark'))}"
+    return f"{(git_commit() or 'no repository')[:12]}, {_versions(('torch', 'ray', 'mlflow-skinny', 'pyspark'))}"
 
 
 def _versions(packages: Sequence[str]) -> str:
@@ -73,7 +74,7 @@ def _versions(packages: Sequence[str]) -> str:
     found = []
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
+            found.append(f"{name.removesuffix('-skinny')} {metadata.version(name)}")
     return ", ".join([*found, f"Python {platform.python_version()}"])
 
 
