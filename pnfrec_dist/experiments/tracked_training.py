@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings, print_settings
+from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings
 from pnfrec_dist.cluster.session import planned_workers
 from pnfrec_dist.cluster.single_worker import run_here
 from pnfrec_dist.cluster.stop_signals import stop_requests
@@ -36,8 +36,6 @@ def drive(settings: Settings) -> int:
     data = open_data(settings)
     uri = tracking_uri()
     run = choose_run(settings, data.manifest.digest)
-    print(f"{settings.model} on {settings.dataset}")
-    print_settings(flatten(to_mapping(settings)))
     with planned_workers(worker_options(settings), dry_run=settings.dry_run) as plan:
         print(f"{checked_plan(settings, data, plan)}\ntracking: {shown(uri)}", flush=True)
         if settings.dry_run:

@@ -110,7 +110,7 @@ def test_what_a_lost_worker_had_is_made_again(
     def killed() -> bool:
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if child.cmdline()[0].startswith("ray::_make_part"):
+                if " ".join(child.cmdline()).startswith("ray::_make_part"):
                     child.kill()
                     return True
         return False

@@ -143,8 +143,12 @@ def test_the_best_is_registered_and_loads_in_a_process_without_this_package(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("outputs")
 def test_an_interrupt_at_the_end_of_a_training_starts_no_other(workspace: Path) -> None:
-    """SIGINT after the last epoch: the test may still be done, but nothing else is begun; exit 130."""
+    """SIGINT after the last epoch: the test may still be done, but nothing else is begun; exit 130.
+
+    Two of the six models have their result already.
+    """
     line = [sys.executable, *COMMAND, "--name", "interrupted"]
     process = subprocess.Popen(line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
