@@ -71,7 +71,7 @@ mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 	@exec env MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
 	--workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
-test: $(STAMP)  ## the test suite (10 to 15 minutes; not the slow ones)
+test: $(STAMP)  ## the test suite (some 9 minutes; not the slow ones)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the tests that take minutes each (an hour): kills, a bot, a Spark cluster, a browser, 200 leak cases

@@ -26,7 +26,7 @@ from pnfrec_dist.inference.list_maker import LIST_SCHEMA, Filters, ListMaker, Li
 from pnfrec_dist.inference.trained_model import open_trained
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-USERS = 1_500
+USERS = 600
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_what_a_lost_worker_had_is_made_again(
 
 def test_some_users_alone(checkpoint: Path, data: PreparedData, expected: dict[str, list[str]], tmp_path: Path) -> None:
     """One worker, which is this process."""
-    (tmp_path / "users.txt").write_text("u003\nu700\nwithout likes\n")
+    (tmp_path / "users.txt").write_text("u003\nu500\nwithout likes\n")
     out = tmp_path / "recs"
     more = ("--users", str(tmp_path / "users.txt"), "--num-workers", "1")
     called(recommend.main, tmp_path, *flags(checkpoint, data, out, *more))
-    assert by_user(pq.read_table(out)) == {user: expected[user] for user in ("u003", "u700", "without likes")}
+    assert by_user(pq.read_table(out)) == {user: expected[user] for user in ("u003", "u500", "without likes")}
