@@ -114,6 +114,17 @@ def _sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor
     return future.then(lambda done: done.value()[0])
 
 
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch's threads for what follows; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def initial_generator(seed: int) -> torch.Generator:
     """The generator of the initial weights, equal on every rank."""
     return torch.Generator().manual_seed(seed)

@@ -1,7 +1,5 @@
 """A training of one worker, in this process, without Ray: the same loop as on Ray Train's workers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,7 +7,7 @@ import torch
 from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
-from pnfrec_dist.distributed import World
+from pnfrec_dist.distributed import World, torch_threads
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.training.events import Refused
 from pnfrec_dist.training.loop import Hooks, Phase, TrainLoop
@@ -28,7 +26,8 @@ def run_here(
     Raises WorkerError where the loop fails. Nothing here starts it again: the same command goes on from the newest
     checkpoint.
     """
-    with _threads(plan):
+    threads = torch.get_num_threads() if plan.use_gpu else max(1, int(plan.cpus_per_worker))
+    with torch_threads(threads):
         try:
             world = World(device=torch.device("cuda" if plan.use_gpu else "cpu"))
             TrainLoop(settings, data, run_dir, world, hooks).run(phase)
@@ -40,15 +39,3 @@ def run_here(
             reason = (str(error).strip().splitlines() or [""])[0]
             what = f"{type(error).__name__}{': ' * bool(reason)}{reason}"
             raise WorkerError(f"the training failed: {what}{write_failure(run_dir, error)}") from error
-
-
-@contextmanager
-def _threads(plan: WorkerPlan) -> Iterator[None]:
-    """As many of torch's threads as a worker of Ray Train would have."""
-    before = torch.get_num_threads()
-    if not plan.use_gpu:
-        torch.set_num_threads(max(1, int(plan.cpus_per_worker)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

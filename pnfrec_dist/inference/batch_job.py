@@ -19,6 +19,7 @@ from pnfrec_dist.config.inference_settings import RecommendSettings
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.user_histories import UserPart, find_users, read_users
+from pnfrec_dist.distributed import torch_threads
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location, sha256_of
 from pnfrec_dist.files.text import counted, duration
@@ -88,11 +89,11 @@ class _Job:
 
 def _make_part(use_gpu: bool, cpus: float, part: UserPart, job: _Job) -> Part:
     """Makes the lists of one part."""
-    torch.set_num_threads(max(1, int(cpus)))
     device = torch.device("cuda" if use_gpu else "cpu")
-    maker = ListMaker(job.trained, job.raw_ids, job.settings, job.filters, device)
-    users = read_users(part, len(job.raw_ids), job.wanted)
-    lists = maker.make(users)
+    with torch_threads(max(1, int(cpus))):
+        maker = ListMaker(job.trained, job.raw_ids, job.settings, job.filters, device)
+        users = read_users(part, len(job.raw_ids), job.wanted)
+        lists = maker.make(users)
     popular = pc.sum(pc.and_(lists["is_popular"], pc.equal(lists["rank"], 1))).as_py() or 0
     return write_part(job.making, part.number, lists, len(users), popular)
 

@@ -9,8 +9,7 @@ import logging
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from pnfrec_dist.distributed import torch_threads
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import draft_of, replaced_directory, scratch_directory
 from pnfrec_dist.inference.artifact import Exported, load_exported, write_exported
@@ -113,7 +113,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     def predict(  # type: ignore[override]  # MLflow reads the hints
         self, model_input: list[Query], params: dict[str, Any] | None = None
     ) -> list[Answer]:
-        with _threads(1 if len(model_input) * len(self.model.item_ids) <= SMALL_CALL else torch.get_num_threads()):
+        with torch_threads(1 if len(model_input) * len(self.model.item_ids) <= SMALL_CALL else torch.get_num_threads()):
             return self._by_gamma(model_input)
 
     def _by_gamma(self, model_input: list[Query]) -> list[Answer]:
@@ -134,17 +134,6 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         ]
         found = self.model.lists(users, [query.top_k for query in queries], gamma)
         return [Answer(items=f.items, scores=f.scores, unknown=f.unknown, popular=f.is_popular) for f in found]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Torch's threads for what follows."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def save_model(directory: Path, exported: Exported) -> None:
