@@ -1,6 +1,6 @@
-"""python -m benchmarks.cases '<json>': one measurement in a process of its own; its result is the last line, as JSON.
+"""python -m benchmarks.cases '<json>': makes one measurement; the last line of its output is the result, as JSON.
 
-Memory is the highest resident set during the measured call, beyond what there was before it.
+Memory is the highest resident set during the measured call, minus that before it.
 """
 
 import json
@@ -126,13 +126,13 @@ def top_k(method: str, items: int, width: int, users: int, seen: int, times: int
         scores = replace(table_scores(hidden_BD, table), end=end)
         return rank_items(scores, 10, lists, np.arange(users)).items_BK
 
-    call(1_000)  # brings the code into memory, which would count as if it were data
+    call(1_000)  # loads the code into memory; otherwise it would count as data
     result, ids = measure(call, times)
     return {**result, "ids": ids.tolist()}
 
 
 def matmul_peak(dtype: str, width: int, times: int = 7) -> Result:
-    """FLOP/s of the fastest of some matmuls as large and of the same width as the step's, in one dtype."""
+    """FLOP/s of the fastest of some matmuls with the step's sizes and width, in one dtype."""
     best = 0.0
     for rows, inner, columns in ((2048, width, 4096), (512, width, 4096), (4096, width, width), (width, 8192, 4096)):
         a, b = torch.randn(rows, inner).to(DTYPES[dtype]), torch.randn(inner, columns).to(DTYPES[dtype])
@@ -142,7 +142,7 @@ def matmul_peak(dtype: str, width: int, times: int = 7) -> Result:
 
 
 def step(kind: str, width: int, precision: str = "float32", batch_size: int = 500, times: int = 5) -> Result:
-    """Users a second of whole training steps on ML-1M's shapes, batches prepared within the time."""
+    """Users/s of whole training steps on ML-1M's shapes; the time includes making the batches."""
     encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
     settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(precision=precision))  # type: ignore[arg-type]
     data, world = ml1m_like(), World()
@@ -182,7 +182,7 @@ def step(kind: str, width: int, precision: str = "float32", batch_size: int = 50
 
 
 def feeding(items: int, width: int, batch_size: int = 500, times: int = 2) -> Result:
-    """Seconds of making a batch and of the step that reads it, one after the other."""
+    """Seconds of making a batch and of the step that reads it, measured one after the other."""
     encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
     settings, data, world = Settings(encoder=encoder, loss=loss), ml1m_like(items=items), World()
     model = build_model(items, settings)
@@ -197,7 +197,7 @@ def feeding(items: int, width: int, batch_size: int = 500, times: int = 2) -> Re
 
 
 def useful_flops(positive_T: Tensor, negative_T: Tensor, width: int, num_blocks: int = 2) -> float:
-    """FLOPs of a step's matmuls over real targets alone: encoders and softmax, forward and backward."""
+    """FLOPs of a step's matmuls over real targets only: encoders and softmax, forward and backward."""
     tokens = len(positive_T) + len(negative_T)
     return 3 * tokens * (num_blocks * 12 * width**2 + 2 * ITEMS * width)
 

@@ -1,6 +1,6 @@
-"""python -m benchmarks.gpu '<json>': one measurement on a GPU in a process of its own; the last line is JSON.
+"""python -m benchmarks.gpu '<json>': makes one measurement on a GPU; the last line of its output is JSON.
 
-Memory is the most that torch had allocated during the measured call, beyond what there was before it.
+Memory is the highest that torch had allocated during the measured call, minus what was allocated before it.
 """
 
 import importlib.util
@@ -49,7 +49,7 @@ def measure(call: Callable[[], Any], times: int = 5) -> Result:
 
 
 def softmax(path: ExactPath, items: int, width: int, targets: int) -> Result:
-    """Forward and backward of the cross-entropy in bf16; path cut_cross_entropy: Apple's, with no gradient skipped.
+    """Forward and backward of the cross-entropy in bf16. path cut_cross_entropy: Apple's, without skipped gradients.
 
     Peak memory includes the table's gradient (mib_gradient).
     """
@@ -81,7 +81,7 @@ def softmax(path: ExactPath, items: int, width: int, targets: int) -> Result:
 
 
 def matmul_peak(dtype: str, width: int) -> Result:
-    """FLOP/s of a large square matmul and of one as narrow as the step's, the faster."""
+    """FLOP/s of the faster of two matmuls: a large square one, and one as narrow as the step's."""
     best = 0.0
     for rows, inner, columns in ((8192, 8192, 8192), (32_768, width, 65_536)):
         a = torch.randn(rows, inner, device=DEVICE).to(DTYPES[dtype])
@@ -91,7 +91,7 @@ def matmul_peak(dtype: str, width: int) -> Result:
 
 
 def step(items: int, width: int, batch_size: int = 500) -> Result:
-    """Users and useful FLOPs a second of whole bf16 training steps on ML-1M's lengths over `items` items."""
+    """Users/s and useful FLOP/s of whole bf16 training steps, with histories as long as ML-1M's, over `items` items."""
     encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
     settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(precision="bfloat16"))
     data, world = ml1m_like(items=items), World(device=DEVICE)

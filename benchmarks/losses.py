@@ -1,8 +1,8 @@
-"""python -m benchmarks.losses [--data data/prepared/ml1m]: each cross-entropy on a prepared data set; prints a table.
+"""python -m benchmarks.losses [--data data/prepared/ml1m]: trains with each cross-entropy and prints a table.
 
-One worker with two threads, the same seed and settings but for the loss; none is stopped early. Quality is that of the
-best epoch on the test users; memory is the process's highest resident set; users a second are of training alone, the
-median of the epochs.
+One worker with two threads; the seed and all settings but the loss are the same; no early stopping. Quality is that of
+the best validation epoch, on the test users. GiB is the highest resident memory of the process. users/s are of training
+only, the median over the epochs.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/prepared/ml1m", help="directory of a prepared data set")
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--only", choices=LOSSES, help="one loss, in this process; prints JSON")
+    parser.add_argument("--only", choices=LOSSES, help="train with one loss, in this process, and print JSON")
     arguments = parser.parse_args()
     if arguments.only:
         print(json.dumps(train(arguments.only, arguments.data, arguments.epochs)))

@@ -1,7 +1,7 @@
-"""The training step as one writes it first, for comparison: fp32, padded windows, all logits, exp and sum.
+"""A straightforward training step, for comparison: fp32, padded windows, all logits, exp and sum.
 
 Two SASRec encoders with nn.MultiheadAttention over windows padded to max_length, cross-entropy on the logits of every
-position (padding left out by ignore_index), the contrastive term by exp, sum and log, Adam as it comes.
+position (ignore_index leaves out padding), the contrastive term by exp, sum and log, torch's Adam with its defaults.
 """
 
 import torch

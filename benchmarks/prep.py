@@ -1,8 +1,8 @@
-"""python -m benchmarks.prep: the preparation of synthetic logs beside pandas and a plain Spark job.
+"""python -m benchmarks.prep: times the preparation of synthetic logs beside pandas and a plain Spark job.
 
 All three follow the same protocol (equal rows collapse, T, support of items and users before T, cold users and
 items, min positives, sequences) on the same cores and memory, each in processes of its own. Seconds are wall time of
-the whole program; peak memory is that of its process tree. The ratios are the point, within one run.
+the whole program; peak memory is that of its process tree. Compare figures within one run only.
 """
 
 import argparse
@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.csv as pc
 
 ITEMS = 50_000
-PROGRAMS = ("job", "naive", "pandas")
+PROGRAMS = {"job": "this job", "naive": "plain Spark job", "pandas": "pandas"}
+"""Name on the command line -> name in the table."""
 CONF = "source: {files: log.csv}\nfeedback: {threshold: 3.5}\n"
 
 
 def write_log(path: Path, rows: int) -> None:
-    """A log of rows / 100 users, with popularity and activity as skewed as real ones, in order of user and time."""
+    """A log of rows / 100 users, sorted by user and time. Popularity and activity are as skewed as in real logs."""
     rng = np.random.default_rng(0)
     users = max(rows // 100, 1)
     chosen = []
@@ -94,16 +95,18 @@ def _watch(pid: int, peak: list[float], stop: threading.Event) -> None:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the table of all sizes and programs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prep", description=__doc__)
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 5, 20], help="rows of each log")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each program; medians are shown")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each program; the table shows medians")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     options = parser.parse_args()
     memory = psutil.virtual_memory().total / 1e9
-    print(f"{psutil.cpu_count(logical=False)} cores, {memory:.0f} GB; medians of {options.repeats}")
+    runs_of_each = "one run" if options.repeats == 1 else f"medians of {options.repeats} runs"
+    print(f"{psutil.cpu_count(logical=False)} cores, {memory:.0f} GB; {runs_of_each} of each program")
     print(
-        f"{'rows':>6}  {'program':<8}{'seconds':>8}{'rows/s':>10}{'us/row':>8}{'peak GB':>9}{'of naive':>10}",
+        f"{'rows':>6}  {'program':<15}{'seconds':>9}{'rows/s':>10}{'us/row':>8}{'peak GB':>9}"
+        f"{'of the plain Spark job':>24}",
         flush=True,
     )
     for millions in options.millions:
@@ -122,8 +125,8 @@ def main() -> None:
                 peak = statistics.median(p for _, p in runs[program])
                 ratio = f"{seconds[program] / seconds['naive']:.2f}" if "naive" in seconds else ""
                 print(
-                    f"{millions:>5g}M  {program:<8}{seconds[program]:>8.1f}{rows / seconds[program]:>10,.0f}"
-                    f"{seconds[program] / rows * 1e6:>8.2f}{peak:>9.1f}{ratio:>10}",
+                    f"{millions:>5g}M  {PROGRAMS[program]:<15}{seconds[program]:>9.1f}"
+                    f"{rows / seconds[program]:>10,.0f}{seconds[program] / rows * 1e6:>8.2f}{peak:>9.1f}{ratio:>24}",
                     flush=True,
                 )
 

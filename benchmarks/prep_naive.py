@@ -1,7 +1,8 @@
-"""python -m benchmarks.prep_naive LOG OUT: the protocol as one would first write it in Spark.
+"""python -m benchmarks.prep_naive LOG OUT: a straightforward Spark job for the protocol.
 
-Spark's own CSV reader and Parquet writer, joins by id, sort_array(collect_list(struct)) for sequences. No quarantine,
-no manifest, no checksums, an approximate T. Session, memory and partitions as the job's.
+It uses Spark's own CSV reader and Parquet writer, joins by id, and sort_array(collect_list(struct)) for sequences. It
+has no quarantine, no manifest and no checksums, and T is approximate. Session, memory and partitions are those of the
+project's job.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""python -m benchmarks.prep_pandas LOG OUT: the protocol in plain pandas, one thread, all in memory."""
+"""python -m benchmarks.prep_pandas LOG OUT: the protocol in plain pandas, in one thread and in memory."""
 
 import sys
 from pathlib import Path

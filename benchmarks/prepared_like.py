@@ -1,4 +1,4 @@
-"""A whole prepared data set of ML-1M's shape, with as many users as one likes, written without Spark."""
+"""A complete prepared data set of ML-1M's shape with any number of users, written without Spark."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from pnfrec_dist.data.schema import (
 from pnfrec_dist.files.locations import sha256_of
 
 TRAIN_USERS, HOLDOUT_USERS, GROUP = 1_000, 50, 1_000
-"""GROUP: users of a row group, which is a unit of work."""
+"""GROUP: users of a row group, which one task handles."""
 
 
 def write_prepared_like(directory: Path, users: int, items: int = ITEMS) -> Path:
-    """Trains on the first 1,000 users alone: what is measured is what comes after."""
+    """Only the first 1,000 users are in train, because only what follows the training is measured."""
     data, max_history = ml1m_like(users, items), 200
     assert data.negative is not None
     rows = []

@@ -1,8 +1,8 @@
-"""python -m benchmarks.recommend: lists for users beside the plain way, and what kills leave.
+"""python -m benchmarks.recommend: times lists for users, and kills the command that makes them.
 
-plain: the same encoder, then all scores of a batch, a mask over what was seen, torch.topk. Either side runs in a
-process of its own, with two threads; memory is the highest resident set beyond the loaded model and users. The kills
-are of the command itself, on a data set of ML-1M's shape.
+The lists are compared with plain PyTorch: the same encoder, all scores of a batch, a mask over seen items, torch.topk.
+Each runs in a process of its own, with two threads; memory is the highest resident set beyond the loaded model and
+users. The kills are of the command itself, on a data set of ML-1M's shape.
 """
 
 import argparse
@@ -85,9 +85,9 @@ def lists(method: str, items: int, times: int) -> Result:
     def ours() -> pa.Table:
         return maker.make(users)
 
-    plain(4)  # brings the code into memory, which would count as if it were data
+    plain(4)  # loads the code into memory; otherwise it would count as data
     maker.make(users_like(items, 4))
-    ctypes.CDLL(None).malloc_trim(0)  # what the making of the model left free would hide what is taken
+    ctypes.CDLL(None).malloc_trim(0)  # memory that making the model left free would hide what is taken
     result, table = measure(plain if method == "plain" else ours, times)
     return {**result, "ids": table["raw_item_id"].to_pylist(), "scores": table["score"].to_pylist()}
 
@@ -103,8 +103,8 @@ def case(method: str, items: int, times: int) -> Result:
 
 
 def compare() -> None:
-    print(f"top {K} of {USERS:,} users, d = 64, 2 threads")
-    head = ("N", "users/s", "plain", "ratio", "MiB", "plain", "share", "  lists")
+    print(f"top {K} of {USERS:,} users, d = 64, 2 threads, beside plain PyTorch (matmul, mask, torch.topk)")
+    head = ("items", "users/s", "plain", "ratio", "MiB", "plain", "ratio", "  lists")
     print("".join(f"{title:>10}" for title in head), flush=True)
     for items in CATALOGS:
         ours, plain = (case(method, items, 3) for method in ("ours", "plain"))
@@ -120,7 +120,7 @@ def compare() -> None:
 
 
 def kills(count: int, users: int) -> None:
-    """Kills the command at random moments, starts it again, and looks at what there is after both."""
+    """Kills the command at random moments, starts it again, and checks the lists after both."""
     chance = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="pnfrec-bench-") as scratch:
         work = Path(scratch)
@@ -136,9 +136,9 @@ def kills(count: int, users: int) -> None:
         started = time.monotonic()
         _finish(line)
         whole = time.monotonic() - started
-        wanted, good = _content(work / "recs"), 0
+        undisturbed, good = _content(work / "recs"), 0
         seen = _seen(data)
-        print(f"\n{count} kills of a command that takes {whole:.0f} s for {users:,} users")
+        print(f"\n{count} kills of a command that takes {whole:.0f} s for {users:,} users, each followed by a restart")
         for number in range(count):
             (work / "recs" / "_manifest.json").write_text('{"kind": "recommendations", "old": true}\n')
             process = subprocess.Popen(
@@ -153,14 +153,14 @@ def kills(count: int, users: int) -> None:
             made = len(list((work / ".recs.making").glob("part-*.json")))
             _finish(line)
             lists = _content(work / "recs")
-            is_whole = lists.equals(wanted) and _unseen(lists, seen)
+            is_whole = lists.equals(undisturbed) and _unseen(lists, seen)
             good += is_whole
             print(
-                f"{number + 1:>4}  after {moment:4.1f} s: {made:>3} parts, lists: {before:<4}  then: "
-                f"{'whole' if is_whole else 'WRONG'}",
+                f"{number + 1:>4}  killed after {moment:4.1f} s: {made:>3} parts made, lists: {before:<4}  "
+                f"after the restart: {'complete' if is_whole else 'WRONG'}",
                 flush=True,
             )
-        print(f"{good} of {count} whole: equal to those of a command left alone, each user once, no seen item")
+        print(f"{good} of {count} complete: equal to those of an undisturbed command, each user once, no seen item")
 
 
 def _finish(line: list[str]) -> None:
@@ -183,7 +183,7 @@ def _seen(data: PreparedData) -> set[tuple[str, str]]:
 
 
 def _unseen(lists: pa.Table, seen: set[tuple[str, str]]) -> bool:
-    """Whether no list holds what its user has seen, and each user's ranks are 1, 2, ... once."""
+    """Whether no list holds an item that its user has seen, and no user has an item or a rank twice."""
     pairs = list(zip(lists["user_id"].to_pylist(), lists["raw_item_id"].to_pylist(), strict=True))
     ranks = list(zip(lists["user_id"].to_pylist(), lists["rank"].to_pylist(), strict=True))
     return not seen & set(pairs) and len(set(pairs)) == len(pairs) and len(set(ranks)) == len(ranks)
@@ -191,8 +191,8 @@ def _unseen(lists: pa.Table, seen: set[tuple[str, str]]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recommend", description=__doc__)
-    parser.add_argument("--kills", type=int, default=10, help="times that the command is killed; 0: none")
-    parser.add_argument("--users", type=int, default=20_000, help="users of the data set on which it is killed")
+    parser.add_argument("--kills", type=int, default=10, help="how often the command is killed; 0: never")
+    parser.add_argument("--users", type=int, default=20_000, help="users of the data set for the kills")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:

@@ -1,6 +1,6 @@
-"""python -m benchmarks.sharded '<json>': training steps of gloo workers on this machine; the last line is JSON.
+"""python -m benchmarks.sharded '<json>': runs training steps of gloo workers on this machine; the last line is JSON.
 
-Bytes sent are those that the loopback device counted during the timed steps, per worker and step.
+Bytes sent are counted by the loopback device during the timed steps, per worker and step.
 """
 
 import json
@@ -82,7 +82,10 @@ def _peak_mib() -> float:
 
 
 def sharded(workers: int, **request: object) -> Result:
-    """request: items, width, targets (a worker's, of both sides), steps, sharded. Results of the workers' largest."""
+    """request: items, width, targets (a worker's, of both sides), steps, sharded.
+
+    The result holds the largest values of all workers.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     port, fd = listener.getsockname()[1], listener.detach()
     store = dist.TCPStore("127.0.0.1", port, workers + 1, True, wait_for_workers=False, master_listen_fd=fd)

@@ -1,4 +1,4 @@
-"""What every command shares: flags and help, one-line errors, exit codes."""
+"""What all commands share: flags and help, one-line errors, exit codes."""
 
 import argparse
 import contextlib
@@ -26,10 +26,11 @@ EXTRA_OF = {"pyspark": "spark", "py4j": "spark", "optuna": "tune"}
 
 
 def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Settings:
-    """Flags over conf/model/<model>.yaml over conf/train/<config>.yaml over the defaults of config/settings.py.
+    """Flags override conf/model/<model>.yaml, which overrides conf/train/<config>.yaml, which overrides the defaults of
+    config/settings.py.
 
-    A file in conf/train/ that names its model goes over conf/model/<model>.yaml. any_model: it may be used for another
-    model, whose own file then goes over it, but for weights of the loss that both have.
+    A file in conf/train/ that names its model overrides conf/model/<model>.yaml instead. any_model: such a file may be
+    used for another model too. That model's file then overrides it, except for loss weights above 0 in both.
     """
     chosen = selected(args, {"dataset": Settings.dataset, "model": Settings.model, "config": Settings.config})
     config = chosen["config"] or (chosen["dataset"] if chosen["dataset"] in conf_names("train") else "default")
@@ -47,13 +48,13 @@ def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Set
         kept = {name: value for name, value in weights.items() if value and getattr(settings.loss, name)}
         settings = dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, **kept))
     else:
-        raise InputError(f"--config {config} is for --model {found_for}, not {asked_for}; leave --model out")
+        raise InputError(f"--config {config} is for --model {found_for}, not {asked_for}; leave out --model")
     settings = dataclasses.replace(settings, **{**chosen, "config": config})
     return parse_flags(Settings, settings, args, "python -m pnfrec_dist.train")
 
 
 def selected(args: Sequence[str], names: dict[str, str]) -> dict[str, str]:
-    """The flags that choose YAML files, read ahead of all others: {name: value given, else the one in `names`}."""
+    """The flags that choose YAML files, read before all others: {name: the given value, else the one in `names`}."""
     chosen = dict(names)
     for position, arg in enumerate(args):
         flag, equals, value = arg.partition("=")
@@ -66,7 +67,7 @@ def selected(args: Sequence[str], names: dict[str, str]) -> dict[str, str]:
 
 
 def parse_flags(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
-    """Flags over `default` (a settings dataclass). Raises InputError in one line; --help prints and exits."""
+    """`default` (a settings dataclass) with the flags applied. Raises InputError in one line; --help exits."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -78,14 +79,14 @@ def parse_flags(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
 
 
 class Parser(argparse.ArgumentParser):
-    """For commands that have no settings: wrong flags raise InputError in one line."""
+    """For commands without a settings class: wrong flags raise a one-line InputError."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _unboxed(text: str) -> str:
-    """tyro's boxed error as one line: what is wrong, and the nearest flag where it names one."""
+    """tyro's boxed error as one line: what is wrong, and the nearest flag if tyro names one."""
     lines = [re.sub(r"[╭╮╰╯│]", "", line).strip() for line in text.splitlines()]
     sections = "\n".join(re.sub(r"^─.*", "\f", line) for line in lines).strip("\f\n ").split("\f")
     message = _wrong_value(re.sub(r"^Error parsing \w+: (?=\S+ is )", "", one_line(sections[0])))
@@ -94,18 +95,18 @@ def _unboxed(text: str) -> str:
 
 
 def _wrong_value(message: str) -> str:
-    """What tyro says of a value of the wrong type, in this project's words."""
+    """tyro's message about a value of the wrong type, in this project's words."""
     for kind, meant in ((r"invalid literal for int\(\) .*?", "a whole number"), (r"could not convert .*?", "a number")):
         message = re.sub(rf"^Error parsing (--\S+): {kind}: ('.*')$", rf"\1 is \2; it must be {meant}", message)
     switch = re.fullmatch(r"Unrecognized options: (true|false|yes|no|on|off)", message, re.IGNORECASE)
     if switch:
-        return f"{switch[1]!r} stands after a switch, which takes no value: write --NAME, or --no-NAME to turn it off"
+        return f"{switch[1]!r} follows a switch, which takes no value: write --NAME, or --no-NAME to turn it off"
     choices = re.match(r"Error parsing (--\S+): no type matching FLOAT\|\{(.*?)\} .*? from \[('.*?')\]", message)
     return f"{choices[1]} is {choices[3]}; it must be a number or one of {choices[2]}" if choices else message
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs a command's main(args) and exits: 0 done, 1 failed, 2 wrong input (one line each), 130 interrupted."""
+    """Runs a command's main(args) and exits: 0 done, 1 failed, 2 wrong input (errors in one line), 130 interrupted."""
     try:
         code = main(sys.argv[1:])
     except (InputError, RunError) as error:
@@ -122,14 +123,14 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+    except BrokenPipeError:  # the reader of the output has closed it, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code or 0)
 
 
 def print_settings(settings: dict[str, Any]) -> None:
-    """Resolved settings, one `name = value` a line."""
+    """Prints resolved settings, one per line."""
     width = max(len(name) for name in settings)
     for name, value in settings.items():
         print(f"  {name:<{width}}  {value}")

@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.evaluate: a trained model on held-out users, with its dislikes speaking or not."""
+"""The command python -m pnfrec_dist.evaluate: evaluates a model with and without the negative encoder's score."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.export: a trained model for search indexes and programs with torch alone."""
+"""The command python -m pnfrec_dist.export: writes a trained model for search indexes and other programs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ def main(args: Sequence[str]) -> int:
         prog=PROG,
         allow_abbrev=False,
         description="Writes a trained model as item vectors (NumPy and Parquet, for any search index) and as an "
-        "encoder of users (torch.export): a user's vector times an item's is the model's score. What is written is "
-        "compared with the model before it gets its name.",
+        "encoder of users (torch.export). A user vector times an item vector is the model's score. The files are "
+        "compared with the model before they are moved to --out.",
         epilog=f"Example: {PROG} --run models:/pnfrec-dist-ml1m@best --out exported/ml1m",
     )
     parser.add_argument(
@@ -24,10 +24,16 @@ def main(args: Sequence[str]) -> int:
         help="the model: a run's directory or one of its checkpoints, an MLflow run id, models:/<name>/<version>, "
         "models:/<name>@<alias>, or the name of a registered model",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new, or an earlier export to replace")
-    parser.add_argument("--data-dir", default="data/prepared", help="of a checkpoint's data set (default: %(default)s)")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a new directory, or an earlier export to replace"
+    )
+    parser.add_argument(
+        "--data-dir",
+        default="data/prepared",
+        help="for a checkpoint: directory of prepared data sets (default: %(default)s)",
+    )
     found = parser.parse_args(args)
-    # These import torch, which takes too long for --help or a typo.
+    # These import torch, which is too slow for --help or a typo.
     from pnfrec_dist.inference.export import export, require_replaceable
     from pnfrec_dist.inference.trained_model import open_trained
 

@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.recommend: a trained model and a prepared data set -> a list for every user."""
+"""The command python -m pnfrec_dist.recommend: makes a list for every user of a prepared data set."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ def main(args: Sequence[str]) -> int:
     if not settings.run:
         raise InputError(f"--run is missing; name the model, such as runs/<run>; see {PROG} --help")
     if "--show" in args and (settings.out or not settings.show):
-        raise InputError("--show takes users and writes nothing; name some users, and leave --out out")
+        raise InputError("--show takes user ids and writes nothing; name some users, and leave out --out")
     if not (settings.out or settings.show):
-        raise InputError("--out is missing; name the directory of the lists, or look at some with --show USER")
+        raise InputError("--out is missing; name a directory for the lists, or show some users with --show USER")
     stay_on_this_machine(settings.ray_address)
-    # Ray and torch take seconds to import, too long for --help or a typo.
+    # Ray and torch take seconds to import: too slow for --help or a typo.
     from pnfrec_dist.inference.batch_job import recommend, show
 
     return show(settings) if settings.show else recommend(settings)

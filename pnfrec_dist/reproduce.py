@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.reproduce: all models, all seeds, and a report beside the published figures."""
+"""The command python -m pnfrec_dist.reproduce: trains all models with all seeds, and reports beside the paper."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def main(args: Sequence[str]) -> int:
     options = parse(args)
     trainings = planned(options)
     stay_on_this_machine(trainings[0].settings.ray_address)
-    # Ray, torch and MLflow take seconds to import, too long for --help or a typo.
+    # Ray, torch and MLflow take seconds to import: too slow for --help or a typo.
     from pnfrec_dist.experiments.reproduction import reproduce
 
     return reproduce(options, trainings)

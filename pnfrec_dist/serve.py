@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.serve: a trained model behind MLflow's HTTP server, on this machine."""
+"""The command python -m pnfrec_dist.serve: serves a trained model with MLflow's HTTP server, on this machine."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def main(args: Sequence[str]) -> int:
     parser = Parser(
         prog=PROG,
         allow_abbrev=False,
-        description=f"Serves a trained model on {HOST}, to this machine alone, until Ctrl-C.",
+        description=f"Serves a trained model on {HOST}, to this machine only, until Ctrl-C.",
         epilog=f"Example: {PROG} --run models:/pnfrec-dist-ml1m@best",
     )
     parser.add_argument(

@@ -7,7 +7,7 @@ from pnfrec_dist.cli import run_command
 
 def main(args: Sequence[str]) -> None:
     """Prepares a data set. Raises InputError for wrong input."""
-    from spark_jobs.prepare import main as prepare  # PySpark may be missing, which run_command says in a line
+    from spark_jobs.prepare import main as prepare  # without PySpark, run_command prints one line
 
     prepare(args)
 

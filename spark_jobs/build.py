@@ -1,4 +1,4 @@
-"""One build: the stages in their order, and what they count. Each step lies in the module that it is imported from."""
+"""One build: runs the stages in order and collects their counts. The steps are in the modules imported here."""
 
 from collections.abc import Sequence
 
@@ -33,11 +33,11 @@ from spark_jobs.writer import shard_count, write_items, write_users
 
 BINS = 60
 USERS_AT_ONCE = 2_000
-"""Of a row group of users/, which is a worker's unit when lists are made."""
+"""Users in a row group of users/. A worker makes lists for one row group at a time."""
 
 
 class Build:
-    """One build: the stages in their order, and what they count."""
+    """One build: runs the stages in order and collects their counts."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Build:
         self.distributions = Distributions()
 
     def run(self, building: Location, sources: list[FileEntry]) -> Manifest:
-        """Writes every file of the data set into `building`, but _SUCCESS last; returns the manifest."""
+        """Writes every file of the data set into `building`, _SUCCESS last; returns the manifest."""
         read = Reader(self.spark, self.settings, self.files, self.log).read(self.partitions, building)
         self.unit, self.interactions = read.unit, read.interactions
         self.written += read.quarantine
@@ -101,7 +101,7 @@ class Build:
             self.interactions = collapsed.persist(StorageLevel.DISK_ONLY)
             kept = self.interactions.count()
             self.log.counts["deduplicated"] = {"rows": read.rows - kept}
-            self.log.say("pairs", f"{read.rows - kept:,} rows deduplicated in all")
+            self.log.say("pairs", f"{read.rows - kept:,} rows deduplicated in total")
             interactions.unpersist()
         self.log.done("interactions", rows=read.rows - self.log.counts["deduplicated"]["rows"])
         self.numbers = transforms.settled(transforms.number_items(support.items))
@@ -111,7 +111,7 @@ class Build:
         return self.filtered, split
 
     def threshold(self, filtered: DataFrame, split: int) -> float:
-        """From which relevance on an interaction is positive."""
+        """The smallest relevance of a positive interaction."""
         transforms.require_rows(self.filtered_users, "the data set after the filter", "lower --filter.*")
         train = transforms.before(filtered, split)
         if self.settings.feedback.threshold in ("median", "quantile"):
@@ -119,11 +119,11 @@ class Build:
         return transforms.resolve_threshold(train, self.settings.feedback)
 
     def require_train(self, rows: int, split: int) -> None:
-        """Raises InputError when nothing lies before T."""
-        transforms.require_rows(rows, "train", f"T = {split} leaves nothing there; change --split.quantile")
+        """Raises InputError if there is no row before T."""
+        transforms.require_rows(rows, "train", f"no row is before T = {split}; change --split.quantile")
 
     def write_sequences(self, labelled: DataFrame, split: int, threshold: float, building: Location) -> None:
-        """Catalog, train shards, validation and test shards."""
+        """Writes the catalog and the shards of train, validation, test and users/."""
         settings = self.settings
         least = settings.split.min_positives
         counted = transforms.settled(transforms.count_items(labelled, split))
@@ -155,7 +155,7 @@ class Build:
         self.filtered.unpersist()
 
     def write_train(self, sequences: DataFrame, entries: int, building: Location) -> None:
-        """Train shards. entries: ids in all their lists."""
+        """Writes the train shards. entries: ids in all their lists."""
         settings = self.settings
         users = self.log.counts["train_users"]["users"]
         shards = shard_count(entries, users, self.num_items, settings.shard_mb)
@@ -164,7 +164,7 @@ class Build:
         self.log.say("written", f"train, {shards:,} shards")
 
     def write_everyone(self, sequences: DataFrame, users: DataFrame, building: Location) -> None:
-        """The whole history of every user."""
+        """Writes the whole history of every user."""
         limit = F.lit(self.settings.max_history)
         positives = F.col("train_positives") + F.col("holdout_positives")
         rows = F.col("train_rows") + F.col("holdout_rows")
@@ -176,20 +176,20 @@ class Build:
         self.written += write_users(lists, building / USERS, SCHEMAS[USERS], shards, USERS_AT_ONCE)
 
     def write_catalog(self, items: DataFrame, building: Location) -> None:
-        """items.parquet, and titles.parquet where the source has titles."""
+        """Writes items.parquet, and titles.parquet if the source has titles."""
         self.written.append(write_items(items, building))
         titles = self.settings.titles
         if titles.file:
             found = read_titles(self.files[0].directory / titles.file, titles)
             if found is None:
-                self.log.say("titles", f"no {titles.file} beside {self.files[0].name}: lists will show raw ids alone")
+                self.log.say("titles", f"no {titles.file} beside {self.files[0].name}: lists will show raw ids only")
             else:
                 entry = write_titles(found, building)
                 self.written.append(entry)
-                self.log.say("titles", f"{entry.rows:,} of {self.num_items:,} items have one")
+                self.log.say("titles", f"{entry.rows:,} of {self.num_items:,} items have a title")
 
     def draw_values(self, counted: DataFrame, threshold: float, split: int) -> None:
-        """Draws the report's figures, for which it counts relevance and time."""
+        """Counts relevance and time, and draws the report's figures."""
         ends = [F.min("low"), F.max("high"), F.min("first"), F.max("last")]
         low, high, first, last = counted.agg(*ends).collect()[0]
         drawn = histograms(self.filtered, {"relevance": (low, high), "timestamp": (first, last)}, BINS)
@@ -198,7 +198,7 @@ class Build:
         self.figures = draw(self.distributions, threshold, split, self.unit)
 
     def count_splits(self, counted: DataFrame, users: DataFrame) -> None:
-        """Sizes after the filter, of train, and of the holdout without users or items that train lacks."""
+        """Logs sizes after the filter, of train, and of the holdout without users or items that train lacks."""
         rows, positives, num_items = counted.agg(F.sum("rows"), F.sum("positives"), F.count("*")).collect()[0]
         self.log.done("filtered", rows=rows, users=self.filtered_users, items=num_items, positives=positives)
         in_train, in_holdout = transforms.is_in_train(), transforms.is_holdout_user()
@@ -213,11 +213,11 @@ class Build:
         transforms.require_rows(
             holdout_rows,
             "the holdout (without users and items that train lacks)",
-            "lower --split.quantile, or bring users with a longer history",
+            "lower --split.quantile, or use data with longer user histories",
         )
 
     def count_lengths(self, train_users: DataFrame, items: DataFrame) -> None:
-        """Lengths of whole histories in train, and the popularity of items."""
+        """Counts the lengths of train histories, before the cut to max_history, and the popularity of items."""
         positive, every = F.col("train_positives"), F.col("train_rows")
         kinds = zip(LENGTHS, (every, positive, every - positive), strict=True)
         pairs = F.explode(F.array(*[F.struct(F.lit(k).alias("kind"), v.alias("length")) for k, v in kinds]))
@@ -228,7 +228,7 @@ class Build:
         total = sum(lengths["all"].values())
         self.log.done("train_users", users=total)
         least = self.settings.split.min_positives
-        transforms.require_rows(total, f"train (users with {least} positives)", "lower --split.min-positives")
+        transforms.require_rows(total, f"train (users with at least {least} positives)", "lower --split.min-positives")
         for kind in LENGTHS:
             self.log.counts[f"length_{kind}"] = length_quantiles(lengths[kind])
         popular = items.groupBy((F.col("num_positive") + F.col("num_negative")).alias("actions")).count().collect()
@@ -236,21 +236,21 @@ class Build:
         self.distributions.popularity.update({row["actions"]: row["count"] for row in popular})
 
     def entries(self, train_users: DataFrame) -> int:
-        """Ids in all lists of the train shards."""
+        """Number of ids in all lists of the train shards."""
         limit = F.lit(self.settings.max_history)
         negatives = F.col("train_rows") - F.col("train_positives")
         columns = (F.col("train_rows"), F.col("train_positives"), negatives)
         return train_users.agg(F.sum(sum((F.least(c, limit) for c in columns), F.lit(0)))).collect()[0][0]
 
     def write_holdout(self, sequences: DataFrame, assigned: DataFrame, building: Location) -> None:
-        """Validation and test shards."""
+        """Writes the validation and test shards."""
         settings = self.settings
         least = settings.split.min_positives
         enough = transforms.is_holdout_user() & transforms.is_train_user(least) & (F.col("holdout_positives") >= least)
         chosen = sequences.where(enough).join(assigned, on="raw_user_id", how="inner")
         chosen = chosen.select(F.col("raw_user_id").alias("user_id"), "is_test", "holdout.*")
         chosen.persist(StorageLevel.MEMORY_AND_DISK)
-        way_out = "lower --split.min-positives or --split.quantile, or bring more data"
+        way_out = "lower --split.min-positives or --split.quantile, or use more data"
         for part, wanted in (
             ("validation", ~F.col("is_test") & F.col("target_is_positive")),
             ("test", F.col("is_test")),

@@ -1,6 +1,6 @@
-"""Rows as read -> typed interactions; what cannot be read -> quarantine; equal rows collapse.
+"""Turns rows as read into typed interactions; unreadable rows go to the quarantine, and equal rows collapse.
 
-Every row read is kept, quarantined with its reason, or counted as a duplicate.
+Every row is kept, quarantined with its reason, or counted as a duplicate.
 """
 
 import datetime
@@ -24,11 +24,11 @@ INTERACTION = ("raw_user_id", "raw_item_id", "relevance", "timestamp")
 BLANKS = " \t\u00a0"
 POSITIVE_LABEL, NEGATIVE_LABEL = 1.0, 0.0
 TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000}
-"""How many of a unit are in a second."""
+"""Units per second."""
 
 
 def timestamp_unit(rows: DataFrame, source: SourceSettings) -> str:
-    """The unit that timestamps are kept in, so that nothing of their order is lost: "s", "ms" or "us"."""
+    """The unit in which timestamps are kept ("s", "ms" or "us"): fine enough to preserve their order."""
     kind = rows.schema["timestamp"].dataType
     if isinstance(kind, TimestampType | TimestampNTZType):
         return "us"
@@ -46,7 +46,7 @@ def typed_rows(rows: DataFrame, settings: DatasetSettings) -> DataFrame:
     timestamp_unit().
     """
     source, unit = settings.source, timestamp_unit(rows, settings.source)
-    # In two steps, so that each value is parsed once; what may be wrong with it is looked at where there is none.
+    # In two steps, so that each value is parsed once; the reason is looked for only where parsing gave no value.
     values = rows.select(
         _raw_id(rows, "user").alias("raw_user_id"),
         _raw_id(rows, "item").alias("raw_item_id"),
@@ -54,8 +54,8 @@ def typed_rows(rows: DataFrame, settings: DatasetSettings) -> DataFrame:
         _timestamp(rows, source, unit).alias("timestamp"),
         F.col("relevance").alias("relevance_read"),
         F.col("timestamp").alias("timestamp_read"),
-        # position depends on Spark's counting of rows, so that no filter moves below this select: without that, the
-        # optimizer copies the parsing into the condition of every filter on `reason` (20 M rows: 200 s for 25 s).
+        # position depends on Spark's counting of rows, so no filter moves below this select. Otherwise the optimizer
+        # copies the parsing into the condition of every filter on `reason` (20 M rows: 200 s instead of 25 s).
         position(source).alias("position"),
         "line",
         "problem",
@@ -72,7 +72,7 @@ def typed_rows(rows: DataFrame, settings: DatasetSettings) -> DataFrame:
 
 
 def _raw_id(rows: DataFrame, role: str) -> Column:
-    """An id as text without blanks around it. Whole numbers in a column of fractions (it once held gaps) stay whole."""
+    """An id as text without blanks around it. Floats that are whole numbers give an integer's text: 7.0 gives 7."""
     value = F.col(role)
     if isinstance(rows.schema[role].dataType, FloatType | DoubleType):
         whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
@@ -86,13 +86,13 @@ def _raw_id(rows: DataFrame, role: str) -> Column:
 def _id_reason(column: str, name: str, source: SourceSettings) -> Column:
     raw_id = F.col(column)
     reason = F.when(raw_id.isNull() | (raw_id == ""), F.lit(f"{name} is empty"))
-    if source.format == "parquet":  # of text, the whole line was looked at
+    if source.format == "parquet":  # for text, the whole line was checked
         reason = reason.when(~F.is_valid_utf8(raw_id), F.lit(f"{name} is not valid UTF-8"))
     return reason
 
 
 def _relevance(feedback: FeedbackSettings) -> Column:
-    """The relevance as double, or of a label 1 for positive and 0 for negative; null when it is neither."""
+    """The relevance as double (a label: 1 for positive, 0 for negative), or null if it cannot be read."""
     value = F.col("relevance")
     if feedback.threshold != "labels":
         return value.try_cast("double")
@@ -122,17 +122,17 @@ def _is_empty(read: Column) -> Column:
 
 
 def _timestamp(rows: DataFrame, source: SourceSettings, unit: str) -> Column:
-    """The timestamp in `unit` as bigint; null when it is none."""
+    """The timestamp in `unit` as bigint, or null if it cannot be read."""
     value, kind = F.col("timestamp"), rows.schema["timestamp"].dataType
     if isinstance(kind, TimestampType | TimestampNTZType | DateType):
         return _ticks(value.cast("timestamp"), unit)
     if isinstance(kind, StringType) and source.time_format not in EPOCH_UNITS:
         pattern = [] if source.time_format == "iso" else [F.lit(source.time_format)]
         ticks = _ticks(F.try_to_timestamp(F.trim(value), *pattern), unit)
-        if source.time_format == "iso":  # a time of day alone would be one of today
+        if source.time_format == "iso":  # Spark would take a time of day alone as a time of today
             ticks = F.when(F.trim(value).rlike(r"^\d{4}-\d{2}-\d{2}"), ticks)
         return ticks
-    # A column that once held gaps is often written as 978300760.0, a whole number all the same.
+    # A column of whole numbers with gaps is often written as floats, such as 978300760.0.
     decimal = value.try_cast("decimal(38,9)")
     whole = F.when(decimal == F.floor(decimal), decimal.try_cast("bigint"))
     if isinstance(kind, DoubleType):
@@ -154,7 +154,7 @@ def _timestamp_reason(source: SourceSettings, unit: str) -> Column:
 
 
 def _range_reason(settings: DatasetSettings, unit: str) -> Column:
-    """The reason for timestamps outside the sane range, or null."""
+    """The reason for timestamps outside the allowed range, or null."""
     clean, name, timestamp = settings.clean, settings.source.timestamp, F.col("timestamp")
     early = timestamp < epoch_ticks(clean.earliest, unit) if clean.earliest else F.lit(False)
     late = timestamp >= epoch_ticks(clean.latest, unit) if clean.latest else F.lit(False)
@@ -170,7 +170,7 @@ def timestamp_range(clean: CleanSettings, unit: str) -> tuple[int, int]:
 
 
 def epoch_ticks(date: str, unit: str) -> int:
-    """Midnight UTC of an ISO date as timestamp."""
+    """Midnight UTC of an ISO date as a timestamp in `unit`."""
     midnight = datetime.datetime.fromisoformat(date).replace(tzinfo=datetime.UTC)
     return int(midnight.timestamp()) * TICKS[unit]
 
@@ -186,15 +186,15 @@ def date_of(timestamp: int, unit: str) -> str:
 def unreadable(typed: DataFrame) -> DataFrame:
     """The rows with a reason: position, line, reason.
 
-    With position among them the filter stays above the parsing; else the optimizer copies all of that into it.
+    With position in the select, the filter stays above the parsing (see typed_rows).
     """
     return typed.where(F.col("reason").isNotNull()).select("position", "line", "reason")
 
 
 def rejected(bad_rows: DataFrame, files: list[RawFile]) -> DataFrame:
-    """The quarantine, of unreadable() rows: source_file, row, reason, position.
+    """The quarantine from unreadable() rows: source_file, row, reason, position.
 
-    A file's own header, its first such line, is no row of it.
+    The first header line of a file is its own header and is left out.
     """
     bad = bad_rows.withColumn("file_number", F.shiftright("position", FILE_SHIFT))
     is_header = F.col("reason") == HEADER_AGAIN
@@ -210,14 +210,14 @@ def rejected(bad_rows: DataFrame, files: list[RawFile]) -> DataFrame:
 
 
 def accepted(typed: DataFrame, partitions: int) -> DataFrame:
-    """The good rows: INTERACTION, position, copies; a user's rows in one of `partitions` partitions, by user and item.
+    """The good rows: INTERACTION, position, copies. All rows of a user are in one partition, sorted by user and item.
 
-    Rows equal in all of INTERACTION collapse to the first, and copies says how many there were. Everything later works
-    within these partitions, and mostly along their order: this is the one shuffle of the whole log.
+    Rows equal in all of INTERACTION collapse to the first; copies is how many there were. All later steps use these
+    partitions, and mostly their order: this is the only shuffle of the whole log.
     """
     good = typed.where(F.col("reason").isNull()).select(*INTERACTION, "position")
     placed = good.repartition(partitions, "raw_user_id")
-    # A key of fractions would be planned as two aggregations; of a single number, xxhash64 is one-to-one.
+    # Spark would plan two aggregations for a key of doubles; for a single number, xxhash64 is one-to-one.
     keys = ("raw_user_id", "raw_item_id", "timestamp", "bits")
     ordered = placed.withColumn("bits", F.xxhash64("relevance")).sortWithinPartitions(*keys)
     collapsed = ordered.groupBy(*keys).agg(

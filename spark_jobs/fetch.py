@@ -1,4 +1,4 @@
-"""Raw data that is not there yet: generated, or fetched from its publisher."""
+"""Generates raw data that are missing, or downloads them from their publisher."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ from spark_jobs.synthetic import write_ratings
 
 
 def raw_directory(name: str) -> Path:
-    """Where the raw files of a data set are looked for, and fetched to, when no place is given."""
+    """The default directory for the raw files of a data set; downloads go there, too."""
     return Path("data/raw") / name
 
 
 def obtain_raw(name: str, source: SourceSettings, titles: str = "") -> None:
-    """Generates or fetches the raw files into data/raw/<name>, and the file `titles` where it comes with them.
+    """Generates or downloads the raw files into data/raw/<name>, and the file `titles` if it comes with them.
 
-    Raises InputError when there is no way to.
+    Raises InputError if the source has neither a generator nor a url.
     """
     directory = raw_directory(name)
     if source.generator:
@@ -36,7 +36,7 @@ def obtain_raw(name: str, source: SourceSettings, titles: str = "") -> None:
 
 
 def fetch(source: SourceSettings, directory: Path, titles: str) -> None:
-    """Downloads the official file, checks its md5, and puts it (a zip: the wanted members) into `directory`."""
+    """Downloads the official file, checks its md5, and puts it (or the matching members of a zip) into `directory`."""
     manual = f"download {source.url}, put {source.files!r} into {directory}, or pass RAW=<directory that holds it>"
     print(f"fetching {source.url}", flush=True)
     with tempfile.TemporaryDirectory(prefix="pnfrec-fetch-") as scratch:

@@ -1,6 +1,7 @@
-"""python -m spark_jobs.package DIR: what spark-submit takes, from this source tree.
+"""python -m spark_jobs.package DIR: writes the files for spark-submit from this source tree.
 
-DIR/pnfrec_dist.zip goes to --py-files (this project's packages), DIR/prepare.py is the program, DIR/conf its settings.
+DIR/pnfrec_dist.zip holds this project's packages, for --py-files. DIR/prepare.py is the program, and DIR/conf its
+settings.
 """
 
 import shutil
@@ -22,12 +23,12 @@ run_command(main)
 
 
 def packaged_source(directory: Path | None = None) -> Path:
-    """A zip of this project's packages, for the Python path: executors need only pyarrow and numpy beside it.
+    """A zip of this project's packages for the Python path. Executors need only pyarrow and numpy in addition.
 
-    directory: where to write it; empty: a temporary one.
+    directory: where to write it; None: a temporary directory.
     """
     root = Path(__file__).resolve().parents[1]
-    if root.is_file():  # the packages came as such a zip
+    if root.is_file():  # this code already runs from such a zip
         return root
     target = (directory or Path(tempfile.mkdtemp(prefix="pnfrec-py-"))) / ZIP_NAME
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as out:

@@ -1,4 +1,4 @@
-"""The command: flags, what is up to date, the build in its directory, what is said at the end."""
+"""The command: reads the flags, checks whether the data set is up to date, builds it and prints a summary."""
 
 import logging
 import re
@@ -37,17 +37,17 @@ class PrepareSettings(DatasetSettings):
     dataset: str = "synthetic"
     """name of a file in conf/dataset/"""
     raw: str = ""
-    """directory (or file, or URI) of the raw data; empty: data/raw/<dataset>, generated or fetched when absent"""
+    """directory (or file, or URI) of the raw data; empty: data/raw/<dataset>, generated or downloaded if missing"""
     data_dir: str = "data/prepared"
     """directory (or URI) of prepared data sets"""
     spark_master: str = ""
-    """Spark master URL; empty: all cores of this machine, or what spark-submit says"""
+    """Spark master URL; empty: all cores of this machine, or the master of spark-submit"""
     partitions: int = 0
-    """partitions of a shuffle; 0: one per 32 MB of input"""
+    """partitions of each shuffle; 0: one per 32 MB of input"""
     force: bool = False
-    """build again even if nothing changed"""
+    """build even if nothing has changed"""
     verify: str = ""
-    """check the prepared data set in this directory, file by file, and build nothing"""
+    """only check every file of the prepared data set in this directory"""
 
 
 def main(args: Sequence[str]) -> None:
@@ -62,15 +62,15 @@ def main(args: Sequence[str]) -> None:
         return
     if command.partitions < 0:
         raise InputError(f"--partitions is {command.partitions}; it must be >= 0 (0: one per 32 MB of input)")
-    logging.getLogger().addHandler(logging.NullHandler())  # py4j logs a trace there when Ctrl-C cuts a call off
+    logging.getLogger().addHandler(logging.NullHandler())  # py4j logs a trace there if Ctrl-C interrupts a call
     final = (Location(command.data_dir) / name).resolved()
     if final.is_file():
-        raise InputError(f"{final} is a file, where the data set's directory should be; choose another --data-dir")
+        raise InputError(f"{final} is a file, but must be the data set's directory; choose another --data-dir")
     started = time.monotonic()
     files = find_raw(name, command)
     manifest = None if command.force else _up_to_date(final, command, files)
     if manifest:
-        source = "same source, same settings" if files else "same settings; its raw data is not at hand"
+        source = "same source, same settings" if files else "same settings; the raw data are not there to compare"
         print(f"{final} is up to date ({source}); --force builds it again")
         _complain(manifest, command)
         return
@@ -98,7 +98,7 @@ def main(args: Sequence[str]) -> None:
     finally:
         stop_session(spark)
     print(f"\n{summary(manifest, command.expected)}\n")
-    print(f"wrote {final} in {time.monotonic() - started:.0f} s; to look at it: {final / REPORT_NAME}")
+    print(f"wrote {final} in {time.monotonic() - started:.0f} s; report: {final / REPORT_NAME}")
     print(f"next: make train DATASET={name}")
     _complain(manifest, command)
 
@@ -114,7 +114,7 @@ def _verify(directory: Location) -> None:
 
 
 def _up_to_date(final: Location, command: PrepareSettings, files: Sequence[RawFile]) -> Manifest | None:
-    """The manifest of `final` when it is whole, made with these settings, and from these files where there are any."""
+    """The manifest of `final` if it is whole and made with these settings, from these files; no files: any source."""
     manifest = whole_manifest(final)
     if manifest is None or manifest.settings_hash != settings_hash(command.prepared()):
         return None
@@ -129,17 +129,17 @@ def _up_to_date(final: Location, command: PrepareSettings, files: Sequence[RawFi
 def _complain(manifest: Manifest, command: PrepareSettings) -> None:
     wrong = complaint(manifest, command.expected)
     if wrong:
-        way_out = "was the file altered, cut short, or another version? (conf/dataset/*.yaml, expected)"
+        way_out = "is the file complete, unchanged and of the right version? (`expected` in conf/dataset/*.yaml)"
         print(f"\nWARNING: {wrong}; {way_out}", file=sys.stderr)
 
 
 def _input_error(error: Exception) -> Exception:
-    """InputError for a source file that cannot be read through, else the error itself."""
+    """InputError for a source file that cannot be read to its end, else the error itself."""
     text = str(error)
     found = re.search(r"FAILED_READ_FILE[.\w]*\] .*? file (\S+?)\.? ", text)
     if not found:
         return error
     cause = re.findall(r"Caused by: [\w.]+: (.+)", text)
     return InputError(
-        f"{found.group(1)} cannot be read to its end ({cause[-1] if cause else 'damaged'}); is it whole? fetch it again"
+        f"{found.group(1)} cannot be read to its end ({cause[-1] if cause else 'damaged'}); get a complete copy"
     )

@@ -1,4 +1,4 @@
-"""A data set is built beside its place and put there whole: a job killed at any moment leaves the old one or none."""
+"""Builds a data set beside its place and moves it there whole: a killed job leaves the old data set or none."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from pnfrec_dist.files.locations import Location
 
 @contextlib.contextmanager
 def build_directory(final: Location) -> Iterator[Location]:
-    """A sibling of `final` to build in. It is gone after an error; publish() puts it in the place of `final`."""
+    """A sibling of `final` to build in. It is deleted after an error; publish() puts it in the place of `final`."""
     owner = f"{socket.gethostname()}-{os.getpid()}"
     with writing(f"below {final.parent}", "choose another --data-dir"):
         final.parent.make_directory()
@@ -26,12 +26,12 @@ def build_directory(final: Location) -> Iterator[Location]:
     try:
         yield building
     finally:
-        with contextlib.suppress(OSError):  # what is left (tasks may still be writing) the next build clears
+        with contextlib.suppress(OSError):  # tasks may still be writing; the next build deletes the rest
             building.delete()
 
 
 def clear_leftovers(final: Location) -> None:
-    """Removes what killed builds of `final` left; a whole data set that one had just set aside is put back."""
+    """Deletes what killed builds of `final` left. If one had just renamed the old data set, this puts it back."""
     for name in final.parent.entries(recursive=False):
         for kind in ("building", "old"):
             prefix = f".{final.name}.{kind}-"
@@ -45,7 +45,7 @@ def clear_leftovers(final: Location) -> None:
 
 
 def _is_alive(owner: str) -> bool:
-    """Whether the process that a directory's name tells of may still run."""
+    """Whether the process named by a directory (host-pid) may still run."""
     host, _, process = owner.rpartition("-")
     return host != socket.gethostname() or (process.isdigit() and psutil.pid_exists(int(process)))
 
@@ -53,8 +53,8 @@ def _is_alive(owner: str) -> bool:
 def publish(building: Location, final: Location) -> None:
     """Puts a whole `building` in the place of `final`.
 
-    Where directories can be renamed the old data set is set aside and the new one moved in. In an object store
-    the old _SUCCESS goes first and the new one comes last; in between readers find no data set.
+    If directories can be renamed, the old data set is renamed and the new one moved in. In an object store, the old
+    _SUCCESS is deleted first and the new one is written last; in between, readers find no data set.
     """
     if final.renames:
         if final.is_local:
@@ -76,7 +76,7 @@ def publish(building: Location, final: Location) -> None:
 
 
 def whole_manifest(directory: Location) -> Manifest | None:
-    """The manifest of a data set whose files all match it, or None."""
+    """The manifest of a data set, or None if a file does not match it."""
     try:
         manifest = read_manifest(directory)
         verify_files(directory, manifest)

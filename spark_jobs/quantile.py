@@ -1,4 +1,4 @@
-"""Exact order statistics of a column by a few counting passes; nothing is sorted, only counts come to the driver."""
+"""Exact order statistics of a column by a few counting passes. Nothing is sorted; the driver gets only counts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ BUCKETS = 131_072
 
 @dataclass(frozen=True)
 class Bucket:
-    """Values between low and high (both observed) and how many there are."""
+    """The number of values between low and high, which both occur."""
 
     low: float
     high: float
@@ -19,21 +19,21 @@ class Bucket:
 
 
 def bucket_of(name: str, low: float, high: float, buckets: int) -> Column:
-    """Which of some equal-width buckets over [low, high] a value is in; a larger value is in no smaller one.
+    """The number of a value's bucket, of equal-width buckets over [low, high]. It never falls as the value rises.
 
     The highest value may have a bucket of its own.
     """
     value = F.col(name)
-    # Rounding keeps order, so buckets never overlap whatever the division does to the last digit. Halves, because the
-    # difference of two finite numbers may be infinite; a range too narrow to divide holds few values anyway.
+    # Rounding keeps order, so buckets never overlap, even if the last digit of the division is wrong. Halves are used
+    # because the difference of two finite numbers may be infinite. A range too narrow to divide has few values.
     width = (high / 2 - low / 2) / buckets
     return F.floor((value.cast("double") / 2 - F.lit(low / 2)) / F.lit(width)) if width > 0 else value
 
 
 def histograms(frame: DataFrame, ranges: dict[str, tuple[float, float]], buckets: int) -> dict[str, list[Bucket]]:
-    """For each column its values over equal-width buckets: those that hold any, in order.
+    """For each column, its values in equal-width buckets: the non-empty buckets, in order.
 
-    Counts the rows whose every column is in its range, in one pass and at most (buckets + 1) ** columns groups.
+    Only rows with every column in its range are counted, in one pass with at most (buckets + 1) ** columns groups.
     """
     for name, ends in ranges.items():
         frame = frame.where(F.col(name).between(*ends))
@@ -71,7 +71,7 @@ def order_statistics(
 
     method: "nearest" takes the nearest observed value, halves to even, as numpy's nearest; "median" takes the mean of
     the two middle values and ignores fractions. Each pass narrows the range that holds a rank by a factor of BUCKETS.
-    counted: all values of the column in buckets, in order, where they were counted before.
+    counted: all values of the column in buckets, in order, if they were counted before.
     """
     if counted is None:
         low, high, total = frame.agg(F.min(name), F.max(name), F.count(name)).collect()[0]

@@ -1,4 +1,4 @@
-"""Raw files -> interactions: what could not be read is counted, written apart, and too much of it ends the build."""
+"""Raw files -> interactions. Unreadable rows are counted and written to the quarantine; too many stop the build."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,16 +35,16 @@ Example = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Readable:
-    """The rows that could be read."""
+    """The result of reading: interactions, and the quarantine."""
 
     interactions: DataFrame
-    """the good rows without equal ones, a user's rows in one partition; persisted"""
+    """the good rows after equal ones collapsed, all rows of a user in one partition; persisted"""
     rows: int
-    """with equal ones"""
+    """number of good rows, before equal ones collapsed"""
     unit: str
-    """of timestamps"""
+    """unit of the timestamps"""
     times: list[Bucket]
-    """all timestamps, in order"""
+    """counts of all timestamps, in order"""
     quarantine: list[FileEntry]
     examples: list[Example]
     """the first rows that could not be read"""
@@ -59,7 +59,7 @@ class Reader:
     def read(self, partitions: int, building: Location) -> Readable:
         """Reads and cleans; writes the quarantine into `building`.
 
-        Raises InputError when too many rows cannot be read, or none is an interaction.
+        Raises InputError if too many rows cannot be read, or if no row can.
         """
         source = self.settings.source
         self.log.say("reading", f"{len(self.files):,} files, {file_size(sum(f.bytes for f in self.files))}")
@@ -79,18 +79,18 @@ class Reader:
         kept, good = (sum(row[name] for row in found) for name in ("count", "copies"))
         entries, examples = self.quarantine(typed, quarantined.get["rows"], good, building)
         if good == 0:
-            others = f" (and {len(self.files) - 1:,} files more)" if len(self.files) > 1 else ""
-            way_out = "check RAW (--raw) and the YAML's source"
-            raise InputError(f"no row of {self.files[0].location}{others} is an interaction; {way_out}")
+            others = f" (and {len(self.files) - 1:,} more files)" if len(self.files) > 1 else ""
+            way_out = "check RAW (--raw) and `source` in the YAML"
+            raise InputError(f"no row of {self.files[0].location}{others} could be read as an interaction; {way_out}")
         self.log.done("deduplicated", rows=good - kept)
         return Readable(interactions, good, unit, times, entries, examples)
 
     def quarantine(
         self, typed: DataFrame, with_reason: int, good: int, building: Location
     ) -> tuple[list[FileEntry], list[Example]]:
-        """Counts and writes the rows that could not be read; parses again only when there are any.
+        """Counts and writes the rows that could not be read; parses again only if there are any.
 
-        with_reason: these and the files' own headers.
+        with_reason: the number of these rows and of the files' own headers.
         """
         source = self.settings.source
         own_headers = len(self.files) if source.format == "csv" and source.header else 0
@@ -115,7 +115,7 @@ class Reader:
         return entries, examples
 
     def require_readable(self, read: int, reasons: dict[str, int], examples: Sequence[Example]) -> None:
-        """Raises InputError with the first unreadable rows when there are more than max_quarantine_share of them."""
+        """Raises InputError with the first unreadable rows if their share exceeds max_quarantine_share."""
         share, bad = self.settings.clean.max_quarantine_share, sum(reasons.values())
         if bad / read <= share:
             return
@@ -124,9 +124,9 @@ class Reader:
         file, row, reason = examples[0]
         first = f"first in {file}: {row[:200]!r} ({reason})"
         others = "; ".join(f"{row[:80]!r} ({reason})" for _, row, reason in examples[1:3])
-        way_out = f"mend them, or set them aside with --clean.max-quarantine-share {_round_up(bad / read)}"
+        way_out = f"correct them, or leave them out with --clean.max-quarantine-share {_round_up(bad / read)}"
         if bad == read:
-            way_out = "no row can be read: check the YAML's source (separator, header, columns, time_format)"
+            way_out = "no row can be read: check `source` in the YAML (separator, header, columns, time_format)"
         raise InputError(
             f"{bad:,} of {read:,} rows ({bad / read:.2%}, allowed are {share:.2%}) could not be read: {common}; "
             f"{first}{'; then ' + others if others else ''}; {way_out}"
@@ -134,12 +134,12 @@ class Reader:
 
 
 def _require_pattern(spark: SparkSession, pattern: str) -> None:
-    """Raises InputError for a time pattern that Spark does not take."""
+    """Raises InputError for a time pattern that Spark cannot read."""
     try:
         spark.range(1).select(F.try_to_timestamp(F.lit("2020-01-01"), F.lit(pattern))).collect()
     except PySparkException as error:
-        example = "an example: yyyy-MM-dd HH:mm:ss"
-        raise InputError(f"source.time_format {pattern!r} is no pattern that Spark reads; {example}") from error
+        example = "example: yyyy-MM-dd HH:mm:ss"
+        raise InputError(f"source.time_format {pattern!r} is not a pattern that Spark can read; {example}") from error
 
 
 def _round_up(share: float) -> float:

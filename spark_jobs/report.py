@@ -1,4 +1,4 @@
-"""What was built, for people: the summary in the terminal, and report.html beside the manifest."""
+"""A description of the build for people: the summary in the terminal, and report.html beside the manifest."""
 
 import html
 import textwrap
@@ -16,18 +16,18 @@ LONGEST_ROW = 300
 
 
 def length_quantiles(lengths: dict[int, int]) -> dict[str, int]:
-    """The columns of FRACTIONS."""
+    """Quantiles of lengths {length: users}, by the names in FRACTIONS."""
     return dict(zip(FRACTIONS, ranked(lengths, list(FRACTIONS.values())), strict=True))
 
 
 def negative_share(manifest: Manifest) -> float:
-    """Share of the filtered interactions that is negative."""
+    """Share of negatives among the filtered interactions."""
     size = manifest.counts["filtered"]
     return 1 - size["positives"] / size["rows"]
 
 
 def compare(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, str, str, bool]]:
-    """(what, found, known, equal) for every number that is known of a build from the official file."""
+    """(what, found, expected, equal) for every number in `expected`."""
     counts, size = manifest.counts, manifest.counts["filtered"]
     numbers = [
         ("rows", counts["read"]["rows"], expected.rows),
@@ -46,12 +46,12 @@ def compare(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, s
 
 
 def complaint(manifest: Manifest, expected: ExpectedSettings) -> str:
-    """What to say of a build that misses its known row; empty when it does not."""
+    """A warning if a build differs from its expected numbers; else empty."""
     missed = [(what, found, known) for what, found, known, equal in compare(manifest, expected) if not equal]
     if not missed:
         return ""
-    lines = [f"{what}: {found}, known {known}" for what, found, known in missed]
-    return f"{manifest.dataset} is not what the official file gives: {'; '.join(lines)}"
+    lines = [f"{what}: {found} instead of {known}" for what, found, known in missed]
+    return f"{manifest.dataset} differs from a build of the official file: {'; '.join(lines)}"
 
 
 def summary(manifest: Manifest, expected: ExpectedSettings) -> str:
@@ -69,7 +69,7 @@ def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, l
     size, train = counts["filtered"], counts["train"]
     tables = [
         (
-            f"{manifest.dataset}: positive from {manifest.threshold:g}, "
+            f"{manifest.dataset}: relevance >= {manifest.threshold:g} is positive, "
             f"T = {manifest.split_timestamp} ({date_of(manifest.split_timestamp, manifest.timestamp_unit)} UTC)",
             [
                 ["users", "items", "actions", "negative"],
@@ -80,7 +80,7 @@ def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, l
     known = compare(manifest, expected)
     if known:
         rows = [[what, found, number, "yes" if equal else "NO"] for what, found, number, equal in known]
-        tables.append(("official file", [["", "found", "known", "equal"], *rows]))
+        tables.append(("compared with the official file", [["", "found", "expected", "equal"], *rows]))
     rows = [["split", "users", "positive targets", "negative targets", "items", "actions"]]
     rows.append(["train", f"{train['users']:,}", "", "", f"{train['items']:,}", f"{train['rows']:,}"])
     least = manifest.settings["split"]["min_positives"]
@@ -90,7 +90,7 @@ def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, l
         targets = [f"{numbers[f'{side}_targets']:,}" for side in ("positive", "negative")]
         rows.append([part, f"{numbers['users']:,}", *targets, "", ""])
     tables.append(("", rows))
-    rows = [["train history", *FRACTIONS]]
+    rows = [["history length in train", *FRACTIONS]]
     for kind in LENGTHS:
         rows.append([kind, *(f"{counts[f'length_{kind}'][name]:,}" for name in FRACTIONS)])
     tables.append(("", rows))
@@ -100,25 +100,25 @@ def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, l
 def render_report(
     manifest: Manifest, expected: ExpectedSettings, figures: str, examples: list[tuple[str, str, str]]
 ) -> str:
-    """The page. figures: draw()'s; examples: (file, row, reason) of the first quarantined rows."""
+    """The page. figures: the result of draw(); examples: (file, row, reason) of the first quarantined rows."""
     body = [f"<h1>{html.escape(manifest.dataset)}</h1>"]
     wrong = complaint(manifest, expected)
     if wrong:
         body.append(paragraph(wrong, "loud"))
     body += [html_table(head, rows, title) for title, (head, *rows) in _tables(manifest, expected)]
     body.append(figures)
-    body.append(html_table(["rows", ""], _accounting(manifest), "Every row of the source"))
+    body.append(html_table(["", "rows"], _accounting(manifest), "Rows of the source"))
     reasons = [(k, n) for k, n in manifest.counts["quarantined"].items() if k != "rows"]
     if reasons:
         ordered = sorted(reasons, key=lambda pair: (-pair[1], pair[0]))
-        body.append(html_table(["quarantined because", "rows"], [[why, f"{n:,}"] for why, n in ordered]))
+        body.append(html_table(["reason for quarantine", "rows"], [[why, f"{n:,}"] for why, n in ordered]))
         shown = [[file, row[:LONGEST_ROW], reason] for file, row, reason in examples]
-        body.append(html_table(["first of them in", "row", "reason"], shown, is_text=True))
+        body.append(html_table(["first quarantined rows: file", "row", "reason"], shown, is_text=True))
     sources = [[entry.path, f"{entry.bytes:,}", entry.sha256[:16]] for entry in manifest.sources[:50]]
     body.append(html_table(["file", "bytes", "sha256"], sources, "Source", is_text=True))
     if len(manifest.sources) > len(sources):
         body.append(paragraph(f"and {len(manifest.sources) - len(sources):,} more files", "quiet"))
-    body.append(paragraph(f"settings {manifest.settings_hash[:16]}, content {manifest.digest[:16]}", "quiet"))
+    body.append(paragraph(f"hashes: settings {manifest.settings_hash[:16]}, content {manifest.digest[:16]}", "quiet"))
     return page(f"{manifest.dataset}: prepared data set", "\n".join(body))
 
 

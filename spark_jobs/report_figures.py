@@ -1,4 +1,4 @@
-"""Histograms of what was built, as SVG for report.html."""
+"""Histograms of the built data set, as SVG for report.html."""
 
 import html
 import io
@@ -49,7 +49,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _length_figure(lengths: dict[str, dict[int, int]]) -> str:
-    figure, axes = _axes("Sequence lengths in train (before max_history)", "length", "users")
+    figure, axes = _axes("Sequence lengths in train (before the cut to max_history)", "length", "users")
     top = max((max(counts, default=1) for counts in lengths.values()), default=1)
     edges = [0, *(2**power for power in range(max(top, 1).bit_length() + 1))]
     for kind, color in (("positive", POSITIVE), ("negative", NEGATIVE)):
@@ -57,7 +57,7 @@ def _length_figure(lengths: dict[str, dict[int, int]]) -> str:
         axes.hist(list(counts), bins=edges, weights=list(counts.values()), color=color, alpha=0.55, label=kind)
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure, "users by the length of their likes and dislikes")
+    return _svg(figure, "number of users by the number of their likes and of their dislikes")
 
 
 def _popularity_figure(popularity: dict[int, int]) -> str:
@@ -82,7 +82,7 @@ def _relevance_figure(relevance: list[Bucket], threshold: float) -> str:
     middles = [(b.low + b.high) / 2 for b in relevance]
     colors = [POSITIVE if b.high >= threshold else NEGATIVE for b in relevance]
     axes.bar(middles, [b.count for b in relevance], width=width, color=colors)
-    return _svg(figure, f"positive (blue) from {threshold:g} on")
+    return _svg(figure, f"blue: positive (relevance >= {threshold:g})")
 
 
 def _activity_figure(activity: list[Bucket], split: int, unit: str) -> str:
@@ -96,7 +96,7 @@ def _activity_figure(activity: list[Bucket], split: int, unit: str) -> str:
             axes.xaxis_date()
     axes.axvline(split / days, color=NEGATIVE, linewidth=1.5)
     axes.tick_params(axis="x", labelrotation=30, labelsize=8)
-    return _svg(figure, f"T = {date_of(split, unit)} UTC (red): train before, holdout after")
+    return _svg(figure, f"red line: T = {date_of(split, unit)} UTC; train is before T, the holdout from T on")
 
 
 def _svg(figure: Figure, caption: str) -> str:

@@ -1,8 +1,8 @@
-"""Interactions -> one row per user: its counts, its lists of train, of its whole history, and of its holdout.
+"""Interactions -> one row per user: counts, and the lists of train, of the whole history, and of the holdout.
 
-Spark streams the rows of each partition user by user through build() as Arrow batches, each sorted here by
-(timestamp, position in the source). Of a user who goes on in the next batch only the entries that can still reach a
-list are held, so memory does not grow with the longest history (seen_items, which is complete, is bounded by the
+Spark streams the rows of each partition user by user through build() as Arrow batches. Each batch is sorted here by
+(timestamp, position in the source). If a user continues in the next batch, only the entries that can still be part of
+a list are kept. So memory does not grow with the longest history (seen_items is complete, but bounded by the
 catalog).
 
 Letters: R rows of a batch, U users in it.
@@ -46,13 +46,13 @@ _ROW = ("raw_user_id", "timestamp", "position", "item_id", "is_positive", "is_ne
 
 
 def user_sequences(encoded: DataFrame, max_history: int, split: int) -> DataFrame:
-    """USER_COLUMNS, one row per user, from encoded interactions whose users stand together.
+    """USER_COLUMNS, one row per user, from encoded interactions with the rows of each user together.
 
-    COUNTS are of the interactions before T (`split`) and from T on; train holds the lists of the former, whole those of
-    all that are is_newest. holdout is null for a user without interactions on both sides; else the last one is the
-    target, the earlier ones that are is_newest are the history, and seen_items are the history's items, ascending.
+    COUNTS are of the interactions before T (`split`) and from T on. train holds the lists of those before T, whole the
+    lists of all rows with is_newest. holdout is null unless a user has interactions on both sides of T. Then the last
+    one is the target, the earlier ones with is_newest are the history, and seen_items are its items, ascending.
     """
-    by_user = encoded.sortWithinPartitions("raw_user_id")  # no work where they lie so already
+    by_user = encoded.sortWithinPartitions("raw_user_id")  # does nothing if they are in this order already
     rows = by_user.withColumn("item_id", F.col("item_id").cast("int")).select(*_ROW)
     return rows.mapInArrow(user_lists(max_history, split), USER_COLUMNS)
 
@@ -79,7 +79,7 @@ def user_lists(max_history: int, split: int) -> Callable[[Batches], Batches]:
 
 
 def _whole(rows: "_Rows", max_history: int) -> pa.StructArray:
-    """All that is known of each user."""
+    """The whole history of each user."""
     chosen_R = rows.columns.is_newest_R
     places_R, offsets_U = _newest(chosen_R, rows.starts_U, rows.ends_U, max_history)
     later = np.concatenate([[0], np.cumsum(rows.columns.times_R[places_R] >= rows.split)])
@@ -109,14 +109,14 @@ def _holdout(rows: "_Rows", max_history: int) -> pa.StructArray:
 
 @dataclass(frozen=True)
 class _Earlier:
-    """What is left of a user's rows that are held no more: the items of those that are is_newest, and COUNTS."""
+    """A summary of the rows of a user that are no longer kept: the items of those with is_newest, and COUNTS."""
 
     items: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     counts: np.ndarray = field(default_factory=lambda: np.zeros(len(COUNTS), np.int64))
 
 
 class _Columns(NamedTuple):
-    """What is known of rows besides their user."""
+    """All columns of rows except the user."""
 
     times_R: np.ndarray
     positions_R: np.ndarray
@@ -130,7 +130,7 @@ class _Columns(NamedTuple):
 
 
 class _Rows:
-    """Rows of users, each user's in order, and COUNTS by user. earlier: of the first user, what is held no more."""
+    """Rows of users, sorted for each user, and COUNTS by user. earlier: rows of the first user no longer kept."""
 
     def __init__(self, batch: pa.Table, split: int, earlier: _Earlier) -> None:
         users = batch["raw_user_id"].combine_chunks()
@@ -148,7 +148,7 @@ class _Rows:
         self.split, self.earlier, self.schema = split, earlier, batch.schema
 
     def hold_last_user(self, max_history: int) -> tuple[pa.Table, _Earlier]:
-        """Takes the last user out; returns its rows that can still reach a list, and what is left of the others."""
+        """Removes the last user; returns its rows that can still be part of a list, and a summary of its others."""
         counts = np.array([count_U[-1] for count_U in self.counts_U])
         self.counts_U = [count_U[:-1] for count_U in self.counts_U]
         earlier_items = self.earlier.items if len(self.users_U) == 1 else _Earlier().items
@@ -174,7 +174,7 @@ def _counted(columns: _Columns, split: int) -> tuple[np.ndarray, ...]:
 def _order(users_R: np.ndarray, times_R: np.ndarray, positions_R: np.ndarray) -> np.ndarray:
     """The order by (user, time, position) of rows that come user by user; users_R: 1, 2, ... in their order.
 
-    np.lexsort of all three takes eight times as long as one stable sort, which runs along the users.
+    np.lexsort of all three takes eight times as long as one stable sort of a combined key.
     """
     first = int(times_R.min())
     span = int(times_R.max()) - first + 1
@@ -190,7 +190,7 @@ def _order(users_R: np.ndarray, times_R: np.ndarray, positions_R: np.ndarray) ->
 
 
 def _whole_users(batches: Batches, max_history: int, split: int) -> Iterator[_Rows]:
-    """Cuts the stream at users' ends. A user who may go on is held back, in at most 6 * max_history + 3 rows."""
+    """Cuts the stream between users. At most 6 * max_history + 3 rows of a user who may continue are kept."""
     held: pa.Table | None = None
     earlier = _Earlier()
     for batch in batches:
@@ -206,7 +206,7 @@ def _whole_users(batches: Batches, max_history: int, split: int) -> Iterator[_Ro
 
 
 def _newest_of_each(chosen_R: np.ndarray, is_positive_R: np.ndarray, keep: int) -> np.ndarray:
-    """Places of the newest `keep` chosen rows, of the newest `keep` positives and negatives among them."""
+    """Places of the newest `keep` chosen rows, and of the newest `keep` positives and negatives among them."""
     sides = (chosen_R, chosen_R & is_positive_R, chosen_R & ~is_positive_R)
     return np.concatenate([np.flatnonzero(side_R)[-keep:] for side_R in sides])
 
@@ -218,7 +218,7 @@ def _count(chosen_R: np.ndarray, starts_U: np.ndarray, ends_U: np.ndarray) -> np
 
 
 def _histories(rows: _Rows, chosen_R: np.ndarray, ends_U: np.ndarray, max_history: int) -> list[pa.Array]:
-    """The four list columns over the chosen rows before each user's end, each its newest max_history, oldest first."""
+    """The four list columns: the newest max_history chosen rows before each user's end, oldest first."""
     items_R, is_positive_R = rows.columns.items_R, rows.columns.is_positive_R
     places_R, offsets_U = _newest(chosen_R, rows.starts_U, ends_U, max_history)
     lists = [_lists(items_R[places_R], offsets_U, pa.int32()), _lists(is_positive_R[places_R], offsets_U, pa.bool_())]
@@ -241,7 +241,7 @@ def _newest(
 
 
 def _seen_items(rows: _Rows, history_ends_U: np.ndarray) -> pa.Array:
-    """Distinct items of each history, ascending; for users without history none."""
+    """Distinct items of each history, ascending; empty for users without history."""
     lengths_U = history_ends_U - rows.starts_U
     users_R = np.repeat(np.arange(len(lengths_U)), lengths_U)
     places_R = np.arange(len(users_R)) + np.repeat(rows.starts_U - (np.cumsum(lengths_U) - lengths_U), lengths_U)
@@ -253,7 +253,7 @@ def _seen_items(rows: _Rows, history_ends_U: np.ndarray) -> pa.Array:
     pairs = np.sort(users.astype(np.int64) << 32 | items.astype(np.int64))
     pairs = pairs[
         np.append(True, np.diff(pairs) > 0)[: len(pairs)]
-    ]  # np.unique goes by hashes, at eight times the cost
+    ]  # np.unique uses hashes and takes eight times as long
     offsets_U = np.searchsorted(pairs, np.arange(len(lengths_U) + 1, dtype=np.int64) << 32)
     return _lists((pairs & 0xFFFFFFFF).astype(np.int32), offsets_U, pa.int32())
 

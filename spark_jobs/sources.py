@@ -1,4 +1,4 @@
-"""Raw files -> one row per line or record: the four raw fields, the text, its position, and what is wrong with it."""
+"""Raw files -> one row per line or record: the four raw fields, the text, its position, and its problem if any."""
 
 import csv
 import re
@@ -26,7 +26,7 @@ CORRUPT = "_corrupt_record"
 PLACE = ("file_number", "in_file")
 HEADER_AGAIN = "a header line inside the file"
 FILE_SHIFT = 44
-"""position() = file number << FILE_SHIFT | place in the file: up to 2^19 files of up to 16 TiB."""
+"""position() = file number << FILE_SHIFT | place in the file. Enough for 2^19 files of up to 16 TiB."""
 ROW_BITS = 33
 """Bits of a row's number within its partition in Spark's monotonically_increasing_id."""
 FIRST_READ = 1 << 20
@@ -34,7 +34,7 @@ THREADS = 16
 
 
 class RawPlace(Protocol):
-    """Where the raw data is looked for."""
+    """The settings that say where the raw data are."""
 
     @property
     def raw(self) -> str: ...
@@ -61,9 +61,9 @@ class RawFile:
 
 
 def find_raw(name: str, place: RawPlace) -> list[RawFile]:
-    """The raw files that are there, in name order: below place.raw, else source.directory, else data/raw/<name>.
+    """The raw files, in name order, in place.raw, else in source.directory, else in data/raw/<name>.
 
-    Raises InputError when one of the first two is given and holds none; else an empty list means none yet.
+    Raises InputError if one of the first two is given and holds no such file. Else the list may be empty.
     """
     given = place.raw or place.source.directory
     if not given:
@@ -80,7 +80,7 @@ def find_raw(name: str, place: RawPlace) -> list[RawFile]:
 
 
 def _matches(directory: Location, pattern: str) -> list[RawFile]:
-    """Files in name order. Raises InputError for names that Spark would skip or take for a pattern."""
+    """Files in name order. Raises InputError for names that Spark would skip or treat as a pattern."""
     wanted = re.compile(_glob_regex(pattern))
     sizes = directory.files(recursive="/" in pattern)
     files = [RawFile(name, directory / name, size) for name, size in sizes.items() if wanted.fullmatch(name)]
@@ -88,14 +88,14 @@ def _matches(directory: Location, pattern: str) -> list[RawFile]:
         if file.location.name[0] in "._":
             raise InputError(f"{file.location}: Spark skips files whose name starts with {file.name[0]!r}; rename it")
         if set("[]{}*?\\") & set(file.location.uri):
-            raise InputError(f"{file.location}: Spark takes [ ] {{ }} * ? and \\ in a path for a pattern; rename it")
+            raise InputError(f"{file.location}: Spark treats [ ] {{ }} * ? and \\ in a path as a pattern; rename it")
         if ":" in file.name:
             raise InputError(f"{file.location}: Spark cannot read files with ':' in their name; rename it")
     return files
 
 
 def _glob_regex(pattern: str) -> str:
-    """`*` and `?` stay within a name, `**/` is any number of directories."""
+    """A regular expression for a glob: `*` and `?` match within a name, `**/` matches any number of directories."""
     parts = re.split(r"(\*\*/|\*|\?)", pattern)
     meaning = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     return "".join(meaning.get(part, re.escape(part)) for part in parts)
@@ -114,9 +114,9 @@ def describe_sources(files: Sequence[RawFile]) -> list[FileEntry]:
 def read_rows(spark: SparkSession, files: Sequence[RawFile], source: SourceSettings) -> DataFrame:
     """One row per line (text) or record (Parquet): ROLES as text (Parquet: own types), line, problem, and PLACE.
 
-    line: the row's text; problem: why the line has no fields, or null; PLACE: what position() is made of. Text is read
-    as lines and taken apart here, because Spark's own readers drop blank lines, put U+FFFD for bytes that are no
-    UTF-8 and null what they cannot read.
+    line: the row's text; problem: why the line has no fields, or null; PLACE: the input of position(). Text is read as
+    lines and split here, because Spark's own readers drop blank lines, replace invalid UTF-8 by U+FFFD, and turn
+    what they cannot read into null.
     """
     if source.format == "parquet":
         return _read_parquet(spark, files, source)
@@ -139,8 +139,8 @@ def read_rows(spark: SparkSession, files: Sequence[RawFile], source: SourceSetti
 def position(source: SourceSettings) -> Column:
     """bigint that orders rows as the source does, from PLACE: file number, then place in the file.
 
-    A text row's place is the start of its block plus its number in the partition: blocks of one file follow each other
-    by more bytes than they hold rows, and only a file's last block shares its partition with other files.
+    A text row's place is the start of its block plus its number in the partition. This keeps the order: a block has
+    more bytes than rows, and only the last block of a file shares its partition with other files.
     """
     in_partition = F.monotonically_increasing_id().bitwiseAND(F.lit((1 << ROW_BITS) - 1))
     in_file = F.col("in_file") + (F.lit(0) if source.format == "parquet" else in_partition)
@@ -148,14 +148,14 @@ def position(source: SourceSettings) -> Column:
 
 
 Fields = tuple[dict[str, Column], Column, Column]
-"""(role -> its text, why there are no fields, the column `parts` that both read)."""
+"""(role -> its text, why there are no fields, the column `parts` that both use)."""
 
 
 def _csv_fields(files: Sequence[RawFile], source: SourceSettings) -> Fields:
     firsts = _first_lines(files) if source.header else []
     columns = _columns(files, firsts, source)
     part = {role: F.get("parts", F.lit(columns.index(getattr(source, role)))) for role in ROLES}
-    # A header line of any file is no data in any; clean.rejected() takes each file's first one out.
+    # A header line of any file is not data in any file; clean.rejected() leaves out each file's own.
     again = F.col("line").isin(sorted(set(firsts))) if source.header else F.lit(False)
     wrong_size = F.coalesce(F.size("parts") != len(columns), F.lit(True))
     why = _empty_or(f"not {len(columns)} fields")
@@ -172,7 +172,7 @@ def _has_open_quote(line: Column, quote: str) -> Column:
 def _json_fields(source: SourceSettings) -> Fields:
     names = [getattr(source, role) for role in ROLES]
     record = StructType([StructField(name, StringType()) for name in dict.fromkeys(names)])
-    # Within brackets, what follows the object on its line makes the array malformed, or longer than 1.
+    # With brackets added, text after the object makes the array malformed, or longer than 1.
     objects = F.from_json(F.concat(F.lit("["), F.col("line"), F.lit("]")), ArrayType(record))
     first = F.get("parts", F.lit(0))
     part = {role: first.getField(name) for role, name in zip(ROLES, names, strict=True)}
@@ -188,7 +188,7 @@ def _empty_or(problem: str) -> Column:
 
 
 def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Column:
-    """The fields of a line, array of text; null when quotes do not close. Lines without quotes are simply split."""
+    """The fields of a line as an array of text; null if a quote does not close. Lines without quotes are split."""
     split = F.split(line, re.sub(r"(\W)", r"\\\1", source.separator))
     if not source.quote:
         return split
@@ -212,7 +212,7 @@ def _read_parquet(spark: SparkSession, files: Sequence[RawFile], source: SourceS
     with files[0].location.open() as content:
         found = pq.read_schema(content)
     fields = {name: _plain_type(found.field(name).type) for name in roles}
-    # Other columns are left unread: one that Spark has no type for would stop it.
+    # Other columns are not read: Spark would fail on a column that it has no type for.
     schema = StructType([StructField(name, from_arrow_type(kind)) for name, kind in fields.items()])
     records = spark.read.schema(schema).parquet(*[_spark_path(f.location) for f in files])
     rows = _with_place(records, files, F.col("_metadata.row_index"))
@@ -222,18 +222,18 @@ def _read_parquet(spark: SparkSession, files: Sequence[RawFile], source: SourceS
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Text is text, however Arrow keeps it."""
+    """The type without Arrow's dictionary encoding and large strings."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.string() if pa.types.is_large_string(kind) else kind
 
 
 def _with_place(frame: DataFrame, files: Sequence[RawFile], in_file: Column) -> DataFrame:
-    """Adds PLACE. Metadata columns do not survive a join, so they become columns before it."""
+    """Adds PLACE. Metadata columns are lost in a join, so they become normal columns before it."""
     if len(files) == 1:
         return frame.withColumns({"in_file": in_file, "file_number": F.lit(0).cast("bigint")})
     numbers = {_plain(f.location.uri): number for number, f in enumerate(files)}
-    paths = [re.sub("^file:/+", "file:/", uri) for uri in frame.inputFiles()]  # the form that the metadata column has
+    paths = [re.sub("^file:/+", "file:/", uri) for uri in frame.inputFiles()]  # the form in the metadata column
     found = [(path, numbers[_plain(urllib.parse.unquote(path))]) for path in paths]
     table = frame.sparkSession.createDataFrame(found, "file_path string, file_number bigint")
     placed = frame.withColumns({"in_file": in_file, "file_path": F.col("_metadata.file_path")})
@@ -251,7 +251,7 @@ def _spark_path(location: Location) -> str:
 
 
 def check_files(files: Sequence[RawFile], source: SourceSettings) -> None:
-    """Raises InputError for files that cannot be what the settings say, before anything is started."""
+    """Raises InputError for files that do not match the settings, before Spark is started."""
     if source.format == "csv":
         _columns(files, _first_lines(files) if source.header else [], source)
     elif source.format == "parquet":
@@ -272,7 +272,7 @@ def _first_lines(files: Sequence[RawFile]) -> list[str]:
 
 
 def _first_line(file: RawFile) -> str:
-    """The first line as Spark reads it, which is without a byte-order mark."""
+    """The first line as Spark reads it, without a byte-order mark."""
     try:
         with file.location.filesystem.open_input_stream(file.location.fs_path) as content:
             start = content.read(FIRST_READ)
@@ -296,7 +296,7 @@ def _columns(files: Sequence[RawFile], firsts: list[str], source: SourceSettings
         columns = headers[0]
         for file, header in zip(files, headers, strict=True):
             if not header:
-                what = "opens with an empty line, where its header should be" if file.bytes else "is empty"
+                what = "starts with an empty line instead of a header" if file.bytes else "is empty"
                 raise InputError(f"{file.location} {what}; check RAW (--raw) and source.header")
             if header != columns:
                 raise InputError(
@@ -313,12 +313,12 @@ def _fields(line: str, source: SourceSettings) -> list[str]:
 
 
 def column(name: str) -> Column:
-    """A column by its name, whatever characters are in it."""
+    """A column by its name, which may contain any characters."""
     return F.col("`" + name.replace("`", "``") + "`")
 
 
 def _parquet_layout(source: SourceSettings, file: RawFile) -> dict[str, pa.DataType]:
-    """The types of the four columns. Raises InputError for those that can be no id, relevance or time."""
+    """The types of the four columns. Raises InputError for types that cannot hold an id, relevance or time."""
     try:
         with file.location.open() as content:
             schema = pq.read_schema(content)
@@ -341,7 +341,7 @@ def _require_columns(source: SourceSettings, columns: list[str], file: RawFile) 
     lowered = [name.lower() for name in columns]
     for name in columns:
         if source.format == "parquet" and lowered.count(name.lower()) > 1:
-            raise InputError(f"{file.location}: Spark cannot tell column {name!r} from another; rename it")
+            raise InputError(f"{file.location}: Spark cannot distinguish column {name!r} from another; rename it")
     for role in ROLES:
         name = getattr(source, role)
         if name not in columns:

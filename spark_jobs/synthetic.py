@@ -1,9 +1,9 @@
-"""The built-in data set: ratings with tastes, dislikes and sequential drift, made from a seed.
+"""The built-in data set: ratings with tastes, dislikes and sequential drift, generated from a seed.
 
 Each item belongs to a genre and has a place on the genre's ring. A user likes a few genres and dislikes a few others.
-Half of the interactions continue a liked genre a few steps on from where the user left its ring (so the order of likes
-carries information); the others are exposures, drawn by popularity, often into disliked genres. Ratings follow taste
-with noise. So popularity is a fair baseline, the sequence of likes tells more, and dislikes are systematic.
+Half of the interactions continue a liked genre: they move a few steps on its ring, so the order of likes carries
+information. The others are exposures, drawn by popularity, often from disliked genres. Ratings follow taste with
+noise. So popularity is a fair baseline, the sequence of likes adds information, and dislikes are systematic.
 """
 
 import os
@@ -25,8 +25,11 @@ TITLES = "items.csv"
 
 
 def generate(seed: int = 0, users: int = USERS, items: int = ITEMS) -> tuple[np.ndarray, np.ndarray]:
-    """(About users * 50 rows of (user, item, rating 1..5, epoch seconds), in order of user, then time; rows of (item,
-    genre, place on its ring) in order of item), int64 each."""
+    """Ratings and catalog, both int64.
+
+    Ratings: about users * 50 rows of (user, item, rating 1..5, epoch seconds), in order of user, then time.
+    Catalog: rows of (item, genre, place on its ring), in order of item.
+    """
     rng = np.random.default_rng(seed)
     genre_of = rng.permutation(np.arange(items) % GENRES)
     popularity = rng.lognormal(0.0, 1.2, items)
@@ -80,7 +83,7 @@ def generate(seed: int = 0, users: int = USERS, items: int = ITEMS) -> tuple[np.
 def _next_on_ring(
     ring: np.ndarray, places: np.ndarray, genre: int, unseen: np.ndarray, rng: np.random.Generator
 ) -> int:
-    """The next unseen item a few steps further on a genre's ring, or -1 when all of it was seen."""
+    """The next unseen item a few steps further on a genre's ring, or -1 if none was found."""
     for _ in range(len(ring)):
         places[genre] = (places[genre] + rng.geometric(0.25)) % len(ring)
         item = ring[places[genre]]
@@ -90,13 +93,13 @@ def _next_on_ring(
 
 
 def _exposure(popularity: np.ndarray, affinity: np.ndarray, unseen: np.ndarray, rng: np.random.Generator) -> int:
-    """An unseen item by popularity, disliked genres more often than neutral ones."""
+    """An unseen item drawn by popularity; items of disliked genres have a larger weight."""
     weight = np.cumsum(popularity * unseen * np.where(affinity < 0, 3.0, 1.0))
     return int(np.searchsorted(weight, rng.random() * weight[-1], side="right"))
 
 
 def write_ratings(path: Path, seed: int = 0) -> None:
-    """Writes `path` (user,item,rating,timestamp), and before it items.csv (item,title) beside it, in one move each."""
+    """Writes items.csv (item,title) beside `path`, then `path` (user,item,rating,timestamp), each in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ratings, catalog = generate(seed)
     for file, rows, header, fmt in (

@@ -1,4 +1,4 @@
-"""Items' titles: a text file beside the interactions -> titles.parquet, by item_id."""
+"""Item titles: a text file beside the interactions -> titles.parquet, by item_id."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ from spark_jobs.writer import write_file
 
 
 def read_titles(file: Location, settings: TitlesSettings) -> dict[str, str] | None:
-    """Raw item id -> title, or None where there is no such file. Raises InputError for one that cannot be read."""
+    """Raw item id -> title, or None if there is no such file. Raises InputError if it cannot be read."""
     if not file.is_file():
         return None
     try:
@@ -40,7 +40,7 @@ def _rows(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def write_titles(titles: dict[str, str], directory: Location) -> FileEntry:
-    """titles.parquet of the catalog's items, which lies in `directory` already."""
+    """Writes titles.parquet for the items of the catalog, which must already be in `directory`."""
     with (directory / ITEMS_NAME).open() as content:
         raw_ids = pq.read_table(content, columns=["raw_item_id"])["raw_item_id"].to_pylist()
     found = [(number, titles[raw]) for number, raw in enumerate(raw_ids, 1) if raw in titles]

@@ -1,7 +1,7 @@
 """The protocol's steps, DataFrame -> DataFrame: feedback, filter, split, catalog.
 
 An interaction has clean.INTERACTION (raw_user_id, raw_item_id, relevance, timestamp) and position. All rows of a user
-are in one partition (clean.accepted), which grouping and joining by user keeps, so that only small tables are shuffled.
+are in one partition (clean.accepted). Grouping and joining by user keep it so, and only small tables are shuffled.
 """
 
 import numpy as np
@@ -15,20 +15,20 @@ from spark_jobs.clean import NEGATIVE_LABEL, POSITIVE_LABEL
 from spark_jobs.quantile import Bucket, order_statistics
 
 BROADCAST_ROWS = 2_000_000
-"""Up to this many items are sent to every executor; more are joined by a shuffle."""
+"""Tables of up to this many items are broadcast to every executor; larger ones are joined by a shuffle."""
 
 
 def settled(table: DataFrame) -> DataFrame:
-    """A table of users or items, computed now, without the plan behind it.
+    """A table of users or items, computed now and cut off from its query plan.
 
-    Cached tables keep their whole plan, and each join of tables made of each other doubles it: planning took most of a
-    small build. Two copies of every block are kept, so that the loss of one executor does no harm.
+    Cached tables keep their whole plan, and each join of tables derived from each other doubles it: planning took most
+    of a small build. Two copies of every block are kept, so that no block is lost with one executor.
     """
     return table.localCheckpoint(storageLevel=StorageLevel.MEMORY_AND_DISK_2)
 
 
 def resolve_threshold(interactions: DataFrame, feedback: FeedbackSettings) -> float:
-    """The threshold as a number. interactions: those before T, so that nothing later can change a label."""
+    """The threshold as a number. interactions: those before T, so that no later row can change a label."""
     rule = feedback.threshold
     if rule == "labels":
         return (POSITIVE_LABEL + NEGATIVE_LABEL) / 2
@@ -48,18 +48,18 @@ def label_feedback(interactions: DataFrame, threshold: float) -> DataFrame:
 def split_timestamp(interactions: DataFrame, quantile: float, counted: list[Bucket] | None = None) -> int:
     """T: the quantile of all timestamps, exactly, as the nearest observed value (half to even, as numpy's nearest).
 
-    counted: all timestamps in buckets, where they were counted before.
+    counted: all timestamps in buckets, if they were counted before.
     """
     return int(order_statistics(interactions, "timestamp", [quantile], counted=counted)[0])
 
 
 def before(interactions: DataFrame, timestamp: int) -> DataFrame:
-    """The interactions before T: all that train may see."""
+    """The interactions before T, from which train is built."""
     return interactions.where(F.col("timestamp") < timestamp)
 
 
 class Support:
-    """The items and the users that pass the filter, as counted over some interactions."""
+    """The items and users that pass the filter. Their support is counted over some interactions."""
 
     def __init__(self, counted: DataFrame, settings: FilterSettings) -> None:
         pairs = counted.select("raw_user_id", "raw_item_id").distinct()
@@ -71,13 +71,13 @@ class Support:
                 break
 
     def _pass(self, pairs: DataFrame, settings: FilterSettings) -> tuple[DataFrame, DataFrame]:
-        """Items first, then users (of the items that stay)."""
+        """Items first, then users, by the items that passed."""
         items = settled(_supported(pairs, "raw_item_id", settings.min_users_per_item))
         left = pairs.join(small(items), on="raw_item_id", how="left_semi")
         return items, settled(_supported(left, "raw_user_id", settings.min_items_per_user))
 
     def filter(self, interactions: DataFrame) -> DataFrame:
-        """The interactions between items and users that pass."""
+        """The interactions of items and users that pass."""
         return self.of_users(interactions.join(small(self.items), on="raw_item_id", how="left_semi"))
 
     def of_users(self, interactions: DataFrame) -> DataFrame:
@@ -90,15 +90,15 @@ def _supported(pairs: DataFrame, key: str, least: int) -> DataFrame:
 
 
 def small(items: DataFrame) -> DataFrame:
-    """A settled table of items, marked for broadcast where it is small enough."""
+    """A settled table of items, marked for broadcast if it is small enough."""
     return F.broadcast(items) if items.count() <= BROADCAST_ROWS else items
 
 
 def collapse_pairs(interactions: DataFrame, rule: str, split: int) -> DataFrame:
-    """One interaction for a user and an item: the first, or the newest ("keep_first", "keep_last"; "keep_all": all).
+    """One interaction per user and item: the first ("keep_first") or the newest ("keep_last"). "keep_all": all.
 
-    keep_last looks at train and holdout apart: a row from T (`split`) on must not take one out of train. In the history
-    of a holdout user mark_newest() then does the rest.
+    keep_last is applied to train and holdout separately: a row from T (`split`) on must not remove one from train. In
+    the history of a holdout user, mark_newest() then leaves only the newest.
     """
     if rule == "keep_all":
         return interactions
@@ -113,7 +113,7 @@ def collapse_pairs(interactions: DataFrame, rule: str, split: int) -> DataFrame:
 
 
 def natural_order(name: str, all_whole_numbers: bool) -> list[Column]:
-    """Sort keys of raw ids: as numbers when all of them are whole numbers, else as text."""
+    """Sort keys of raw ids: as numbers if all of them are whole numbers, else as text."""
     return [F.col(name).cast("decimal(38,0)"), F.col(name)] if all_whole_numbers else [F.col(name)]
 
 
@@ -129,21 +129,21 @@ def number_items(items: DataFrame) -> DataFrame:
 
 
 def by_number(interactions: DataFrame, numbers: DataFrame, partitions: int) -> DataFrame:
-    """Interactions with numbered items, by item_number, a user's rows still in one of `partitions` partitions."""
+    """Interactions of the numbered items, with item_number. All rows of a user stay in one partition."""
     return _exchange_item(interactions, numbers, "raw_item_id", partitions)
 
 
 def _exchange_item(interactions: DataFrame, items: DataFrame, name: str, partitions: int) -> DataFrame:
-    """The column `name` of interactions replaced by what `items` has for it; rows without go."""
+    """Replaces the column `name` by the other columns of `items`; rows of items not in `items` are dropped."""
     few = items.count() <= BROADCAST_ROWS
     found = interactions.join(F.broadcast(items) if few else items, on=name, how="inner").drop(name)
     return found if few else found.repartition(partitions, "raw_user_id")
 
 
 def count_items(labelled: DataFrame, split: int) -> DataFrame:
-    """One row per item_number: num_positive and num_negative in train, rows and positives in all, ends of values.
+    """One row per item_number: num_positive and num_negative in train, rows and positives in total.
 
-    The ends are of relevance (low, high) and of timestamp (first, last).
+    Also the smallest and largest relevance (low, high) and timestamp (first, last).
     """
     is_train, is_positive = F.col("timestamp") < split, F.col("is_positive")
     return labelled.groupBy("item_number").agg(
@@ -168,12 +168,12 @@ def catalog(counted: DataFrame, numbers: DataFrame) -> DataFrame:
 
 
 def encode(interactions: DataFrame, items: DataFrame, partitions: int) -> DataFrame:
-    """Interactions with items of the catalog, by item_id, a user's rows still in one of `partitions` partitions."""
+    """Interactions of the catalog's items, with item_id. All rows of a user stay in one partition."""
     return _exchange_item(interactions, items.select("item_number", "item_id"), "item_number", partitions)
 
 
 def mark_newest(encoded: DataFrame, rule: str) -> DataFrame:
-    """Adds is_newest: false for a row that, by "keep_last", a later one of the same user and item stands for."""
+    """Adds is_newest: false for a row that a later one of the same user and item replaces ("keep_last")."""
     if rule != "keep_last":
         return encoded.withColumn("is_newest", F.lit(True))
     newest_first = Window.partitionBy("raw_user_id", "item_id").orderBy(
@@ -183,17 +183,17 @@ def mark_newest(encoded: DataFrame, rule: str) -> DataFrame:
 
 
 def is_in_train() -> Column:
-    """Users whom train knows: the others' holdout rows are dropped."""
+    """Users with rows in train; the holdout rows of other users are dropped."""
     return F.col("train_rows") > 0
 
 
 def is_train_user(least: int) -> Column:
-    """Users whom the train shards hold, after the min-positives rule."""
+    """Users in the train shards, which are those with at least `least` positives in train."""
     return is_in_train() & (F.col("train_positives") >= least)
 
 
 def is_holdout_user() -> Column:
-    """Users with rows on both sides of T, who are halved into validation and test."""
+    """Users with rows on both sides of T. They are halved into validation and test."""
     return is_in_train() & (F.col("holdout_rows") > 0)
 
 
@@ -215,6 +215,6 @@ def assign_holdout(users: DataFrame, settings: SplitSettings) -> DataFrame:
 
 
 def require_rows(frame_rows: int, what: str, way_out: str) -> None:
-    """Raises InputError when a stage leaves nothing."""
+    """Raises InputError if a stage leaves no rows."""
     if frame_rows == 0:
         raise InputError(f"{what} is empty; {way_out}")

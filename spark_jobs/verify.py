@@ -1,4 +1,4 @@
-"""Checks a prepared data set as a whole: files against the manifest, and content against the schema's promises."""
+"""Checks a whole prepared data set: files against the manifest, and content against the schema."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +29,7 @@ ROWS_AT_ONCE = 8192
 
 
 def verify(directory: Location) -> Manifest:
-    """Reads every file once. Returns the manifest, or raises InputError naming the first file that is wrong."""
+    """Reads every file. Returns the manifest, or raises InputError naming the first file that is wrong."""
     manifest = read_manifest(directory)
     verify_files(directory, manifest)
     verify_content(directory, manifest)
@@ -37,9 +37,9 @@ def verify(directory: Location) -> Manifest:
 
 
 def verify_content(directory: Location, manifest: Manifest) -> None:
-    """Schemas, row counts, ids, lists and targets of all files.
+    """Checks schemas, row counts, ids, lists and targets of all files.
 
-    Raises InputError naming the file and what it breaks.
+    Raises InputError naming the file and what is wrong.
     """
     _verify_items(directory, manifest)
     if any(entry.path == TITLES_NAME for entry in manifest.files):
@@ -62,7 +62,7 @@ def verify_content(directory: Location, manifest: Manifest) -> None:
         _require(rows == counted, directory / part, f"{rows} rows, the manifest counts {counted}")
         if seen_users:
             distinct = pc.count_distinct(pa.chunked_array(seen_users)).as_py()
-            _require(distinct == rows, directory / part, f"{rows} rows of {distinct} users; each must have one")
+            _require(distinct == rows, directory / part, f"{rows} rows of {distinct} users; each user must have one")
 
 
 def _verify_items(directory: Location, manifest: Manifest) -> None:
@@ -82,7 +82,7 @@ def _verify_titles(file: Location, manifest: Manifest) -> None:
     ids = [batch["item_id"].to_numpy() for batch in _batches(file, TITLES_SCHEMA)]
     items = np.concatenate([np.empty(0, np.int32), *ids])
     inside = len(items) == 0 or (items[0] >= 1 and items[-1] <= manifest.num_items and (np.diff(items) > 0).all())
-    _require(bool(inside), file, f"item_id that does not rise within 1..{manifest.num_items}")
+    _require(bool(inside), file, f"item_id that is not ascending within 1..{manifest.num_items}")
 
 
 def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> None:
@@ -105,8 +105,8 @@ def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> 
         _require(_ends_agree(batch, name, side), file, f"{name} that items and is_positive contradict")
     if "num_holdout" in batch.schema.names:
         more = pc.any(pc.greater(batch["num_holdout"], batch["items"].value_lengths())).as_py()
-        _require(not more, file, "num_holdout beyond the items")
-        _require(_seen_holds(batch), file, "items that seen_items lack")
+        _require(not more, file, "num_holdout larger than the number of items")
+        _require(_seen_holds(batch), file, "items that are not in seen_items")
     if "target_item" in batch.schema.names:
         targets = pc.min_max(batch["target_item"]).as_py()
         inside = batch.num_rows == 0 or (targets["min"] >= 1 and targets["max"] <= manifest.num_items)
@@ -116,7 +116,7 @@ def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> 
 
 
 def _seen_holds(batch: pa.RecordBatch) -> bool:
-    """Whether every user's items are among its seen_items, which rise."""
+    """Whether seen_items are ascending and contain all items of the user."""
     pairs = []
     for name in ("items", "seen_items"):
         owner = np.repeat(np.arange(batch.num_rows), batch[name].value_lengths().to_numpy())
@@ -126,7 +126,7 @@ def _seen_holds(batch: pa.RecordBatch) -> bool:
 
 
 def _ends_agree(batch: pa.RecordBatch, name: str, side: bool) -> bool:
-    """Whether the newest entries of one side's list are those that items and is_positive tell of."""
+    """Whether the newest entries of one side's list agree with items and is_positive."""
     items, flags = batch["items"], batch["is_positive"].flatten().to_numpy(zero_copy_only=False)
     owner = np.repeat(np.arange(batch.num_rows), items.value_lengths().to_numpy())
     chosen = flags == side

@@ -1,4 +1,4 @@
-"""Shards, written by the executors. Only what executors have is imported here: pyarrow, pyspark and this project."""
+"""Writes the shards, on the executors. So it imports only what they have: pyarrow, pyspark and this project."""
 
 import dataclasses
 import math
@@ -20,9 +20,9 @@ ROWS_PER_QUARANTINE_SHARD = 1_000_000
 
 
 def shard_count(entries: int, users: int, num_items: int, shard_mb: int) -> int:
-    """How many shards of about shard_mb MB some users take, from counts alone, so that it never varies.
+    """The number of shards of about shard_mb MB, computed from counts only, so that it is the same in every build.
 
-    entries: ids in all lists together. An id compresses to about log2(num_items) bits, a user's frame to 20 bytes.
+    entries: ids in all lists together. An id compresses to about log2(num_items) bits, the rest of a user to 20 bytes.
     """
     size = entries * math.log2(num_items + 1) / 8 + users * 20
     return max(1, round(size / (shard_mb << 20)))
@@ -33,8 +33,8 @@ def write_users(
 ) -> list[FileEntry]:
     """Writes one row per user as directory/part-NNNNN.parquet, the same bytes for the same rows.
 
-    A hash of user_id says which shard holds a user; within it users are sorted by user_id. group: most users of a row
-    group.
+    A hash of user_id selects the shard of a user; within a shard, users are sorted by user_id. group: largest number of
+    users in a row group.
     """
     rows = rows.repartition(shards, "user_id").sortWithinPartitions("user_id")
     return write_parts(rows, directory, schema, group=group)
@@ -48,7 +48,7 @@ def write_quarantine(rejected: DataFrame, directory: Location, rows: int) -> lis
 
 
 def write_no_quarantine(directory: Location) -> FileEntry:
-    """Writes a quarantine without rows, for which Spark need not plan anything."""
+    """Writes an empty quarantine, without Spark."""
     quarantine = directory / QUARANTINE
     quarantine.make_directory()
     return write_file([], quarantine / _part(0), QUARANTINE_SCHEMA)
@@ -66,7 +66,7 @@ def write_parts(
     """Writes each partition as one Parquet file (name, or part-NNNNN.parquet); executors must reach `directory`.
 
     The executors write with pyarrow: Spark's own writer orders a set in the footer by object identity, so that its
-    bytes differ from run to run. They also take the checksums.
+    bytes differ from run to run. The executors also compute the checksums.
     """
     directory.make_directory()
 
@@ -89,9 +89,9 @@ def write_file(
     writer: object = "writing",
     group: int | None = None,
 ) -> FileEntry:
-    """Writes one Parquet file, on this machine as a draft until it is whole; an object store shows no other.
+    """Writes one Parquet file. A local file is a draft until it is whole; object stores show only whole files.
 
-    writer: as in files.atomic.replaced; group: most rows of a row group.
+    writer: as in files.atomic.replaced; group: largest number of rows in a row group.
     """
     rows = 0
     with (
@@ -107,7 +107,7 @@ def write_file(
 
 @contextmanager
 def _whole(file: Location, writer: object) -> Iterator[Location]:
-    """Where to write what shall be `file`."""
+    """The location to write to: a local file gets a draft, which becomes `file` at the end."""
     if not file.is_local:
         yield file
         return

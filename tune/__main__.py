@@ -1,4 +1,4 @@
-"""The command python -m tune: a search over training settings, and a file of the best ones."""
+"""The command python -m tune: searches training settings and writes the best ones to a file."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def main(args: Sequence[str]) -> int:
     options = parse(args)
     stages = planned_stages(options)
     stay_on_this_machine(base_settings(options, stages[0], {}).ray_address)
-    from tune.sweep import run_sweep  # imports Ray, torch and MLflow, too long for --help or a typo
+    from tune.sweep import run_sweep  # imports Ray, torch and MLflow: too slow for --help or a typo
 
     return run_sweep(options, stages)
 

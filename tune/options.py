@@ -1,4 +1,4 @@
-"""What a sweep is asked for: its flags, and its stages with those over conf/tune/."""
+"""The flags of a sweep, and its stages: conf/tune/ with the flags applied."""
 
 import argparse
 import dataclasses
@@ -16,14 +16,14 @@ from pnfrec_dist.errors import InputError
 from tune.space import SCHEDULERS, SEARCHES, Point, Stage, load_stage, require_space, with_point
 
 PAPER = ("encoder", "alpha", "beta")
-"""The paper's protocol."""
+"""The stages of the paper's protocol."""
 FOUND_BY = "# Found by: "
-"""Opens the line of best.yaml that names the command."""
+"""Start of the line in best.yaml that names the command."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be searched, and with what."""
+    """The parsed flags."""
 
     dataset: str
     stages: tuple[str, ...]
@@ -38,10 +38,10 @@ class Options:
     max_concurrent: int | None
     retry_failed: bool
     write_config: str | None
-    """a name in conf/train/"""
+    """name of a file in conf/train/"""
     dry_run: bool
     flags: tuple[str, ...]
-    """of the training command, for all trials"""
+    """further flags, of the training command, for all trials"""
     command: str
 
 
@@ -88,10 +88,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tune",
         allow_abbrev=False,
         exit_on_error=False,
-        description="Searches training settings with Ray Tune on validation users, stage by stage, tests the winner "
-        "once, and writes best.yaml. What ended is not run again, so the same command goes on after an interruption.",
-        epilog="Any further flag is one of python -m pnfrec_dist.train (--config best.yaml, --epochs 20, ...) and "
-        "holds for all trials. Stages are files in conf/tune/: " + ", ".join(conf_names("tune")) + ".",
+        description="Searches training settings with Ray Tune on validation users, stage by stage. Tests the winner "
+        "once and writes best.yaml. Trials that ended are not run again, so the same command continues an interrupted "
+        "sweep.",
+        epilog="Any other flag is a flag of python -m pnfrec_dist.train (--config best.yaml, --epochs 20, ...) and "
+        "applies to all trials. Stages are files in conf/tune/: " + ", ".join(conf_names("tune")) + ".",
     )
     add = parser.add_argument
     add("--dataset", default="synthetic", help="name of a prepared data set (default: synthetic)")
@@ -99,49 +100,49 @@ def _parser() -> argparse.ArgumentParser:
         "--stages",
         nargs="+",
         default=list(PAPER),
-        help="of conf/tune/, one after the other (default: the paper's, " + " ".join(PAPER) + ")",
+        help="files of conf/tune/, searched one after another (default: the paper's: " + " ".join(PAPER) + ")",
     )
-    add("--search", choices=SEARCHES, help="instead of the stage's own")
-    add("--scheduler", choices=SCHEDULERS, help="instead of the stage's own")
-    add("--num-samples", type=int, help="trials of a random or optuna search")
-    add("--time-budget", metavar="TIME", help="such as 90m or 8h; what runs then is stopped (default: none)")
-    add("--workers-per-trial", type=int, default=1, help="CPU workers (default: 1)")
-    add("--gpus-per-trial", type=int, help="workers with a GPU each (default: 1 where there are GPUs, else 0)")
-    add("--max-concurrent", type=int, help="trials at a time (default: as many as the cluster holds)")
+    add("--search", choices=SEARCHES, help="replaces the search of the stages")
+    add("--scheduler", choices=SCHEDULERS, help="replaces the scheduler of the stages")
+    add("--num-samples", type=int, help="number of trials of a random or optuna search")
+    add("--time-budget", metavar="TIME", help="such as 90m or 8h; then running trials are stopped (default: none)")
+    add("--workers-per-trial", type=int, default=1, help="CPU workers of each trial (default: 1)")
+    add("--gpus-per-trial", type=int, help="GPUs of each trial, one worker each (default: 1 if there are GPUs, else 0)")
+    add("--max-concurrent", type=int, help="maximum number of trials at a time (default: as many as fit)")
     add("--output-dir", type=Path, default=Path("runs"), help="default: runs")
     add(
         "--name", help="directory in --output-dir and name in MLflow (default: tune-<dataset>, and the stages if given)"
     )
     add("--write-config", metavar="NAME", help="write the best settings to conf/train/NAME.yaml as well")
-    add("--retry-failed", action="store_true", help="run trials again that failed under an earlier command")
+    add("--retry-failed", action="store_true", help="run trials again that failed in an earlier command")
     add("--dry-run", action="store_true", help="check everything, show the plan, train nothing")
     return parser
 
 
 def _require_flags(flags: Sequence[str], own: Sequence[str]) -> None:
-    """Raises InputError about flags that are neither this command's nor the training's to take."""
+    """Raises InputError for flags that neither this command nor its trainings accept."""
     names = [flag.partition("=")[0] for flag in flags]
     if {"--model", "--output-dir", "--num-workers", "--min-workers", "--num-gpus"} & set(names):
-        raise InputError("--model is the stage's; workers are set by --workers-per-trial and --gpus-per-trial")
+        raise InputError("--model comes from the stage; set workers with --workers-per-trial and --gpus-per-trial")
     if "--resume" in names:
         raise InputError(
-            "--resume is for a single training: the same sweep goes on by itself, another has another --name"
+            "--resume is for a single training; the same command continues its sweep, a new sweep needs another --name"
         )
     if flags and not flags[0].startswith("-"):
-        raise InputError(f"{flags[0]!r} stands where a flag is expected; see python -m tune --help")
+        raise InputError(f"{flags[0]!r} is not a flag; see python -m tune --help")
     for name in names:
         if name.startswith("--") and "." not in name and (close := difflib.get_close_matches(name, own, 1, 0.85)):
             raise InputError(f"unknown flag {name}; did you mean {close[0]}?")
 
 
 def _require_new_config(name: str) -> None:
-    """Raises InputError for a name in conf/train/ whose file no sweep has written."""
+    """Raises InputError for the name of a file in conf/train/ that no sweep has written."""
     file = Path("conf/train") / f"{name}.yaml"
     if name.endswith(".yaml"):
-        raise InputError(f"--write-config is {name!r}; leave .yaml out")
+        raise InputError(f"--write-config is {name!r}; leave out .yaml")
     is_own = file.is_file() and FOUND_BY in file.read_text(encoding="utf-8")
     if name in conf_names("train") and not is_own:
-        raise InputError(f"--write-config is {name!r}, and conf/train/ has such a file already; say another name")
+        raise InputError(f"--write-config is {name!r}, and conf/train/ already has this file; choose another name")
 
 
 def _seconds(text: str | None) -> float | None:
@@ -150,12 +151,12 @@ def _seconds(text: str | None) -> float | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if not found or not float(found[1]):
-        raise InputError(f"--time-budget is {text!r}; say seconds, minutes or hours, such as 45m or 1.5h")
+        raise InputError(f"--time-budget is {text!r}; give seconds, minutes or hours, such as 90s, 45m or 1.5h")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def planned_stages(options: Options) -> list[Stage]:
-    """The stages with the command's own choices over those of conf/tune/. Raises InputError."""
+    """The stages of conf/tune/ with the flags applied. Raises InputError."""
     stages = []
     for name in options.stages:
         own = {key: getattr(options, key) for key in ("search", "scheduler", "num_samples")}
@@ -163,28 +164,28 @@ def planned_stages(options: Options) -> list[Stage]:
         require_space(stage, base_settings(options, stage, {}))
         stages.append(stage)
     if options.num_samples and all(stage.search == "grid" for stage in stages):
-        way_out = "leave it out, or say --search random or optuna as well"
-        raise InputError(f"--num-samples is {options.num_samples}, but a grid has all of its points; {way_out}")
+        way_out = "leave it out, or add --search random or --search optuna"
+        raise InputError(f"--num-samples is {options.num_samples}, but a grid runs all of its points; {way_out}")
     _require_not_searched(options.flags, stages)
     return stages
 
 
 def _require_not_searched(flags: Sequence[str], stages: Sequence[Stage]) -> None:
-    """Raises InputError about a flag for what a stage searches: its trials would have other values."""
+    """Raises InputError for a flag of a setting that a stage searches: the trials would override it."""
     names = {flag.partition("=")[0].removeprefix("--").replace("-", "_"): flag for flag in flags}
     for stage in stages:
         for parameter in stage.parameters:
             if parameter.name in names:
                 flag = names[parameter.name].partition("=")[0]
-                raise InputError(f"{flag} is what stage {stage.name} searches; leave it out, or write another stage")
+                raise InputError(f"stage {stage.name} searches {flag}; leave it out, or write another stage")
 
 
 def base_settings(options: Options, stage: Stage, found: Point) -> Settings:
-    """What the trials of a stage share: found: what earlier stages chose."""
+    """The settings that the trials of a stage share. found: what earlier stages chose."""
     flags = ["--dataset", options.dataset, "--model", stage.model, "--output-dir", str(options.directory / stage.name)]
     settings = parse_train_settings([*flags, *options.flags], any_model=True)
     if options.gpus_per_trial:
         settings = dataclasses.replace(settings, num_gpus=options.gpus_per_trial)
     else:
         settings = dataclasses.replace(settings, num_workers=options.workers_per_trial)
-    return with_point(settings, found, f"what was found before {stage.name}")
+    return with_point(settings, found, f"values found before stage {stage.name}")

@@ -1,7 +1,7 @@
 """Records of a stage's trials: each has a directory, named after its point.
 
-<stage>/<trial>/            a run, as `python -m pnfrec_dist.train` leaves it, without a test
-<stage>/<trial>/trial.json  written once it ended; what lacks it goes on when the same command is started again
+<stage>/<trial>/            a run as `python -m pnfrec_dist.train` writes it, without a test
+<stage>/<trial>/trial.json  written when the trial ends; without it, the same command resumes the trial
 """
 
 import contextlib
@@ -28,13 +28,12 @@ class Record:
     """finished: trained to its end; stopped: by the scheduler or the time budget; failed: see reason"""
     reason: str
     best_score: float | None
-    """validation NDCG_p@10 of the best epoch; None of a trial that failed before its first epoch was over"""
+    """validation NDCG_p@10 of the best epoch; None if the trial failed in its first epoch"""
     best_epoch: int | None
     epochs: list[dict[str, Any]]
     """{"epoch", "score", "seconds"} of each"""
     seconds: float
-    """from the start of its workers to their end; of a trial that went on after an interruption, since then, and the
-    epochs before"""
+    """from the start of its workers to their end; for a resumed trial: since it was resumed, plus the epochs before"""
 
     @property
     def name(self) -> str:
@@ -42,12 +41,12 @@ class Record:
 
 
 def trial_name(point: Point) -> str:
-    """The same for the same point."""
+    """Equal points have equal names."""
     return f"trial-{hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:10]}"
 
 
 def begin_record(directory: Path, point: Point) -> None:
-    """Notes the point of a trial that is about to begin."""
+    """Writes down the point of a trial that is about to begin."""
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / POINT, point)
 
@@ -57,14 +56,14 @@ def write_record(directory: Path, record: Record) -> None:
 
 
 def read_record(directory: Path) -> Record | None:
-    """None while the trial did not end. Raises InputError for a file that cannot be read."""
+    """None for a trial that has not ended. Raises InputError for a file that cannot be read."""
     content = _read(directory / TRIAL)
     with reading(directory / TRIAL, "remove it"):
         return None if content is None else Record(**content)
 
 
 def ended_and_begun(stage_directory: Path) -> tuple[list[Record], list[Point]]:
-    """The trials that ended, in the order of their ends, and the points of those that did not."""
+    """The trials that ended, in the order in which they ended, and the points of those that did not."""
     ended: list[tuple[float, Record]] = []
     begun: list[tuple[float, Point]] = []
     for file in sorted(stage_directory.glob(f"trial-*/{POINT}")):
@@ -81,15 +80,15 @@ def ended_and_begun(stage_directory: Path) -> tuple[list[Record], list[Point]]:
 
 
 def forget_failed(stage_directory: Path) -> None:
-    """Trials that failed go on as if they had been interrupted."""
+    """Lets failed trials be resumed, as if they had been interrupted."""
     for record in ended_and_begun(stage_directory)[0]:
         if record.state == "failed":
             (stage_directory / record.name / TRIAL).unlink()
 
 
 def best_of(records: list[Record]) -> Record | None:
-    """Of the trials with a score that did not fail, the best; of equal ones that with the greater name, so that their
-    order is no matter."""
+    """The best of the trials that have a score and did not fail. Among equal scores the greater name wins, so the order
+    of `records` does not matter."""
     scored = [record for record in records if record.best_score is not None and record.state != "failed"]
     return max(scored, key=lambda record: (record.best_score, record.name), default=None)
 

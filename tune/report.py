@@ -1,4 +1,4 @@
-"""Reports of a stage: table, importance, figures; and the winner as a file of training settings."""
+"""The report of a stage (table, importance, figures), and the file with the winner's training settings."""
 
 import statistics
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ LEFT_OUT = CHOSEN_BY_FLAG | {
     *("data_dir", "output_dir", "experiment", "ray_address"),
     *("num_workers", "min_workers", "num_gpus", "max_failures", "stall_timeout"),
 }
-"""Settings of the machine, and those that flags choose."""
+"""Not in best.yaml: settings of the machine, and those that flags choose."""
 
 
 def write_stage_report(directory: Path, stage: Stage, records: Sequence[Record]) -> None:
-    """stage.md, trials.csv, and figures where at least two trials have a score."""
+    """Writes stage.md, trials.csv, and figures if at least two trials have a score."""
     names = [parameter.name for parameter in stage.parameters]
     head = ["trial", *names, "state", f"validation_{SELECTION_METRIC}", "best_epoch", "epochs", "seconds", "reason"]
     rows = []
@@ -59,12 +59,12 @@ def write_stage_report(directory: Path, stage: Stage, records: Sequence[Record])
 
 
 def _weight(names: Sequence[str]) -> str | None:
-    """alpha or beta, where it is all that a stage searches."""
+    """alpha or beta, if a stage searches nothing else."""
     return names[0].partition(".")[2] if len(names) == 1 and names[0] in ("loss.alpha", "loss.beta") else None
 
 
 def stage_markdown(stage: Stage, records: Sequence[Record]) -> str:
-    """The best trials, what became of the others, and which setting matters."""
+    """The best trials, how the others ended, and which setting matters."""
     names = [parameter.name for parameter in stage.parameters]
     ranked = sorted(records, key=lambda record: -1.0 if record.best_score is None else record.best_score, reverse=True)
     rows = []
@@ -78,18 +78,18 @@ def stage_markdown(stage: Stage, records: Sequence[Record]) -> str:
     states = {state: sum(record.state == state for record in records) for state in ("finished", "stopped", "failed")}
     counted = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     mean = duration(statistics.mean(record.seconds for record in records))
-    parts = [table, f"{len(records)} trials: {counted}; {mean} each in the mean. Validation users alone."]
+    parts = [table, f"{len(records)} trials: {counted}; {mean} per trial on average. Scores are on validation users."]
     if importances := importance(stage, records):
         shares = [[name, f"{value:.2f}"] for name, value in importances.items()]
-        parts += ["Importance (fANOVA of the scores):", markdown_table(["setting", "share"], shares)]
+        parts += ["Importance of the settings (fANOVA of the scores):", markdown_table(["setting", "share"], shares)]
     failed = [f"- {described(record.point)}: {record.reason}" for record in records if record.state == "failed"]
     if failed:
-        parts.append("Failed:\n\n" + "\n".join(failed[:SHOWN]))
+        parts.append("Failed trials:\n\n" + "\n".join(failed[:SHOWN]))
     return "\n\n".join(parts)
 
 
 def importance(stage: Stage, records: Sequence[Record]) -> dict[str, float]:
-    """Setting -> its share of the variance of scores, by Optuna's fANOVA; empty where there is too little to tell."""
+    """Setting -> its share of the variance of scores, by Optuna's fANOVA; empty if there are too few trials."""
     names = [parameter.name for parameter in stage.parameters]
     scored = [record for record in records if record.best_score is not None]
     if len(names) < 2 or len({record.best_score for record in scored}) < 4:
@@ -123,23 +123,23 @@ def _choice(value: Any) -> Any:
 
 
 def workers_flag(settings: Settings) -> str:
-    """Of train, for the workers that the trials had."""
+    """The flag of train for as many workers as a trial had."""
     return f"--num-gpus {settings.num_gpus}" if settings.num_gpus else f"--num-workers {settings.num_workers or 1}"
 
 
 def best_yaml(settings: Settings, stage: Stage, record: Record, command: str, sweep_id: str) -> str:
-    """Complete settings for `python -m pnfrec_dist.train --config`, with where they come from in front."""
+    """Complete settings for `python -m pnfrec_dist.train --config`, after comments that say where they come from."""
     content = {name: value for name, value in to_mapping(settings).items() if name not in LEFT_OUT}
     head = [
         f"# python -m pnfrec_dist.train --dataset {settings.dataset} --config best.yaml {workers_flag(settings)}",
         f"{FOUND_BY}{command}",
         f"# MLflow run {sweep_id or '(not known)'}, stage {stage.name}, {record.name} ({described(record.point)})",
-        f"# validation NDCG_p@10 {record.best_score:.6f} in epoch {record.best_epoch} (more workers differ a little)",
+        f"# validation NDCG_p@10 {record.best_score:.6f} in epoch {record.best_epoch} (depends on the worker count)",
     ]
     return "\n".join(head) + "\n" + yaml.safe_dump({"model": settings.model, **content}, sort_keys=False)
 
 
 def write_best(path: Path, content: str) -> None:
-    """In one move."""
+    """Writes the file in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, content)

@@ -1,4 +1,4 @@
-"""Ray Tune's searchers and schedulers, for a stage; both can be told of trials that ended before."""
+"""Ray Tune's searcher and scheduler of a stage. Both can take the results of trials that ended before."""
 
 import json
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from tune.records import Record, trial_name
 from tune.space import Parameter, Point, Stage, rounded
 
 SCORE, EPOCH, SILENCE, BROKEN = "score", "epoch", "silent_seconds", "broken"
-"""Keys of what a trial reports: its best validation NDCG_p@10 so far, the epoch, how long its training has told
-nothing, and by what error its process is about to end."""
+"""Keys of what a trial reports: its best validation NDCG_p@10 so far, the epoch, the seconds since its training last
+reported, and the error that is about to end its process."""
 ATTEMPTS = 100
-"""To find a point that was not suggested before, until a space counts as used up."""
+"""After this many suggestions in a row that are known points, the space counts as used up."""
 
 
 def listed_points(stage: Stage, seed: int) -> list[Point]:
-    """All points of a grid; those of a random search, of which more samples keep the first. None twice."""
+    """All points of a grid, or those of a random search, without repeats. More samples only append points."""
     if stage.search == "grid":
         return stage.grid()
     domains = {parameter.name: _domain(parameter) for parameter in stage.parameters}
@@ -36,19 +36,19 @@ def listed_points(stage: Stage, seed: int) -> list[Point]:
 
 
 class DistinctPoints(Searcher):
-    """Optuna, which knows the trials that ended, suggests first those that began and did not end, and none twice."""
+    """Optuna with the results of earlier trials. Suggests points that began but did not end first, and none twice."""
 
     def __init__(self, stage: Stage, seed: int, ended: Sequence[Record], begun: Sequence[Point]) -> None:
         super().__init__(metric=SCORE, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = {parameter.name: _distribution(parameter) for parameter in stage.parameters}
-        seed += len(ended) + len(begun)  # the draws of an earlier command are not to be made again
+        seed += len(ended) + len(begun)  # does not repeat the draws of an earlier command
         self.optuna = OptunaSearch(space=space, metric=SCORE, mode="max", seed=seed, points_to_evaluate=list(begun))
         self.names = tuple(space)
         self.scores: dict[str, float | None] = {record.name: _known(record) for record in ended}
-        """of all points suggested so far; None of those that run"""
+        """name -> score, for all points suggested so far; None while a trial runs"""
         self.keys: dict[str, tuple[str, str]] = {}
-        """Tune's id of a trial -> Optuna's, name of its point"""
+        """Tune's id of a trial -> (Optuna's id, name of its point)"""
         self.is_exhausted = False
         for record in ended:
             self.optuna.add_evaluated_point(record.point, _known(record))
@@ -78,30 +78,30 @@ class DistinctPoints(Searcher):
         self.optuna.on_trial_complete(key, result, error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Tune's own way of going on is not used."""
+        """Nothing: Tune's own way to restore a search is not used."""
 
     def restore(self, checkpoint_path: str) -> None:
         """See save."""
 
 
 def _known(record: Record) -> float:
-    """A point whose training failed is a bad one."""
+    """The score that Optuna sees: 0 for a trial that failed."""
     return 0.0 if record.state == "failed" or record.best_score is None else record.best_score
 
 
 def scheduler(stage: Stage, epochs: int, ended: Sequence[Record]) -> TrialScheduler:
-    """Asynchronous successive halving, which has seen the epochs of the trials that ended; or none."""
+    """Asynchronous successive halving with the epochs of the trials that ended; or no early stopping."""
     if stage.scheduler == "none":
         return FIFOScheduler()
     found = ASHAScheduler(
         time_attr=EPOCH,
         metric=SCORE,
         mode="max",
-        max_t=epochs + 1,  # at the last epoch a trial ends by itself
+        max_t=epochs + 1,  # so that the scheduler stops no trial at its last epoch
         grace_period=min(stage.grace_epochs, epochs),
         reduction_factor=stage.reduction,
     )
-    controller: Any = None  # neither call asks for it
+    controller: Any = None  # neither call uses it
     for record in ended:
         seen: Any = _Seen(record.name)
         found.on_trial_add(controller, seen)
@@ -113,14 +113,14 @@ def scheduler(stage: Stage, epochs: int, ended: Sequence[Record]) -> TrialSchedu
 
 
 class _Seen:
-    """As much of a trial as the scheduler asks for."""
+    """The part of a trial that the scheduler reads."""
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
 
 
 def _domain(parameter: Parameter) -> Any:
-    """Ray Tune's, for random points."""
+    """Ray Tune's domain of a parameter, for random points."""
     if not parameter.is_range or parameter.step:
         return tune.choice(parameter.grid())
     low, high = parameter.low, parameter.high
@@ -131,7 +131,7 @@ def _domain(parameter: Parameter) -> Any:
 
 
 def _distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:
-    """Optuna's."""
+    """Optuna's distribution of a parameter."""
     low, high, step = parameter.low, parameter.high, parameter.step
     if not parameter.is_range:
         return optuna.distributions.CategoricalDistribution(parameter.values)
@@ -141,6 +141,6 @@ def _distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution
 
 
 def plain(value: Any) -> Any:
-    """Of numpy's numbers Python's, without the noise of binary fractions."""
+    """NumPy numbers as Python numbers, rounded to remove binary noise."""
     value = value.item() if isinstance(value, np.generic) else value
     return rounded(value) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""What a stage of a sweep searches, and how: conf/tune/<stage>.yaml, checked before anything starts."""
+"""What a stage searches, and how: conf/tune/<stage>.yaml, checked before any trial starts."""
 
 import contextlib
 import dataclasses
@@ -18,22 +18,22 @@ Point = dict[str, Any]
 
 SEARCHES, SCHEDULERS = ("grid", "random", "optuna"), ("none", "asha")
 SECTIONS = ("encoder", "loss", "sampled", "contrastive", "optimizer", "train")
-"""Sections of the settings that say what is trained."""
+"""Sections of the settings that can be searched."""
 MOST_POINTS = 10_000
 DIGITS = 12
-"""Decimals of a value: 0.05 taken 6 times is 0.3."""
+"""Decimals of a value, so that 6 steps of 0.05 are 0.3."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One setting that is searched: some values, or a range of numbers, whole ones where both ends are."""
+    """One setting that is searched: a list of values, or a range of numbers (whole if the ends are whole)."""
 
     name: str
     values: tuple[Any, ...] = ()
     low: float = 0.0
     high: float = 0.0
     step: float = 0.0
-    """0: any number of the range (whole ones: 1)"""
+    """0: any number in the range (for whole numbers: 1)"""
     log: bool = False
 
     @property
@@ -42,17 +42,17 @@ class Parameter:
 
     @property
     def is_whole(self) -> bool:
-        """Of a setting that takes whole numbers."""
+        """Whether the setting takes whole numbers."""
         return isinstance(self.low, int)
 
     def grid(self) -> list[Any]:
-        """All values. Raises InputError where there is no end of them."""
+        """All values. Raises InputError for a range without a step."""
         if not self.is_range:
             return list(self.values)
         step = self.step or (1 if self.is_whole and not self.log else 0)
         if not step:
             raise InputError(
-                f"{self.name} has no step, which a grid needs; say step, list its values, or search: random"
+                f"{self.name} has no step, which a grid needs; add step, list the values, or use search: random"
             )
         count = round((self.high - self.low) / step) + 1
         require(count <= MOST_POINTS, self.name, count, f"at most {MOST_POINTS:,} values")
@@ -61,34 +61,34 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Stage:
-    """What conf/tune/<name>.yaml holds."""
+    """The content of conf/tune/<name>.yaml."""
 
     name: str
     model: str
     parameters: tuple[Parameter, ...]
     search: Literal["grid", "random", "optuna"] = "grid"
-    """grid: all combinations; random; optuna: its tree-structured Parzen estimator, which learns from earlier trials"""
+    """grid: all combinations; random; optuna: tree-structured Parzen estimator, which learns from earlier trials"""
     num_samples: int = 30
-    """trials of random and optuna"""
+    """number of trials of random and optuna"""
     scheduler: Literal["none", "asha"] = "none"
-    """asha: trials behind the best third at the same epoch are stopped early"""
+    """asha: trials that are not in the best third at the same epoch are stopped early"""
     grace_epochs: int = 5
     """asha: epochs before a trial may be stopped"""
     reduction: int = 3
-    """asha: one in so many goes on"""
+    """asha: one in this many goes on"""
 
     def grid(self) -> list[Point]:
-        """All combinations. Raises InputError where there is no end of them."""
+        """All combinations. Raises InputError for a range without a step."""
         combinations = itertools.product(*(parameter.grid() for parameter in self.parameters))
         return [dict(zip((p.name for p in self.parameters), values, strict=True)) for values in combinations]
 
     def largest(self) -> Point:
-        """The point that takes the most memory, as far as that is told by numbers."""
+        """The largest value of each numeric setting: about the point that needs the most memory."""
         ends = {p.name: p.values or (p.low, p.high) for p in self.parameters if p.name != "encoder.num_heads"}
         return {name: max(v) for name, v in ends.items() if all(isinstance(x, int | float) for x in v)}
 
     def described(self) -> str:
-        """For a reader, in a line."""
+        """One line for people."""
         names = ", ".join(parameter.name for parameter in self.parameters)
         count = self.num_samples
         if self.search == "grid":
@@ -102,13 +102,13 @@ def rounded(value: float) -> float:
 
 
 def load_stage(name: str, **chosen: Any) -> Stage:
-    """chosen: fields that are not to be those of the file. Raises InputError that names the file and the key."""
+    """chosen: fields that replace those of the file. Raises InputError that names the file and the key."""
     if name not in conf_names("tune"):
         raise InputError(f"unknown stage {name!r} (no conf/tune/{name}.yaml); {nearest(name, conf_names('tune'))}")
     where, content = f"conf/tune/{name}.yaml", conf_content("tune", name)
     space = content.pop("space", None)
     if not isinstance(space, dict) or not space:
-        raise InputError(f"{where}: space must be a mapping of settings to what they are searched over, not {space!r}")
+        raise InputError(f"{where}: space must be a mapping from settings to values or ranges, not {space!r}")
     parameters = tuple(_parameter(str(key), value, where) for key, value in space.items())
     if "model" not in content:
         raise InputError(f"{where}: model is missing; {nearest('', conf_names('model'))}")
@@ -136,7 +136,7 @@ def _parameter(name: str, content: Any, where: str) -> Parameter:
     default = getattr(getattr(Settings(), section), field, None)
     if isinstance(content, list) and content:
         for value in content:
-            require(isinstance(value, int | float | str), f"{where}: {name}", value, "one value, no list of its own")
+            require(isinstance(value, int | float | str), f"{where}: {name}", value, "a number or a text")
         if isinstance(default, float):
             content = [float(_number(value, f"{where}: {name}")) for value in content]
         return Parameter(name, values=tuple(dict.fromkeys(content)))
@@ -148,21 +148,21 @@ def _parameter(name: str, content: Any, where: str) -> Parameter:
     low, high = (_number(content[key], f"{where}: {name}.{key}") for key in ("low", "high"))
     step, log = _number(content.get("step", 0), f"{where}: {name}.step"), content.get("log", False)
     require(low < high, f"{where}: {name}.high", high, f"above low ({low})")
-    require(step >= 0 and (step == 0 or not log), f"{where}: {name}.step", step, "> 0, and left out where log is true")
-    require(not log or low > 0, f"{where}: {name}.low", low, "> 0 where log is true")
+    require(step >= 0 and (step == 0 or not log), f"{where}: {name}.step", step, "> 0, and left out if log is true")
+    require(not log or low > 0, f"{where}: {name}.low", low, "> 0 if log is true")
     require(isinstance(log, bool), f"{where}: {name}.log", log, "true or false")
     if isinstance(default, float):
         low, high, step = float(low), float(high), float(step)
     else:
         for key, value in (("low", low), ("high", high), ("step", step)):
-            require(isinstance(value, int), f"{where}: {name}.{key}", value, f"a whole number, as {name} is one")
+            require(isinstance(value, int), f"{where}: {name}.{key}", value, f"a whole number, as for {name}")
     steps = (high - low) / step if step else 0
-    require(abs(steps - round(steps)) < 1e-6, f"{where}: {name}.step", step, f"a part of high - low ({high - low:g})")
+    require(abs(steps - round(steps)) < 1e-6, f"{where}: {name}.step", step, f"a divisor of the range, {high - low:g}")
     return Parameter(name, low=low, high=high, step=step, log=log)
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, str):  # YAML takes 1e-3, which has no point, for text
+    if isinstance(value, str):  # YAML reads 1e-3 as text, because it has no point
         with contextlib.suppress(ValueError):
             value = float(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -171,7 +171,7 @@ def _number(value: Any, name: str) -> float:
 
 
 def with_point(settings: Settings, point: Point, where: str) -> Settings:
-    """`settings` with the point's values. Raises InputError naming `where`."""
+    """`settings` with the point's values. Raises InputError that names `where`."""
     nested: dict[str, dict[str, Any]] = {}
     for name, value in point.items():
         section, _, field = name.partition(".")
@@ -180,7 +180,7 @@ def with_point(settings: Settings, point: Point, where: str) -> Settings:
 
 
 def require_space(stage: Stage, settings: Settings, points: Sequence[Point] = ()) -> None:
-    """Raises InputError when one of the points (of a grid: all) cannot be set; else an end of a setting's range."""
+    """Raises InputError for an invalid point (of a grid: any); without points, for an invalid end of a range."""
     where = f"conf/tune/{stage.name}.yaml"
     points = stage.grid() if stage.search == "grid" else points
     for point in points:
@@ -205,5 +205,5 @@ def _plain(value: Any) -> str:
 
 
 def names(stages: Sequence[Stage]) -> list[str]:
-    """Of all settings that the stages search."""
+    """Names of all settings that the stages search."""
     return list(dict.fromkeys(parameter.name for stage in stages for parameter in stage.parameters))

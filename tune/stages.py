@@ -1,4 +1,4 @@
-"""One stage of a sweep on Ray Tune: its trials, as many at a time as the cluster holds."""
+"""Runs the trials of one stage on Ray Tune, as many at a time as fit."""
 
 import contextlib
 import dataclasses
@@ -35,14 +35,14 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-"""Read by Ray Tune: no loggers beside ours, no tables, patience with trials that are stopping, signals are ours."""
+"""Read by Ray Tune: none of its loggers and tables, more time for trials to stop, no signal handler."""
 
 
 def resources(plan: WorkerPlan) -> dict[str, float]:
-    """What a trial's process asks for: what its only worker needs, which it is itself, else a byte.
+    """The resources of a trial's process: those of its worker if it is the only worker, else one byte of memory.
 
-    Several workers ask for their CPUs or GPUs themselves; were the trial to hold a CPU as well, trials could take all
-    of them and wait for their workers for ever.
+    Several workers request their CPUs or GPUs themselves. If each trial held a CPU as well, the trials could hold all
+    CPUs and wait for their workers for ever.
     """
     if not plan.in_this_process:
         return {"memory": 1.0}
@@ -62,16 +62,16 @@ class TrialPlan:
 
 
 def plan_trials(nodes: Sequence[Node], workers: int, gpus_per_trial: int | None, most: int | None) -> TrialPlan:
-    """How many trials fit: a CPU for every worker, or a GPU with a CPU.
+    """How many trials fit: each worker needs a CPU, or a GPU and a CPU.
 
-    Raises InputError where not even one fits: Ray would wait for ever without a word.
+    Raises InputError if not even one trial fits: Ray would wait for ever without a message.
     """
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     if gpus_per_trial is None:
         gpus_per_trial = 1 if gpus >= 1 else 0
     if gpus_per_trial > gpus:
         raise InputError(
-            f"--gpus-per-trial is {gpus_per_trial}, but Ray sees {gpus:g} GPUs; lower it, or say 0 for CPUs"
+            f"--gpus-per-trial is {gpus_per_trial}, but Ray sees {gpus:g} GPUs; lower it, or use 0 for CPU workers"
         )
     if not gpus_per_trial and workers > cpus:
         raise InputError(f"--workers-per-trial is {workers}, but Ray sees {cpus:g} CPUs; lower it")
@@ -85,22 +85,22 @@ def plan_trials(nodes: Sequence[Node], workers: int, gpus_per_trial: int | None,
 
 @dataclass(frozen=True)
 class StageResult:
-    """The trials of a stage, and whether it went to its end."""
+    """The trials of a stage, and whether the stage is complete."""
 
     records: list[Record]
-    """of the trials that ended, and of those that the time budget cut off"""
+    """of the trials that ended, and of those that the time budget stopped"""
     complete: bool
     """no trial is missing"""
     is_cut: bool
-    """by the time budget"""
+    """whether the time budget ended it"""
     seconds: float
-    """that this command took"""
+    """that this command spent on the stage"""
     own_seconds: float
-    """of the trials that ran in it, added up"""
+    """sum over the trials that ran in this command"""
 
 
 def run_stage(stage: Stage, trial: Assignment, concurrent: int, seconds_left: float | None) -> StageResult:
-    """Runs the trials that did not end yet, `concurrent` at a time. seconds_left: of the time budget."""
+    """Runs the trials that have not ended, `concurrent` at a time. seconds_left: of the time budget."""
     started, directory, settings = time.monotonic(), Path(trial.directory), trial.settings
     ended, begun = ended_and_begun(directory)
     over = {record.name for record in ended}
@@ -108,7 +108,7 @@ def run_stage(stage: Stage, trial: Assignment, concurrent: int, seconds_left: fl
     points = [point for point in listed if trial_name(point) not in over]
     missing = max(stage.num_samples - len(ended), 0) if stage.search == "optuna" else len(points)
     if not missing or (seconds_left is not None and seconds_left <= 0):
-        _tidy(directory, ended, trial.uri)  # an earlier command may have been killed before it did
+        _tidy(directory, ended, trial.uri)  # an earlier command may have been killed before this
         return StageResult(ended, not missing, missing > 0, 0.0, 0.0)
     watch = Watch(stage.name, directory, settings.epochs, ended, missing, concurrent)
     how: dict[str, Any] = {"max_concurrent_trials": concurrent}
@@ -119,7 +119,7 @@ def run_stage(stage: Stage, trial: Assignment, concurrent: int, seconds_left: fl
     how |= {"scheduler": scheduler(stage, settings.epochs, ended)}
     freed = contextlib.nullcontext() if settings.ray_address else _placement_groups_freed()
     with watch, freed, stop_requests() as asked:
-        own = trial.plan.in_this_process  # else Ray Train watches over the trial's workers
+        own = trial.plan.in_this_process  # else Ray Train watches the trial's workers
         on_poll = (lambda: watch.kill_stuck(settings.stall_timeout)) if own else (lambda: None)
         ending = Ending(asked, seconds_left, watch.running, on_poll)
         _fit(trial, {"point": tune.grid_search(points)} if points else {}, how, watch, ending)
@@ -132,7 +132,7 @@ def run_stage(stage: Stage, trial: Assignment, concurrent: int, seconds_left: fl
 
 
 def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], watch: Watch, ending: Ending) -> None:
-    """Ray Tune's part; what it writes goes with it, as `watch` keeps what is needed."""
+    """Runs Ray Tune and deletes the files that it writes: `watch` keeps what is needed."""
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     files = Path(assignment.directory) / "ray"
@@ -154,13 +154,13 @@ def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], wat
         tuner.fit()
     except (tune.TuneError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(f"the search stopped: {reason}; the same command goes on") from error
+        raise RunError(f"the search stopped: {reason}; run the same command again to continue") from error
     finally:
         shutil.rmtree(files, ignore_errors=True)
 
 
 def _tidy(directory: Path, records: list[Record], uri: str) -> None:
-    """Keeps the best trial's checkpoints alone, and tells MLflow of the trials whose processes were killed."""
+    """Deletes all checkpoints except the best trial's, and records in MLflow how killed trials ended."""
     drop_checkpoints(directory, records, best_of(records))
     known = {record.name: record for record in records}
     for trial in directory.glob("trial-*"):
@@ -173,7 +173,7 @@ def _tidy(directory: Path, records: list[Record], uri: str) -> None:
 
 @contextlib.contextmanager
 def _placement_groups_freed() -> Iterator[None]:
-    """On a Ray of our own, those of trials that had to be killed: the next stage would lack what they hold."""
+    """On a Ray of our own, removes placement groups of killed trials: the next stage would lack their resources."""
     yield
     for key, group in placement_group_table().items():
         if group["state"] != "REMOVED":

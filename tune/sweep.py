@@ -1,7 +1,7 @@
-"""A sweep: its stages one after another, each with what the earlier ones found, then one test of the winner.
+"""A sweep: runs the stages one after another, each with the values found before, then tests the winner once.
 
-runs/tune-<dataset>/                 run.json, run.lock, tracking.jsonl of the parent in MLflow
-runs/tune-<dataset>/<stage>/         the same of the stage, its trials (records.py), report/
+runs/tune-<dataset>/                 run.json, run.lock, tracking.jsonl of the parent run in MLflow
+runs/tune-<dataset>/<stage>/         the same for the stage, its trials (records.py), report/
 runs/tune-<dataset>/best.yaml        complete training settings of the winner
 """
 
@@ -41,7 +41,7 @@ from tune.trial import BEST_METRIC, Assignment
 
 
 def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
-    """Runs what is missing of a sweep, reports, and returns the exit code. Raises InputError, RunError."""
+    """Runs the missing trials of a sweep, reports, and returns the exit code. Raises InputError, RunError."""
     settings = base_settings(options, stages[0], {})
     data, uri = open_data(settings), tracking_uri()
     wanted = worker_options(settings)
@@ -72,26 +72,26 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
             status = KILLED
             raise
         except OSError as error:
-            raise RunError(f"the sweep stopped ({error}); mend that, and the same command goes on") from error
+            raise RunError(f"the sweep stopped ({error}); fix this, and run the same command again") from error
         finally:
             tracked.close(status)
     if status == KILLED:
-        print("stopped; the same command goes on")
+        print("stopped; run the same command again to continue")
         return EXIT_INTERRUPTED
     return 0
 
 
 @contextlib.contextmanager
 def _own_directory(options: Options, stages: Sequence[Stage], settings: Settings, data: PreparedData) -> Iterator[Run]:
-    """The sweep's run, which no other command drives as long as the context lasts; of a dry run nothing is written.
+    """The sweep's run, locked against other commands within the context. A dry run writes nothing.
 
-    Raises InputError where another does, where it is another sweep's, and where it cannot be written.
+    Raises InputError if another command uses it, if it belongs to another sweep, or if it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         with writing(f"to {options.directory}", WAY_OUT):
             run = _sweep_run(options, stages, settings, data)
             if not options.dry_run:
-                stack.enter_context(run.locked(way_out="say another --name"))
+                stack.enter_context(run.locked(way_out="choose another --name"))
         yield run
 
 
@@ -106,15 +106,15 @@ class Sweep:
         self.own, self.tracked = run, tracked
         self.started = time.monotonic()
         self.directories: dict[str, Path] = {}
-        """of the stages so far"""
+        """stage -> directory, for the stages so far"""
         self.found: Point = {}
-        """what the stages so far chose"""
+        """values that the stages so far chose"""
         self.notes: list[str] = []
         self.written: list[str] = []
-        """where best.yaml lies"""
+        """paths of best.yaml"""
 
     def run(self, stages: Sequence[Stage]) -> bool:
-        """Whether it came to its end: False after Ctrl-C. Raises RunError where a stage has no trial with a score."""
+        """False if Ctrl-C stopped it, else True. Raises RunError if a stage has no trial with a score."""
         for stage in stages:
             settings = base_settings(self.options, stage, self.found)
             result = self._run_stage(stage, settings)
@@ -128,9 +128,9 @@ class Sweep:
                 self._write_best(stage, with_point(settings, best.point, stage.name), best)
             if result.is_cut:
                 found = (
-                    f"{self.written[0]} has the best so far, untested" if self.written else "no trial has a score yet"
+                    f"{self.written[0]} has the best so far, not tested" if self.written else "no trial has a score yet"
                 )
-                print(f"the time budget is used up; {found}; the same command goes on")
+                print(f"the time budget is used up; {found}; run the same command again to continue")
                 return True
             if best is None:
                 raise RunError(f"no trial of stage {stage.name} has a score; {_reasons(result.records)}")
@@ -139,7 +139,7 @@ class Sweep:
         return True
 
     def _run_stage(self, stage: Stage, settings: Settings) -> StageResult:
-        """The stage as a run of its own in MLflow, with its report."""
+        """Runs the stage as its own run in MLflow, and writes its report."""
         budget = self.options.time_budget
         left = None if budget is None else budget - (time.monotonic() - self.started)
         with_found = f" with {described(self.found)}" if self.found else ""
@@ -171,7 +171,7 @@ class Sweep:
         return result
 
     def _write_best(self, stage: Stage, settings: Settings, record: Record) -> None:
-        """best.yaml, of the best settings so far."""
+        """Writes best.yaml with the best settings so far."""
         options, tracked = self.options, self.tracked
         content = best_yaml(settings, stage, record, options.command, tracked.run_id)
         report = options.directory / "report"
@@ -187,9 +187,9 @@ class Sweep:
         tracked.log_tags(f"description/{number}", {"mlflow.note.content": note})
 
     def _test(self, stage: Stage, settings: Settings, record: Record) -> bool:
-        """Tests the winner, once. False when that was stopped."""
+        """Tests the winner, once. False if the test was stopped."""
         directory = self.directories[stage.name] / record.name
-        if read_result(directory) is None or read_run(directory).ended != "finished":  # else it was tested before
+        if read_result(directory) is None or read_run(directory).ended != "finished":  # otherwise it was tested before
             opening = opening_of_training(settings, self.data.manifest, self.data.directory)
             train(Job(settings, self.plan.workers, self.data, read_run(directory), self.uri, opening, "test"))
         if (test := read_result(directory)) is None:
@@ -204,30 +204,30 @@ class Sweep:
         line = (
             f"python -m pnfrec_dist.train --dataset {self.options.dataset} --config {config} {workers_flag(settings)}"
         )
-        print(f"train them: {line}")
+        print(f"train with them: {line}")
         return True
 
 
 def _reasons(records: Sequence[Record]) -> str:
-    """Of the first trial that failed."""
+    """Why the first failed trial failed."""
     failed = [f"{described(record.point)} failed: {record.reason}" for record in records if record.reason]
-    return f"{failed[0]} (all are in MLflow); mend that, and say another --name" if failed else "none has run"
+    return f"{failed[0]} (MLflow has all reasons); fix it, and choose another --name" if failed else "no trial has run"
 
 
 def _shown(path: Path) -> str:
-    """From the current directory where it is below it."""
+    """The path, relative if it is below the working directory."""
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)
 
 
 def _overhead(result: StageResult, concurrent: int) -> str:
-    """How the stage's time compares with that of the trials that ran now."""
+    """The stage's time in this command, compared with the time of its trials."""
     if not result.seconds or not result.own_seconds:
-        return f"{len(result.records)} trials, none of them run now"
+        return f"{len(result.records)} trials, none of them run by this command"
     share = concurrent * result.seconds / result.own_seconds - 1
     own = duration(result.own_seconds)
-    return f"{duration(result.seconds)} for trials of {own} in all, {concurrent} at a time: {share:.0%} overhead"
+    return f"{duration(result.seconds)} for trials of {own} in total, {concurrent} at a time: {share:.0%} overhead"
 
 
 def _opening(name: str, kind: str, settings: Settings, data: PreparedData, parent: str) -> Opening:
@@ -237,9 +237,9 @@ def _opening(name: str, kind: str, settings: Settings, data: PreparedData, paren
 
 
 def stage_run(directory: Path, settings: Settings, data: PreparedData) -> Run:
-    """The stage's own directory, found again or new: <stage>, <stage>-2, ... where earlier stages had chosen otherwise.
+    """The stage's directory, existing or new: <stage>, or <stage>-2, ... if earlier stages chose other values before.
 
-    Trials are named after what the stage searches, and hold for what it does not search as it was then.
+    Trials are named only after what their stage searches, so they are valid only for the same other settings.
     """
     shared = _shared(settings)
     for number in itertools.count(1):
@@ -254,27 +254,27 @@ def stage_run(directory: Path, settings: Settings, data: PreparedData) -> Run:
 
 
 def _shared(settings: Settings) -> dict[str, object]:
-    """Settings that a sweep, or a stage of it, cannot change and be the same; as they are read again from a file."""
+    """The settings that identify a sweep or a stage, in the form in which they are read back from a file."""
     found = {name: value for name, value in flatten(to_mapping(settings)).items() if name not in AUTO_MAY_CHANGE}
     return json.loads(json.dumps(found))
 
 
 def _sweep_run(options: Options, stages: Sequence[Stage], settings: Settings, data: PreparedData) -> Run:
-    """The sweep's directory, found again or new. Raises InputError where it is another sweep's."""
+    """The sweep's directory, existing or new. Raises InputError if it belongs to another sweep."""
     spaces = {stage.name: json.loads(json.dumps(dataclasses.asdict(stage))) for stage in stages}
     for stage in spaces.values():
-        stage.pop("num_samples")  # more of them add to a sweep
+        stage.pop("num_samples")  # more samples extend the same sweep
     content = {"sweeps": options.dataset, "stages": spaces, "settings": _shared(settings)}
     if not (options.directory / RUN_FILE).exists():
         return Run(options.directory, content, data.manifest.digest)
     run = read_run(options.directory)
     if "sweeps" not in run.settings:
-        raise InputError(f"{options.directory} is the run of a training; say another --name")
+        raise InputError(f"{options.directory} is the run of a training; choose another --name")
     if run.data_digest != data.manifest.digest:
-        raise InputError(f"{options.directory} is a sweep on other data; say another --name")
+        raise InputError(f"{options.directory} is a sweep on other data; choose another --name")
     stored, now = flatten(run.settings), flatten(content)
     other = sorted(key for key in stored.keys() | now.keys() if stored.get(key) != now.get(key))
     if other:
         first = f"{other[0]} {stored.get(other[0])!r} -> {now.get(other[0])!r}"
-        raise InputError(f"{options.directory} is a sweep that differs in {first}; say another --name")
+        raise InputError(f"{options.directory} is a sweep that differs in {first}; choose another --name")
     return run

@@ -1,7 +1,7 @@
 """One trial: the training path of `python -m pnfrec_dist.train`, without a test, as Ray Tune's Trainable.
 
-Its actor is the only worker, or the driver of workers on Ray Train. A class and not a function, as Tune then asks a
-trial to stop (cleanup), which ends after the step in progress with a checkpoint, instead of killing it.
+The trial's actor is the only worker, or the driver of workers on Ray Train. It is a class, not a function: Tune asks a
+class to stop (cleanup), so the trial ends after the step in progress with a checkpoint, and is not killed.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from tune.space import Point, described, with_point
 
 LOG, SOURCE = "trial.log", "python -m tune"
 BEST_METRIC = f"best_{LOGGED_SELECTION}"
-"""Of trials and of a sweep in MLflow, to sort by."""
+"""Metric of trials and sweeps in MLflow, to sort by."""
 HEARING_SECONDS = 2.0
 STATES: dict[str, State] = {FINISHED: "finished", KILLED: "stopped", FAILED: "failed"}
 """MLflow's states of a run -> those of a trial."""
@@ -50,7 +50,7 @@ class Assignment:
 
     stage: str
     settings: Settings
-    """all that the stage does not search"""
+    """all settings that the stage does not search"""
     plan: WorkerPlan
     data_dir: str
     directory: str
@@ -62,10 +62,10 @@ class Assignment:
 
 
 class Trial(tune.Trainable):
-    """Reports each epoch, earlier ones of the same run included, and its end."""
+    """Reports each epoch (after a resume also the earlier ones) and how it ended."""
 
     def setup(self, config: dict[str, Any], assignment: Assignment | None = None) -> None:
-        """assignment: handed over by tune.with_parameters; None is of Tune's own signature."""
+        """assignment: passed by tune.with_parameters; the default is only there for Tune's signature."""
         assert assignment is not None
         self.assignment: Assignment = assignment
         self.point: Point = config["point"]
@@ -75,15 +75,15 @@ class Trial(tune.Trainable):
         self.earlier_seconds = 0.0
         self.asked_to_stop, self.started = threading.Event(), time.monotonic()
         self.heard = self.started
-        """when the training last told anything; inf once it is over"""
+        """when the training last reported; inf after its end"""
         self.broken: WorkerError | None = None
         self.thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self.thread.start()
 
     def step(self) -> dict[str, Any]:
-        """What is new, or soon the same once more: an actor hears nothing as long as a call of it goes on.
+        """The next report, or after two seconds the last one again: an actor takes no other call during this one.
 
-        Raises what the training's only worker failed of, as Tune then starts the trial again in a new process.
+        Raises the error of the training's only worker: Tune then starts the trial again in a new process.
         """
         if self.broken is not None:
             raise self.broken
@@ -97,16 +97,16 @@ class Trial(tune.Trainable):
         self.thread.join()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Another trial in the same process, whose imports are done; one that hangs ends with its process."""
+        """Starts another trial in the same process, to save the imports. Ends the process if the old trial hangs."""
         self.asked_to_stop.set()
         self.thread.join(self.assignment.settings.stall_timeout)
         if self.thread.is_alive():
             os._exit(1)
-        Trial.setup(self, new_config, self.assignment)  # Tune's wrapper around it would hand the assignment over again
+        Trial.setup(self, new_config, self.assignment)  # self.setup would pass the assignment twice
         return True
 
     def show(self, event: Event) -> None:
-        """Of a display: what the training tells."""
+        """Takes the training's events, as a display does."""
         self.heard = time.monotonic()
         for epoch in epochs_of(event):
             if epoch.epoch > self.newest[EPOCH]:
@@ -118,12 +118,12 @@ class Trial(tune.Trainable):
             self.line(str(event.reasons))
 
     def line(self, text: str) -> None:
-        """A disk that takes no more is told of by the records of the run; the trial goes on without its log."""
+        """Writes to the trial's log. If the disk is full, the line is lost and the trial goes on."""
         with contextlib.suppress(OSError), (self.directory / LOG).open("a", encoding="utf-8") as file:
             file.write(f"{text}\n")
 
     def _report(self, epoch: int, score: float, seconds: float) -> None:
-        """own: the epoch's score; score: the best so far, which the searcher and the scheduler go by."""
+        """Reports the epoch's score as "own", and the best so far as SCORE, for the searcher and the scheduler."""
         best = max(score, self.newest[SCORE])
         self.newest = {**self.newest, EPOCH: epoch, SCORE: best, "own": score, "seconds": seconds}
         self.items.put(self.newest | self._times())
@@ -140,7 +140,7 @@ class Trial(tune.Trainable):
             self.items.put(self.newest | {BROKEN: str(error)} | self._times())
             self.broken = error
             return
-        except (InputError, RunError) as error:  # told as a result: the searcher is to know that this point is no good
+        except (InputError, RunError) as error:  # as a result: the searcher learns that the point is bad
             ending["failed"] = str(error)
         except BaseException as error:
             ending["failed"] = f"{type(error).__name__}: {error}"
@@ -148,7 +148,7 @@ class Trial(tune.Trainable):
         self.items.put(self.newest | ending | self._times())
 
     def _train(self) -> bool:
-        """Whether it came to its end."""
+        """Trains; whether the training is complete."""
         work = self.assignment
         if not work.plan.in_this_process:
             prepare_process(worker_options(work.settings))
@@ -166,15 +166,15 @@ class Trial(tune.Trainable):
             return run_tracked(job, self, self.asked_to_stop, self._log_state).trained is not None
 
     def _log_state(self, _: Job, tracked: TrackedRun, outcome: Outcome) -> None:
-        """What MLflow lacks is sent after this, however long that takes."""
+        """After this, the remaining records are sent to MLflow. This may take long and does not count as a hang."""
         self.heard = math.inf
         _log_state(tracked, outcome)
 
 
 def _log_state(tracked: TrackedRun, outcome: Outcome) -> None:
-    """How the trial ended, and the best of its epochs, as tags and a metric to sort by."""
+    """Logs how the trial ended and its best epoch, as tags and a metric to sort by."""
     number = len(tracked.spool.records)
-    tags = {"state": STATES[outcome.status], "reason": outcome.reason}  # one that is run again may have had another
+    tags = {"state": STATES[outcome.status], "reason": outcome.reason}  # replaces that of an earlier attempt
     if outcome.epochs:
         best = max(outcome.in_order, key=lambda epoch: epoch.metrics[LOGGED_SELECTION])
         tags["best_epoch"] = str(best.epoch)

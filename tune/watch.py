@@ -1,4 +1,4 @@
-"""Ray Tune's callback: a sweep's live table, and the record of each trial that ends."""
+"""Ray Tune's callback: shows a live table, and writes the record of each trial that ends."""
 
 import shutil
 import time
@@ -21,28 +21,28 @@ SHOWN = 12
 """Rows of the live table."""
 DIED = "its process died"
 START_SECONDS = 60.0
-"""What a trial's process is given to begin, beyond the stall timeout."""
+"""Extra time for a trial's process to start, on top of the stall timeout."""
 
 
 class Watch(Callback):
-    """Of one stage."""
+    """Watches the trials of one stage."""
 
     def __init__(
         self, title: str, directory: Path, epochs: int, ended: list[Record], planned: int, concurrent: int
     ) -> None:
-        """ended: trials of earlier commands; planned: trials that are to start now, of so many epochs at most."""
+        """epochs: most epochs of a trial; ended: trials of earlier commands; planned: trials to start now."""
         self.title, self.directory, self.most_epochs = title, directory, epochs
         self.records, self.done = list(ended), 0
         self.planned, self.concurrent = planned, concurrent
         self.seconds = 0.0
-        """of the trials that ended under this command, added up"""
+        """sum over the trials that ended in this command"""
         self.started: dict[str, float] = {}
         self.epochs: dict[str, list[dict[str, Any]]] = {}
         self.newest: dict[str, dict[str, Any]] = {}
         self.heard: dict[str, float] = {}
-        """when a trial last told of progress"""
+        """when a trial last reported progress"""
         self.broken: dict[str, str] = {}
-        """why a trial's process ends before its time"""
+        """why a trial's process ends too early"""
         self.points: dict[str, Point] = {}
         self.trials: dict[str, TuneTrial] = {}
         self.console = Console(highlight=False, soft_wrap=True)
@@ -58,7 +58,7 @@ class Watch(Callback):
             self.live.stop()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune stores its callbacks for a way of going on that is not ours."""
+        """Empty: Tune stores its callbacks to restore a search, which is not used here."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
@@ -89,27 +89,27 @@ class Watch(Callback):
         newest = self.newest[trial.trial_id]
         if newest["failed"]:
             self._ended(trial.trial_id, "failed", newest["failed"])
-        elif newest["trained"] or newest[EPOCH] >= self.most_epochs:  # stopped at its end all the same
+        elif newest["trained"] or newest[EPOCH] >= self.most_epochs:  # asked to stop after its last epoch
             self._ended(trial.trial_id, "finished", "")
         else:
             self._ended(trial.trial_id, "stopped", "the scheduler")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        if trial.trial_id not in self.points:  # before it had started
+        if trial.trial_id not in self.points:  # failed before it started
             self._begun(trial)
         self._ended(trial.trial_id, "failed", self.broken.get(trial.trial_id, DIED))
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
         key = trial.trial_id
-        self._line(f"again     {described(self.points[key])}: {self.broken.get(key, DIED)}")
+        self._line(f"restarted {described(self.points[key])}: {self.broken.get(key, DIED)}")
 
     def running(self) -> list[Any]:
-        """Handles of the actors of the trials that did not end."""
+        """Handles of the actors of the trials that have not ended."""
         actors = (trial.temporary_state.ray_actor for trial in self.trials.values())
         return [actor for actor in actors if actor is not None]
 
     def kill_stuck(self, seconds: float) -> None:
-        """Kills the processes of trials without progress for so long. Tune starts them again, --max-failures times."""
+        """Kills trials without progress for this long. Tune starts them again, up to --max-failures times."""
         for key, trial in self.trials.items():
             silence, actor = time.monotonic() - self.heard[key], trial.temporary_state.ray_actor
             if silence > seconds and actor is not None:
@@ -119,7 +119,7 @@ class Watch(Callback):
                 ray.kill(actor)
 
     def cut_off(self) -> list[Record]:
-        """Those that the time budget stopped, of which Tune says nothing. They go on another time."""
+        """Records of trials that the time budget stopped (Tune reports none). A later command resumes them."""
         names = {record.name for record in self.records}
         running = [key for key, point in self.points.items() if trial_name(point) not in names and self.epochs[key]]
         return [self._record(key, "stopped", "the time budget") for key in running]
@@ -140,7 +140,7 @@ class Watch(Callback):
         self.records = [*earlier, record]
         write_record(self.directory / record.name, record)
         now = best_of(self.records)
-        drop_checkpoints(self.directory, earlier, now)  # this one's workers may still be writing
+        drop_checkpoints(self.directory, earlier, now)  # not this trial's: its workers may still be writing
         star = "  *best" if now is not None and now.name == record.name else ""
         shown = f"{score(found)} in epoch {epoch}" if found is not None else "no score"
         why = f" ({reason})" if reason else ""
@@ -181,7 +181,7 @@ class Watch(Callback):
 
 
 def drop_checkpoints(directory: Path, records: list[Record], but: Record | None) -> None:
-    """Of all trials but the best: nobody goes on from them."""
+    """Deletes the checkpoints of all trials except `but`: they are not needed again."""
     for record in records:
         if but is None or record.name != but.name:
             shutil.rmtree(directory / record.name / "checkpoints", ignore_errors=True)

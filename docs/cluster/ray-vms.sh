@@ -1,6 +1,6 @@
 #!/bin/sh
-# A Ray cluster of machines with this project in the same place: HEAD=<its address, not 127.0.0.1> sh ray-vms.sh head | worker
-# The same token file on all: openssl rand -hex 32 > ~/.ray/auth_token
+# Starts a Ray node: HEAD=<address of the head, not 127.0.0.1> sh ray-vms.sh head | worker
+# All machines need this project at the same path and the same token file: openssl rand -hex 32 > ~/.ray/auth_token
 set -eu
 : "${HEAD:?the address of the head, as the workers reach it}"
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0

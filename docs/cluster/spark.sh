@@ -1,5 +1,6 @@
 #!/bin/sh
-# The preparation on a Spark cluster: sh spark.sh yarn <data set> <raw URI> <prepared URI> | k8s ... (K8S_MASTER and IMAGE set)
+# Prepares a data set on a Spark cluster: sh spark.sh yarn|k8s <data set> <raw URI> <prepared URI>
+# For k8s, set K8S_MASTER and IMAGE.
 set -eu
 : "${4:?usage: sh $0 yarn|k8s <data set> <raw URI> <prepared URI>}"
 make py-files

@@ -16,23 +16,27 @@ from pnfrec_dist.errors import InputError, RunError
 
 
 @contextlib.contextmanager
-def planned_workers(options: WorkerOptions, *, dry_run: bool = False) -> Iterator[WorkerPlan]:
-    """The plan of a single run's workers, with Ray running where they need it.
+def planned_workers(options: WorkerOptions) -> Iterator[WorkerPlan]:
+    """The plan of a command's workers, for as long as they may run.
 
-    Without options.address, a single worker is this process and needs no Ray, and a dry run starts none. Where this
-    process has a Ray already, as a notebook may, the plan is for its machines.
+    Ray on this machine is not started here but by start_ray, when workers need it, and stopped at the end. A cluster
+    at options.address is joined at once, as the plan depends on its nodes. If this process has a Ray already, as a
+    notebook may, the plan is for its machines, and it is left running.
     """
-    if not options.address:
-        here = this_machine(options.num_workers)
-        plan = plan_workers(options, _nodes() if _has_ray() else [here])
-        is_alone = plan.num_workers == 1 and here.gpus >= plan.use_gpu
-        if is_alone or dry_run:
-            cpus = min(plan.cpus_per_worker, here.cpus)
-            with terminated_as_interrupted():
-                yield dataclasses.replace(plan, in_this_process=is_alone, cpus_per_worker=cpus)
-            return
-    with ray_cluster(options) as nodes:
-        yield plan_workers(options, nodes)
+    if options.address:
+        with ray_cluster(options) as nodes:
+            yield plan_workers(options, nodes)
+        return
+    had_ray, here = _has_ray(), this_machine(options.num_workers)
+    plan = plan_workers(options, _nodes() if had_ray else [here])
+    is_alone = plan.num_workers == 1 and here.gpus >= plan.use_gpu
+    cpus = min(plan.cpus_per_worker, here.cpus)
+    try:
+        with terminated_as_interrupted():
+            yield dataclasses.replace(plan, in_this_process=is_alone, cpus_per_worker=cpus)
+    finally:
+        if not had_ray:
+            _stop_ray()
 
 
 def prepare_process(options: WorkerOptions) -> None:
@@ -62,18 +66,30 @@ def name_ray_to_helpers() -> None:
 
 @contextlib.contextmanager
 def ray_cluster(options: WorkerOptions, *, dashboard: bool = False) -> Iterator[list[Node]]:
-    """Ray on this machine or a connection to options.address: the nodes that it sees.
+    """A Ray for as long as the context lasts: the nodes that it sees. See start_ray."""
+    had_ray = _has_ray()
+    if had_ray and options.address:
+        raise InputError(f"this process has a Ray already; leave --ray-address {options.address!r} out to use it")
+    start_ray(options, dashboard=dashboard)
+    try:
+        with terminated_as_interrupted():
+            yield _nodes()
+    finally:
+        if not had_ray:
+            _stop_ray()
 
-    Where this process has a Ray already, as a notebook may, that one is used and left running. On this machine a CPU
-    worker counts as one CPU even where cores are fewer than workers. dashboard: where several trainings share this
-    Ray; through it, Ray Train frees what a training held whose driver died.
+
+def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
+    """Starts Ray on this machine, or joins the cluster at options.address, unless this process has a Ray.
+
+    On this machine a CPU worker counts as one CPU even if cores are fewer than workers. dashboard: for a Ray that
+    several trainings share; through it, Ray Train frees what a training held whose driver died.
+    Raises InputError if the cluster cannot be joined, RunError if Ray does not start here.
     """
     import ray
 
     prepare_process(options)
-    if ray.is_initialized() and not options.address:
-        with terminated_as_interrupted():
-            yield _nodes()
+    if ray.is_initialized():
         return
     ours: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if options.address:
@@ -90,11 +106,11 @@ def ray_cluster(options: WorkerOptions, *, dashboard: bool = False) -> Iterator[
             raise RunError(f"Ray did not start on this machine: {reason} Is it too busy? Try again.") from error
         way_out = "a cluster that asks for a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (docs/cluster.md)"
         raise InputError(f"could not join Ray at --ray-address {options.address!r}: {reason}; {way_out}") from error
-    try:
-        with terminated_as_interrupted():
-            yield _nodes()
-    finally:
-        ray.shutdown()
+
+
+def _stop_ray() -> None:
+    if _has_ray():
+        sys.modules["ray"].shutdown()
 
 
 def _has_ray() -> bool:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pnfrec_dist.cluster.worker_plan import WorkerPlan
+from pnfrec_dist.cluster.session import start_ray
+from pnfrec_dist.cluster.worker_plan import WorkerOptions, WorkerPlan
 from pnfrec_dist.errors import InputError, RunError
 
 POLL_SECONDS = 1.0
@@ -27,6 +28,7 @@ def run_units(
         for unit in units:
             on_done(unit, work(plan.use_gpu, plan.cpus_per_worker, unit, *arguments))
         return
+    start_ray(WorkerOptions(num_workers=plan.num_workers))
     import ray
     from ray.exceptions import RayTaskError, WorkerCrashedError
 

@@ -7,18 +7,21 @@ checkpoint.
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from pnfrec_dist.cluster.controller import FailureReport, OwnRendezvous
 from pnfrec_dist.cluster.event_board import remote_board
-from pnfrec_dist.cluster.watchdog import FailureReport, Watchdog
-from pnfrec_dist.cluster.worker import OwnRendezvous, WorkerTask, run_worker
+from pnfrec_dist.cluster.watchdog import Watchdog
+from pnfrec_dist.cluster.worker import WorkerTask, run_worker
 from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.settings import Settings
-from pnfrec_dist.errors import RunError
+from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.training.events import Event, Warned
 from pnfrec_dist.training.loop import Phase
@@ -62,15 +65,20 @@ def run_training(
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     asked = False
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        if stop.is_set() and not asked:
-            board.request_stop.remote()
-            asked = True
+    try:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if stop.is_set() and not asked:
+                board.request_stop.remote()
+                asked = True
+            deliver()
+            if text := watchdog.check():
+                on_event(Warned(text))
         deliver()
-        if text := watchdog.check():
-            on_event(Warned(text))
-    deliver()
+    except InputError:  # MLflow has refused the run; the workers would go on, and keep their places from the next
+        board.request_stop.remote()
+        thread.join(settings.stall_timeout)
+        raise
     if failure and isinstance(failure[0], ray.train.TrainingFailedError):
         raise RunError(_say_failed(failure[0], watchdog.reason, settings, run_dir)) from failure[0]
     if failure:
@@ -79,10 +87,10 @@ def run_training(
 
 def _trainer(task: WorkerTask) -> TorchTrainer:
     settings, plan, run_dir = task.settings, task.plan, Path(task.run_dir)
+    rendezvous: Any = OwnRendezvous("nccl" if plan.use_gpu else "gloo")
     return TorchTrainer(
-        run_worker,
-        train_loop_config={"task": task},
-        torch_config=OwnRendezvous(),
+        partial(run_worker, task),  # not train_loop_config, which the controller would read
+        torch_config=rendezvous,
         scaling_config=ray.train.ScalingConfig(
             num_workers=(plan.min_workers, plan.num_workers) if plan.min_workers else plan.num_workers,
             use_gpu=plan.use_gpu,

@@ -1,13 +1,11 @@
-"""The watchdog: why workers failed reaches the driver, and workers that make no progress are killed."""
+"""The watchdog: kills workers that make no progress, and knows why workers failed."""
 
 import contextlib
 import os
 import signal
 import time
-from typing import Any
 
 import ray
-import ray.train
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pnfrec_dist.errors import RunError
@@ -15,25 +13,6 @@ from pnfrec_dist.training.events import Event, Started, WorkersFailed, WorkerSta
 
 WAITING_SECONDS, START_SECONDS = 45.0, 50.0
 """How long workers may take to begin before the driver says so; what they are given beyond the stall timeout."""
-
-
-class FailureReport(ray.train.UserCallback):
-    """Tells the driver why workers are started again; runs in Ray Train's controller."""
-
-    def __init__(self, board: Any) -> None:
-        self.board = board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        reasons = {rank: _reason(error) for rank, error in sorted(worker_exceptions.items())}
-        ray.get(self.board.post.remote([WorkersFailed(reasons)]))
-
-
-def _reason(error: Exception) -> str:
-    """The line of an error that says most: the last of a worker's traceback, the first of Ray's own."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
 
 
 @ray.remote(num_cpus=0)

@@ -11,9 +11,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchConfig, get_device
 
 from pnfrec_dist.cluster.event_board import BoardHooks
 from pnfrec_dist.cluster.worker_plan import WorkerPlan
@@ -40,13 +38,13 @@ class WorkerTask:
     """handle of the event board"""
 
 
-def run_worker(config: dict[str, Any]) -> None:
-    """What Ray Train calls in each worker. config: {"task": WorkerTask}, as Ray Train wants a mapping."""
-    context, task = ray.train.get_context(), config["task"]
+def run_worker(task: WorkerTask) -> None:
+    """What Ray Train calls in each worker."""
+    context = ray.train.get_context()
     settings, plan = task.settings, task.plan
     if not plan.use_gpu:
         torch.set_num_threads(max(1, int(plan.cpus_per_worker)))
-    rank, size, device = context.get_world_rank(), context.get_world_size(), get_device()
+    rank, size, device = context.get_world_rank(), context.get_world_size(), _device(plan)
     hooks = BoardHooks(task.board)
     node = ray.get_runtime_context().get_node_id()
     hooks.report(WorkerStarted(rank, size, node, os.getpid()))
@@ -63,12 +61,15 @@ def run_worker(config: dict[str, Any]) -> None:
             dist.destroy_process_group()
 
 
-class OwnRendezvous(TorchConfig):
-    """Ray Train's torch support without its rendezvous, whose store listens on all interfaces."""
+def _device(plan: WorkerPlan) -> torch.device:
+    """The CPU, or the GPU that Ray gave this worker."""
+    if not plan.use_gpu:
+        return torch.device("cpu")
+    from ray.train.torch import get_device  # a second to import, which CPU workers need not wait for
 
-    @property
-    def backend_cls(self) -> Any:
-        return Backend
+    device: Any = get_device()
+    torch.cuda.set_device(device)
+    return device
 
 
 def _join_process_group(rank: int, size: int, backend: str, timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""YAML files in conf/: where they are found, what they may hold, and their values over defaults."""
+"""YAML files in conf/: where they are found, what they may contain, and how they override defaults."""
 
 import re
 from pathlib import Path
@@ -12,18 +12,18 @@ from pnfrec_dist.errors import InputError, nearest, one_line
 T = TypeVar("T")
 
 CHOSEN_BY_FLAG = {"dataset", "model", "config", "dry_run", "resume"}
-"""Settings that no file in conf/train/ or conf/model/ may hold."""
+"""Settings that no file in conf/train/ or conf/model/ may contain."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 PROJECT_CONF = _ROOT / "pnfrec_dist" / "conf" if (_ROOT / "pnfrec_dist" / "conf").is_dir() else _ROOT / "conf"
-"""The project's own: in the installed package, or at the top of its repository."""
+"""conf/ of the project: in the installed package, or at the top of the repository."""
 
 
 def load_conf(kind: str, name: str, base: T) -> T:
-    """`base` with conf/<kind>/<name>.yaml over it; ./conf is looked in before the project's own conf.
+    """`base` with the values of conf/<kind>/<name>.yaml; ./conf is searched before the project's conf.
 
-    kind: "dataset", "model" or "train", of which `name` may also be a path that ends in .yaml. Raises InputError for an
-    unknown name, with the nearest one.
+    kind: "dataset", "model" or "train"; for "train", `name` may also be a path that ends in .yaml. Raises InputError
+    for an unknown name, with the nearest known one.
     """
     path = _conf_file(kind, name)
     if path is not None:
@@ -31,14 +31,14 @@ def load_conf(kind: str, name: str, base: T) -> T:
         if isinstance(content, dict) and kind != "dataset":
             content = {key: value for key, value in content.items() if (kind, key) != ("train", "model")}
             for key in CHOSEN_BY_FLAG & content.keys():
-                raise InputError(f"{path}: {key!r} is chosen by its flag (--{key.replace('_', '-')}), not in a file")
+                raise InputError(f"{path}: {key!r} is set by its flag (--{key.replace('_', '-')}), not in a file")
         return override(base, {} if content is None else content, str(path))
     what = "config" if kind == "train" else kind
     raise InputError(f"unknown {what} {name!r} (no conf/{kind}/{name}.yaml); {nearest(name, conf_names(kind))}")
 
 
 def conf_content(kind: str, name: str) -> dict[str, Any]:
-    """conf/<kind>/<name>.yaml as it is; empty when there is no such file. Raises InputError for what is no mapping."""
+    """The mapping in conf/<kind>/<name>.yaml; empty if there is no such file. Raises InputError for other content."""
     path = _conf_file(kind, name)
     content = {} if path is None else _yaml(path) or {}
     if not isinstance(content, dict):
@@ -49,7 +49,7 @@ def conf_content(kind: str, name: str) -> dict[str, Any]:
 def _conf_file(kind: str, name: str) -> Path | None:
     if kind == "train" and name.endswith(".yaml"):
         if not Path(name).is_file():
-            raise InputError(f"--config is {name!r}, and there is no such file; say a name of conf/train/, or a path")
+            raise InputError(f"--config is {name!r}, and there is no such file; give a name of conf/train/, or a path")
         return Path(name)
     if not re.fullmatch(r"[\w.-]+", name):
         return None

@@ -1,4 +1,4 @@
-"""Settings of a data set: conf/dataset/<name>.yaml, typed, frozen, each checked where it is defined."""
+"""Settings of a data set (conf/dataset/<name>.yaml): typed, frozen, each checked where it is defined."""
 
 import datetime
 import math
@@ -15,20 +15,20 @@ EPOCH_UNITS = ("s", "ms", "us")
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Where the raw interactions are and how their file is laid out."""
+    """Where the raw interactions are, and the format of their files."""
 
     format: Literal["csv", "json", "parquet"] = "csv"
-    """delimited text (csv, tsv, ...), one JSON object a line, or Parquet; text may be compressed (.gz, .bz2)"""
+    """delimited text (csv, tsv, ...), one JSON object per line, or Parquet; text may be compressed (.gz, .bz2)"""
     files: str = "*.csv"
-    """file name or glob below the raw directory"""
+    """file name or glob, relative to the raw directory"""
     directory: str = ""
-    """directory (or URI) of the raw files; empty: data/raw/<data set>; RAW (--raw) wins"""
+    """directory (or URI) of the raw files; empty: data/raw/<data set>; RAW (--raw) overrides it"""
     separator: str = ","
-    """between the fields of a text line; more than one character is allowed"""
+    """separator of the fields in a text line; may have more than one character"""
     quote: str = '"'
-    """quoting character of text fields; empty: none"""
+    """quote character of text fields; empty: none"""
     header: bool = True
-    """whether each text file opens with a line of column names"""
+    """whether each text file starts with a line of column names"""
     fields: tuple[str, ...] = ()
     """column names of a text file without a header, in order"""
     user: str = "user"
@@ -40,24 +40,24 @@ class SourceSettings:
     timestamp: str = "timestamp"
     """column that holds the time"""
     time_format: str = "s"
-    """s, ms, us: whole numbers since 1970-01-01 UTC; iso: ISO 8601 text; else a pattern such as yyyy-MM-dd HH:mm:ss"""
+    """s, ms, us: whole numbers since 1970-01-01 UTC; iso: ISO 8601 text; or a pattern such as yyyy-MM-dd HH:mm:ss"""
     url: str = ""
-    """official file (zip, or the file itself) to fetch when no raw directory is given; empty: none"""
+    """official file (zip, or the file itself) to download if no raw directory is given; empty: none"""
     md5: str = ""
-    """md5 of what the url gives, as its publisher states it"""
+    """md5 of the file at the url, as stated by its publisher; empty: not checked"""
     generator: Literal["", "synthetic"] = ""
-    """what makes the raw files when no raw directory is given"""
+    """generator of the raw files if no raw directory is given; empty: none"""
 
     def __post_init__(self) -> None:
         relative = self.files != "" and not self.files.startswith("/") and ".." not in self.files
-        require(relative, "source.files", self.files, "a name or glob below the raw directory")
+        require(relative, "source.files", self.files, "a name or glob relative to the raw directory")
         require(self.separator != "", "source.separator", self.separator, "at least one character")
         require(len(self.quote) <= 1, "source.quote", self.quote, "one character or empty")
         require(
             self.header or bool(self.fields) or self.format != "csv",
             "source.fields",
             self.fields,
-            "the column names in order, as the file has no header (source.header: false)",
+            "the column names in order, because the file has no header (source.header: false)",
         )
         is_time = self.time_format in (*EPOCH_UNITS, "iso") or re.search("yy|uu", self.time_format) is not None
         require(is_time, "source.time_format", self.time_format, "s, ms, us, iso or a pattern such as yyyy-MM-dd")
@@ -65,44 +65,44 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class TitlesSettings:
-    """Where the items' titles are. Nothing is trained on them: they are for people who look at lists."""
+    """Where the items' titles are. Titles are shown to people who look at lists; no model uses them."""
 
     file: str = ""
-    """delimited text below the raw directory; empty: there are none"""
+    """delimited text file in the raw directory; empty: no titles"""
     separator: str = ","
-    """between the fields of a line; more than one character is allowed"""
+    """separator of the fields in a line; may have more than one character"""
     encoding: str = "utf-8"
     """utf-8, latin-1, ..."""
     header: bool = True
-    """whether the file opens with a line of column names"""
+    """whether the file starts with a line of column names"""
     fields: tuple[str, ...] = ()
-    """column names of a file without a header, in order; further columns need no name"""
+    """column names of a file without a header, in order; columns after the last one need no name"""
     item: str = "item"
-    """column that holds the item id, as the interactions have it"""
+    """column that holds the item id, the same as in the interactions"""
     title: str = "title"
     """column that holds the title"""
 
     def __post_init__(self) -> None:
         relative = not self.file.startswith("/") and ".." not in self.file
-        require(relative, "titles.file", self.file, "a name below the raw directory")
+        require(relative, "titles.file", self.file, "a name relative to the raw directory")
         require(self.separator != "", "titles.separator", self.separator, "at least one character")
         named = self.header or not self.file or {self.item, self.title} <= set(self.fields)
-        way_out = f"column names, {self.item} and {self.title} among them, as the file has no header"
+        way_out = f"column names with {self.item} and {self.title} among them, because the file has no header"
         require(named, "titles.fields", self.fields, way_out)
 
 
 @dataclass(frozen=True)
 class CleanSettings:
-    """What happens to rows that cannot be read, and to those that say the same twice."""
+    """What happens to rows that cannot be read, and to repeated interactions."""
 
     max_quarantine_share: float = 0.01
-    """share of rows that may be unreadable and go to quarantine/; above it the build fails"""
+    """largest share of unreadable rows, which go to quarantine/; above it the build fails"""
     duplicates: Literal["keep_all", "keep_first", "keep_last"] = "keep_all"
-    """which rows stay when a user meets an item at several times (equal rows always collapse)"""
+    """which rows are kept if a user has an item at several times (equal rows always collapse to one)"""
     earliest: str = "1990-01-01"
-    """rows before this date are unreadable; empty: any date"""
+    """rows before this date count as unreadable; empty: no limit"""
     latest: str = "2100-01-01"
-    """rows from this date on are unreadable; empty: any date"""
+    """rows on or after this date count as unreadable; empty: no limit"""
 
     def __post_init__(self) -> None:
         require(
@@ -127,13 +127,13 @@ class FeedbackSettings:
     """What counts as positive."""
 
     threshold: float | Literal["median", "quantile", "labels"] = "median"
-    """positive when relevance >= this number, >= the median or a quantile of train's relevances, or by its label"""
+    """positive if relevance >= this number, the median or a quantile of train's relevances, or by its label"""
     quantile: float | None = None
-    """for threshold: quantile; in [0, 1], the nearest observed relevance"""
+    """for threshold: quantile; which quantile, in [0, 1]; the nearest observed relevance is taken"""
     positive_labels: tuple[str, ...] = ()
-    """for threshold: labels; values of the relevance column that are positive (upper and lower case alike)"""
+    """for threshold: labels; values of the relevance column that are positive (case is ignored)"""
     negative_labels: tuple[str, ...] = ()
-    """for threshold: labels; values that are negative, others are unreadable; empty: every other value is negative"""
+    """for threshold: labels; values that are negative; others are unreadable. Empty: every other value is negative"""
 
     def __post_init__(self) -> None:
         rule = self.threshold
@@ -141,18 +141,18 @@ class FeedbackSettings:
         require(finite, "feedback.threshold", rule, "a finite number, 'median', 'quantile' or 'labels'")
         if rule == "quantile":
             ok = self.quantile is not None and 0 <= self.quantile <= 1
-            require(ok, "feedback.quantile", self.quantile, "in [0, 1], as feedback.threshold is 'quantile'")
+            require(ok, "feedback.quantile", self.quantile, "in [0, 1], because feedback.threshold is 'quantile'")
         else:
-            require(self.quantile is None, "feedback.quantile", self.quantile, "left out: the threshold is no quantile")
+            require(self.quantile is None, "feedback.quantile", self.quantile, "left out: threshold is not 'quantile'")
         if rule == "labels":
-            way_out = "at least one label, as feedback.threshold is 'labels'"
+            way_out = "at least one label, because feedback.threshold is 'labels'"
             require(bool(self.positive_labels), "feedback.positive_labels", self.positive_labels, way_out)
         else:
             for name in ("positive_labels", "negative_labels"):
                 labels = getattr(self, name)
                 require(not labels, f"feedback.{name}", labels, "left out, unless feedback.threshold is 'labels'")
         both = {v.lower() for v in self.positive_labels} & {v.lower() for v in self.negative_labels}
-        require(not both, "feedback.negative_labels", self.negative_labels, "none of the positive labels")
+        require(not both, "feedback.negative_labels", self.negative_labels, "different from feedback.positive_labels")
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class FilterSettings:
     iterate: bool = False
     """repeat both passes until nothing changes"""
     scope: Literal["train", "all"] = "train"
-    """what is counted: interactions before T (nothing later can change train), or all of them (the paper)"""
+    """which interactions are counted: those before T (no later row can change train), or all (as in the paper)"""
 
     def __post_init__(self) -> None:
         require(self.min_users_per_item >= 0, "filter.min_users_per_item", self.min_users_per_item, ">= 0")
@@ -175,7 +175,7 @@ class FilterSettings:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """Global temporal split, then holdout users halved into validation and test."""
+    """Global temporal split. The holdout users are then halved into validation and test."""
 
     quantile: float = 0.9
     """T is this quantile of all timestamps (nearest observed value); train: < T, holdout: >= T"""
@@ -184,7 +184,7 @@ class SplitSettings:
     seed: int = 42
     """seed of the assignment"""
     min_positives: int = 2
-    """users need this many positives in train, and validation/test users in the holdout; 0 turns it off"""
+    """positives that a user needs in train, and a validation or test user also in the holdout; 0: no minimum"""
 
     def __post_init__(self) -> None:
         require(0 < self.quantile < 1, "split.quantile", self.quantile, "in (0, 1)")
@@ -194,18 +194,18 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class ExpectedSettings:
-    """What is known of a build from the official file (the paper's Table 1); the job compares. Empty: not compared."""
+    """Known numbers of a build from the official file (such as the paper's Table 1). None: not compared."""
 
     rows: int | None = None
     """rows of the official file"""
     users: int | None = None
     """users after the filter"""
     items: int | None = None
-    """items after the filter, or those of them that train has"""
+    """items after the filter, or those of them that occur in train"""
     actions: int | None = None
     """interactions after the filter"""
     negative_percent: int | None = None
-    """share of them that is negative, rounded"""
+    """percentage of these interactions that is negative, rounded"""
 
 
 @dataclass(frozen=True)
@@ -220,16 +220,16 @@ class DatasetSettings:
     split: SplitSettings = field(default_factory=SplitSettings)
     expected: ExpectedSettings = field(default_factory=ExpectedSettings)
     max_history: int = 200
-    """newest entries that each list column keeps (seen_items is complete)"""
+    """how many of its newest entries each list column keeps (seen_items keeps all)"""
     shard_mb: int = 64
-    """about this many MB a shard"""
+    """approximate size of a shard in MB"""
 
     def __post_init__(self) -> None:
         require(self.max_history >= 2, "max_history", self.max_history, ">= 2")
         require(self.shard_mb >= 1, "shard_mb", self.shard_mb, ">= 1")
 
     def prepared(self) -> dict[str, Any]:
-        """The part that decides what the prepared data set holds."""
+        """The settings that determine the content of the prepared data set."""
         mapping = to_mapping(self)
         kept = {name: mapping[name] for name in ("source", "titles", "clean", "feedback", "filter", "split")}
         for section, name in (

@@ -1,6 +1,6 @@
-"""What the main encoder reads of a user: decided by encoder.history, described here and nowhere else.
+"""What the main encoder reads of a user: the choices of encoder.history.
 
-data/collate.py makes the windows of training from it.
+data/collate.py makes the training windows from them.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ class HistoryKind:
 
     name: History
     column: str
-    """of the prepared data: the lists that the main encoder reads"""
+    """column of the prepared data with the lists that the main encoder reads"""
     title: str
-    """for people"""
+    """for plots"""
     holds_negatives: bool
-    """likes and dislikes in one sequence: it is twice as long, and there is no negative encoder beside it"""
+    """likes and dislikes are in one sequence: it is twice as long, and there is no negative encoder"""
 
     def windows(self, max_length: int) -> int:
-        """The longest input, from encoder.max_length, which counts positions per side."""
+        """The longest input. max_length: encoder.max_length, which counts positions per side."""
         return 2 * max_length if self.holds_negatives else max_length
 
     def choose(self, *, positive_items: T, negative_items: T, items: T) -> T:
-        """What the main encoder reads, of a user's lists; each is named after its column."""
+        """The one of a user's lists that the main encoder reads; the parameters are named after the columns."""
         return {"positive_items": positive_items, "negative_items": negative_items, "items": items}[self.column]
 
 

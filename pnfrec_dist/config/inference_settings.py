@@ -9,67 +9,67 @@ from pnfrec_dist.errors import require
 class RecommendSettings:
     """Writes the best items for every user of a prepared data set, from the user's whole history, as Parquet.
 
-    A command that was stopped or killed goes on where it stood; --out holds the old lists until the new ones are whole.
+    After an interruption, the same command continues. --out keeps the old lists until the new ones are complete.
     """
 
     run: str = ""
     """the model: a run's directory, a checkpoint, an MLflow run id, a registered model (name, models:/name/version)"""
     dataset: str = ""
-    """prepared data set with the users; default: the one that the model was trained on"""
+    """prepared data set with the users; default: the one on which the model was trained"""
     out: str = ""
     """directory of the lists"""
     top_k: int = 20
     """length of a list"""
     gamma: float = 0.0
-    """weight of the negative encoder's score, taken off (python -m pnfrec_dist.evaluate picks one); 0: none"""
+    """weight of the negative encoder's score, which is subtracted (python -m pnfrec_dist.evaluate picks one); 0: off"""
     users: str = ""
-    """text file of the users that are wanted, one raw id a line; default: all"""
+    """text file of the users to make lists for, one raw id per line; default: all"""
     keep_seen: bool = False
-    """list what the user has met as well"""
+    """also list items that the user has already seen"""
     allow: str = ""
-    """text file of the items that may be listed, one raw id a line; default: all"""
+    """text file of the items that may be listed, one raw id per line; default: all"""
     deny: str = ""
-    """text file of items that are never listed, one raw id a line"""
+    """text file of items that are never listed, one raw id per line"""
     deny_pairs: str = ""
-    """Parquet file with columns user_id and raw_item_id: what single users are not shown"""
+    """Parquet file with columns user_id and raw_item_id: items that are not listed for a user"""
     show: tuple[str, ...] = ()
-    """print the lists of these users beside what they liked and disliked, and write nothing"""
+    """print the lists of these users with what they liked and disliked; write nothing"""
     data_dir: str = "data/prepared"
     """directory of prepared data sets"""
     num_workers: int | None = None
-    """CPU workers; default: 2, or one per GPU where there are GPUs"""
+    """CPU workers; default: 2, or one per GPU if there are GPUs"""
     num_gpus: int | None = None
-    """GPUs to use, one worker each; 0 keeps to the CPU"""
+    """GPUs to use, one worker each; 0: only CPUs"""
     ray_address: str = ""
-    """address of a running Ray cluster, whose machines reach --out; empty: this machine"""
+    """address of a running Ray cluster (its machines must reach --out); empty: this machine"""
     batch_size: int = 256
     """users ranked at once by one worker"""
     dry_run: bool = False
-    """open everything, print the plan, write nothing"""
+    """check everything, print the plan, write nothing"""
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "--top-k", self.top_k, ">= 1")
         require(0 <= self.gamma < float("inf"), "--gamma", self.gamma, "a finite number >= 0")
         require(self.batch_size >= 1, "--batch-size", self.batch_size, ">= 1")
-        require("://" not in self.out, "--out", self.out, "a path that all workers reach, not an object store")
+        require("://" not in self.out, "--out", self.out, "a path that all workers can reach, not an object store")
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
     """Ranks the catalog for held-out users by s_p - gamma * s_n and picks gamma on validation users.
 
-    s_p is the main encoder's score and s_n the negative encoder's; gamma 0 is the model as it was trained to rank. Test
-    users then show gamma 0 and the best gamma above 0.
+    s_p is the main encoder's score and s_n the negative encoder's. Gamma 0 is the ranking of the paper. The test users
+    are then ranked with gamma 0 and with the best gamma above 0.
     """
 
     run: str = ""
     """the model: a run's directory, a checkpoint, an MLflow run id, a registered model (name, models:/name/version)"""
     gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-    """what is tried; 0 is always among them, and alone for a model without a negative encoder"""
+    """values to try; 0 is always added, and is the only one for a model without a negative encoder"""
     few: int = 20
-    """users whose history holds at most so many likes are shown apart, too"""
+    """also show metrics for users with at most this many likes in their history"""
     out: str = ""
-    """JSON file of all figures; default: they are printed alone"""
+    """JSON file for all figures; default: only print them"""
     data_dir: str = "data/prepared"
     """directory of prepared data sets"""
 

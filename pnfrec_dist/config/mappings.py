@@ -1,4 +1,4 @@
-"""Settings as plain mappings: for YAML, JSON and MLflow, and from them."""
+"""Converts settings to plain mappings (for YAML, JSON and MLflow) and back."""
 
 import dataclasses
 import datetime
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:
-    """Nested plain values, as YAML or JSON would hold them (tuples become lists)."""
+    """Nested plain values for YAML or JSON (tuples become lists)."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -35,11 +35,11 @@ def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def override(settings: T, mapping: object, where: str, prefix: str = "") -> T:
-    """`settings` with the values of a nested mapping put over it.
+    """`settings` with the values of a nested mapping.
 
-    Raises InputError naming `where`, the dotted key, and the nearest known key or the expected type.
+    Raises InputError that names `where`, the dotted key, and the nearest known key or the expected type.
     """
-    if mapping is None:  # a section that YAML leaves empty
+    if mapping is None:  # an empty section in YAML
         return settings
     if not isinstance(mapping, dict):
         raise InputError(f"{where}: {prefix.rstrip('.') or 'the file'} must be a mapping, not {mapping!r}")
@@ -76,7 +76,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         elif option is float and isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", value, re.IGNORECASE):
-            return float(value)  # YAML takes 1e-3, which has no point, for text
+            return float(value)  # YAML reads 1e-3 as text, because it has no point
         elif option in (int, str, bool) and type(value) is option:
             return value
         elif option is str and isinstance(value, datetime.date):

@@ -1,7 +1,7 @@
-"""What settings choose by name, in one table. A line here and a file with the object add a choice.
+"""The parts that settings choose by name. To add a choice, write a file with the object and add a line here.
 
-Names stand for "module:object", imported when it is used, so that reading settings imports no torch. In place of a
-name, settings take such a "module:object" of your own, which every worker must be able to import (docs/extending.md).
+A name stands for "module:object", which is imported when it is used, so that reading settings does not import torch.
+Settings also accept a "module:object" of your own, which every worker must be able to import (docs/extending.md).
 """
 
 import importlib
@@ -20,14 +20,14 @@ class Registry:
     """name -> module:object"""
 
     def require(self, name: str) -> None:
-        """Raises InputError for a name that is neither known nor reads module:object; imports nothing."""
+        """Raises InputError for a name that is neither known nor of the form module:object. Imports nothing."""
         module, colon, what = name.partition(":")
         is_own = colon and all(part.isidentifier() for part in [*module.split("."), *what.split(".")])
         if name not in self.known and not is_own:
             raise InputError(f"{self.setting} is {name!r}; {nearest(name, self.known)} (or your own module:object)")
 
     def load(self, name: str) -> Any:
-        """The object. Raises InputError where there is none."""
+        """The object. Raises InputError if there is none."""
         self.require(name)
         module, _, what = self.known.get(name, name).partition(":")
         try:
@@ -42,7 +42,7 @@ class Registry:
 
 
 BLOCKS = Registry("encoder.block", {"sasrec": "pnfrec_dist.model.sasrec_block:SASRecBlock"})
-"""model/block.py: what a block is."""
+"""model/block.py defines blocks."""
 
 TERMS = Registry(
     "loss.terms",
@@ -52,7 +52,7 @@ TERMS = Registry(
         "contrastive": "pnfrec_dist.losses.contrastive:CONTRASTIVE",
     },
 )
-"""losses/terms.py: what a term of the loss is."""
+"""losses/terms.py defines terms of the loss."""
 
 CROSS_ENTROPIES = Registry(
     "loss.cross_entropy",
@@ -63,7 +63,7 @@ CROSS_ENTROPIES = Registry(
         "gbce": "pnfrec_dist.losses.gbce:GBCE",
     },
 )
-"""losses/catalog_loss.py: what a cross-entropy is."""
+"""losses/catalog_loss.py defines cross-entropies."""
 
 MEASURES = Registry(
     "evaluation.measures",

@@ -1,6 +1,6 @@
-"""Settings of a training: typed, frozen, each checked where it is defined. conf_files.py reads YAML, cli.py flags.
+"""Settings of a training: typed, frozen, each checked in its class. conf_files.py reads YAML, cli.py reads flags.
 
-Every default stands here once. conf/*.yaml override them, flags override conf/.
+All defaults are here. conf/*.yaml override them, and flags override conf/.
 """
 
 import math
@@ -17,22 +17,22 @@ MAX_SECONDS = 30 * 86400.0
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """The transformer encoder (SASRec; both encoders share these sizes)."""
+    """The transformer encoder (SASRec); both encoders use these settings."""
 
     hidden_size: int = 64
     """d, width of item vectors and hidden states"""
     num_blocks: int = 2
     """transformer blocks"""
     block: str = "sasrec"
-    """what each of them is: sasrec, or your own (docs/extending.md)"""
+    """kind of block: sasrec, or your own (docs/extending.md)"""
     num_heads: int = 1
     """attention heads; divides hidden_size"""
     history: History = "positive"
-    """what the main encoder, the one that recommends, reads: the positives S^p, or all interactions S"""
+    """what the main encoder (the one that recommends) reads: the positives S^p, or all interactions S"""
     max_length: int = 50
-    """l, positions per side: the newest l of each list are read; of all interactions, which are both, the newest 2 l"""
+    """l, positions per side: the newest l items of a list are read; with history all, the newest 2 l interactions"""
     dropout: float = 0.1
-    """on the embedding sum, the attention weights and twice in the feed-forward part"""
+    """dropout rate on the embedding sum, on the attention weights, and twice in the feed-forward part"""
 
     def __post_init__(self) -> None:
         require(self.hidden_size >= 1, "encoder.hidden_size", self.hidden_size, ">= 1")
@@ -54,27 +54,27 @@ class EncoderSettings:
 
     @property
     def positions(self) -> int:
-        """The longest input: l, or 2 l where all interactions are read."""
+        """The longest input: l, or 2 l if all interactions are read."""
         return self.history_kind.windows(self.max_length)
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """L = CE_p + alpha * CE_n + beta * L_c, and further terms."""
+    """L = CE_p + alpha * CE_n + beta * L_c, plus further terms."""
 
     alpha: float = 0.0
-    """weight of the cross-entropy over negatives; 0: it is not computed"""
+    """weight of the cross-entropy over negatives; 0: not computed"""
     beta: float = 0.0
-    """weight of the contrastive term; 0: it is not computed"""
+    """weight of the contrastive term; 0: not computed"""
     terms: tuple[str, ...] = ()
     """further terms, each as name=weight (docs/extending.md)"""
     cross_entropy: str = "exact"
-    """exact: softmax over the whole catalog; sampled_softmax, sce, gbce: over some items (see the sampled settings)"""
+    """exact: softmax over the whole catalog; sampled_softmax, sce, gbce: over some items (see sampled.*)"""
     exact_path: ExactPath = "auto"
-    """how the softmax over the catalog is cut: all logits at once, whole catalog for some targets, tiles, or tiles in
-    a GPU's registers (fused; bfloat16 alone)"""
+    """parts in which the exact softmax is computed: materialised: all at once; chunked: the whole catalog for some
+    targets; tiled: some items for some targets; fused: tiles in a GPU's registers (bfloat16 only)"""
     tile_mib: float = 0.0
-    """most MiB of logits at a time (materialised: no limit); 0: 8 on a CPU, 256 on a GPU"""
+    """most MiB of logits at a time (no limit for materialised); 0: 8 on a CPU, 256 on a GPU"""
 
     def __post_init__(self) -> None:
         require(self.tile_mib >= 0 and math.isfinite(self.tile_mib), "loss.tile_mib", self.tile_mib, "a number >= 0")
@@ -86,7 +86,7 @@ class LossSettings:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Term -> its weight in the loss, of those above 0. Raises InputError for further terms that do not read so."""
+        """Term -> its weight in the loss, if above 0. Raises InputError for a further term that is not name=weight."""
         own = {"ce_main": 1.0, "ce_negative": self.alpha, "contrastive": self.beta}
         found = dict(own)
         for entry in self.terms:
@@ -94,29 +94,29 @@ class LossSettings:
             try:
                 found[name] = float(weight)
             except ValueError:
-                raise InputError(f"loss.terms has {entry!r}; a term must read name=weight") from None
+                raise InputError(f"loss.terms has {entry!r}; a term must be name=weight") from None
             in_range = found[name] >= 0 and math.isfinite(found[name])
             require(in_range, f"loss.terms: {name}", weight, "a finite weight >= 0")
-            require(name not in own, "loss.terms", entry, "a term beside those of loss.alpha and loss.beta")
+            require(name not in own, "loss.terms", entry, "another term than those of loss.alpha and loss.beta")
         return {name: weight for name, weight in found.items() if weight > 0}
 
 
 @dataclass(frozen=True)
 class SampledSettings:
-    """What the losses over some items look at; unused where loss.cross_entropy is exact."""
+    """Settings of the losses over some items; not used if loss.cross_entropy is exact."""
 
     num_items: int = 1024
-    """items drawn for a step, shared by all its targets (sampled_softmax, gbce)"""
+    """items drawn per step, shared by all its targets (sampled_softmax, gbce)"""
     distribution: Literal["uniform", "popularity"] = "uniform"
-    """popularity: in proportion to train interactions (sampled_softmax alone)"""
+    """how items are drawn; popularity: in proportion to their train interactions (only sampled_softmax)"""
     gbce_calibration: float = 0.75
-    """0: plain binary cross-entropy; 1: probabilities as without sampling; between: some of both"""
+    """0: plain binary cross-entropy; 1: probabilities as without sampling; values between mix both"""
     sce_buckets: int = 256
-    """random mixtures of hidden states"""
+    """buckets of sce: random mixtures of hidden states"""
     sce_targets: int = 256
-    """targets that each of them picks"""
+    """targets that each bucket picks"""
     sce_items: int = 512
-    """items that each of them picks"""
+    """items that each bucket picks"""
 
     def __post_init__(self) -> None:
         for name in ("num_items", "sce_buckets", "sce_targets", "sce_items"):
@@ -129,9 +129,9 @@ class ContrastiveSettings:
     """The contrastive term L_c."""
 
     similarity: Literal["cosine", "dot"] = "cosine"
-    """f in L_c: the paper's cosine, or the dot product of the authors' code"""
+    """similarity in L_c: the paper's cosine, or the dot product of the authors' code"""
     temperature: float = 1.0
-    """f is divided by this"""
+    """the similarity is divided by this"""
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.temperature)
@@ -145,7 +145,7 @@ class OptimizerSettings:
     lr: float = 1e-3
     """learning rate"""
     max_gradient_norm: float = 0.0
-    """gradients are scaled down to this norm over all parameters; 0: they are left as they are"""
+    """gradients are scaled down to at most this norm over all parameters; 0: not scaled"""
 
     def __post_init__(self) -> None:
         norm = self.max_gradient_norm
@@ -160,14 +160,14 @@ class TrainSettings:
     batch_size: int = 500
     """users in one global step, over all workers"""
     accumulation: int = 1
-    """parts that a worker computes its share of a step in, one after another, to save memory"""
+    """number of parts in which a worker computes its share of a step, one after another, to save memory"""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """of matrix products; bfloat16 pays where the processor has it (GPUs, CPUs with AMX or AVX512-BF16)"""
+    """of matrix products; bfloat16 is faster on GPUs and on CPUs with AMX or AVX512-BF16"""
     compile: bool = False
-    """torch.compile for what the encoders do token by token"""
+    """use torch.compile for the token-wise parts of the encoders"""
     non_finite: Literal["stop", "skip"] = "stop"
-    """when a loss or gradient is nan or infinite: end the run, or leave that step out and count it; either way its
-    users are written down"""
+    """if a loss or gradient is nan or infinite: end the run, or skip the step and count it; in both cases its users are
+    written to a file"""
     patience: int = 10
     """stop after this many epochs without a better validation NDCG_p@10"""
 
@@ -180,16 +180,16 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class CheckpointSettings:
-    """What is left for going on after a failure; there is a checkpoint after every epoch in any case."""
+    """Checkpoints, from which a run resumes. There is always one after every epoch."""
 
     every_steps: int = 0
-    """also after this many steps; 0: not by steps"""
+    """also after this many steps; 0: off"""
     every_minutes: float = 10.0
-    """also after this many minutes; 0: not by time"""
+    """also after this many minutes; 0: off"""
     keep: int = 2
-    """the newest that stay, beside that of the best epoch"""
+    """how many of the newest are kept, in addition to that of the best epoch"""
     background: bool = True
-    """copy and write while training goes on; off: training waits, and memory for the copy is spared"""
+    """write a copy while training goes on; off: training waits, and no memory is needed for a copy"""
 
     def __post_init__(self) -> None:
         minutes = self.every_minutes
@@ -200,18 +200,18 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Ranking of the whole catalog minus seen items."""
+    """Evaluation by ranking the whole catalog minus seen items."""
 
     cutoffs: tuple[int, ...] = (5, 10, 20)
-    """k of HR, NDCG, MRR and Coverage; 10 is always among them"""
+    """k of the measures and of Coverage; must contain 10"""
     batch_size: int = 256
-    """users scored at once by one worker"""
+    """users that one worker scores at once"""
     measures: tuple[str, ...] = ("hr", "ndcg", "mrr")
-    """what is measured at each k: hr, ndcg, mrr, or your own (docs/extending.md)"""
+    """measures at each k: hr, ndcg, mrr, or your own (docs/extending.md)"""
 
     def __post_init__(self) -> None:
         require(
-            "ndcg" in self.measures, "evaluation.measures", self.measures, "ndcg and others (models are chosen by it)"
+            "ndcg" in self.measures, "evaluation.measures", self.measures, "a list with ndcg (models are chosen by it)"
         )
         for name in self.measures:
             MEASURES.require(name)
@@ -219,7 +219,7 @@ class EvaluationSettings:
             10 in self.cutoffs and min(self.cutoffs) >= 1,
             "evaluation.cutoffs",
             self.cutoffs,
-            "whole numbers >= 1, 10 among them (the headline and the early stopping use it)",
+            "whole numbers >= 1 that include 10 (the result table and early stopping use it)",
         )
         require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, ">= 1")
 
@@ -228,44 +228,44 @@ class EvaluationSettings:
 class Settings:
     """Trains a sequential recommender on a prepared data set and logs the run to MLflow.
 
-    Defaults come from conf/train/<config>.yaml and conf/model/<model>.yaml; any flag below overrides them.
+    Defaults come from conf/train/<config>.yaml and conf/model/<model>.yaml. The flags below override them.
     """
 
     dataset: str = "synthetic"
     """name of the prepared data set (make spark-prep DATASET=...)"""
     model: str = "pnfrec"
-    """name of a file in conf/model/: which encoders exist, alpha, beta"""
+    """name of a file in conf/model/, which sets the encoders, alpha and beta"""
     config: str = ""
-    """name of a file in conf/train/; empty: the data set's name if there is such a file, else default"""
+    """name of a file in conf/train/, or a path; empty: the file named like the data set if it exists, else default"""
     num_workers: int | None = None
-    """CPU workers; default: 2, or one per GPU where there are GPUs"""
+    """CPU workers; default: 2, or one per GPU if there are GPUs"""
     min_workers: int | None = None
-    """go on with as few as this when a machine is lost, with more again when there is room; default: all are needed"""
+    """minimum number of workers after a machine is lost (more join when there is room); default: all are needed"""
     num_gpus: int | None = None
-    """GPUs to use, one worker each; 0 keeps to the CPU"""
+    """GPUs to use, one worker each; 0: only CPUs"""
     epochs: int = 100
-    """most passes over the training users"""
+    """maximum number of epochs"""
     seed: int = 42
-    """decides initialisation, order of users and dropout"""
+    """random seed of initialisation, order of users and dropout"""
     dry_run: bool = False
-    """resolve everything, open the data, print the plan, train nothing"""
+    """check everything, print the plan, train nothing"""
     resume: str = "auto"
-    """auto: go on with an unfinished run of these settings and data, if there is one; never: a new run; else a run's
-    directory or one of its checkpoints"""
+    """auto: resume an unfinished run of these settings and data if there is one; never: start a new run; or a run's
+    directory or one of its checkpoints, to resume from"""
     max_failures: int = 3
-    """times that workers, or a sweep's trial, are started again; the only worker of a training is the command itself"""
+    """how often several workers, or a sweep's trial, are started again (a single worker is the command itself)"""
     stall_timeout: float = 600.0
-    """seconds without progress after which several workers, or a sweep's trial, count as stuck and start again"""
+    """seconds without progress after which several workers, or a sweep's trial, are killed and started again"""
     data_dir: str = "data/prepared"
     """directory of prepared data sets"""
     output_dir: str = "runs"
-    """directory of the runs' checkpoints; on several machines, a shared one"""
+    """directory of the runs; with several machines, a shared one"""
     experiment: str = "pnfrec-dist"
-    """MLflow experiment"""
+    """name of the MLflow experiment"""
     item_table: Literal["auto", "replicated", "sharded"] = "auto"
-    """every worker holds all rows, or each a range of them; auto: sharded where that sends less"""
+    """replicated: every worker holds all rows; sharded: each holds a range; auto: the one that sends less data"""
     ray_address: str = ""
-    """address of a running Ray cluster; empty: this machine, where more than one worker starts Ray"""
+    """address of a running Ray cluster; empty: this machine (several workers start Ray on it)"""
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     sampled: SampledSettings = field(default_factory=SampledSettings)
@@ -286,8 +286,8 @@ class Settings:
         require(in_range, "stall_timeout", self.stall_timeout, "> 0 and at most 30 days in seconds")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
         reads_once = not self.encoder.history_kind.holds_negatives or self.loss.alpha == 0
-        rule = f"0 where encoder.history is {self.encoder.history}: it holds the negatives"
+        rule = f"0 if encoder.history is {self.encoder.history}, which contains the negatives"
         require(reads_once, "loss.alpha", self.loss.alpha, rule)
-        a_path = "a path that all machines reach (checkpoints are renamed into place, which object stores cannot)"
+        a_path = "a path that all machines reach, not an object store (checkpoints are renamed)"
         require("://" not in self.output_dir, "output_dir", self.output_dir, a_path)
         require(self.experiment.strip() != "", "experiment", self.experiment, "a name")

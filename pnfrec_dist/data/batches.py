@@ -1,9 +1,9 @@
-"""What a step reads: packed tensors of one rank's share of a global batch (collate.py makes them).
+"""The input of a step: packed tensors of one rank's share of a global batch (collate.py makes them).
 
 B users, P tokens, T real targets, U distinct items, N negatives of a user, K sampled items.
 
-Users are sorted into groups of similar length, each padded to its longest user; what follows runs over all tokens of
-all groups as one axis, and only attention looks at a group as users x length.
+Users are sorted into groups of similar length, each padded to its longest user. The tokens of all groups form one
+axis; only attention sees a group as users x length.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Groups = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class BatchParts:
-    """What a training batch holds beside the main side: what the terms of the loss need (losses/terms.py)."""
+    """The parts of a training batch, besides the main side, that the terms of the loss need (losses/terms.py)."""
 
     negative: bool = False
     """windows of S^n, for a negative encoder"""
@@ -36,24 +36,24 @@ class Sequences:
     targets_T: Tensor
     """that item's id"""
     target_places_T: Tensor | None
-    """its place in items_U, where items are sampled"""
+    """its place in items_U; None unless items are sampled"""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """What L_c compares: users as in the main side's groups."""
+    """The input of L_c; users are in the order of the main side's groups."""
 
     next_P: Tensor
-    """place in items_U of the next positive item after each positive token; 0 (padding) where there is none"""
+    """place in items_U of the next positive item after each positive token; 0 (padding) if there is none"""
     negatives_BN: Tensor
-    """places in items_U of each user's negative items; 0 (padding) where there is none"""
+    """places in items_U of each user's negative items, padded with 0"""
     num_tokens: int
     """tokens that have a next positive item"""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Items drawn at random in place of the catalog, shared by all targets of a step; distinct, ascending."""
+    """Items drawn at random from the catalog, shared by all targets of a step; distinct, ascending."""
 
     places_K: Tensor
     """in items_U"""
@@ -61,17 +61,17 @@ class Sampled:
     drawn_K: Tensor
     """how often each was drawn"""
     log_expected_K: Tensor
-    """log of the expected number of times over the number of times it was drawn"""
+    """log of (expected number of draws / number of draws)"""
     num_drawn: int
     """draws, repeats included"""
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one training step of one rank reads; a part that no term of the loss needs is None."""
+    """The input of one training step of one rank; a part that no term of the loss needs is None."""
 
     items_U: Tensor
-    """ids of the items whose vectors are read, ascending; the first is PAD_ID"""
+    """ids of the items in the batch, ascending; the first is PAD_ID"""
     main: Sequences
     negative: Sequences | None
     contrast: Contrast | None

@@ -1,4 +1,4 @@
-"""Ragged arrays in files that all workers of a node map into memory: read once, held once, whatever their number."""
+"""Ragged arrays in files that all workers of a node map into memory, so that a node holds them only once."""
 
 import contextlib
 import json
@@ -21,10 +21,10 @@ CHECKSUMS, DRAFT = "checksums.json", ".draft-"
 
 
 def mapped(directory: Path, make: Callable[[], dict[str, Ragged]]) -> dict[str, Ragged]:
-    """The arrays of `directory`, memory-mapped; where they are missing or damaged, those of make() are written first.
+    """The arrays of `directory`, memory-mapped. If they are missing or damaged, those of make() are written first.
 
-    Several processes may ask at once: each writes a draft of its own, and the first to rename it wins. The name of
-    `directory` must hold all that the arrays depend on. Raises InputError when the directory cannot be written.
+    Several processes may ask at once: each writes its own draft, and the first one to rename it wins. The name of
+    `directory` must contain all that the arrays depend on. Raises InputError if the directory cannot be written.
     """
     if not _is_whole(directory):
         arrays = make()
@@ -44,7 +44,7 @@ def _file(directory: Path, name: str, field: str) -> Path:
 
 
 def _remove_unused(cache: Path) -> None:
-    """Processes that have mapped a file keep it."""
+    """Deletes entries that were not used for UNUSED_DAYS. Processes that have mapped a file keep it."""
     remove_unused_notes(cache)
     for entry in cache.iterdir():
         is_ours = (entry / CHECKSUMS).is_file() or entry.name.startswith(DRAFT)
@@ -54,7 +54,7 @@ def _remove_unused(cache: Path) -> None:
 
 
 def _is_whole(directory: Path) -> bool:
-    """Whether every file is there and is what was written."""
+    """Whether every file is there and has the content that was written."""
     try:
         checksums = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
         return all(has_sha256(Location(directory / name), checksum) for name, checksum in checksums.items())

@@ -22,7 +22,7 @@ MAX_GROUPS = 8
 
 @dataclass(frozen=True)
 class _Packed:
-    """Windows as item ids: [P] each; `users` are places among the rows asked for, those without a token left out."""
+    """Windows as item ids: [P] each; `users` are indices into the requested rows, without users who have no token."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -41,7 +41,7 @@ def train_batch(
 ) -> TrainBatch:
     """The batch of users `rows`: for each side the newest encoder.positions + 1 items, as inputs and targets.
 
-    draw: the items sampled for this step, where the loss samples.
+    draw: the items sampled for this step, if the loss samples items.
     """
     sides = [_next_items(data.history, rows, encoder.positions)]
     if wanted.negative:
@@ -74,7 +74,7 @@ def train_batch(
 
 
 def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: torch.device) -> HistoryBatch:
-    """The newest max_length items of each user; a user without any has one token of padding."""
+    """The newest max_length items of each user; a user without items has one padding token."""
     lengths = np.minimum(histories.lengths[rows], max_length)
     starts = histories.offsets[rows + 1] - lengths
     order, groups = _grouped(np.maximum(lengths, 1), max_length)
@@ -90,7 +90,7 @@ def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: 
 def _contrasted(data: TrainData, rows: np.ndarray, main: _Packed, positions: int) -> list[np.ndarray]:
     """[next positive item after each positive token [P], negative items of each user [B, N]] as item ids.
 
-    The negatives are the newest positions + 1 of S^n, or those of the window where the history holds both kinds.
+    The negatives are the newest positions + 1 of S^n, or those of the window if the history has both kinds.
     """
     users = rows[main.users]
     if data.is_positive is None:
@@ -124,7 +124,7 @@ def _next_items(histories: Ragged, rows: np.ndarray, max_length: int) -> _Packed
 
 
 def _grouped(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, Groups]:
-    """(rows with a token, in order of their group; the groups). A group spans max_length / MAX_GROUPS lengths."""
+    """(rows with a token, in order of their group; the groups). A group covers max_length / MAX_GROUPS lengths."""
     span = -(-max_length // MAX_GROUPS)
     group = -(-lengths // span)
     order = np.argsort(group, kind="stable")

@@ -1,4 +1,4 @@
-"""Who reads what: pure functions of (seed, epoch, step, batch size), so the worker count changes no global batch."""
+"""Which rank reads which users. Global batches depend on seed, epoch, step and batch size, not on the worker count."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def rank_share(rows: np.ndarray, rank: int, size: int) -> np.ndarray:
 
 
 def require_enough_users(num_users: int, batch_size: int, num_workers: int) -> None:
-    """Raises InputError when some worker would have no user in a full batch."""
+    """Raises InputError if some worker would have no user in a full batch."""
     if num_users < num_workers:
         raise InputError(f"{num_users} training users are fewer than {num_workers} workers; lower --num-workers")
     if batch_size < num_workers:

@@ -1,4 +1,4 @@
-"""Which items a step samples in place of the catalog: a pure function of (seed, epoch, step), alike on every rank."""
+"""The items that a step samples from the catalog: a pure function of (seed, epoch, step), equal on every rank."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from pnfrec_dist.config.settings import SampledSettings
 
 SAMPLER = 0x5A
-"""Keeps these draws apart from others by the same seed."""
+"""Makes these draws independent of others with the same seed."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Draw:
     drawn: np.ndarray
     """how often each was drawn"""
     log_expected: np.ndarray
-    """log of how often it was expected, over how often it was drawn"""
+    """log of (expected number of draws / number of draws)"""
 
 
 class ItemSampler:

@@ -1,4 +1,4 @@
-"""One rank's batches of an epoch, each made in a thread while the step before it runs."""
+"""One rank's batches of an epoch. Each is made in a thread while the step before it runs."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,19 +17,18 @@ from pnfrec_dist.distributed import World
 
 @dataclass(frozen=True)
 class Loader:
-    """What a rank's batches are made of."""
+    """Makes a rank's batches."""
 
     data: TrainData
     settings: Settings
     parts: BatchParts
-    """that the loss needs"""
+    """the parts that the loss needs"""
     sampler: ItemSampler | None
-    """where the loss samples items"""
+    """None unless the loss samples items"""
     world: World
 
     def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[int, list[TrainBatch]]]:
-        """(users of the global batch, this rank's share of it in train.accumulation parts) of each step from first_step
-        on."""
+        """For each step from first_step on: (users of the global batch, this rank's train.accumulation batches)."""
         order = epoch_order(self.settings.seed, epoch, len(self.data))
         steps = num_steps(len(self.data), self.settings.train.batch_size)
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:

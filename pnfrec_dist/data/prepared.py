@@ -1,4 +1,4 @@
-"""Opens a prepared data set: checks it against its manifest, reads shards as ragged arrays."""
+"""Opens a prepared data set: checks it against its manifest and reads shards as ragged arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ pc: Any = pyarrow.compute  # its functions are made at import, which no type che
 
 _SCHEMAS = {**SCHEMAS, ITEMS_NAME: ITEMS_SCHEMA, TITLES_NAME: TITLES_SCHEMA}
 TRAINING_PARTS = (ITEMS_NAME, *SPLITS)
-"""What a training reads, to the test at its end."""
+"""What a training reads, including the test at its end."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class TrainData:
     history: Ragged
     """what the main encoder reads: positives, or all items"""
     negative: Ragged | None
-    """None where history holds them, too"""
+    """None if history contains the negatives"""
     is_positive: Ragged | None = None
-    """of each item of a history of both kinds"""
+    """for each item of a history with both kinds of feedback; else None"""
 
     def __len__(self) -> int:
         return len(self.history)
@@ -61,8 +61,7 @@ class TrainData:
 
 @dataclass(frozen=True)
 class HoldoutData:
-    """Holdout users: what the main encoder reads (positives, or all items) before the target, what they have seen, the
-    target."""
+    """Holdout users: what the main encoder reads (positives, or all items) before the target, seen items, target."""
 
     history: Ragged
     seen: Ragged
@@ -75,7 +74,7 @@ class HoldoutData:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A prepared data set. A file is compared with the manifest before it is first read, once a machine."""
+    """A prepared data set. A file is compared with the manifest before it is first read, once per machine."""
 
     directory: Location
     manifest: Manifest
@@ -99,7 +98,7 @@ class PreparedData:
         _require_schema(self.directory / entry.path, _SCHEMAS[entry.path.partition("/")[0]], entry.rows)
 
     def train(self, history: History = "positive") -> TrainData:
-        """The training users' lists, memory-mapped from this machine's cache, which the first to come fills."""
+        """The training users' lists, memory-mapped from this machine's cache. The first process to ask fills it."""
         kind = HISTORIES[history]
         names = list(dict.fromkeys([kind.column, "is_positive" if kind.holds_negatives else "negative_items"]))
 
@@ -125,7 +124,7 @@ class PreparedData:
         )
 
     def holdout_negatives(self, split: str) -> Ragged:
-        """The negative items before the target of the users of holdout()."""
+        """The negative items before the target, for the users of holdout()."""
         return self._ragged(self._read(split, ["negative_items"]), "negative_items")
 
     def user_ids(self, split: str) -> pa.Array:
@@ -133,7 +132,7 @@ class PreparedData:
         return self._read(split, ["user_id"])["user_id"].combine_chunks()
 
     def raw_item_ids(self) -> pa.Array:
-        """The catalog's ids in the source, in order of item_id from 1."""
+        """The raw ids of the catalog, in order of item_id from 1."""
         return self._catalog()["raw_item_id"].combine_chunks()
 
     def titles(self) -> dict[str, str]:
@@ -145,7 +144,7 @@ class PreparedData:
         return dict(zip(raw_ids.to_pylist(), table["title"].to_pylist(), strict=True))
 
     def item_counts(self, *, positive_only: bool = False) -> np.ndarray:
-        """Train interactions of each item, or its positive ones, [num_items + 1]; index 0 (padding) is 0."""
+        """Number of train interactions (or positive ones) of each item, [num_items + 1]; index 0 (padding) is 0."""
         items = self._catalog()
         counts = items["num_positive"].to_numpy()
         if not positive_only:
@@ -184,9 +183,9 @@ def _require_item_ids(ids: np.ndarray, num_items: int, where: str) -> None:
 
 
 def open_prepared(directory: Path | Location, expected_settings: dict[str, Any] | None = None) -> PreparedData:
-    """Opens a prepared data set whose manifest is whole and whose files are those that it lists, by name and size.
+    """Opens a prepared data set. Checks the manifest, and the names and sizes of the files that it lists.
 
-    expected_settings: what conf/dataset/<name>.yaml says now (DatasetSettings.prepared()).
+    expected_settings: the current settings of conf/dataset/<name>.yaml (DatasetSettings.prepared()).
     Raises InputError naming the file, or the settings that differ.
     """
     directory = Location(directory)
@@ -213,7 +212,7 @@ def _require_settings(directory: Location, manifest: Manifest, expected: dict[st
         name = directory.name
         raise InputError(
             f"{directory} was prepared with other settings than conf/dataset/{name}.yaml ({'; '.join(differences)}); "
-            f"put what you want into the YAML, then prepare it again: make spark-prep DATASET={name}"
+            f"correct the YAML, or prepare the data set again: make spark-prep DATASET={name}"
         )
 
 

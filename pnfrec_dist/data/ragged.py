@@ -11,7 +11,7 @@ from pnfrec_dist.data.schema import PAD_ID
 
 @dataclass(frozen=True)
 class Ragged:
-    """Row i is values[offsets[i]:offsets[i + 1]]; offsets has one entry more than there are rows."""
+    """Row i is values[offsets[i]:offsets[i + 1]]; offsets has one entry more than the number of rows."""
 
     offsets: np.ndarray
     values: np.ndarray
@@ -25,7 +25,7 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int] | np.ndarray], dtype: type = np.int64) -> "Ragged":
-        """From one list a row."""
+        """From one list per row."""
         offsets = np.concatenate([[0], np.cumsum([len(values) for values in rows], dtype=np.int64)])
         parts = [np.asarray(values, dtype=dtype) for values in rows]
         return cls(offsets, np.concatenate([np.empty(0, dtype=dtype), *parts]))

@@ -2,15 +2,15 @@
 
 Layout of a prepared data set (a directory):
 
-    manifest.json                 what was built, from what, with which settings; size and sha256 of every file
+    manifest.json                 counts, sources and settings of the build; size and sha256 of every file
     items.parquet                 the catalog, item_id 1..num_items
     train/part-*.parquet          one row per training user
     validation/part-*.parquet     one row per holdout user: history before the target, and the target
     test/part-*.parquet           the same
-    users/part-*.parquet          one row per user, training user or not: the whole history, to recommend from
-    titles.parquet                items' titles, where the source has them
+    users/part-*.parquet          one row per user (training user or not): the whole history, to recommend from
+    titles.parquet                the items' titles, if the source has them
     quarantine/part-*.parquet     rejected source rows with their reason
-    report.html                   what was built, for people
+    report.html                   a description of the build, for people
     _SUCCESS                      written last; holds the sha256 of manifest.json
 """
 
@@ -59,7 +59,7 @@ HOLDOUT_SCHEMA = pa.schema(
     ]
 )
 USERS_SCHEMA = pa.schema([*_HISTORY, pa.field("seen_items", _ITEM_IDS), pa.field("num_holdout", pa.int32())])
-"""num_holdout: how many of `items`, the newest ones, lie at or after T."""
+"""num_holdout: how many of `items` (the newest ones) are at or after T."""
 ITEMS_SCHEMA = pa.schema(
     [
         pa.field("item_id", pa.int32()),
@@ -93,11 +93,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json holds.
+    """The content of manifest.json.
 
     counts: stage -> {"rows"|"users"|"items"|...: int}; settings: the data set's resolved settings;
     threshold: relevance at and above which feedback is positive (labels count as 1 and 0);
-    split_timestamp: T; it and target_timestamp are whole timestamp_unit ("s", "ms" or "us") since 1970-01-01 UTC.
+    split_timestamp: T. It and target_timestamp are whole numbers of timestamp_unit ("s", "ms" or "us") since
+    1970-01-01 UTC.
     """
 
     schema_version: int
@@ -117,16 +118,16 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The content hash over what trainings and evaluations read: equal digests mean equal data for them.
+        """A hash of the content that trainings and evaluations read: equal digests mean equal data for them.
 
-        What is there for looking and for recommending (the report, titles, users) is left out.
+        The report, titles and users/ are left out.
         """
         left_out = {REPORT_NAME, TITLES_NAME, *(entry.path for entry in self.files_of(USERS))}
         lines = sorted(f"{entry.path} {entry.sha256}" for entry in self.files if entry.path not in left_out)
         return _sha256("\n".join(lines).encode())
 
     def files_of(self, part: str) -> list[FileEntry]:
-        """The entries below one sub-directory in name order, or that of one file."""
+        """The entries of one sub-directory in name order, or the entry of one file."""
         return sorted((e for e in self.files if e.path == part or e.path.startswith(part + "/")), key=lambda e: e.path)
 
     def to_json(self) -> str:
@@ -150,7 +151,7 @@ def write_manifest(directory: Path | Location, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path | Location) -> Manifest:
-    """Reads manifest.json. Raises InputError when the data set is absent, half-written or of another version."""
+    """Reads manifest.json. Raises InputError if the data set is missing, half-written or of another version."""
     directory = Location(directory)
     path = directory / MANIFEST_NAME
     rebuild = _rebuild(directory)
@@ -179,7 +180,7 @@ def read_manifest(directory: Path | Location) -> Manifest:
 
 
 def check_listing(directory: Path | Location, manifest: Manifest) -> None:
-    """Compares the files below `directory` with the manifest by name and size; reads none.
+    """Compares the files below `directory` with the manifest by name and size, without reading them.
 
     Raises InputError naming the first file that is missing, unlisted, or of other size.
     """
@@ -198,9 +199,9 @@ def check_listing(directory: Path | Location, manifest: Manifest) -> None:
 
 
 def require_content(file: Location, sha256: str, directory: Location) -> None:
-    """Compares a file of the data set in `directory` with its sha256, once a machine (files/content_hash.py).
+    """Compares a file of the data set in `directory` with its sha256, once per machine (files/content_hash.py).
 
-    Raises InputError naming it.
+    Raises InputError naming the file.
     """
     with reading(file, _rebuild(directory)):
         matches = has_sha256(file, sha256)

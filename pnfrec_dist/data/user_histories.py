@@ -1,4 +1,4 @@
-"""Every user's whole history, read part by part: users/ never lies in memory as a whole."""
+"""Every user's whole history, read part by part, so that users/ is never in memory as a whole."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ LISTS = ("items", "is_positive", "positive_items", "negative_items", "seen_items
 
 @dataclass(frozen=True)
 class UserPart:
-    """Some users of a prepared data set, who are read at once: a row group of a file."""
+    """Users of a prepared data set that are read together: a row group of a file."""
 
     number: int
     """0, 1, ... over the data set"""
@@ -33,18 +33,18 @@ class UserPart:
 
 @dataclass(frozen=True)
 class UserLists:
-    """What is known of some users, oldest interaction first."""
+    """Lists of some users, oldest interaction first."""
 
     user_ids: pa.Array
     items: Ragged
     is_positive: Ragged
-    """of each of `items`"""
+    """for each of `items`"""
     positive: Ragged
     negative: Ragged
     seen: Ragged
-    """all items they ever met, ascending"""
+    """all seen items, ascending"""
     num_holdout: np.ndarray
-    """how many of `items`, the newest ones, lie at or after T"""
+    """how many of `items` (the newest ones) are at or after T"""
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -81,14 +81,14 @@ def read_users(part: UserPart, num_items: int, only: pa.Array | None = None) -> 
 
 
 def find_users(data: PreparedData, wanted: pa.Array) -> Iterator[UserLists]:
-    """The users whose raw id is in `wanted`, part by part; parts without one are passed over."""
+    """The users whose raw id is in `wanted`, part by part; parts without one are skipped."""
     for part in user_parts(data):
         if pc.any(pc.is_in(user_ids(part), wanted)).as_py():
             yield read_users(part, data.num_items, wanted)
 
 
 def _read(part: UserPart, columns: list[str]) -> pa.Table:
-    """Raises InputError for a file that is not what the data set's manifest says, on whatever machine this runs."""
+    """Raises InputError for a file that does not match the manifest; the machine that reads it checks it."""
     require_content(part.file, part.sha256, part.file.parent.parent)
     with part.file.open() as content:
         return pq.ParquetFile(content).read_row_group(part.group, columns)

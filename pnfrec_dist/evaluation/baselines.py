@@ -1,4 +1,4 @@
-"""Rankings without a model: what is met most in train comes first, for everybody."""
+"""Rankings without a model: the most frequent items of train first, the same for all users."""
 
 import numpy as np
 import torch
@@ -8,11 +8,11 @@ from pnfrec_dist.evaluation.holdout import ScoreRows
 from pnfrec_dist.model.top_k import Scores
 
 BASELINES = {"popularity": False, "popularity_positive": True}
-"""Name -> whether positive interactions alone are counted."""
+"""Name -> whether only positive interactions are counted."""
 
 
 def popularity_scores(item_counts: np.ndarray, world: World) -> ScoreRows:
-    """The same for everybody: how often each item occurs in train. item_counts: [num_items + 1]."""
+    """Scores each item by its count in train, the same for all users. item_counts: [num_items + 1]."""
     counts_V = torch.from_numpy(item_counts).double().to(world.device)
 
     def score(rows: np.ndarray) -> Scores:

@@ -1,4 +1,4 @@
-"""Runs of several models side by side: means over seeds, differences with intervals over test users.
+"""Comparison of models: means over seeds, differences with intervals over test users.
 
 S seeds, U test users, C compared values, R resamples.
 """
@@ -16,18 +16,18 @@ CHUNK_CELLS = 1 << 22
 
 @dataclass(frozen=True)
 class Spread:
-    """Over seeds."""
+    """Mean and SD over seeds."""
 
     mean: float
     sd: float
-    """of a sample; nan of a single seed"""
+    """sample SD; nan for a single seed"""
     count: int = 0
-    """seeds; 0 of what has none"""
+    """seeds; 0 for a baseline, which has none"""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference of two models, and where 95 % of its resamples lie."""
+    """The difference of two models, and its 95 % bootstrap interval."""
 
     difference: float
     low: float
@@ -44,7 +44,7 @@ def spread(values: list[float]) -> Spread:
 
 
 def resample_count(users: int) -> int:
-    """10,000, fewer for more than some 6,700 users, but 1,000 at least."""
+    """10,000; fewer for more than about 6,700 users, but at least 1,000."""
     return max(LEAST_RESAMPLES, min(MOST_RESAMPLES, RESAMPLE_CELLS // max(users, 1)))
 
 
@@ -60,10 +60,10 @@ def paired_intervals(
     """Model minus reference in each metric, with 95 % percentile intervals by a paired bootstrap over test users (Efron
     and Tibshirani, 1993, section 13.3).
 
-    model_SU, reference_SU: target ranks under each seed. A user's value is the mean over seeds; users are drawn with
-    repetition, those with a positive target and those with a negative one apart, the same for both models. A metric of
-    a group without users is left out, and one that is not of single users. measures: by name, those of the default
-    settings if not given. resamples: 0 for resample_count().
+    model_SU, reference_SU: target ranks under each seed. A user's value is the mean over seeds. Users are drawn with
+    replacement, separately for positive and for negative targets, and the same users for both models. The result has no
+    metrics of a group without users and none that is not a mean over users. measures: by name; default: those of the
+    default settings. resamples: 0 for resample_count().
     """
     measures = measures_of() if measures is None else measures
     resamples = resamples or resample_count(len(is_positive_U))
@@ -89,7 +89,7 @@ def paired_intervals(
 
 
 def _resampled(values_UC: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means over as many users as there are, drawn with repetition: [R, C]."""
+    """Means over U users drawn with replacement, [R, C]."""
     users = len(values_UC)
     parts = np.array_split(np.arange(resamples), max(1, resamples * users // CHUNK_CELLS))
     shares = np.full(users, 1 / users)

@@ -1,4 +1,4 @@
-"""Model + holdout shard -> metrics (all items minus seen ones; p, n, delta; coverage)."""
+"""Evaluates a model on holdout users: ranks all items minus seen ones -> metrics (p, n, delta; coverage)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.top_k import Scores, rank_items, table_scores
 
 ScoreRows = Callable[[np.ndarray], Scores]
-"""Rows of a holdout shard -> how those users score the catalog."""
+"""Rows of the holdout data -> how those users score the catalog."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of all users of a holdout shard."""
+    """The result for all users of the holdout data."""
 
     metrics: dict[str, float]
     target_rank: np.ndarray
-    """1-based place of each user's target, int64 [U]"""
+    """1-based rank of each user's target, int64 [U]"""
 
 
 def model_scores(model: PNFRec, holdout: HoldoutData, world: World) -> ScoreRows:
-    """Scores of the main encoder after each user's newest history."""
+    """Scores of the main encoder from each user's newest items."""
 
     def score(rows: np.ndarray) -> Scores:
         hidden_BD = model.last_hidden(history_batch(holdout.history, rows, model.max_length, world.device))
@@ -49,10 +49,10 @@ def evaluate(
     share_catalog: bool = False,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Ranks the catalog for all users of a holdout shard; the same result on each rank.
+    """Ranks the catalog for all users of the holdout data; the same result on every rank.
 
-    Ranks share the users, or the catalog where the item table is sharded. A target that the user has met before stays a
-    candidate. on_batch is called after each batch of users.
+    Ranks share the users, or with share_catalog (a sharded item table) the catalog. A target that the user has already
+    seen stays a candidate. on_batch is called after each batch of users.
     """
     users = np.arange(len(holdout))
     mine = users if share_catalog else rank_share(users, world.rank, world.size)

@@ -1,8 +1,8 @@
-"""Rank of the target -> measures at k (HR, NDCG, MRR, ...), apart for positive (p) and negative (n) targets, and delta,
+"""Target rank -> measures at k (HR, NDCG, MRR, ...), separately for positive (p) and negative (n) targets, and delta,
 which is p - n.
 
-A measure is a function of (1-based target ranks, any shape; k) -> a value of each, same shape. Which ones are computed
-is evaluation.measures; config/registry.py names them.
+A measure is a function (1-based target ranks of any shape, k) -> values of the same shape. evaluation.measures chooses
+the measures by their names in config/registry.py.
 """
 
 import re
@@ -17,34 +17,34 @@ from pnfrec_dist.errors import require
 Measure = Callable[[np.ndarray, int], np.ndarray]
 
 SELECTION_METRIC = "ndcg_p_at_10"
-"""What early stopping, the choice of an epoch and of a model go by, on validation users."""
+"""The metric, on validation users, for early stopping and for choosing epochs and models."""
 LOGGED_SELECTION = f"val/{SELECTION_METRIC}"
-"""Its name among the metrics of an epoch."""
+"""Its name in the metrics of an epoch."""
 HEADLINE_MEASURES = ("hr", "ndcg")
-"""Those of short tables."""
+"""The measures in short tables."""
 HEADLINE_METRICS = tuple(f"{name}_{group}_at_10" for group in ("p", "delta") for name in HEADLINE_MEASURES)
 """The columns of the paper's Table 2."""
 
 
 def hit_rate(target_rank: np.ndarray, k: int) -> np.ndarray:
-    """1 where the target is among the first k."""
+    """1 if the target rank is at most k, else 0."""
     return (target_rank <= k).astype(float)
 
 
 def ndcg(target_rank: np.ndarray, k: int) -> np.ndarray:
-    """1 / log2(rank + 1) among the first k, else 0: NDCG with one relevant item."""
+    """1 / log2(rank + 1) if rank <= k, else 0: NDCG with one relevant item."""
     return (target_rank <= k) / np.log2(target_rank + 1.0)
 
 
 def mrr(target_rank: np.ndarray, k: int) -> np.ndarray:
-    """1 / rank among the first k, else 0."""
+    """1 / rank if rank <= k, else 0."""
     return (target_rank <= k) / target_rank.astype(float)
 
 
 def measures_of(names: Sequence[str] = EvaluationSettings.measures) -> dict[str, Measure]:
-    """evaluation.measures -> functions by the name that their metrics begin with; of module:object, the object's.
+    """evaluation.measures -> {start of the metric names: function}; for module:object, that start is the object's name.
 
-    Raises InputError for what is no function.
+    Raises InputError if one is not a function.
     """
     found: dict[str, Measure] = {}
     for name in names:
@@ -55,7 +55,7 @@ def measures_of(names: Sequence[str] = EvaluationSettings.measures) -> dict[str,
 
 
 def metric_parts(metric: str) -> tuple[str, str, int] | None:
-    """ "ndcg_delta_at_10" -> ("ndcg", "delta", 10); None for what is no measure of users, such as coverage_at_10."""
+    """ "ndcg_delta_at_10" -> ("ndcg", "delta", 10); None for other metrics, such as coverage_at_10."""
     found = re.fullmatch(r"(.+)_(p|n|delta)_at_(\d+)", metric)
     return (found[1], found[2], int(found[3])) if found else None
 
@@ -75,7 +75,7 @@ def summarize(
 ) -> dict[str, float]:
     """Means over users: {"hr_p_at_10": ..., "hr_n_at_10": ..., "hr_delta_at_10": ...} for every measure and cut-off.
 
-    A group without users gives no entry, and then there is no delta.
+    A group without users has no metrics, and then there is no delta.
     """
     result: dict[str, float] = {}
     for k in cutoffs:
@@ -90,5 +90,5 @@ def summarize(
 
 
 def coverage(recommended: np.ndarray) -> float:
-    """Share of the catalog that stands in at least one list. recommended: bool [num_items]."""
+    """Share of the catalog that is in at least one list. recommended: bool [num_items]."""
     return float(recommended.mean())

@@ -1,4 +1,4 @@
-"""Recorded trainings, gathered: by model over seeds, along a loss weight, beside the published figures; and as CSV."""
+"""Groups recorded trainings by model or by loss weight, computes means and intervals, and writes them as CSV."""
 
 import math
 from collections import defaultdict
@@ -20,20 +20,20 @@ REFERENCE = "sasrec_p"
 
 @dataclass(frozen=True)
 class Recorded:
-    """A training that has its result."""
+    """A training with a result."""
 
     model: str
     seed: int
     result: Result
     users: TestUsers
     key: str
-    """names its run in MLflow"""
+    """identifies its run in MLflow"""
     has_model: bool
     """whether its model was exported"""
     weight: str = ""
     """the loss weight that a curve varies, or "" for a row of the table"""
     value: float = math.nan
-    """of that weight"""
+    """value of that weight"""
 
     @property
     def best_validation(self) -> float:
@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def seeds(self) -> str:
-        """How many each model has: "5 seeds", "2 to 4 seeds"."""
+        """Number of seeds per model: "5 seeds", "2 to 4 seeds"."""
         return counted({len(runs) for runs in self.runs.values()}, "seed")
 
     def any_run(self) -> Recorded:
@@ -59,11 +59,11 @@ class Comparison:
 
     @property
     def measures(self) -> list[str]:
-        """evaluation.measures of the trainings; of earlier ones, which have no such setting, the default."""
+        """evaluation.measures of the trainings; the default for older ones without this setting."""
         return self.any_run().result.settings["evaluation"].get("measures", list(EvaluationSettings.measures))
 
     def spreads(self) -> dict[str, dict[str, Spread]]:
-        """Model or floor -> metric -> spread over seeds. A floor has one value and no spread."""
+        """Model or baseline -> metric -> spread over seeds. A baseline has one value and no SD."""
         if not self.runs:
             return {}
         found = {}
@@ -75,12 +75,12 @@ class Comparison:
         return found
 
     def shared_seeds(self, model: str) -> int:
-        """How many a model shares with REFERENCE; a floor, which has none, those of REFERENCE."""
+        """Number of seeds that a model shares with REFERENCE; for a baseline, all seeds of REFERENCE."""
         reference = {run.seed for run in self.runs.get(REFERENCE, [])}
         return len(reference & {run.seed for run in self.runs[model]} if model in self.runs else reference)
 
     def intervals(self, metrics: Sequence[str]) -> dict[str, dict[str, Interval]]:
-        """Model or floor -> metric -> difference from REFERENCE, over the seeds that both have."""
+        """Model or baseline -> metric -> difference from REFERENCE, over the seeds that both have."""
         reference = {run.seed: run.users for run in self.runs.get(REFERENCE, [])}
         if not reference:
             return {}
@@ -101,7 +101,7 @@ class Comparison:
 
 
 def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:
-    """Value of the varied weight -> metric -> spread over seeds; the validation score is that of the best epoch."""
+    """Value of the varied weight -> metric -> spread over seeds; the validation score is the best epoch's."""
     values: dict[float, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         for metric, value in run.result.test.items():
@@ -111,7 +111,7 @@ def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:
 
 
 def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list[Recorded]]) -> None:
-    """runs.csv, learning_curves.csv, comparison.csv and one for each curve."""
+    """Writes runs.csv, learning_curves.csv, comparison.csv, and one file for each curve."""
     runs = [run for of_model in comparison.runs.values() for run in of_model]
     names = list(dict.fromkeys(name for run in runs for name in run.result.test))
     write_csv(

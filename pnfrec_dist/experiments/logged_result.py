@@ -1,5 +1,4 @@
-"""The outcome of a tested training, for MLflow: metrics, description, curves, each user's rank, lists of some users,
-the model, the checkpoint."""
+"""Logs a tested training to MLflow: metrics, description, curves, target ranks, user cards, model, checkpoint."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +16,13 @@ from pnfrec_dist.training.events import BestTested, EpochDone
 from pnfrec_dist.training.result import DIRECTORY as RESULT_DIRECTORY
 
 LISTS = "lists.txt"
-"""The lists of some users, for people."""
+"""Cards of some users, for people."""
 
 
 def log_outcome(
     tracked: TrackedRun, settings: Settings, data: PreparedData, epochs: Sequence[EpochDone], test: BestTested
 ) -> None:
-    """Logs the test of the best epoch. Keys hold that epoch: a run that is trained for longer may find a better one."""
+    """Logs the test of the best epoch. Keys contain the epoch: a run that is trained longer may find a better one."""
     best, run_dir = test.best_epoch, tracked.spool.directory
     metrics = {f"test/{name}": value for name, value in test.metrics.items()}
     for floor, found in test.floors.items():
@@ -52,7 +51,7 @@ def log_outcome(
 
 
 def _try(say: Callable[[str], None], what: str, write: Callable[[], object]) -> bool:
-    """Whether it could be written. Whatever goes wrong here, a full disk or a library, costs a run nothing else."""
+    """Whether `write` succeeded. Any error, such as a full disk, only gives a warning."""
     try:
         write()
     except Exception as error:

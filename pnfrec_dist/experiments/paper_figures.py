@@ -8,13 +8,13 @@ from pnfrec_dist.evaluation.metrics import HEADLINE_METRICS
 
 
 def published_width(dataset: str) -> int | None:
-    """encoder.hidden_size of the published figures, where it is known."""
+    """encoder.hidden_size of the published figures; None if it is not known."""
     width = conf_content("published", dataset).get("hidden_size")
     return width if isinstance(width, int) else None
 
 
 def published_figures(dataset: str) -> dict[str, dict[str, float]]:
-    """Model -> metric -> the paper's figure, from conf/published/<dataset>.yaml; empty where it has none."""
+    """Model -> metric -> the paper's figure, from conf/published/<dataset>.yaml; empty if there is no such file."""
     content = conf_content("published", dataset)
     content.pop("hidden_size", None)
     try:

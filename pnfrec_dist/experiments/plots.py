@@ -1,4 +1,4 @@
-"""Figures of runs and of their comparison, as matplotlib Figures without a display."""
+"""Figures of runs and comparisons, as matplotlib Figures that need no display."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ COLORS = {
 OTHERS = ("#6a4c93", "#4d908e", "#577590", "#9c6644")
 FLOOR, INK = "#9aa0a6", "#33363b"
 NO_LOSSES = ("train/users_per_s", "train/skipped_steps")
-"""Logged below train/ beside the loss and its terms."""
+"""Names under train/ that are not the loss or one of its terms."""
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -36,9 +36,9 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def learning_curves(runs: Mapping[str, Sequence[Sequence[EpochDone]]]) -> Figure:
-    """Each loss term and the validation score over epochs: a model's mean over its seeds, and their range.
+    """Each loss term and the validation score over epochs: each model's mean and range over its seeds.
 
-    runs: model -> its seeds' epochs. A mean ends where the shortest of the seeds ends.
+    runs: model -> the epochs of each seed. A curve ends with the shortest training.
     """
     logged = dict.fromkeys(
         name for seeds in runs.values() for epochs in seeds for entry in epochs for name in entry.metrics
@@ -64,7 +64,7 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[EpochDone]]]) -> Figure
 
 
 def _losses(logged: Iterable[str]) -> list[str]:
-    """The loss and its terms, in the order in which they are logged."""
+    """The logged names of the loss and its terms, in order."""
     return [name for name in logged if name.startswith("train/") and name not in NO_LOSSES]
 
 
@@ -109,7 +109,7 @@ def weight_curve(weight: str, model: str, points: dict[float, dict[str, Spread]]
 
 
 def trials_over_parameters(names: Sequence[str], points: Sequence[dict[str, Any]], scores: Sequence[float]) -> Figure:
-    """A panel for each searched setting: each trial's score over its value; logarithmic where values span decades."""
+    """A panel for each searched setting: scores of trials over its values; log scale for a wide range of values."""
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows), layout="constrained")
@@ -132,7 +132,7 @@ def trials_over_parameters(names: Sequence[str], points: Sequence[dict[str, Any]
 def parallel_coordinates(
     names: Sequence[str], points: Sequence[dict[str, Any]], scores: Sequence[float], title: str
 ) -> Figure:
-    """A line for each trial, an axis for each setting and one for the score; the best tenth in colour."""
+    """A line for each trial, with an axis for each setting and for the score; the best tenth in colour."""
     figure = Figure(figsize=(2.4 * (len(names) + 1), 4.0), layout="constrained")
     axes = figure.subplots()
     columns: list[Sequence[float]] = []
@@ -162,7 +162,7 @@ def parallel_coordinates(
 
 
 def _places(values: Sequence[Any]) -> tuple[list[float], list[str]]:
-    """Where to draw values, and the labels of those that are no numbers."""
+    """Positions of values on an axis, and labels if the values are not numbers."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return [float(value) for value in values], []
     labels = sorted({str(value) for value in values})

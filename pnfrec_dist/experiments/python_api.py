@@ -1,4 +1,4 @@
-"""The Python face of the package, which pnfrec_dist/__init__.py offers: one process, without Ray and MLflow."""
+"""The Python interface that pnfrec_dist/__init__.py offers: one process, without Ray and MLflow."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -26,10 +26,10 @@ from pnfrec_dist.training.run_directory import choose_run
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A training that came to its end."""
+    """A finished training."""
 
     directory: Path
-    """runs/<run>, as the command leaves it"""
+    """runs/<run>, as the command writes it"""
     settings: Settings
     epochs: list[EpochDone]
     best_epoch: int
@@ -37,7 +37,7 @@ class TrainedRun:
     test: dict[str, float]
     """metrics of the best epoch on test users, such as ndcg_p_at_10"""
     floors: dict[str, dict[str, float]]
-    """the same of rankings that ask for no model"""
+    """the same metrics for baselines without a model"""
 
 
 def train_settings(
@@ -45,7 +45,7 @@ def train_settings(
 ) -> Settings:
     """The settings of `pnfrec train --dataset DATASET --model MODEL --config CONFIG`, with changes.
 
-    changes: {"epochs": 3, "encoder.hidden_size": 32, ...}, dotted as in docs and MLflow.
+    changes: {"epochs": 3, "encoder.hidden_size": 32, ...}, with the dotted names of docs and MLflow.
     Raises InputError for unknown names and values out of range.
     """
     flags = {"--dataset": dataset, "--model": model, "--config": config}
@@ -58,11 +58,11 @@ def train_settings(
 
 
 def train(settings: Settings, *, on_event: Callable[[Event], None] = lambda _: None) -> TrainedRun:
-    """Trains and tests one model in this process: the numbers of the command with one worker, without its MLflow run.
+    """Trains and tests one model in this process. The results equal those of the command with one worker; no MLflow.
 
-    A run of the same settings and data that did not end is gone on with (settings.resume). on_event: called with what
-    the training tells, see pnfrec_dist.training.events. Raises InputError for settings that cannot be trained here, a
-    loss that is not finite, or data that are missing or damaged.
+    Resumes an unfinished run of the same settings and data, depending on settings.resume. on_event: called with every
+    event of the training, see pnfrec_dist.training.events. Raises InputError for settings that cannot be trained in one
+    process, a loss that is not finite, or data that are missing or damaged.
     """
     data = open_data(settings)
     plan = _one_worker(settings)
@@ -87,7 +87,7 @@ def train(settings: Settings, *, on_event: Callable[[Event], None] = lambda _: N
 
 
 def _one_worker(settings: Settings) -> WorkerPlan:
-    """This process. Raises InputError where the settings ask for more."""
+    """One worker, in this process. Raises InputError if the settings ask for more."""
     asked = settings.num_gpus or settings.num_workers or 1
     if asked > 1 or settings.ray_address:
         what = f"--ray-address {settings.ray_address}" if settings.ray_address else f"{asked} workers"
@@ -99,10 +99,11 @@ def _one_worker(settings: Settings) -> WorkerPlan:
 
 
 def load_model(run: TrainedRun | Path | str, data_dir: str = "") -> Model:
-    """A trained model: of a run, a run's directory or checkpoint, or what MLflow knows of it (pnfrec recommend --run).
+    """Loads a trained model from a run, a run's directory, a checkpoint, or a name in MLflow (pnfrec recommend --run).
 
-    data_dir: where prepared data sets lie; a checkpoint has its catalog from the one that it was trained on (default:
-    the run's own, else data/prepared). Raises InputError naming what is missing, damaged or does not agree.
+    data_dir: directory of prepared data sets; a checkpoint needs the data set on which it was trained, for the catalog
+    (default: that of the run, else data/prepared). Raises InputError that names what is missing, damaged or does not
+    match.
     """
     own = run.settings.data_dir if isinstance(run, TrainedRun) else "data/prepared"
     reference = run.directory if isinstance(run, TrainedRun) else run
@@ -114,9 +115,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a model on held-out users, as `pnfrec evaluate` computes them: {"ndcg_p_at_10": ..., ...}.
 
-    gamma: weight of the negative encoder's score, taken off. Raises InputError for data that the model was not trained
-    on, and for a gamma without a negative encoder.
+    gamma: weight of the negative encoder's score, which is subtracted. Raises InputError for data on which the model
+    was not trained, and for gamma > 0 without a negative encoder.
     """
     if model.exported.data_digest != data.manifest.digest:
-        raise InputError(f"{data.directory} is another state of the data than the model was trained on")
+        raise InputError(f"the model was trained on another state of the data than {data.directory}")
     return Split(model.exported, data.require_whole(split), split).evaluated(gamma).metrics

@@ -1,4 +1,4 @@
-"""Recorded trainings -> report.md, report.html, figures (PNG) and their numbers (CSV)."""
+"""Writes report.md, report.html, figures (PNG) and tables (CSV) from recorded trainings."""
 
 import base64
 import datetime
@@ -39,12 +39,12 @@ BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") f
 CURVE_METRICS = (SELECTION_METRIC, "ndcg_delta_at_10", LOGGED_SELECTION)
 FEW_USERS = 100
 SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
-"""Sections of the settings that a reader of results asks for; those of sampling where items are sampled."""
+"""Sections of the settings that a report shows, plus "sampled" if items are sampled."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What a report says of itself."""
+    """What a report says about itself."""
 
     title: str
     command: str
@@ -52,15 +52,15 @@ class About:
     code: str
     """commit and versions"""
     planned: int
-    """trainings"""
+    """number of planned trainings"""
     recorded: int
-    """of them"""
+    """number of them with a result"""
     problems: Sequence[str] = ()
-    """of trainings that failed"""
+    """messages of trainings that failed"""
 
 
 def headline_markdown(comparison: Comparison) -> str:
-    """Table 2: mean +- SD over seeds, the published figure, and ours minus it."""
+    """Table 2: mean +- SD over seeds, the published figure, and the difference from it."""
     spreads, published = comparison.spreads(), comparison.published
     rows = []
     for model, metrics in spreads.items():
@@ -76,16 +76,16 @@ def headline_markdown(comparison: Comparison) -> str:
 
 
 def missing_markdown(planned: int, recorded: int) -> str:
-    """A sentence where not all planned trainings have a result."""
+    """A sentence if some planned trainings have no result, else empty."""
     has = "has" if recorded == 1 else "have"
-    text = f"**{recorded} of the {planned} planned trainings {has} a result; the rest is missing here.**"
+    text = f"**{recorded} of the {planned} planned trainings {has} a result. The others are missing in this report.**"
     return text if recorded < planned else ""
 
 
 def write_report(directory: Path, about: About, comparison: Comparison, curves: dict[str, list[Recorded]]) -> Path:
-    """Writes all files into `directory`, in place of what it held, and returns the path of report.html.
+    """Writes all files into `directory`, replacing its content, and returns the path of report.html.
 
-    curves: loss weight -> the trainings along it.
+    curves: loss weight -> the trainings that vary it.
     """
     with replaced_directory(directory) as draft:
         _write_all(draft, about, comparison, curves)
@@ -111,17 +111,17 @@ def _write_all(directory: Path, about: About, comparison: Comparison, curves: di
 
 
 def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[str]:
-    """All that the models of the table, side by side, have to show."""
+    """The sections that compare the models of the table."""
     plots.save_png(plots.comparison_bars(comparison.spreads(), BARS), directory / "figures" / "bars.png")
     lines = {model: [run.result.epochs for run in runs] for model, runs in comparison.runs.items()}
     plots.save_png(plots.learning_curves(lines), directory / "figures" / "learning_curves.png")
     parts = ["## Table 2" if comparison.published else "## Test users", _table2_text(comparison)]
     parts += [headline_markdown(comparison), "![p, n and delta of every model](figures/bars.png)"]
     if REFERENCE in comparison.runs:
-        parts += [f"## Against `{REFERENCE}`", _interval_text(about.manifest), _interval_table(comparison)]
+        parts += [f"## Difference from `{REFERENCE}`", _interval_text(about.manifest), _interval_table(comparison)]
     parts += ["## At other k, and coverage", _cutoff_table(comparison)]
     parts += ["## Training", _training_table(comparison), "![learning curves](figures/learning_curves.png)"]
-    parts.append("Means over a model's seeds, up to the epoch that all of them reached, and the range of the seeds.")
+    parts.append("Curves: means over seeds, up to the epoch that all seeds reached. Shaded: the range over seeds.")
     return parts
 
 
@@ -143,25 +143,25 @@ def _opening(about: About, comparison: Comparison) -> str:
         lines.append(missing)
     if test["positive_targets"] < FEW_USERS:
         lines.append(
-            f"**{test['positive_targets']} test users with a liked target are few: one of them is worth "
-            f"{1 / max(test['positive_targets'], 1):.3f} of HR_p. Such data show that things work, not which model is "
-            "better.**"
+            f"**Only {test['positive_targets']} test users have a liked target: one of them is worth "
+            f"{1 / max(test['positive_targets'], 1):.3f} of HR_p. This report shows that everything works, not which "
+            "model is better.**"
         )
     return "\n\n".join(lines)
 
 
 def _table2_text(comparison: Comparison) -> str:
     text = (
-        "Mean ± SD over seeds. `_p`: users whose next item is one they like; d: that minus the same for users whose "
-        "next item is one they dislike. The whole catalog minus seen items is ranked; the epoch of the best validation "
-        "NDCG_p@10 is tested."
+        "Mean ± SD over seeds. `_p`: over users whose next item is a like. `d`: `_p` minus the same metric over users "
+        "whose next item is a dislike. The whole catalog minus seen items is ranked. The tested epoch is the one with "
+        "the best validation NDCG_p@10."
     )
     if comparison.published:
-        text += " In brackets: the published figure (mean of 5 seeds), and ours minus it."
+        text += " In brackets: the published figure (mean of 5 seeds), and the difference from it."
         settings = comparison.any_run().result.settings
         own, width = settings["encoder"]["hidden_size"], published_width(settings["dataset"])
         if width and own != width:
-            text += f" **The published models have a hidden size of {width}, these of {own}.**"
+            text += f" **The published models have a hidden size of {width}, these models {own}.**"
     return text
 
 
@@ -170,10 +170,10 @@ def _interval_text(manifest: Manifest) -> str:
     resamples = resample_count(test["positive_targets"] + test["negative_targets"])
     users = f"{test['positive_targets']:,} users with a liked and {test['negative_targets']:,} with a disliked target"
     return (
-        f"Difference of the means, and the 95 % interval of a paired bootstrap over the test users ({resamples:,} "
-        f"resamples of {users}; each user's value is the mean over the seeds that both models have). It says what "
-        "another draw of test users "
-        "would change, not another seed. **Bold**: the interval leaves out 0."
+        f"Difference of the means, with the 95 % interval of a paired bootstrap over the test users ({resamples:,} "
+        f"resamples of {users}; each user's value is the mean over the seeds that both models have). The interval "
+        "shows how much another draw of test users "
+        "would change, not another seed. **Bold**: the interval does not contain 0."
     )
 
 
@@ -235,18 +235,18 @@ def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
     ]
     comparable = [value for value in points if seeds[value] == max(seeds.values())]
     chosen = max(comparable, key=lambda value: points[value][LOGGED_SELECTION].mean)
-    of_which = "" if len(comparable) == len(points) else f", of those with {counted(max(seeds.values()), 'seed')}"
+    of_which = "" if len(comparable) == len(points) else f" (among those with {counted(max(seeds.values()), 'seed')})"
     return [
         f"## Over {weight}",
-        f"`{model}` with {counted(seeds.values(), 'seed')} for each value; whiskers: SD over seeds. A value is "
-        f"chosen on validation alone: here {chosen:g}{of_which}.",
+        f"`{model}` with {counted(seeds.values(), 'seed')} for each value; whiskers: SD over seeds. The best value on "
+        f"validation users is {chosen:g}{of_which}.",
         f"![over {weight}](figures/{weight}.png)",
         markdown_table([weight, "seeds", *titles], rows),
     ]
 
 
 def _settings(comparison: Comparison) -> list[str]:
-    """What all share, and what each model has of its own."""
+    """The settings in which models differ, and those that all share."""
     flat = {model: flatten(runs[0].result.settings) for model, runs in comparison.runs.items()}
     samples = any(settings["loss.cross_entropy"] != "exact" for settings in flat.values())
     sections = {*SHOWN, "sampled"} if samples else SHOWN
@@ -258,7 +258,7 @@ def _settings(comparison: Comparison) -> list[str]:
         rows = [[f"`{model}`", *(str(settings[name]) for name in own)] for model, settings in flat.items()]
         parts.append(markdown_table(["model", *own], rows))
     values = next(iter(flat.values()))
-    parts.append("All: " + ", ".join(f"{name} {values[name]}" for name in shared) + ".")
+    parts.append("The same for all: " + ", ".join(f"{name} {values[name]}" for name in shared) + ".")
     return parts
 
 

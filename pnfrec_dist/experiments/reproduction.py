@@ -1,8 +1,8 @@
-"""A reproduction: runs the planned trainings that have no result yet, one after another, and reports on all.
+"""A reproduction: runs the planned trainings that have no result, one after another, and reports on all.
 
-runs/reproduce-<dataset>/            run.json, run.lock, tracking.jsonl of the parent in MLflow
-runs/reproduce-<dataset>/<run>/      each training, as `python -m pnfrec_dist.train` leaves it
-runs/reproduce-<dataset>/report/     what report.py makes of them
+runs/reproduce-<dataset>/            run.json, run.lock, tracking.jsonl of the parent run in MLflow
+runs/reproduce-<dataset>/<run>/      each training, as `python -m pnfrec_dist.train` writes it
+runs/reproduce-<dataset>/report/     written by report.py
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from pnfrec_dist.training.run_directory import RUN_FILE, Run, choose_run, finish
 
 
 def recorded(training: Training, data_digest: str) -> Recorded | None:
-    """What a training left, or None while it has no result. Raises InputError when that cannot be read."""
+    """The result of a training, or None if it has none. Raises InputError if it cannot be read."""
     run = finished_run(training.settings, data_digest)
     result = read_result(run.directory) if run is not None else None
     if run is None or result is None:
@@ -51,10 +51,10 @@ def recorded(training: Training, data_digest: str) -> Recorded | None:
 def run_missing(
     trainings: Sequence[Training], data: PreparedData, uri: str, parent: str, after_seed: Callable[[list[str]], object]
 ) -> tuple[bool, list[str]]:
-    """Runs the trainings that have no result: (whether none was stopped, what became of those that failed).
+    """Runs the trainings that have no result: (False if one was stopped, messages of those that failed).
 
-    parent: key of the run that MLflow shows them under; after_seed is told the failures so far. A training that fails
-    is left out, the others go on.
+    parent: key of the parent run in MLflow. after_seed gets the messages so far. After a training that fails, the
+    others still run.
     """
     digest, problems, started, done = data.manifest.digest, [], time.monotonic(), 0
     missing = still_missing(trainings, digest)
@@ -86,7 +86,7 @@ def run_missing(
 
 
 def still_missing(trainings: Sequence[Training], data_digest: str) -> list[Training]:
-    """What is to be trained, none twice: a curve may pass through a model of the table."""
+    """The trainings without a result, without repeats: a point of a curve may equal a model of the table."""
     firsts = {trained(training.settings): training for training in reversed(trainings)}
     return [t for t in trainings if firsts[trained(t.settings)] is t and recorded(t, data_digest) is None]
 
@@ -99,16 +99,16 @@ def _time_left(started: float, done: int, left: int) -> str:
 
 
 def reproduce(options: Options, trainings: Sequence[Training]) -> int:
-    """Runs what has no result yet, reports, and returns the exit code. Raises InputError, and RunError of failures."""
-    published_figures(options.dataset)  # a file that cannot be read is better found now
+    """Runs the missing trainings, reports, and returns the exit code. Raises InputError, and RunError for failures."""
+    published_figures(options.dataset)  # finds a file that cannot be read early
     data, uri = open_data(trainings[0].settings), tracking_uri()
     digest = data.manifest.digest
     if trainings[0].settings.dry_run:
         missing = still_missing(trainings, digest)
         for training in trainings:
-            state = "has its result" if recorded(training, digest) is not None else "to be trained"
+            state = "has a result" if recorded(training, digest) is not None else "to be trained"
             if state == "to be trained" and training not in missing:
-                state = f"is {next(t.name for t in missing if trained(t.settings) == trained(training.settings))}"
+                state = f"equals {next(t.name for t in missing if trained(t.settings) == trained(training.settings))}"
             print(f"{training.name:<50}{state}")
         print(f"dry run: nothing was trained; {len(missing)} trainings are missing")
         return 0
@@ -116,14 +116,14 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
         with writing(f"to {options.directory}", WAY_OUT):
             page = write(options, data, trainings, [])
         if page is None:
-            raise InputError(f"there is no result in {options.directory} to report yet; run it without --report-only")
+            raise InputError(f"there is no result in {options.directory} yet; run the command without --report-only")
         print(page)
         return 0
     parent = _parent(options, digest)
     with contextlib.ExitStack() as stack:
         with writing(f"to {parent.directory}", WAY_OUT):
             parent.directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(parent.locked(way_out="say another --name"))
+            stack.enter_context(parent.locked(way_out="choose another --name"))
             parent.write()
         tracked = TrackedRun(parent.directory, parent.key, uri, print)
         tracked.start(_opening(trainings[0].settings, data, options))
@@ -141,7 +141,7 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
             status = KILLED if not went_on else FAILED if problems else FINISHED
         except KeyboardInterrupt:
             status = KILLED
-            print("stopped; the same command goes on, --report-only reports what there is", flush=True)
+            print("stopped; the same command continues, --report-only reports the existing results", flush=True)
             raise
         finally:
             tracked.close(status)
@@ -149,7 +149,7 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
     print(f"\ntrainings with a result: {done} of {len(trainings)}{f'; report: {page}' if page else ''}")
     print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it with: make mlflow-ui")
     if not went_on:
-        print("stopped; the same command goes on")
+        print("stopped; run the same command again to continue")
         return EXIT_INTERRUPTED
     if problems:
         raise RunError(f"{len(problems)} of {len(trainings)} trainings failed: {'; '.join(problems)}")
@@ -157,15 +157,15 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
 
 
 def _parent(options: Options, data_digest: str) -> Run:
-    """The reproduction's own directory, found again or new."""
+    """The run of the reproduction itself, existing or new."""
     if not (options.directory / RUN_FILE).exists():
         return Run(options.directory, {"reproduces": options.dataset}, data_digest)
     try:
         parent = read_run(options.directory)
     except InputError as error:
-        raise InputError(f"{str(error).partition(';')[0]}; mend it, or say another --name") from error
+        raise InputError(f"{str(error).partition(';')[0]}; fix it, or choose another --name") from error
     if parent.settings.get("reproduces") != options.dataset or parent.data_digest != data_digest:
-        raise InputError(f"{options.directory} is about something else than these data; say another --name")
+        raise InputError(f"{options.directory} belongs to other data; choose another --name")
     return parent
 
 
@@ -176,7 +176,7 @@ def _opening(settings: Settings, data: PreparedData, options: Options) -> Openin
 
 
 def write(options: Options, data: PreparedData, trainings: Sequence[Training], problems: Sequence[str]) -> Path | None:
-    """Writes the report of what there is; returns report.html's path, or None where there is nothing."""
+    """Writes the report of the existing results; returns the path of report.html, or None without results."""
     found = _found(trainings, data.manifest.digest)
     if not found:
         return None
@@ -195,14 +195,14 @@ def write(options: Options, data: PreparedData, trainings: Sequence[Training], p
 
 
 def _tell(options: Options, data: PreparedData, trainings: Sequence[Training], tracked: TrackedRun) -> None:
-    """Tells MLflow: the report's files, the table as description, means as metrics, the model that validated best."""
+    """Logs to MLflow: the report, the table as description, means as metrics, and the model that validated best."""
     found = _found(trainings, data.manifest.digest)
     if not found:
         return
     comparison = _comparison(found, options)
     number = sum(record["key"].startswith("report/") for record in tracked.spool.records)
     tracked.log_directory(f"report/{number}", options.directory / "report", "report")
-    parts, where = [], "All of it: `report/report.html` among the artifacts."
+    parts, where = [], "Full report: `report/report.html` among the artifacts."
     if comparison.runs:
         parts, where = [headline_markdown(comparison)], f"Mean ± SD over {comparison.seeds}. {where}"
     parts += [missing_markdown(len(trainings), len(found)), where]
@@ -216,7 +216,7 @@ def _tell(options: Options, data: PreparedData, trainings: Sequence[Training], t
     exported = [run for run in found if run.has_model]
     if exported:
         best = max(exported, key=lambda run: run.best_validation)
-        what = f"Models of `{options.dataset}` that validated best; `best` has the best of them on the same data."
+        what = f"Models of `{options.dataset}` that validated best; `best` is the best of them on the same data."
         tags = {"model": best.model, "seed": str(best.seed), "data_digest": data.manifest.digest}
         tags |= {best.weight: f"{best.value:g}"} if best.weight else {}
         tags[SCORE_TAG] = repr(best.best_validation)
@@ -228,7 +228,7 @@ def _found(trainings: Sequence[Training], data_digest: str) -> list[Recorded]:
 
 
 def _comparison(found: Sequence[Recorded], options: Options) -> Comparison:
-    """Rows of the table in the order asked for."""
+    """The models of the table, in the order of --models."""
     rows = {model: [r for r in found if r.model == model and not r.weight] for model in options.models}
     return Comparison({model: runs for model, runs in rows.items() if runs}, published_figures(options.dataset))
 

@@ -1,4 +1,4 @@
-"""What a reproduction is asked for: its flags."""
+"""The flags of a reproduction."""
 
 import argparse
 import re
@@ -14,12 +14,12 @@ MODELS = ("pnfrec", "pnfrec_pn", "pnfrec_pc", "sasrec_p", "sasrec_c", "sasrec")
 
 
 CURVES = {"alpha": "pnfrec_pn", "beta": "pnfrec"}
-"""Loss weights that are varied -> the model whose other settings stay (Figure 2, and the same for beta)."""
+"""Loss weight that a curve varies -> the model of the curve (alpha: Figure 2)."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be reproduced."""
+    """The parsed flags."""
 
     dataset: str
     models: tuple[str, ...]
@@ -39,11 +39,11 @@ def parse(args: Sequence[str]) -> Options:
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
     if not found.seeds.isdecimal() or not 1 <= int(found.seeds) <= MAX_SEEDS:
-        raise InputError(f"--seeds is {found.seeds!r}; it is a number of seeds, from 1 to {MAX_SEEDS}")
+        raise InputError(f"--seeds is {found.seeds!r}; it must be a number of seeds, from 1 to {MAX_SEEDS}")
     name = f"reproduce-{found.dataset}" if found.name is None else found.name
     for flag, value in (("--dataset", found.dataset), ("--name", name)):
         if not re.fullmatch(r"\w[\w.-]*", value):
-            raise InputError(f"{flag} is {value!r}; a name has letters, digits, '.', '_' and '-' alone")
+            raise InputError(f"{flag} is {value!r}; a name may only have letters, digits, '.', '_' and '-'")
     curves = {weight: _values(weight, getattr(found, f"{weight}s")) for weight in CURVES}
     return Options(
         found.dataset,
@@ -71,26 +71,26 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
         description="Trains every model with every seed, as python -m pnfrec_dist.train does, and writes a report: "
-        "the paper's Table 2 and Figure 2 with spread over seeds and intervals over test users. What has a result "
-        "already is not trained again, so the same command goes on after an interruption, and more seeds, models or "
-        "values add to it.",
-        epilog="Any further flag is one of python -m pnfrec_dist.train (--epochs 20, --encoder.hidden-size 128, ...) "
-        "and holds for all trainings; --dry-run lists them.",
+        "the paper's Table 2 and Figure 2 with the SD over seeds and intervals over test users. Trainings that have a "
+        "result are not run again, so the same command continues after an interruption, and more seeds, models or "
+        "values can be added.",
+        epilog="Any other flag is a flag of python -m pnfrec_dist.train (--epochs 20, --encoder.hidden-size 128, ...) "
+        "and applies to all trainings; --dry-run lists them.",
     )
     parser.add_argument("--dataset", default="synthetic", help="name of a prepared data set (default: synthetic)")
     parser.add_argument(
-        "--models", nargs="+", default=list(MODELS), help=f"of conf/model/ (default: {' '.join(MODELS)})"
+        "--models", nargs="+", default=list(MODELS), help=f"files of conf/model/ (default: {' '.join(MODELS)})"
     )
-    parser.add_argument("--seeds", default="5", help="how many: 1, 2, ... (default: 5, as the paper)")
+    parser.add_argument("--seeds", default="5", help="number of seeds: 1, 2, ... (default: 5, as in the paper)")
     for weight, model in CURVES.items():
         parser.add_argument(
             f"--{weight}s",
             nargs="*",
             metavar="VALUE",
             help=f"values of {weight} for a curve of {model}; grid: 0 to 1 in "
-            "steps of 0.05, as the paper (default: no curve)",
+            "steps of 0.05, as in the paper (default: no curve)",
         )
     parser.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--name", help="directory in --output-dir and name in MLflow (default: reproduce-<dataset>)")
-    parser.add_argument("--report-only", action="store_true", help="train nothing, report what there is")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report the existing results")
     return parser

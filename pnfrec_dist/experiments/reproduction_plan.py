@@ -1,4 +1,4 @@
-"""The plan of a reproduction: the trainings that the paper's experiments take on one data set."""
+"""The plan of a reproduction: the trainings of the paper's experiments on one data set."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ class Training:
 
     @property
     def value(self) -> float:
-        """Of the varied weight; nan without one."""
+        """The value of the varied weight; nan without one."""
         return getattr(self.settings.loss, self.weight) if self.weight else math.nan
 
 
@@ -53,7 +53,7 @@ def planned(options: Options) -> list[Training]:
 
 
 def _own(model: str) -> list[str]:
-    """Names of the settings that make the model."""
+    """Names of the settings that define the model."""
     return list(flatten(conf_content("model", model)))
 
 
@@ -63,19 +63,19 @@ def _flag(name: str) -> str:
 
 def _settings(dataset: str, model: str, directory: Path, flags: Sequence[str]) -> Settings:
     if model in BASELINES:
-        raise InputError(f"--models has {model!r}, which is not trained: the report has it in any case; leave it out")
+        raise InputError(f"--models has {model!r}, which is not trained and always reported; leave it out")
     if "," in model:
-        raise InputError(f"--models has {model!r}; put blanks between names, not commas")
+        raise InputError(f"--models has {model!r}; separate names by spaces, not commas")
     if model not in conf_names("model"):
         raise InputError(f"--models has {model!r}; {nearest(model, conf_names('model'))}")
     if {"--model", "--seed"} & {flag.partition("=")[0] for flag in flags}:
-        raise InputError("--model and --seed are not flags of this command; say --models and --seeds")
+        raise InputError("--model and --seed are not flags of this command; use --models and --seeds")
     for flag in sorted({flag.partition("=")[0] for flag in flags} & {_flag(name) for name in _own(model)}):
         raise InputError(
-            f"{flag} is what makes {model} ({model}.yaml in conf/model/); vary a weight with --alphas or --betas, "
-            "or write a model of your own"
+            f"{flag} defines {model} ({model}.yaml in conf/model/); vary a weight with --alphas or --betas, "
+            "or write your own model file"
         )
     settings = parse_train_settings(["--dataset", dataset, "--model", model, "--output-dir", str(directory), *flags])
     if settings.resume != Settings.resume:
-        raise InputError(f"--resume is {settings.resume!r}; this command always goes on, or say another --name")
+        raise InputError(f"--resume is {settings.resume!r}; this command always resumes; use another --name instead")
     return settings

@@ -1,4 +1,4 @@
-"""Progress of a training, for people: a bar on a terminal, plain lines in a log; tables at the end."""
+"""Shows the progress of a training: a bar on a terminal, lines in a log file; and result tables."""
 
 import time
 from types import TracebackType
@@ -45,7 +45,7 @@ class ProgressReport:
             self.bar.stop()
 
     def show(self, event: Event) -> None:
-        """Any event; those that mean nothing to a reader are left out."""
+        """Shows an event, if it is of interest to a reader."""
         if isinstance(event, StepDone):
             self.step(event)
         elif isinstance(event, EpochDone):
@@ -59,7 +59,7 @@ class ProgressReport:
             self.started(event)
 
     def started(self, event: Started) -> None:
-        """Said when it is not the first time, or not the planned number."""
+        """Shown if it is not the first start, or not the planned number of workers."""
         if self.starts or event.workers != self.num_workers:
             again = "again " if self.starts else ""
             where = f"epoch {event.epoch} after step {event.step}"
@@ -86,7 +86,7 @@ class ProgressReport:
         metrics = event.metrics
         star = "  *best" if event.is_best else ""
         skipped = int(metrics.get("train/skipped_steps", 0))
-        left_out = f"  {skipped} steps left out" if skipped else ""
+        left_out = f"  {skipped} steps skipped" if skipped else ""
         self.line(
             f"epoch {event.epoch:>3}/{self.max_epochs}  loss {metrics['train/loss']:.4f}  "
             f"val NDCG_p@10 {metrics[LOGGED_SELECTION]:.4f}  "
@@ -99,7 +99,7 @@ class ProgressReport:
 
 
 def headline_table(rows: dict[str, dict[str, float]]) -> str:
-    """Model by headline metric; a metric that a group without users lacks is shown as -."""
+    """Models by headline metrics; a missing metric (of a group without users) is shown as -."""
     return text_table(*_headline(rows), other_width=9)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings
-from pnfrec_dist.cluster.session import planned_workers
+from pnfrec_dist.cluster.session import planned_workers, start_ray
 from pnfrec_dist.cluster.single_worker import run_here
 from pnfrec_dist.cluster.stop_signals import stop_requests
 from pnfrec_dist.cluster.worker_plan import WorkerPlan, worker_options
@@ -23,6 +23,7 @@ from pnfrec_dist.tracking.address import shown, tracking_uri
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import Opening, opening_of_training
 from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED
+from pnfrec_dist.tracking.system_metrics import MachineMetrics
 from pnfrec_dist.training.events import Alive, BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of
 from pnfrec_dist.training.loop import Hooks, Phase
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, begin, choose_run
@@ -36,7 +37,7 @@ def drive(settings: Settings) -> int:
     data = open_data(settings)
     uri = tracking_uri()
     run = choose_run(settings, data.manifest.digest)
-    with planned_workers(worker_options(settings), dry_run=settings.dry_run) as plan:
+    with planned_workers(worker_options(settings)) as plan:
         print(f"{checked_plan(settings, data, plan)}\ntracking: {shown(uri)}", flush=True)
         if settings.dry_run:
             print("dry run: nothing was trained")
@@ -178,10 +179,11 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
     """
     run, outcome = job.run, Outcome()
     tracked = TrackedRun(run.directory, run.key, job.uri, display.line)
-    tracked.start(job.opening)
+    tracked.begin(job.opening)
     try:
 
         def on_event(event: Event) -> None:
+            tracked.require_accepted()
             outcome.see(event)
             for epoch in epochs_of(event):
                 tracked.log_metrics(f"epoch/{epoch.epoch}", epoch.metrics, epoch.epoch)
@@ -214,13 +216,13 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
 
 def _run_workers(job: Job, tracked: TrackedRun, on_event: Callable[[Event], None], stop: threading.Event) -> None:
     """A single worker is this process; more are Ray's, whose Ray Train takes seconds to import."""
-    from pnfrec_dist.tracking.system_metrics import MachineMetrics
-
     with MachineMetrics(tracked):
         if job.plan.in_this_process:
             hooks = Hooks(on_event, stop.is_set, lambda: on_event(Alive()))
             run_here(job.settings, job.plan, job.data, job.run.directory, hooks, job.phase)
         else:
+            start_ray(worker_options(job.settings))
+            tracked.require_accepted()
             from pnfrec_dist.cluster.trainer import run_training
 
             directories = job.data.directory, job.run.directory

@@ -1,4 +1,4 @@
-"""The plan of one training, made before anything starts: its data, its steps, and whether the memory will do."""
+"""The plan of one training, made before it starts: its data, its steps, and whether the memory is enough."""
 
 import re
 
@@ -19,11 +19,11 @@ from pnfrec_dist.training.memory_plan import StepPlan, plan_step
 
 
 def open_data(settings: Settings) -> PreparedData:
-    """The prepared data set, compared with conf/dataset/<name>.yaml where there is one; all that a training reads of it
-    is whole."""
+    """The prepared data set, compared with conf/dataset/<name>.yaml if there is one. Checks all files that a training
+    reads."""
     directory = Location(settings.data_dir) / settings.dataset
     if not re.fullmatch(r"\w[\w.-]*", settings.dataset):
-        raise InputError(f"--dataset is {settings.dataset!r}; a name has letters, digits, '.', '_' and '-' alone")
+        raise InputError(f"--dataset is {settings.dataset!r}; a name may only have letters, digits, '.', '_' and '-'")
     if settings.dataset not in conf_names("dataset"):
         if not directory.is_dir():
             load_conf("dataset", settings.dataset, DatasetSettings())  # raises, naming the nearest data set
@@ -33,9 +33,9 @@ def open_data(settings: Settings) -> PreparedData:
 
 
 def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, at_a_time: int = 1) -> str:
-    """What will run, for a reader. Raises InputError when the users are too few or the memory is too small.
+    """Describes the training for people. Raises InputError if there are too few users or too little memory.
 
-    at_a_time: trainings with such workers, of a sweep.
+    at_a_time: how many such trainings a sweep runs at the same time.
     """
     train_data = data.train(settings.encoder.history)
     require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
@@ -64,19 +64,19 @@ def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: Wo
 
 
 def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_time: int) -> None:
-    """Raises InputError when the workers will not fit this machine's memory. Of a cluster's nothing is known here."""
+    """Raises InputError if the workers do not fit into this machine's memory. The memory of a cluster is not known."""
     if settings.ray_address or (plan.use_gpu and not plan.gpu_bytes):
         return
     if plan.use_gpu:
         free, needed, where = plan.gpu_bytes, step.total, "a GPU has"
     else:
-        spared = 0 if step.is_sharded else step.checkpoint * (plan.num_workers - 1)  # rank 0 alone writes
+        spared = 0 if step.is_sharded else step.checkpoint * (plan.num_workers - 1)  # only rank 0 writes
         each = step.total * plan.num_workers - spared
-        needed, free, where = at_a_time * each, psutil.virtual_memory().available, "this machine has free"
+        needed, free, where = at_a_time * each, psutil.virtual_memory().available, "the free memory is"
         if each <= free < needed:
             raise InputError(
                 f"{at_a_time} trials at a time need about {memory_size(each)} each with the largest settings searched, "
-                f"{where} {memory_size(free)}; say --max-concurrent {free // each}"
+                f"{where} {memory_size(free)}; use --max-concurrent {free // each}"
             )
     if needed <= free:
         return
@@ -88,7 +88,7 @@ def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_t
 
 
 def _ways_out(settings: Settings, plan: WorkerPlan, step: StepPlan, free: int, at_a_time: int) -> dict[str, int]:
-    """What a user may do -> about how many bytes that spares a worker; 0 where it does not apply."""
+    """What a user can change -> about how many bytes that saves per worker; 0 if it does not apply."""
     table = step.table + step.table_training + step.passing
     parts_save = step.activations * 7 // 8 - (step.table if not step.is_sharded else 0)
     cross_entropy: CatalogLoss = CROSS_ENTROPIES.load(settings.loss.cross_entropy)

@@ -1,1 +1,1 @@
-"""Files wherever they are, whole or absent; text and tables for people."""
+"""Local and remote files, written atomically; text and tables for people."""

@@ -1,7 +1,7 @@
-"""Files and directories that are whole or absent: written as a draft beside their place, then moved there.
+"""Files and directories that are complete or absent: written as a draft next to their place, then moved there.
 
-.<name>.writing  a draft (.<name>.<writer> where several processes may write at once); the next writer starts it anew
-.<name>.old      what lay in a directory's place before, for the moment in which both exist
+.<name>.writing  a draft (.<name>.<writer> if several processes may write at once); the next writer overwrites it
+.<name>.old      the old directory, for the moment in which both exist
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from pnfrec_dist.files.locations import sync_to_disk
 
 @contextmanager
 def writing(where: str, way_out: str) -> Iterator[None]:
-    """Says in one line where nothing could be written: raises InputError for an OSError.
+    """Turns an OSError into a one-line InputError that says what could not be written.
 
-    where: with its preposition, "to <directory>", "--out <file>".
+    where: fits after "cannot write", such as "to <directory>" or "--out <file>".
     """
     try:
         yield
@@ -31,20 +31,20 @@ def writing(where: str, way_out: str) -> Iterator[None]:
 
 
 def draft_of(path: Path, writer: object = "writing") -> Path:
-    """Where what shall be `path` is written."""
+    """The path of the draft of `path`."""
     return path.with_name(f".{path.name}.{writer}")
 
 
 def old_of(path: Path) -> Path:
-    """Where what lies at `path` is set aside."""
+    """The path to which an old `path` is moved."""
     return path.with_name(f".{path.name}.old")
 
 
 @contextmanager
 def replaced(path: Path, writer: object = "writing") -> Iterator[Path]:
-    """A draft file, which takes the place of `path` in one move at the end, once on the disk; gone after an error.
+    """A draft file that replaces `path` in one move at the end, once it is on the disk; removed after an error.
 
-    A kill leaves the old file, and the draft. writer: tells the drafts of processes apart that may write at once.
+    A kill leaves the old file and the draft. writer: gives processes that may write at once different drafts.
     """
     draft = draft_of(path, writer)
     try:
@@ -58,7 +58,7 @@ def replaced(path: Path, writer: object = "writing") -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, writer: object = "writing") -> None:
-    """In one move, UTF-8."""
+    """Writes a UTF-8 file, in one move."""
     with replaced(path, writer) as draft:
         draft.write_text(text, encoding="utf-8")
 
@@ -66,12 +66,12 @@ def write_text(path: Path, text: str, writer: object = "writing") -> None:
 def write_json(
     path: Path, content: Any, *, indent: int | None = None, sort_keys: bool = False, writer: object = "writing"
 ) -> None:
-    """In one move, with a newline at the end."""
+    """Writes a JSON file with a newline at the end, in one move."""
     write_text(path, json.dumps(content, indent=indent, sort_keys=sort_keys) + "\n", writer)
 
 
 def require_writable(path: Path) -> None:
-    """Raises OSError where no file can be put into the place of `path`, which stays as it is."""
+    """Raises OSError if no file can be written at `path`. Does not change `path`."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     draft = draft_of(path)
@@ -81,7 +81,7 @@ def require_writable(path: Path) -> None:
 
 @contextmanager
 def scratch_directory(path: Path) -> Iterator[Path]:
-    """An empty directory as long as the context lasts; what a kill left of it goes first."""
+    """An empty directory for the duration of the context. Removes leftovers of a kill first."""
     _remove(path)
     path.mkdir(parents=True)
     try:
@@ -92,9 +92,9 @@ def scratch_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_directory(path: Path) -> Iterator[Path]:
-    """A draft directory, which takes the place of `path` at the end, once it is on the disk; gone after an error.
+    """A draft directory that replaces `path` at the end, once it is on the disk; removed after an error.
 
-    One process at a time. A kill leaves the old directory or none, never half of one; see move_in.
+    For one process at a time. A kill leaves the old directory or none, never an incomplete one; see move_in.
     """
     put_back(path)
     with scratch_directory(draft_of(path)) as draft:
@@ -105,9 +105,9 @@ def replaced_directory(path: Path) -> Iterator[Path]:
 
 
 def move_in(draft: Path, path: Path) -> None:
-    """Puts the directory `draft`, whose files are on the disk, into the place of `path`, and removes what lay there.
+    """Moves the directory `draft`, whose files are on the disk, to `path`, and removes the old directory.
 
-    A kill between its two moves leaves none; put_back mends that, with the old one.
+    A kill between the two moves leaves no directory; put_back then restores the old one.
     """
     sync_to_disk(draft)
     old = old_of(path)
@@ -125,7 +125,7 @@ def move_in(draft: Path, path: Path) -> None:
 
 
 def put_back(path: Path) -> None:
-    """Settles what a kill in move_in left."""
+    """Cleans up after a kill in move_in."""
     old = old_of(path)
     if old.exists() and not path.exists():
         old.rename(path)
@@ -133,7 +133,7 @@ def put_back(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A directory, or a link to one."""
+    """Removes a directory, or a link to one."""
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""sha256 of files, computed once a machine: a file that was not changed since is not read again.
+"""sha256 checks of files, once per machine: a file that has not changed since is not read again.
 
-$PNFREC_CACHE/checked/<name of a state of a file>    a note that this state has its sha256
+$PNFREC_CACHE/checked/<hash of sha256 and file state>    a note that this state of a file has this sha256
 """
 
 import contextlib
@@ -14,22 +14,22 @@ from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.locks import held
 
 SETTLED_SECONDS = 2.0
-"""A file that was changed later than this ago gets no note: a further change might leave its times as they are."""
+"""A file that changed within this time gets no note: another change might not be visible in its times."""
 UNUSED_DAYS = 30
-"""After these, what lies in the cache and was not used is removed."""
+"""Cache entries that were not used for this long are removed."""
 
 
 def cache_directory() -> Path:
-    """What this machine keeps for later: $PNFREC_CACHE, else pnfrec-dist in the user's cache directory."""
+    """The cache of this machine: $PNFREC_CACHE, else pnfrec-dist in the user's cache directory."""
     named = os.environ.get("PNFREC_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(named) if named else base / "pnfrec-dist"
 
 
 def has_sha256(file: Location, sha256: str) -> bool:
-    """Whether a file has this content. Several processes that ask at once wait for the first of them to read it.
+    """Whether a file has this content. If several processes ask at once, they wait for the first one to read it.
 
-    Raises OSError where the file cannot be read. A cache that cannot be written costs time alone.
+    Raises OSError if the file cannot be read. A cache that cannot be written only costs time.
     """
     state = _state(file)
     if state is None:
@@ -52,7 +52,7 @@ def has_sha256(file: Location, sha256: str) -> bool:
 
 
 def remove_unused_notes(cache: Path) -> None:
-    """Of files that nobody asked about for a month."""
+    """Removes notes that were not used for UNUSED_DAYS."""
     for note in (cache / "checked").glob("*"):
         with contextlib.suppress(OSError):
             if note.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
@@ -60,7 +60,7 @@ def remove_unused_notes(cache: Path) -> None:
 
 
 def _state(file: Location) -> str | None:
-    """Another one whenever a file was changed or replaced; None where its storage tells too little."""
+    """A text that differs whenever the file was changed or replaced; None if its storage has no change times."""
     if not file.is_local:
         info = file.info()
         return json.dumps([file.uri, info.size, info.mtime_ns]) if info.mtime_ns else None
@@ -76,7 +76,7 @@ def _age(file: Location) -> float:
 
 
 def _is_there(note: Path) -> bool:
-    """Marks it as used."""
+    """Whether the note exists; marks it as used."""
     with contextlib.suppress(OSError):
         os.utime(note)
         return True

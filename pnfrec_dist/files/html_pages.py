@@ -1,4 +1,4 @@
-"""HTML pages of one look: what a report hands out as a single file."""
+"""HTML pages for reports, with a common style, each a single file."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -22,24 +22,24 @@ figure {{ display: inline-block; margin: .5rem 1rem .5rem 0 }} figcaption {{ col
 
 
 def page(title: str, body: str) -> str:
-    """A whole page. title: plain text; body: HTML, whose classes may be text (cells of words), loud and quiet."""
+    """A whole page. title: plain text; body: HTML, which may use the classes text (cells of words), loud and quiet."""
     return _PAGE.format(title=html.escape(title), body=body)
 
 
 def html_of_markdown(text: str) -> str:
-    """CommonMark with tables -> HTML; tags in the text are shown as they are."""
+    """CommonMark with tables -> HTML; HTML tags in the text are escaped."""
     from markdown_it import MarkdownIt  # a machine that only trains or prepares data may lack it
 
     return MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """Plain text. kind: "loud", "quiet" or ""."""
+    """A paragraph of plain text. kind: "loud", "quiet" or ""."""
     return f"<p{_class(kind)}>{html.escape(text)}</p>"
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", *, is_text: bool = False) -> str:
-    """Cells of plain text, the first of each row its name. title: a heading above; is_text: of words, not numbers."""
+    """A table of plain text; the first cell of a row is its name. title: heading above; is_text: words, not numbers."""
     kind = _class("text" if is_text else "")
     lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"]
     for name, *cells in rows:

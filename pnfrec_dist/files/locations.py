@@ -1,4 +1,4 @@
-"""Files wherever they are: a path of this machine, or a URI that pyarrow reads (file, s3, s3a, gs, hdfs)."""
+"""Local and remote files: a path on this machine, or a URI that pyarrow reads (file, s3, s3a, gs, hdfs)."""
 
 import hashlib
 import os
@@ -18,16 +18,16 @@ CHUNK = 4 << 20
 
 
 class Location:
-    """A file or directory. It is its text alone, so it travels to other processes; the file system opens on use."""
+    """A file or directory. Only its text is stored, so it can be sent to processes; the file system opens on use."""
 
     def __init__(self, place: "str | Path | Location") -> None:
-        """place: a path (relative ones are taken from the working directory), or scheme://..."""
+        """place: a path (relative to the working directory), or scheme://..."""
         text = str(place)
         if not text.strip():
-            raise InputError("a path is empty; give a directory, or leave the setting out")
+            raise InputError("a path is empty; give a directory, or leave out the setting")
         if text.startswith("file:"):
             if not text.startswith("file:/"):
-                raise InputError(f"{text!r} is no file URI; write file:///directory, or the path alone")
+                raise InputError(f"{text!r} is not a file URI; write file:///directory, or only the path")
             text = fs.FileSystem.from_uri("file://" + "/" + text.removeprefix("file:").lstrip("/"))[1]
         self.is_local = "://" not in text
         self.uri = str(Path(text).expanduser().absolute()) if self.is_local else text.rstrip("/")
@@ -61,12 +61,12 @@ class Location:
 
     @property
     def path(self) -> Path:
-        """The path of this machine; for local places alone."""
+        """The path on this machine; only for local files."""
         assert self.is_local, self.uri
         return Path(self.uri)
 
     def resolved(self) -> "Location":
-        """Where symbolic links lead to."""
+        """With symbolic links resolved."""
         return Location(self.path.resolve()) if self.is_local else self
 
     @property
@@ -106,7 +106,7 @@ class Location:
         return self.info().size
 
     def entries(self, *, recursive: bool = True) -> dict[str, fs.FileInfo]:
-        """Files and directories below, by their path relative to this one, in name order."""
+        """Files and directories below this one, by relative path, sorted by name."""
         selector = fs.FileSelector(self.fs_path, recursive=recursive, allow_not_found=True)
         found = {
             info.path.removeprefix(self.fs_path).lstrip("/"): info for info in self.filesystem.get_file_info(selector)
@@ -114,12 +114,12 @@ class Location:
         return dict(sorted(found.items()))
 
     def files(self, *, recursive: bool = True) -> dict[str, int]:
-        """Sizes of the files below, by relative path."""
+        """Relative path -> size, for the files below this directory."""
         found = self.entries(recursive=recursive)
         return {path: info.size for path, info in found.items() if info.type == fs.FileType.File}
 
     def open(self) -> pa.NativeFile:
-        """The file for reading at any place."""
+        """Opens the file for random access."""
         return self.filesystem.open_input_file(self.fs_path)
 
     def read_bytes(self) -> bytes:
@@ -141,7 +141,7 @@ class Location:
         self.filesystem.create_dir(self.fs_path, recursive=True)
 
     def rename(self, to: "Location") -> None:
-        """Moves in one step; see `renames`."""
+        """Moves in one step, if `renames`."""
         if self.is_local:
             self.path.rename(to.path)
         else:
@@ -151,7 +151,7 @@ class Location:
         self.filesystem.copy_file(self.fs_path, to.fs_path)
 
     def delete(self) -> None:
-        """Removes the file or directory; no error when it is not there."""
+        """Removes the file or directory; no error if it does not exist."""
         if self.is_local and self.path.is_symlink():
             self.path.unlink()
         elif self.is_local and self.path.is_dir():
@@ -162,16 +162,16 @@ class Location:
             self.filesystem.delete_file(self.fs_path)
 
     def sync(self) -> None:
-        """Returns when the file, or the directory's entries, are on the disk; a remote store has them once closed."""
+        """Returns when the file, or the directory's entries, are on the disk; remote files are stored when closed."""
         if self.is_local:
             sync_to_disk(self.path)
 
 
 @contextmanager
 def reading(place: object, way_out: str) -> Iterator[None]:
-    """Says in one line what cannot be read: raises InputError for an OSError and for a content of another form.
+    """Turns an OSError, or an error about the content, into a one-line InputError that says what could not be read.
 
-    An InputError of the content passes as it is.
+    An InputError is passed on unchanged.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files that one process at a time holds. The system lets go of them however that process ends."""
+"""Lock files. The system releases a lock however the process that holds it ends."""
 
 import fcntl
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def held(path: Path, *, wait: bool = False, remove: bool = False) -> Iterator[bool]:
-    """Whether this process holds `path`, as long as the context lasts; wait: until it does.
+    """Locks `path` for the duration of the context; gives whether this worked. wait: waits until it does.
 
-    The file is made where it is missing; remove: and goes in the end. Two contexts of one process exclude each other
-    as those of two processes do. Raises OSError where the file cannot be opened, or its file system has no locks.
+    Creates the file if it is missing; remove: deletes it at the end. Two contexts in one process exclude each other
+    like two processes. Raises OSError if the file cannot be opened, or if its file system has no locks.
     """
     while True:
         with path.open("a") as file:
@@ -22,7 +22,7 @@ def held(path: Path, *, wait: bool = False, remove: bool = False) -> Iterator[bo
                 is_ours = False
             else:
                 is_ours = True
-                if not _lies_at(path, file.fileno()):  # its last holder took it away meanwhile
+                if not _lies_at(path, file.fileno()):  # its last holder has deleted it
                     continue
             try:
                 yield is_ours

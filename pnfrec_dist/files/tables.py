@@ -11,7 +11,7 @@ GAP = "  "
 
 
 def markdown_table(head: Row, rows: Iterable[Row], align: str = "") -> str:
-    """Without a newline at the end. align: "<" (left) or ">" for each column; "": the first left, the others right."""
+    """No newline at the end. align: "<" (left) or ">" (right) for each column; "": the first left, the others right."""
     marks = ["---" if side == "<" else "---:" for side in align or _numbers(head)]
     lines = [[cell.replace("|", r"\|") for cell in row] for row in [head, marks, *rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -20,7 +20,7 @@ def markdown_table(head: Row, rows: Iterable[Row], align: str = "") -> str:
 def text_table(head: Row, rows: Iterable[Row], align: str = "", *, first_width: int = 0, other_width: int = 0) -> str:
     """Columns as wide as their widest cell, without a newline at the end.
 
-    align: as in markdown_table; first_width, other_width: the least width of the first column and of the others.
+    align: as in markdown_table; first_width, other_width: minimum width of the first column and of the others.
     """
     lines = [head, *rows]
     least = [first_width, *[other_width] * (len(head) - 1)]
@@ -31,7 +31,7 @@ def text_table(head: Row, rows: Iterable[Row], align: str = "", *, first_width: 
 
 
 def write_csv(path: Path, head: Row, rows: Iterable[Sequence[object]]) -> None:
-    """In one move; its directory is made where it is missing."""
+    """Writes a CSV file in one move, and creates its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -40,5 +40,5 @@ def write_csv(path: Path, head: Row, rows: Iterable[Sequence[object]]) -> None:
 
 
 def _numbers(head: Row) -> str:
-    """The alignment of a table of numbers by name."""
+    """The alignment of a table with a name and numbers in each row."""
     return "<" + ">" * (len(head) - 1)

@@ -1,4 +1,4 @@
-"""Numbers, times and sizes as people read them."""
+"""Numbers, times and sizes as text for people."""
 
 from collections.abc import Iterable
 

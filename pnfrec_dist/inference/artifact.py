@@ -1,9 +1,9 @@
-"""A trained model with what it needs to rank: its settings, the catalog's ids, the threshold of likes; as files, too.
+"""A trained model with what it needs to rank (settings, item ids, threshold of likes), in memory and as files.
 
 model.json                 settings, threshold, digest of the data, sha256 of the files below
 encoders.safetensors       the encoders' parameters by name
 item_table.safetensors     weight
-items.parquet              raw_item_id, num_positive; from item 1 on
+items.parquet              raw_item_id, num_positive; starts at item 1
 """
 
 import json
@@ -29,9 +29,9 @@ from pnfrec_dist.training.initial_model import build_model
 
 ENCODERS, ITEM_TABLE, MODEL_JSON = "encoders.safetensors", "item_table.safetensors", "model.json"
 MODEL_DIRECTORY = "model"
-"""in a run's directory: its model in MLflow's form (pyfunc.py)"""
+"""in a run's directory: its model in MLflow's format (pyfunc.py)"""
 IN_MLFLOW = "artifacts/exported"
-"""in a model in MLflow's form: the files above"""
+"""in a model in MLflow's format: the files above"""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Exported:
     settings: Settings
     model: PNFRec
     raw_ids: list[str]
-    """of the catalog, from item 1 on"""
+    """raw ids of the catalog, starting at item 1"""
     num_positive_V: np.ndarray
-    """likes of each item in train, 0 of padding"""
+    """likes of each item in train; 0 for padding"""
     threshold: float
     """relevance at and above which an interaction is a like"""
     data_digest: str
-    """of the prepared data set that it was trained on"""
+    """digest of the prepared data set on which it was trained"""
 
 
 def of_checkpoint(checkpoint: Path, settings: Settings, data: PreparedData) -> Exported:
-    """A whole checkpoint's model. Call read_state first: it checks the files."""
+    """The model of a complete checkpoint. Call read_state first: it checks the files."""
     model = build_model(data.num_items, settings).eval()
     load_model(checkpoint, model)
     raw_ids, likes_V = data.raw_item_ids().to_pylist(), data.item_counts(positive_only=True)
@@ -59,7 +59,7 @@ def of_checkpoint(checkpoint: Path, settings: Settings, data: PreparedData) -> E
 
 
 def write_exported(directory: Path, exported: Exported) -> None:
-    """Into a new directory."""
+    """Writes the files into a new directory."""
     model = exported.model
     directory.mkdir(parents=True)
     save_file({name: p.detach() for name, p in model.encoders.named_parameters()}, directory / ENCODERS)
@@ -76,7 +76,7 @@ def write_exported(directory: Path, exported: Exported) -> None:
 
 
 def load_exported(directory: Path) -> Exported:
-    """What write_exported wrote. Raises InputError naming the file that is missing or damaged."""
+    """Reads what write_exported wrote. Raises InputError that names a missing or damaged file."""
     content = _content(directory / MODEL_JSON)
     settings = override(Settings(), content["settings"], str(directory / MODEL_JSON))
     for name, checksum in content["sha256"].items():
@@ -95,12 +95,12 @@ def load_exported(directory: Path) -> Exported:
 
 def _content(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise InputError(f"{file.parent} holds no exported model (it has no {file.name}); use another one")
+        raise InputError(f"{file.parent} is not an exported model (it has no {file.name}); use another one")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file} is not JSON ({error}); use another copy of the model") from error
     needed = {"settings", "threshold", "data_digest", "sha256"}
     if not isinstance(content, dict) or not needed <= content.keys():
-        raise InputError(f"{file} lacks one of {', '.join(sorted(needed))}: it is damaged, or of an earlier version")
+        raise InputError(f"{file} lacks one of {', '.join(sorted(needed))}: it is damaged, or from an earlier version")
     return content

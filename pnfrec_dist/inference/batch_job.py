@@ -1,4 +1,4 @@
-"""The batch job of the command recommend: lists for all users, part by part over workers, or the card of one user."""
+"""The command recommend: makes lists for all users, part by part on workers, or shows cards of some users."""
 
 import contextlib
 import hashlib
@@ -36,7 +36,7 @@ LINE_SECONDS = 10.0
 
 
 def recommend(settings: RecommendSettings) -> int:
-    """Writes the lists of all users that are wanted. Raises InputError, and RunError where workers are lost."""
+    """Writes the lists of all requested users. Raises InputError, and RunError if workers are lost."""
     trained, data = _opened(settings)
     filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
     wanted = read_ids(settings.users, "--users") if settings.users else None
@@ -50,7 +50,7 @@ def recommend(settings: RecommendSettings) -> int:
     started = time.monotonic()
     with files.opened() as done, _told_when_interrupted():
         if done:
-            print(f"going on: {len(done)} of {len(parts)} parts are there", flush=True)
+            print(f"resuming: {len(done)} of {len(parts)} parts are already made", flush=True)
         missing = [part for part in parts if part.number not in done]
         if missing:
             with planned_workers(WorkerOptions(settings.ray_address, settings.num_workers, settings.num_gpus)) as plan:
@@ -74,13 +74,13 @@ def recommend(settings: RecommendSettings) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """What all parts have in common."""
+    """The input that all parts share."""
 
     making: Path
     """directory of the parts"""
     trained: Exported
     raw_ids: pa.Array
-    """of the data set's items"""
+    """raw ids of the data set's items"""
     settings: ListSettings
     filters: Filters
     wanted: pa.Array | None
@@ -99,7 +99,7 @@ def _make_part(use_gpu: bool, cpus: float, part: UserPart, job: _Job) -> Part:
 
 
 def show(settings: RecommendSettings) -> int:
-    """Prints the cards of settings.show. Raises InputError for users that the data set does not have."""
+    """Prints the cards of settings.show. Raises InputError for users that are not in the data set."""
     trained, data = _opened(settings)
     filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
     raw_ids = data.raw_item_ids()
@@ -107,7 +107,7 @@ def show(settings: RecommendSettings) -> int:
     wanted = pa.array(settings.show, pa.string())
     found = {card.user_id: card for users in find_users(data, wanted) for card in cards(maker, raw_ids, users)}
     if missing := [user for user in settings.show if user not in found]:
-        raise InputError(f"--show: {data.directory} has no user {missing[0]!r}; give the source's own ids")
+        raise InputError(f"--show: {data.directory} has no user {missing[0]!r}; give user ids of the source data")
     titles = data.titles()
     print("\n\n".join(card_text(found[user], titles) for user in dict.fromkeys(settings.show)))
     return 0
@@ -118,7 +118,7 @@ def _opened(settings: RecommendSettings) -> tuple[Exported, PreparedData]:
     data = open_prepared(Location(settings.data_dir) / (settings.dataset or trained.settings.dataset))
     if data.manifest.threshold != trained.threshold:
         raise InputError(
-            f"{data.directory} takes relevance >= {data.manifest.threshold:g} for a like, the model >= "
+            f"in {data.directory}, a like has relevance >= {data.manifest.threshold:g}, for the model >= "
             f"{trained.threshold:g}; prepare the data with the same feedback.threshold"
         )
     require_gamma(trained.model, settings.gamma)
@@ -130,7 +130,7 @@ def _list_settings(settings: RecommendSettings) -> ListSettings:
 
 
 def _request(settings: RecommendSettings, trained: Exported, data: PreparedData) -> dict[str, Any]:
-    """All that the lists depend on."""
+    """Everything that the lists depend on."""
     files = {name: getattr(settings, name) for name in ("users", "allow", "deny", "deny_pairs")}
     return {
         "model": {
@@ -164,9 +164,9 @@ def _about(settings: RecommendSettings, trained: Exported, data: PreparedData, u
         of = (
             f"another state of {was}"
             if was == data.manifest.dataset
-            else f"{was}, the users are of {data.manifest.dataset}"
+            else f"{was}, but the users are from {data.manifest.dataset}"
         )
-        of_old = f"; trained on {of}: by raw id it knows {shared:,} of their {data.num_items:,} items"
+        of_old = f"; trained on {of}: of their {data.num_items:,} items, it knows {shared:,} by raw id"
     gamma = f", gamma {settings.gamma:g}" if settings.gamma else ""
     whose = f"{users:,} users of {data.directory}, in {counted(parts, 'part')}"
     return f"{trained.settings.model} ({len(trained.raw_ids):,} items{of_old})\ntop {settings.top_k} for {whose}{gamma}"
@@ -177,12 +177,12 @@ def _told_when_interrupted() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with the parts that are there", flush=True)
+        print("stopped; the same command continues and keeps the parts already made", flush=True)
         raise
 
 
 class _Progress:
-    """A line now and then, and at the end."""
+    """Prints a line every ten seconds, and at the end."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0

@@ -1,10 +1,10 @@
-"""The files of an export: vectors and encoders that need nothing of this package, compared with the model they are of.
+"""Exports a model as vectors and encoders that work without this package, and compares them with the model.
 
 items.npy             [N, D] float32; row i: the vector of item i + 1
 items.parquet         item_id, raw_item_id, vector
 encoder.pt2           torch.export: item ids [B, L] -> user vectors [B, D]; see PlainEncoder
-negative_encoder.pt2  the same of the negative encoder, where the model has one
-manifest.json         what model it is, how it is used, sizes and sha256 of the files
+negative_encoder.pt2  the same for the negative encoder, if the model has one
+manifest.json         which model it is, how to use it, sizes and sha256 of the files
 
 B users, L positions, D width, N items.
 """
@@ -36,22 +36,22 @@ from pnfrec_dist.model.standalone_encoder import PlainEncoder
 KIND = "pnfrec-dist export"
 VECTORS, ENCODER, NEGATIVE_ENCODER = "items.npy", "encoder.pt2", "negative_encoder.pt2"
 TOLERANCE = 1e-5
-"""Of scores, in units of the largest one where that is above 1."""
+"""Largest difference of scores, relative to the largest score if that is above 1."""
 
 USE = {
     VECTORS: "row i is the vector of item i + 1; a user's vector times it is the item's score",
     ITEMS_NAME: "item_id, raw_item_id, vector",
-    ENCODER: "item ids that were liked (reads: positive) or met (reads: all), int64 [users, length], oldest first, the "
-    "newest max_length of them, right-padded with 0 -> user vectors [users, hidden_size]",
-    NEGATIVE_ENCODER: "the same of disliked items; user vector - gamma * this one: scores with gamma",
+    ENCODER: "item ids, int64 [users, length] -> user vectors [users, hidden_size]; the ids are a user's liked items "
+    "(reads: positive) or all items (reads: all), the newest max_length, oldest first, right-padded with 0",
+    NEGATIVE_ENCODER: "the same for disliked items; use user vector - gamma * this vector for scores with gamma",
 }
-"""What manifest.json says of the files."""
+"""What manifest.json says about the files."""
 COMPARED = 10_000
-"""Items whose scores are compared, spread over the catalog."""
+"""Number of items whose scores are compared, spread over the catalog."""
 
 
 def require_replaceable(directory: Path) -> None:
-    """Raises InputError where `directory` holds what is not of an earlier export."""
+    """Raises InputError if `directory` contains anything but an earlier export."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     try:
@@ -60,16 +60,16 @@ def require_replaceable(directory: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         own = set[str]()
     if not own:
-        raise InputError(f"--out is {str(directory)!r}, which is there and is no earlier export; name a new directory")
+        raise InputError(f"--out is {str(directory)!r}, which exists and is no earlier export; name a new directory")
     for path in sorted(directory.iterdir()):
         if path.name not in own:
-            raise InputError(f"{path} is not of the earlier export in {directory}; move it away, or name a new --out")
+            raise InputError(f"{path} is not part of the earlier export in {directory}; move it, or name a new --out")
 
 
 def export(exported: Exported, directory: Path) -> str:
-    """Writes the export, in place of an earlier one, and gives the text to be shown.
+    """Writes the export, replacing an earlier one, and returns the text to show.
 
-    Raises InputError for a directory that holds something else, RunError where the files do not score as the model.
+    Raises InputError for a directory with other content, RunError if the files do not score like the model.
     """
     require_replaceable(directory)
     with writing(f"--out {str(directory)!r}", "name another"), replaced_directory(directory) as draft:
@@ -82,7 +82,7 @@ def export(exported: Exported, directory: Path) -> str:
 
 
 def usage(directory: Path, exported: Exported) -> str:
-    """How the files give scores, as Python."""
+    """Python code that computes scores from the files."""
     example = list(range(1, min(3, exported.model.max_length, len(exported.raw_ids)) + 1))
     return textwrap.dedent(f"""\
         import numpy as np, torch
@@ -113,13 +113,13 @@ def _write(exported: Exported, draft: Path) -> None:
 
 
 def _encoders(model: PNFRec) -> dict[str, PlainEncoder]:
-    """By name of file."""
+    """File name -> encoder."""
     found = {ENCODER: model.encoders.main, NEGATIVE_ENCODER: model.encoders.negative}
     return {name: PlainEncoder(model.item_table, part).eval() for name, part in found.items() if part is not None}
 
 
 def _compare(model: PNFRec, draft: Path) -> None:
-    """Raises RunError unless the files give the model's own scores, for users of all lengths, alone and together."""
+    """Raises RunError if the files give other scores than the model, for several lengths and batch sizes."""
     vectors_ND = np.load(draft / VECTORS, mmap_mode="r")
     chosen = np.unique(np.linspace(0, len(vectors_ND) - 1, COMPARED).astype(int))
     vectors_DN = torch.from_numpy(vectors_ND[chosen]).T
@@ -129,7 +129,7 @@ def _compare(model: PNFRec, draft: Path) -> None:
     for name in _encoders(model):
         written = torch.export.load(draft / name).module()
         for users, length in ((1, 1), (1, longest), (3, (longest + 1) // 2), (2 * longest + 1, longest)):
-            lengths = np.arange(length, length - users, -1) % (length + 1)  # longest first; one without an item
+            lengths = np.arange(length, length - users, -1) % (length + 1)  # longest first; one user without items
             histories = Ragged(
                 np.concatenate([[0], np.cumsum(lengths)]),
                 rng.integers(PAD_ID + 1, len(vectors_ND) + 1, int(lengths.sum())),

@@ -1,4 +1,4 @@
-"""Evaluation of a trained model at several gammas: how much the negative encoder's score counts against an item.
+"""Evaluates a trained model at several gammas, the weights with which the negative encoder's score is subtracted.
 
 B users of a batch, U users of a split.
 """
@@ -27,16 +27,16 @@ from pnfrec_dist.inference.trained_model import open_trained
 
 
 def run(settings: EvaluateSettings) -> int:
-    """Prints the tables and writes the file. Raises InputError for a model of other data."""
+    """Prints the tables and writes the file. Raises InputError if the model was trained on other data."""
     out = Path(settings.out)
     if settings.out:
         with _writing(out):
-            require_writable(out)  # better known now than in the end
+            require_writable(out)  # better to find this out now than at the end
     trained = open_trained(settings.run, settings.data_dir)
     data = open_prepared(Location(settings.data_dir) / trained.settings.dataset).require_whole("validation", "test")
     if trained.data_digest != data.manifest.digest:
-        way_out = "say where that state lies with --data-dir"
-        raise InputError(f"{data.directory} is another state of the data than {settings.run} was trained on; {way_out}")
+        way_out = "use --data-dir to say where that state is"
+        raise InputError(f"{settings.run} was trained on another state of the data than {data.directory}; {way_out}")
     gammas = sorted({0.0, *settings.gammas}) if trained.model.encoders.negative is not None else [0.0]
     split = Split(trained, data, "validation")
     validation = {}
@@ -99,7 +99,7 @@ class Split:
 
 
 def _table(rows: dict[float, dict[str, float]], own: Sequence[str]) -> str:
-    """own: measures that are not among the default ones."""
+    """own: measures beyond the default ones."""
     shown = [*HEADLINE_MEASURES, *own]
     columns = [f"{name}_{group}_at_10" for name in shown for group in "pn"]
     columns += [f"{name}_delta_at_10" for name in shown]

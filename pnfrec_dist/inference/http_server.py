@@ -1,4 +1,4 @@
-"""A trained model behind MLflow's HTTP server, on this machine alone."""
+"""Serves a trained model with MLflow's HTTP server, on this machine only."""
 
 import contextlib
 import json
@@ -22,23 +22,21 @@ EXAMPLE = "serving_input_example.json"
 def serve(reference: str, port: int) -> int:
     """Serves a model until Ctrl-C, and returns the exit code. reference: see open_trained.
 
-    Raises InputError where there is no such model or the port is taken, and RunError where the server ends by itself.
+    Raises InputError if there is no such model or the port is taken, RunError if the server ends by itself.
     """
     require_free(port)
-    # This imports torch, which takes too long for a port that is taken.
+    # This imports torch, which is slow, so the port is checked first.
     from pnfrec_dist.inference.trained_model import MLMODEL, trained_directory
 
     with tempfile.TemporaryDirectory(prefix="pnfrec-") as scratch:
         directory = trained_directory(reference, Path(scratch))
         if not (directory / MLMODEL).is_file():
-            raise InputError(
-                f"{reference} has no model to serve, a checkpoint alone; name a run whose training has ended"
-            )
+            raise InputError(f"{reference} has only a checkpoint and no model to serve; name a run that has ended")
         with contextlib.suppress(KeyboardInterrupt), _server(directory, port) as server:
             _wait_until_ready(server, port)
             print(_greeting(directory, port), flush=True)
             server.wait()
-            raise RunError(f"the server ended by itself (exit code {server.returncode}); the reason stands above")
+            raise RunError(f"the server ended by itself (exit code {server.returncode}); see the reason above")
     return 0
 
 
@@ -47,12 +45,12 @@ def require_free(port: int) -> None:
         with socket.create_server((HOST, port)):
             pass
     except (OSError, OverflowError) as error:
-        raise InputError(f"--port is {port}, which cannot be used ({error}); name another one") from error
+        raise InputError(f"--port is {port}, which cannot be used ({error}); choose another one") from error
 
 
 @contextlib.contextmanager
 def _server(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """mlflow models serve, in a session of its own: Ctrl-C reaches it through this process, as SIGTERM does."""
+    """mlflow models serve, in its own session: Ctrl-C and SIGTERM reach it only through this process."""
     print(f"loading {directory} (some 15 seconds)", flush=True)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(directory.resolve())]
     command += ["--env-manager", "local", "--host", HOST, "--port", str(port)]
@@ -74,7 +72,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{HOST}:{port}/ping", timeout=5):
             return
         time.sleep(0.1)
-    raise RunError(f"the server did not start (exit code {server.returncode}); the reason stands above")
+    raise RunError(f"the server did not start (exit code {server.returncode}); see the reason above")
 
 
 def _greeting(directory: Path, port: int) -> str:

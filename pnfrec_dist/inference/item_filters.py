@@ -1,4 +1,4 @@
-"""Filters of the lists: files of user ids, of item ids, and of pairs of both, checked before anything starts."""
+"""Filters of the lists: files of user ids, item ids, and pairs of both, checked before any list is made."""
 
 import dataclasses
 from pathlib import Path
@@ -18,23 +18,23 @@ from pnfrec_dist.inference.list_maker import Filters
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 NAMED = 3
-"""Unknown ids that a message names."""
+"""Most unknown ids that a message names."""
 
 
 def read_ids(path: str, flag: str) -> pa.Array:
-    """The distinct ids of a text file, one a line. Raises InputError for a file without any."""
-    with reading(f"{flag} {path}", "give a text file with one raw id a line"):
+    """The distinct ids of a text file, one per line. Raises InputError for a file without ids."""
+    with reading(f"{flag} {path}", "give a text file with one raw id per line"):
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not ids:
-        raise InputError(f"{flag} {path} is empty; give one raw id a line")
+        raise InputError(f"{flag} {path} is empty; give one raw id per line")
     return pa.array(ids, pa.string())
 
 
 def parts_with(data: PreparedData, wanted: pa.Array | None) -> list[UserPart]:
-    """The parts that hold users who are wanted (None: all), `rows` of them each.
+    """The parts with wanted users (None: all); `rows` of a part is the number of them.
 
-    Raises InputError for users whom the data set lacks.
+    Raises InputError for users that are not in the data set.
     """
     parts = user_parts(data)
     if wanted is None:
@@ -48,18 +48,18 @@ def parts_with(data: PreparedData, wanted: pa.Array | None) -> list[UserPart]:
             found.append(here)
     unknown = _outside(wanted, pa.concat_arrays(found))
     if unknown:
-        raise InputError(f"--users: {data.directory} lacks {_named(unknown)} of {len(wanted):,} users; take them out")
+        raise InputError(f"--users: {data.directory} lacks {_named(unknown)} of {len(wanted):,} users; remove them")
     return held
 
 
 def read_filters(trained: Exported, allow: str, deny: str, deny_pairs: str) -> Filters:
-    """Raises InputError for files that cannot be read, and for --allow without any item of the model."""
+    """Raises InputError for files that cannot be read, and if --allow has no item of the model."""
     raw_ids = pa.array(trained.raw_ids, pa.string())
     is_hidden_V = np.zeros(len(raw_ids) + 1, dtype=bool)
     if allow:
         is_allowed = _among(raw_ids, allow, "--allow")
         if not is_allowed.any():
-            raise InputError(f"--allow {allow} holds no item that the model knows; give raw item ids, one a line")
+            raise InputError(f"--allow {allow} has no item that the model knows; give raw item ids, one per line")
         is_hidden_V[1:] = ~is_allowed
     if deny:
         is_hidden_V[1:] |= _among(raw_ids, deny, "--deny")
@@ -72,14 +72,14 @@ def _require_pairs(path: str) -> None:
     try:
         columns = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"--deny-pairs {path} is no Parquet file ({error})") from error
+        raise InputError(f"--deny-pairs {path} is not a Parquet file ({error})") from error
     for name in ("user_id", "raw_item_id"):
         if name not in columns.names or columns.field(name).type not in (pa.string(), pa.large_string()):
             raise InputError(f"--deny-pairs {path} has no text column {name!r}; it must hold user_id and raw_item_id")
 
 
 def _among(raw_ids: pa.Array, path: str, flag: str) -> np.ndarray:
-    """Which of the model's items a file names; says which of the file's the model does not know."""
+    """Which of the model's items are in a file; prints a warning about items that the model does not know."""
     given = read_ids(path, flag)
     if unknown := _outside(given, raw_ids):
         print(f"warning: {flag}: the model does not know {_named(unknown)} of {len(given):,} items", flush=True)

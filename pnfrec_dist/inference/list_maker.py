@@ -1,4 +1,4 @@
-"""Lists for the users of a prepared data set, from a model that may have been trained on an older state of it.
+"""Makes lists for the users of a prepared data set. The model may have been trained on an older state of the data.
 
 B users of a batch, K list length, V = N + 1 of the model's catalog.
 """
@@ -28,12 +28,12 @@ LIST_SCHEMA = pa.schema(
         pa.field("is_popular", pa.bool_()),
     ]
 )
-"""rank from 1; is_popular: the list of a user without a known like, whose scores are of another kind."""
+"""rank starts at 1; is_popular: the user has no known like, and the scores are popularity scores."""
 
 
 @dataclass(frozen=True)
 class ListSettings:
-    """What lists are wanted."""
+    """What the lists look like."""
 
     top_k: int
     gamma: float
@@ -44,21 +44,21 @@ class ListSettings:
 
 @dataclass(frozen=True)
 class Filters:
-    """What is left out of lists."""
+    """Items that lists leave out."""
 
     is_hidden_V: np.ndarray | None = None
-    """items that nobody is shown"""
+    """items that are hidden from all users"""
     denied: str = ""
-    """Parquet file of pairs (user_id, raw_item_id); empty: none"""
+    """Parquet file of pairs (user_id, raw_item_id) that are not listed; empty: none"""
 
 
 class ListMaker:
-    """Ranks the model's catalog for users whose histories are in the data set's ids."""
+    """Ranks the model's catalog for users whose histories use the data set's item ids."""
 
     def __init__(
         self, trained: Exported, data_raw_ids: pa.Array, settings: ListSettings, filters: Filters, device: torch.device
     ) -> None:
-        """data_raw_ids: the data set's catalog, in order of item_id from 1."""
+        """data_raw_ids: raw ids of the data set's catalog, starting at item 1."""
         self.settings, self.filters = settings, filters
         self.history_kind = trained.settings.encoder.history_kind
         self.raw_ids = pa.array(trained.raw_ids, pa.string())
@@ -66,7 +66,7 @@ class ListMaker:
         self.recommender = Recommender(trained.model.to(device).eval(), trained.num_positive_V, filters.is_hidden_V)
 
     def make(self, users: UserLists) -> pa.Table:
-        """LIST_SCHEMA: at most top_k rows a user, users in their order."""
+        """A table of LIST_SCHEMA: at most top_k rows per user, in the order of `users`."""
         read = self.history_kind.choose(positive_items=users.positive, negative_items=users.negative, items=users.items)
         sides = [read, users.negative, users.seen]
         history, negative, seen = (self._known(side) for side in sides)
@@ -96,7 +96,7 @@ class ListMaker:
         return pa.table(columns, schema=LIST_SCHEMA)
 
     def _known(self, lists: Ragged) -> Ragged:
-        """In the model's ids, without items that it does not know."""
+        """The lists in the model's item ids, without items that the model does not know."""
         if self.model_item_of is None:
             return lists
         items = self.model_item_of[lists.values]
@@ -105,7 +105,7 @@ class ListMaker:
         return Ragged(before[lists.offsets], items[is_known])
 
     def _denied(self, user_ids: pa.Array) -> Ragged:
-        """What each of the users must not be shown."""
+        """The denied items of each user."""
         pairs = ds.dataset(self.filters.denied).to_table(filter=ds.field("user_id").isin(user_ids))
         user = pc.index_in(pairs["user_id"].combine_chunks(), user_ids).to_numpy(zero_copy_only=False)
         item = pc.fill_null(pc.index_in(pairs["raw_item_id"].combine_chunks(), self.raw_ids), -1).to_numpy() + 1
@@ -116,7 +116,7 @@ class ListMaker:
 
 
 def model_items(data_raw_ids: pa.Array, model_raw_ids: pa.Array) -> np.ndarray | None:
-    """The model's item of each of the data set's, PAD_ID of unknown ones, [num_items + 1]; None: they are the same."""
+    """The model's id of each item of the data set, [num_items + 1]; PAD_ID if unknown. None if all ids are equal."""
     if data_raw_ids.equals(model_raw_ids):
         return None
     found = pc.fill_null(pc.index_in(data_raw_ids, model_raw_ids), -1).to_numpy()
@@ -124,7 +124,7 @@ def model_items(data_raw_ids: pa.Array, model_raw_ids: pa.Array) -> np.ndarray |
 
 
 def joined(first: Ragged, second: Ragged) -> Ragged:
-    """Row by row, both lists."""
+    """Joins the two lists of each row."""
     lengths = first.lengths + second.lengths
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     values = np.empty(offsets[-1], dtype=np.int64)

@@ -1,9 +1,9 @@
-"""The files of a batch job: written part by part beside their place, moved there whole, resumed after a kill.
+"""The files of recommend: written part by part into a draft, moved into place when complete, resumed after a kill.
 
 recs/part-00000.parquet, ...    list_maker.LIST_SCHEMA, one file for each part of the data set's users
-recs/_manifest.json             how they were made, and every file's size, rows and sha256
-.recs.making/                   what is being made: request.json, parts, and a note beside each that is whole
-.recs.old/                      the ones before, for the moment in which both exist
+recs/_manifest.json             how the lists were made, and the size, rows and sha256 of every file
+.recs.making/                   the draft: request.json, parts, and a note for each complete part
+.recs.old/                      the old lists, for the moment in which both exist
 """
 
 import contextlib
@@ -25,20 +25,20 @@ from pnfrec_dist.files.locations import sha256_of
 from pnfrec_dist.files.locks import held
 
 MANIFEST, REQUEST, KIND = "_manifest.json", "request.json", "recommendations"
-"""Readers of a directory of Parquet pass over names that begin with _."""
+"""Readers of a Parquet directory ignore names that begin with _."""
 NOTES = "part-*.json"
 OWN = r"_manifest\.json|\._manifest\.json\.writing|request\.json|\.?part-\d+\.(parquet|json)(\.\d+)?"
-"""Names of our files and of their drafts."""
+"""Pattern of the names of these files and their drafts."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of a part that is whole."""
+    """A complete part."""
 
     path: str
     users: int
     popular: int
-    """of them, those whose list is of popular items"""
+    """users whose list has popular items"""
     rows: int
     bytes: int
     sha256: str
@@ -48,23 +48,21 @@ class ListFiles:
     """The files of one directory of lists, while a command makes them."""
 
     def __init__(self, directory: Path, request: dict[str, Any]) -> None:
-        """request: all that the lists depend on; parts made for another one are thrown away.
+        """request: everything that the lists depend on; parts of another request are deleted.
 
-        Raises InputError where `directory` holds something else than lists.
+        Raises InputError if `directory` contains anything but lists.
         """
         self.directory, self.request = directory, request
         self.making = directory.with_name(f".{directory.name}.making")
         for place in (directory, self.making, old_of(directory)):
             if place.exists() and (found := _foreign(place)):
-                raise InputError(
-                    f"{found} is there, which is none of earlier lists; move it away, or name another --out"
-                )
+                raise InputError(f"{found} exists and is not from earlier lists; move it away, or name another --out")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[dict[int, Part]]:
-        """The parts that are made already, by number.
+        """The parts that are already made, by number.
 
-        Raises InputError where another command makes them, and where nothing can be written.
+        Raises InputError if another command is making these lists, or if the directory cannot be written.
         """
         lock = self.directory.with_name(f".{self.directory.name}.lock")
         with contextlib.ExitStack() as stack:
@@ -80,13 +78,13 @@ class ListFiles:
                     done = self._taken_up()
                 yield done
             finally:
-                if not list(self.making.glob(NOTES)):  # nothing to go on with
+                if not list(self.making.glob(NOTES)):  # nothing to resume from
                     shutil.rmtree(self.making, ignore_errors=True)
 
     def publish(self, parts: Iterable[Part], about: dict[str, Any]) -> None:
-        """Puts the lists in their place. Killed between its two moves it leaves none; the next start mends that.
+        """Moves the lists into place. After a kill between the two moves, the next start puts the old lists back.
 
-        Raises InputError where that cannot be written.
+        Raises InputError if they cannot be written.
         """
         with _writing(self.directory.parent):
             self._publish(parts, about)
@@ -120,10 +118,10 @@ def _writing(directory: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def write_part(making: Path, number: int, lists: pa.Table, users: int, popular: int) -> Part:
-    """Writes one part and, once it is on the disk, its note. Raises InputError where that cannot be done."""
+    """Writes one part and, once it is on the disk, its note. Raises InputError if this fails."""
     file = making / f"part-{number:05d}.parquet"
     note = file.with_suffix(".json")
-    writer = os.getpid()  # a task that was thought lost may still write beside the one in its place
+    writer = os.getpid()  # a task that seemed lost may still write while its replacement runs
     with _writing(making):
         with replaced(file, writer) as draft:
             pq.write_table(lists, draft, compression="zstd")
@@ -133,7 +131,7 @@ def write_part(making: Path, number: int, lists: pa.Table, users: int, popular: 
 
 
 def _foreign(place: Path) -> Path | None:
-    """What in a directory of lists, whole or being made, is none of ours; the directory itself where all of it is."""
+    """A path in a directory of lists or its draft that does not belong there; the directory itself if nothing does."""
     if not place.is_dir():
         return place
     names = sorted(path.name for path in place.iterdir())

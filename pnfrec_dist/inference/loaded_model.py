@@ -1,4 +1,4 @@
-"""A trained model in a Python program: lists for users who are named by what they like and dislike, by raw item ids."""
+"""A trained model in a Python program: makes lists for users given by their liked and disliked raw item ids."""
 
 import contextlib
 import math
@@ -15,17 +15,17 @@ from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 
 FRAME_COLUMNS = ("user_id", "item_id", "is_liked")
-"""Of a frame of interactions, oldest first."""
+"""Columns of a DataFrame of interactions, oldest first."""
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What is known of one user: raw item ids, oldest first."""
+    """The feedback of one user: raw item ids, oldest first."""
 
     liked: Sequence[str] = ()
     disliked: Sequence[str] = ()
     history: Sequence[tuple[str, float]] = ()
-    """(item, relevance) of each interaction, in place of liked and disliked; the model's threshold decides"""
+    """(item, relevance) of each interaction, instead of liked and disliked; the model's threshold separates them"""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Recommendations:
     """The list for one user."""
 
     items: list[str]
-    """raw item ids, best first, without those that the user has met"""
+    """raw item ids, best first, without the items of the user's feedback"""
     scores: list[float]
     unknown: list[str]
-    """items of the user that the model does not know"""
+    """items of the user's feedback that the model does not know"""
     is_popular: bool
-    """whether the model knew no item that it reads, so that popular items are listed"""
+    """whether popular items are listed, because the model knew no item that it reads"""
 
 
 class Model:
@@ -68,21 +68,21 @@ class Model:
         liked, disliked: raw item ids of one user, oldest first; the result is a Recommendations.
         users: {user: Feedback, or {"liked": [...], "disliked": [...]}, or [(item, relevance), ...]}, or a pandas
         DataFrame with the columns user_id, item_id and is_liked, oldest first; the result is {user: Recommendations}.
-        gamma: weight of the negative encoder's score, taken off (0: the paper's ranking).
+        gamma: weight of the negative encoder's score, which is subtracted (0: the paper's ranking).
 
-        Raises InputError for users of another form, k < 1, or a gamma that the model has no encoder for.
+        Raises InputError for users of another form, for k < 1, and for gamma > 0 without a negative encoder.
         """
         if k < 1:
             raise InputError(f"k is {k}; it must be >= 1")
         if users is None:
             return self.lists([Feedback(_texts(liked), _texts(disliked))], [k], gamma)[0]
         if liked or disliked:
-            raise InputError("say users, or liked and disliked, not both")
+            raise InputError("give users, or liked and disliked, not both")
         found = _by_user(users)
         return dict(zip(found, self.lists(list(found.values()), [k] * len(found), gamma), strict=True))
 
     def lists(self, users: Sequence[Feedback], lengths: Sequence[int], gamma: float = 0.0) -> list[Recommendations]:
-        """The list of each user, of its own length. Raises InputError for a gamma without a negative encoder."""
+        """The list of each user, of the given length. Raises InputError for gamma > 0 without a negative encoder."""
         if not users:
             return []
         raw_ids, numbers = self.exported.raw_ids, self._item_ids
@@ -106,9 +106,9 @@ class Model:
         return found
 
     def _sides(self, user: Feedback) -> tuple[Sequence[str], Sequence[str], list[str]]:
-        """Raw ids that the main encoder reads, those disliked, and all, oldest first.
+        """(raw ids that the main encoder reads, disliked ones, all), oldest first.
 
-        Of liked and disliked together, the order is not known: a model that reads both kinds gets the likes last.
+        The order between liked and disliked is not known: a model that reads both gets the likes last.
         """
         liked, disliked, every = user.liked, user.disliked, [*user.disliked, *user.liked]
         if user.history:
@@ -122,7 +122,7 @@ class Model:
 
 def _texts(ids: Sequence[object]) -> list[str]:
     if isinstance(ids, str):
-        raise InputError(f"{ids!r} is one text; item ids are a list")
+        raise InputError(f"{ids!r} is a text; item ids must be a list")
     return [str(item) for item in ids]
 
 
@@ -133,7 +133,7 @@ def _by_user(users: Any) -> dict[Any, Feedback]:
         raise InputError(f"users is a {type(users).__name__}; it must be a mapping or a DataFrame")
     missing = [name for name in FRAME_COLUMNS if name not in users.columns]
     if missing:
-        raise InputError(f"the frame lacks the column {missing[0]!r}; it must have {', '.join(FRAME_COLUMNS)}")
+        raise InputError(f"the DataFrame has no column {missing[0]!r}; it must have {', '.join(FRAME_COLUMNS)}")
     rows: dict[Any, list[tuple[str, float]]] = {}
     for user, item, is_liked in users[list(FRAME_COLUMNS)].itertuples(index=False, name=None):
         rows.setdefault(user, []).append((str(item), math.inf if is_liked else -math.inf))
@@ -150,4 +150,4 @@ def _feedback(user: object, content: Any) -> Feedback:
             if not any(isinstance(pair, str) for pair in content):  # "34" would be a pair of "3" and "4"
                 return Feedback(history=[(str(item), float(relevance)) for item, relevance in content])
     way_out = "give {'liked': [...], 'disliked': [...]} or [(item, relevance), ...]"
-    raise InputError(f"what is given of user {user!r} cannot be read; {way_out}")
+    raise InputError(f"the feedback of user {user!r} cannot be read; {way_out}")

@@ -1,7 +1,7 @@
 """A trained model as an MLflow pyfunc (a model from code): safetensors, JSON and Parquet, no pickle.
 
 model/                       what mlflow.pyfunc.load_model and models:/... read
-  artifacts/exported/        what artifact.py writes, and pnfrec_dist.zip: this package, so that a process without it
+  artifacts/exported/        the files of artifact.py, and pnfrec_dist.zip: this package, so that a process without it
                              can load the model
 """
 
@@ -38,29 +38,29 @@ CODE, PACKAGE = "pnfrec_dist.zip", Path(__file__).parents[1]
 REQUIREMENTS = ("torch", "numpy", "pyarrow", "safetensors", "pydantic")
 EXAMPLES = 3
 SMALL_CALL = 1 << 18
-"""Scores of a call up to which one thread makes them: several gain nothing there, and wait for each other where other
+"""Calls with at most this many scores use one thread: more threads are not faster, and wait for each other if other
 programs run."""
 
 
 class Query(BaseModel):
-    """One user: what is liked and disliked, or the history of both with its relevances; all oldest first."""
+    """One user: liked and disliked items, or the history of both with relevances; all oldest first."""
 
-    model_config = ConfigDict(extra="forbid")  # a misspelt key would be a user without it
+    model_config = ConfigDict(extra="forbid")  # refuses misspelt keys, which would be ignored
 
     liked: list[str] = Field(default=[], description="raw item ids that the user likes")
     disliked: list[str] = Field(default=[], description="raw item ids that the user dislikes")
     history: list[list[str]] = Field(
-        default=[], description="[raw item id, relevance] of each interaction, in place of liked and disliked"
+        default=[], description="[raw item id, relevance] of each interaction, instead of liked and disliked"
     )
     top_k: int = Field(default=10, ge=1, description="length of the list")
     gamma: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="weight of the negative encoder's score, taken off; 0: none"
+        default=0.0, ge=0, allow_inf_nan=False, description="weight of the negative encoder's subtracted score; 0: off"
     )
 
     @field_validator("liked", "disliked", "history", mode="before")
     @classmethod
     def _as_text(cls, entries: Any) -> Any:
-        """Numbers as text: ids often are some, and MLflow has no type for a list of both."""
+        """Numbers as text: ids are often numbers, and MLflow has no type for a list of texts and numbers."""
         if isinstance(entries, list):
             return [cls._as_text(entry) for entry in entries]
         is_number = isinstance(entries, (int, float)) and not isinstance(entries, bool)
@@ -69,7 +69,7 @@ class Query(BaseModel):
     @model_validator(mode="after")
     def _require_history(self) -> "Query":
         if self.history and (self.liked or self.disliked):
-            raise ValueError("say history, or liked and disliked, not both")
+            raise ValueError("give history, or liked and disliked, not both")
         for entry in self.history:
             if len(entry) != 2 or not _is_number(entry[1]):
                 raise ValueError(f"history has {entry!r}; its entries must be [item, relevance], relevance a number")
@@ -78,7 +78,7 @@ class Query(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _told_in_short(cls, content: Any, validate: ModelWrapValidatorHandler["Query"]) -> "Query":
-        """What is wrong, where MLflow would tell a client of all fields. Last, so that it is around all checks."""
+        """Tells a client only what is wrong; MLflow would list all fields. Defined last, to wrap all checks."""
         try:
             return validate(content)
         except ValidationError as error:
@@ -96,12 +96,10 @@ def _is_number(text: str) -> bool:
 class Answer(BaseModel):
     """The list for one user."""
 
-    items: list[str] = Field(description="raw item ids, best first, without those asked with")
+    items: list[str] = Field(description="raw item ids, best first, without the given ones")
     scores: list[float]
-    unknown: list[str] = Field(description="items asked with that the model does not know")
-    popular: bool = Field(
-        description="whether no item that the model reads was known, so that popular items are listed"
-    )
+    unknown: list[str] = Field(description="given items that the model does not know")
+    popular: bool = Field(description="whether popular items are listed, because the model knew no item that it reads")
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):
@@ -121,7 +119,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         for gamma in sorted({query.gamma for query in model_input}):
             try:
                 require_gamma(self.model.exported.model, gamma)
-            except InputError as error:  # MLflow's server tells a client the reason of its own errors alone
+            except InputError as error:  # MLflow's server only passes on the reasons of its own errors
                 raise MlflowException.invalid_parameter_value(str(error)) from error
             places = [place for place, query in enumerate(model_input) if query.gamma == gamma]
             for place, answer in zip(places, self._answers([model_input[p] for p in places], gamma), strict=True):
@@ -137,13 +135,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
 
 def save_model(directory: Path, exported: Exported) -> None:
-    """Writes a model into `directory`, in MLflow's form, with signature and input example."""
+    """Writes a model into `directory`, in MLflow's format, with signature and input example."""
     settings = exported.settings
     about = {"model": settings.model, "dataset": settings.dataset, "data_digest": exported.data_digest}
     with replaced_directory(directory) as draft, scratch_directory(draft_of(directory, "exported")) as scratch:
         files = scratch / "exported"
         write_exported(files, exported)
-        with zipfile.ZipFile(files / CODE, "w", zipfile.ZIP_DEFLATED) as archive:  # a file each would be sent apart
+        with zipfile.ZipFile(files / CODE, "w", zipfile.ZIP_DEFLATED) as archive:  # files are sent one by one
             for file in sorted(PACKAGE.rglob("*.py")):
                 archive.write(file, Path(PACKAGE.name) / file.relative_to(PACKAGE))
         logging.getLogger("mlflow").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The list of each user: by the encoders from a history, by what is liked in general without one.
+"""Ranks items for users: by the encoders for users with a history, else by popularity.
 
 B users, N items, n items of one block, V = N + 1, D width, K list length.
 """
@@ -19,31 +19,31 @@ from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.top_k import Ranking, Scores, rank_items, table_scores
 
 USERS_ENCODED = {"cpu": 64}
-"""Users whose histories are encoded at a time, where the memory that takes counts beside the blocks of scores."""
+"""Users that are encoded at a time on a CPU, so that their activations need little memory."""
 
 
 @dataclass(frozen=True)
 class Users:
-    """Whose lists are wanted, oldest interaction first."""
+    """Histories of users, oldest interaction first."""
 
     history: Ragged
     """what the main encoder reads: positives, or all items"""
     negative: Ragged
     seen: Ragged
-    """what is never listed"""
+    """items that are never listed"""
 
 
 class Recommender:
     """Ranks the catalog for users.
 
-    s = s_p - gamma * s_n: the main encoder's score of an item as the next liked one minus gamma times the negative
-    encoder's of it as the next disliked one, for users that have negatives (the paper's future work; gamma 0: s_p
-    alone, as in the paper). Users without a history: log(1 + likes in train) in place of s_p; with gamma 0 times
-    1 - the item's cosine to the mean of what the user dislikes, where that is above 0.
+    The score is s = s_p - gamma * s_n. s_p is the main encoder's score of an item as the next liked one, and s_n the
+    negative encoder's score of it as the next disliked one (0 for users without negatives). The paper ranks by s_p
+    (gamma 0). For users without a history, log(1 + likes in train) replaces s_p; with gamma 0 it is multiplied by 1 -
+    the item's cosine to the mean of the user's dislikes, if that cosine is above 0.
     """
 
     def __init__(self, model: PNFRec, num_positive_V: np.ndarray, is_hidden_V: np.ndarray | None = None) -> None:
-        """num_positive_V: likes of each item in train; is_hidden_V: items that are listed for nobody."""
+        """num_positive_V: likes of each item in train; is_hidden_V: items that are hidden from all users."""
         assert not model.item_table.is_sharded
         self.model = model
         self.device = model.item_table.weight.device
@@ -54,7 +54,7 @@ class Recommender:
     def rank(self, users: Users, rows: np.ndarray, k: int, gamma: float = 0.0) -> Ranking:
         """The k best items of the users `rows`, as rank_items gives them.
 
-        Raises InputError for a gamma that the model has no encoder for.
+        Raises InputError for gamma > 0 without a negative encoder.
         """
         require_gamma(self.model, gamma)
         has_history_B = users.history.lengths[rows] > 0
@@ -69,7 +69,7 @@ class Recommender:
         return Ranking(items_BK, scores_BK, None)
 
     def by_history(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
-        """How users with a history score the catalog, hidden items included."""
+        """How users with a history score the catalog, including hidden items."""
         hidden_BD = self._encoded(self.model.last_hidden, users.history, rows)
         if gamma:
             hidden_BD = hidden_BD - gamma * self._disliking(users, rows)
@@ -91,7 +91,7 @@ class Recommender:
         return _changed(table_scores(mean_BD, table), popular_unlike)
 
     def _disliking(self, users: Users, rows: np.ndarray) -> Tensor:
-        """The negative encoder's output at each user's newest negative, 0 for users without, [B, D]."""
+        """The negative encoder's output at each user's newest negative, [B, D]; 0 for users without negatives."""
         hidden_BD = self._encoded(self.model.last_negative_hidden, users.negative, rows)
         return hidden_BD * torch.from_numpy(users.negative.lengths[rows] > 0).to(self.device)[:, None]
 
@@ -103,7 +103,7 @@ class Recommender:
         return torch.cat([encode(batch) for batch in batches])
 
     def _listed(self, scores: Scores) -> Scores:
-        """Without hidden items."""
+        """The scores with hidden items set to -inf."""
         is_hidden_V = self.is_hidden_V
         if is_hidden_V is None:
             return scores
@@ -113,16 +113,16 @@ class Recommender:
 
 
 def require_gamma(model: PNFRec, gamma: float) -> None:
-    """Raises InputError for a gamma that the model has no encoder for."""
+    """Raises InputError for gamma > 0 without a negative encoder."""
     if gamma and model.encoders.negative is None:
-        raise InputError(f"gamma is {gamma:g}, but the model has no negative encoder; say 0, or train pnfrec")
+        raise InputError(f"gamma is {gamma:g}, but the model has no negative encoder; use 0, or train pnfrec")
 
 
 def _changed(scores: Scores, change: Callable[[Tensor, int, int], Tensor]) -> Scores:
-    """Scores whose blocks are changed, for lists without targets."""
+    """The scores with `change` applied to each block; only for lists, not for targets."""
 
     def no_items(_: Tensor) -> tuple[Tensor, Tensor]:
-        raise AssertionError("changed scores are for lists alone")
+        raise AssertionError("changed scores are only for lists")
 
     def block(first: int, end: int) -> Tensor:
         return change(scores.block(first, end), first, end)

@@ -1,4 +1,4 @@
-"""A trained model by what a user calls it: a run's directory, a checkpoint, or what MLflow knows of it."""
+"""Opens a trained model by a name: a run's directory, a checkpoint, or a name in MLflow."""
 
 import tempfile
 from pathlib import Path
@@ -21,11 +21,11 @@ WAYS = (
 
 
 def open_trained(reference: str, data_dir: str) -> Exported:
-    """The model of a run's directory (its exported one, else its best checkpoint), of a model's directory in MLflow's
-    form, of a checkpoint, or of what tracking/model_registry.py finds.
+    """The model of a run's directory (its exported model, else its best checkpoint), of a model directory in MLflow's
+    format, of a checkpoint, or of a name that tracking/model_registry.py finds.
 
-    data_dir: where prepared data sets lie; a checkpoint has its catalog from the one that it was trained on.
-    Raises InputError naming what is missing, damaged or does not agree.
+    data_dir: directory of prepared data sets; a checkpoint needs the data set on which it was trained, for the catalog.
+    Raises InputError that names what is missing, damaged or does not match.
     """
     with tempfile.TemporaryDirectory(prefix="pnfrec-") as scratch:
         directory = trained_directory(reference, Path(scratch))
@@ -38,14 +38,14 @@ def open_trained(reference: str, data_dir: str) -> Exported:
 
 
 def trained_directory(reference: str, scratch: Path) -> Path:
-    """That of the model, which has MLMODEL, or of the checkpoint. What MLflow holds is copied to below `scratch`.
+    """The directory of the model (with MLMODEL) or of the checkpoint. A model in MLflow is copied into `scratch`.
 
-    Raises InputError as open_trained.
+    Raises InputError like open_trained.
     """
     directory = _local_directory(reference)
     if directory is not None:
         return directory
-    # MLflow takes seconds to import, and a directory does without.
+    # MLflow takes seconds to import and is not needed for a directory.
     from pnfrec_dist.tracking.address import tracking_uri
     from pnfrec_dist.tracking.model_registry import download, model_location
 
@@ -54,7 +54,7 @@ def trained_directory(reference: str, scratch: Path) -> Path:
 
 
 def _local_directory(reference: str) -> Path | None:
-    """None where MLflow is to be asked."""
+    """None if MLflow must be asked."""
     if not reference.strip():
         raise InputError(f"the name of a model is empty; {WAYS}")
     directory = Path(reference).expanduser()
@@ -65,13 +65,13 @@ def _local_directory(reference: str) -> Path | None:
     if (directory / MLMODEL).is_file() or (directory / STATE).is_file() or (directory / COMMITTED).is_file():
         return directory
     if not (directory / RUN_FILE).is_file():
-        raise InputError(f"{directory} is neither a run nor a checkpoint nor a model; {WAYS}")
+        raise InputError(f"{directory} is neither a run, a checkpoint nor a model; {WAYS}")
     if (directory / MODEL_DIRECTORY / MLMODEL).is_file():
         return directory / MODEL_DIRECTORY
     path, problems = newest_usable(directory)
     if path is None:
         why = f" ({problems[0].partition(';')[0]})" if problems else ""
-        raise InputError(f"{directory} has no model and no whole checkpoint{why}; name another run")
+        raise InputError(f"{directory} has no model and no complete checkpoint{why}; name another run")
     best = stored_state(path)["train_state"]["best_steps"]
     return checkpoint_path(directory, best) if best else path
 
@@ -83,6 +83,6 @@ def _from_checkpoint(directory: Path, data_dir: str) -> Exported:
     if data.manifest.digest != state["data_digest"]:
         raise InputError(
             f"{directory} was trained on another build of {settings.dataset!r} than {data.directory}; say where that "
-            "build lies with --data-dir, or name the run's exported model"
+            "build is with --data-dir, or name the run's exported model"
         )
     return of_checkpoint(directory, settings, data)

@@ -1,4 +1,4 @@
-"""Cards, for people: a user's last likes and dislikes, the list for the user, and what came of it, as text."""
+"""Cards for people: a user's last likes and dislikes, the user's list, and which items the user liked later."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
 
 LAST = 5
-"""Likes and dislikes shown."""
+"""Most likes, and most dislikes, on a card."""
 USERS, LENGTH = 20, 10
-"""Of the cards that a training writes: how many, and how long their lists are."""
+"""Cards that a training writes: their number, and the length of their lists."""
 
 Entry = tuple[str, float]
 """raw item id, score"""
@@ -26,23 +26,23 @@ Entry = tuple[str, float]
 
 @dataclass(frozen=True)
 class Card:
-    """One user; raw item ids, the newest first, lists best first."""
+    """The card of one user. Raw item ids: likes and dislikes newest first, lists best first."""
 
     user_id: str
     likes: list[str]
     dislikes: list[str]
     listed: list[Entry]
-    """from all that is known of the user"""
+    """list from the user's whole history"""
     is_popular: bool
-    """whether they are popular items, as the user has no known like"""
+    """whether it has popular items, because the user has no known like"""
     listed_before: list[Entry]
-    """from what was known before T; empty for a user who came, or went, before or after it"""
+    """list from the history before T; empty for a user who only has interactions before, or only after T"""
     later_likes: list[str]
     later_dislikes: list[str]
 
 
 def cards(maker: ListMaker, raw_ids: pa.Array, users: UserLists) -> list[Card]:
-    """The cards of some users, in their order. raw_ids: the data set's catalog, from item 1 on."""
+    """The cards of some users, in their order. raw_ids: raw ids of the data set's catalog, starting at item 1."""
     now, before = maker.make(users), maker.make(before_split(users))
     found = []
     for row, user_id in enumerate(users.user_ids.to_pylist()):
@@ -65,7 +65,7 @@ def cards(maker: ListMaker, raw_ids: pa.Array, users: UserLists) -> list[Card]:
 
 
 def write_cards(file: Path, trained: Exported, data: PreparedData) -> None:
-    """The cards of some validation users, the first by id."""
+    """Writes the cards of the first validation users by id."""
     wanted = data.user_ids("validation").sort().slice(0, USERS)
     raw_ids, titles = data.raw_item_ids(), data.titles()
     settings = ListSettings(LENGTH, gamma=0.0, keep_seen=False, batch_size=USERS)
@@ -76,7 +76,7 @@ def write_cards(file: Path, trained: Exported, data: PreparedData) -> None:
 
 
 def before_split(users: UserLists) -> UserLists:
-    """The users as they were known before T, as far back as the lists reach."""
+    """The users with their interactions before T, as far back as the lists reach."""
     rows = range(len(users))
     kept = [len(users.items.row(row)) - users.num_holdout[row] for row in rows]
     columns: dict[str, list[np.ndarray]] = {
@@ -96,12 +96,12 @@ def before_split(users: UserLists) -> UserLists:
 
 
 def card_text(card: Card, titles: Mapping[str, str]) -> str:
-    """titles: raw item id -> title, of items that have one."""
+    """titles: raw item id -> title, for items that have one."""
     lines = [f"user {card.user_id}"]
     for what, items in (("liked last", card.likes), ("disliked last", card.dislikes)):
         shown = "; ".join(_shown(item, titles) for item in items) or "nothing"
         lines.append(f"  {what:<14} {shown}")
-    how = "popular items, as no like is known" if card.is_popular else "from the whole history"
+    how = "of popular items, as no like is known" if card.is_popular else "from the whole history"
     lines.append(f"  list {how}")
     lines += _list_lines(card.listed, titles, {})
     if card.listed_before:
@@ -118,7 +118,7 @@ def card_text(card: Card, titles: Mapping[str, str]) -> str:
 
 def _list_lines(listed: Sequence[Entry], titles: Mapping[str, str], marks: Mapping[str, str]) -> list[str]:
     if not listed:
-        return ["     (nothing is left)"]
+        return ["     (no item is left)"]
     names = [_shown(item, titles) for item, _ in listed]
     width = max(map(len, names))
     return [
@@ -132,7 +132,7 @@ def _shown(item: str, titles: Mapping[str, str]) -> str:
 
 
 def _entries(lists: pa.Table, user_id: str) -> tuple[list[Entry], bool]:
-    """A user's list, and whether it is of popular items."""
+    """A user's list, and whether it has popular items."""
     rows = [row for row in lists.to_pylist() if row["user_id"] == user_id]
     return [(row["raw_item_id"], row["score"]) for row in rows], any(row["is_popular"] for row in rows)
 

@@ -1,1 +1,1 @@
-"""L = CE_p + alpha * CE_n + beta * L_c. Every loss returns (total, count); the step divides by the global count."""
+"""L = CE_p + alpha * CE_n + beta * L_c. Losses return totals; the step divides by the global counts."""

@@ -1,4 +1,4 @@
-"""What a cross-entropy over the catalog is: exact, or over some items. One is chosen by loss.cross_entropy.
+"""The interface of a cross-entropy over the catalog, exact or over some items; loss.cross_entropy chooses one.
 
 T real targets, D width, K sampled items.
 """
@@ -17,62 +17,62 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class Samples:
-    """Vectors that a loss over sampled items compares."""
+    """The vectors that a loss over sampled items uses."""
 
     target_TD: Tensor
-    """of the targets"""
+    """vectors of the targets"""
     sampled_KD: Tensor
-    """of sampled.items_K"""
+    """vectors of sampled.items_K"""
     sampled: Sampled
 
 
 @dataclass(frozen=True)
 class Targets:
-    """All targets of a rank's part of a step, of both sides, one after another."""
+    """All targets of one rank's part of a step: those of the main side, then those of the negative side."""
 
     hidden_TD: Tensor
-    """the encoder's output where the target comes next"""
+    """the encoder's output at the position before the target"""
     targets_T: Tensor
     """item ids"""
     weights_T: Tensor
-    """what one of them adds to the loss"""
+    """weight of each target in the loss"""
     samples: Samples | None = None
-    """where the loss samples items"""
+    """given if the loss samples items"""
 
 
 @dataclass(frozen=True)
 class StepExtent:
-    """How much one rank's part of a step holds, for the memory plan."""
+    """Size of one rank's part of a step, for the memory plan."""
 
     targets: int
     rows: int
-    """of the item table on this rank"""
+    """rows of the item table on this rank"""
     num_items: int
     shards: int
-    """ranks that hold the item table between them; 1: each holds all"""
+    """ranks that share the rows of the item table; 1: each holds all"""
     on_gpu: bool
 
 
 class CatalogLoss(ABC):
-    """-log of the probability of each target among the catalog's items, exact or estimated."""
+    """-log of the probability of each target among all items, exact or estimated."""
 
     samples_items: bool = False
-    """whether steps draw items (data/item_sampler.py)"""
+    """whether each step draws items (data/item_sampler.py)"""
     touches_all_rows: bool = False
-    """whether each step's gradient has all rows of the item table"""
+    """whether each step has a gradient for all rows of the item table"""
 
     def require(self, settings: Settings) -> None:
-        """Raises InputError for settings that it cannot take; takes all here."""
+        """Raises InputError for settings that do not fit this loss; by default all fit."""
         return
 
     @abstractmethod
     def __call__(self, targets: Targets, table: ItemTable, settings: Settings) -> tuple[Tensor, Tensor]:
-        """(sum of weight * loss, differentiable once; loss_T, for the record)."""
+        """(sum of weight * loss, differentiable once; loss_T without gradient, for logging)."""
 
     @abstractmethod
     def bytes(self, extent: StepExtent, settings: Settings) -> int:
-        """What logits, draws and the like take at a time."""
+        """Most bytes of logits, sampled vectors and similar at a time."""
 
     @abstractmethod
     def ways_to_save(self, settings: Settings) -> dict[str, float]:
-        """Flags that make bytes() smaller -> the share of it that they save about."""
+        """Advice to lower bytes(), as flags -> about which share of it that saves."""

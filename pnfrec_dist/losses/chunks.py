@@ -1,4 +1,4 @@
-"""What losses over sampled items share, and losses computed for some targets at a time.
+"""Shared code of losses over sampled items; computes losses for some targets at a time.
 
 T real targets.
 """
@@ -14,7 +14,7 @@ from pnfrec_dist.losses.catalog_loss import FLOAT, CatalogLoss, StepExtent
 from pnfrec_dist.losses.cross_entropy import blocks
 
 CHUNK_LOGITS = 1 << 21
-"""Logits that exist at a time; backward makes them again."""
+"""Most logits at a time; backward computes them again."""
 
 
 def in_chunks(losses: Callable[..., Tensor], width: int, weights_T: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,12 +29,12 @@ def in_chunks(losses: Callable[..., Tensor], width: int, weights_T: Tensor, *inp
 
 
 def wide(logits: Tensor) -> Tensor:
-    """At least float32, whatever autocast made of them."""
+    """In float32 at least, also under autocast."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class SampledItemsLoss(CatalogLoss):
-    """A loss over items that each step draws, sampled.num_items of them."""
+    """A loss over sampled.num_items items that each step draws."""
 
     samples_items = True
 

@@ -58,9 +58,9 @@ def contrastive(
 ) -> Tensor:
     """Sum over positive positions of -log softmax([f(h_t, i_t+1), f(h_t, j) for j in S^n])[0].
 
-    hidden_PD: the positive encoder's output; next_PD: vectors of the next positives, is_pad_P: True where there is
-    none; negatives_BND: vectors of the users' negatives, is_pad_BN: True where there is none; groups: how tokens belong
-    to users. f is cosine or dot, over temperature. A user without negatives adds 0.
+    hidden_PD: the main encoder's output; next_PD: vectors of the next positives, is_pad_P: True if there is none;
+    negatives_BND: vectors of the users' negatives, is_pad_BN: True if there is none; groups: how tokens belong to
+    users. f is cosine or dot, divided by temperature. A user without negatives adds 0.
     """
     if settings.similarity == "cosine":
         hidden_PD, next_PD, negatives_BND = (F.normalize(t, dim=-1) for t in (hidden_PD, next_PD, negatives_BND))

@@ -1,6 +1,6 @@
 """Exact cross-entropy over the full catalog, without its logits in memory (paper, section 3.2).
 
-T real targets, D width, V = N + 1 rows of the item table (row 0 is padding and no class), S of them on this rank, N
+T real targets, D width, V = N + 1 rows of the item table (row 0 is padding, not a class), S of them on this rank, N
 items; t rows and n items make one tile of logits.
 """
 
@@ -18,17 +18,17 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.model.item_table import ItemTable, add_rows
 
 MIN_CHUNK_ROWS, GPU_MIN_CHUNK_ROWS = 32, 1024
-"""With fewer rows in a chunk its matmuls run at the speed of memory, and two sweeps over tiles are as fast."""
+"""With fewer rows in a chunk, memory limits the matmuls, and two sweeps over tiles are as fast."""
 TILE_ROWS = 512
 CACHED_TILE_BYTES = 1 << 20
-"""A CPU's tile stays in its second-level cache, where exp, maxima and sums cost a third."""
+"""A CPU's tile fits into its second-level cache, where exp, maxima and sums cost a third."""
 MAX_FUSED_WIDTH = 256
-"""Wider rows no longer fit a GPU's registers beside a tile."""
+"""Wider rows do not fit into a GPU's registers together with a tile."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Logits are made `rows` x `items` at a time. A tile that spans the catalog needs one sweep, others two."""
+    """Logits are computed `rows` x `items` at a time. Tiles that span the catalog need one sweep, others two."""
 
     rows: int
     items: int
@@ -41,9 +41,9 @@ def plan_tiles(
     """How `rows` x `items` float32 logits are cut into tiles of at most tile_bytes (materialised: of any size).
 
     materialised: one tile. chunked: the whole catalog for some rows, three matmuls. tiled: some items for many rows;
-    the softmax needs the sum over items first, so two sweeps with four matmuls in all. fused: as tiled, by kernels that
-    keep tiles in registers. auto: the first of materialised, fused (if can_fuse), chunked, tiled that fits, where a
-    chunk is to have MIN_CHUNK_ROWS rows at least.
+    the softmax needs the sum over items first, so there are two sweeps with four matmuls. fused: as tiled, with kernels
+    that keep tiles in registers. auto: the first of materialised, fused (if can_fuse), chunked and tiled that fits; a
+    chunk must have at least MIN_CHUNK_ROWS (on a GPU GPU_MIN_CHUNK_ROWS) rows.
     """
     rows, items = max(rows, 1), max(items, 1)
     room = max(tile_bytes // 4, 1)
@@ -71,12 +71,12 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """(sum over targets of weight * loss, loss_T), where loss = -log softmax over items(hidden . item)[target].
 
-    targets_T: item ids 1..N. The total is differentiable once, with respect to hidden_TD and the table; loss_T is for
-    the record. Matmuls run in matmul_dtype (default: hidden's own), sums in hidden's dtype, at least float32.
-    Where a gradient is wanted, forward computes it, so that no tile is kept for backward.
+    targets_T: item ids 1..N. The total is differentiable once, with respect to hidden_TD and the table; loss_T has no
+    gradient and is for logging. Matmuls run in matmul_dtype (default: hidden's dtype), sums in hidden's dtype, at least
+    float32. If a gradient is needed, forward computes it, so that no tile is kept for backward.
 
-    With a sharded table each rank brings its own targets. Hidden states go to all ranks, maxima and sums are combined
-    over them, and the gradients of hidden states come back summed: rows of the table never travel.
+    With a sharded table, each rank has its own targets. Hidden states are sent to all ranks, maxima and sums are
+    combined over ranks, and the gradients of hidden states are summed and sent back. Rows of the table are not sent.
     """
     return _CrossEntropy.apply(
         hidden_TD, table.weight, targets_T, weights_T, tiling, matmul_dtype or hidden_TD.dtype, table
@@ -135,7 +135,7 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_total = grad_outputs[0]
-        assert ctx.gradients is not None, "the gradients were handed out before: call backward once"
+        assert ctx.gradients is not None, "the gradients were already used: call backward once"
         gradients, ctx.gradients = ctx.gradients, None
         return *(g.mul_(grad_total) if grad_total.is_cuda or grad_total != 1 else g for g in gradients), *[None] * 5
 
@@ -167,7 +167,7 @@ def add_softmax_gradient(
     matmul_dtype: torch.dtype,
     grad_classes_ND: Tensor,
 ) -> Tensor:
-    """The gradient of sum(weight * lse) with respect to hidden, [T, D]; that of the classes is added in place."""
+    """The gradient of sum(weight * lse) with respect to hidden, [T, D]. The classes' gradient is added in place."""
     grad_TD = torch.zeros_like(hidden_TD)
     logits = _Logits(hidden_TD, tiling)
     for rows in blocks(len(hidden_TD), tiling.rows):
@@ -190,7 +190,7 @@ def _two_sweeps(
     grad_classes_ND: Tensor,
     shards: World,
 ) -> tuple[Tensor, Tensor]:
-    """(lse_T over all ranks' classes, gradient of hidden by this rank's); the classes' gradient is added in place."""
+    """(lse_T over all ranks' classes, gradient of hidden from this rank's). The classes' gradient is added in place."""
     lse_T = log_sum_exp(hidden_TD, classes_ND, tiling, matmul_dtype, shards)
     grad_TD = add_softmax_gradient(hidden_TD, classes_ND, weights_T, lse_T, tiling, matmul_dtype, grad_classes_ND)
     return lse_T, grad_TD
@@ -205,8 +205,8 @@ def _fused_sweeps(
     grad_classes_ND: Tensor,
     shards: World,
 ) -> tuple[Tensor, Tensor]:
-    """As _two_sweeps; the first also yields the gradient of hidden, the softmax's mean of this rank's classes."""
-    from pnfrec_dist.losses.gpu_kernels import (  # Triton comes with torch's GPU builds alone
+    """As _two_sweeps. The first sweep also gives hidden's gradient, the softmax's mean of this rank's classes."""
+    from pnfrec_dist.losses.gpu_kernels import (  # only torch's GPU builds bring Triton
         add_class_gradient,
         softmax_mean,
     )
@@ -233,7 +233,7 @@ def _one_sweep(
     grad_classes_ND: Tensor,
     _: World,
 ) -> tuple[Tensor, Tensor]:
-    """As _two_sweeps, for tiles that span the catalog, which one rank holds."""
+    """As _two_sweeps, for tiles that span the whole catalog on one rank."""
     lse_T, grad_TD = torch.empty_like(weights_T), torch.empty_like(hidden_TD)
     narrow_ND = classes_ND.to(matmul_dtype)
     logits = _Logits(hidden_TD, tiling)
@@ -252,7 +252,7 @@ def _one_sweep(
 
 
 def blocks(length: int, size: int) -> Iterator[slice]:
-    """0..length in slices of `size`, the last one shorter."""
+    """0..length in slices of `size`; the last one may be shorter."""
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
@@ -271,14 +271,14 @@ class _Logits:
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b in `dtype`; with narrow inputs a GPU keeps its wide sums, a CPU rounds them once."""
+    """a @ b in `dtype`. With narrower inputs, a GPU keeps its wide sums, and a CPU rounds them once."""
     if a.dtype != dtype and a.is_cuda:
         return torch.mm(a, b, out_dtype=dtype)
     return (a @ b).to(dtype)
 
 
 def _dot(a_TD: Tensor, b_TD: Tensor, dtype: torch.dtype) -> Tensor:
-    """Row by row what _product gives, rounded as it rounds: a target that holds all probability has loss 0."""
+    """Dot products of rows, rounded as _product rounds, so that a target with probability 1 has loss 0."""
     dot_T = (a_TD.to(dtype) * b_TD.to(dtype)).sum(1)
     return dot_T if a_TD.is_cuda else dot_T.to(a_TD.dtype).to(dtype)
 

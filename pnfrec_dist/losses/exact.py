@@ -1,4 +1,4 @@
-"""The exact cross-entropy over the full catalog, as settings say (paper, section 3.2); cross_entropy.py computes it."""
+"""The exact cross-entropy over the full catalog (paper, section 3.2), from settings; cross_entropy.py computes it."""
 
 from importlib.util import find_spec
 
@@ -44,14 +44,14 @@ EXACT = Exact()
 def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> Tiling:
     """How the exact cross-entropy of rows x items logits is computed on this kind of device.
 
-    Raises InputError when loss.exact_path is one that it cannot take.
+    Raises InputError if loss.exact_path does not work there.
     """
     loss = settings.loss
     fits = settings.train.precision == "bfloat16" and settings.encoder.hidden_size <= MAX_FUSED_WIDTH
     can_fuse = on_gpu and fits and find_spec("triton") is not None
     if loss.exact_path == "fused" and not can_fuse:
         narrow = f"train.precision bfloat16 and encoder.hidden_size <= {MAX_FUSED_WIDTH}"
-        lacks = "GPU workers" if not on_gpu else "Triton, which torch brings for NVIDIA GPUs" if fits else narrow
-        raise InputError(f"loss.exact_path is 'fused', which needs {lacks}; leave it at auto")
+        lacks = "GPU workers" if not on_gpu else "Triton, which comes with torch for NVIDIA GPUs" if fits else narrow
+        raise InputError(f"loss.exact_path is 'fused', which needs {lacks}; use auto")
     tile_mib = loss.tile_mib or (GPU_TILE_MIB if on_gpu else CPU_TILE_MIB)
     return plan_tiles(rows, items, int(tile_mib * 2**20), loss.exact_path, on_cpu=not on_gpu, can_fuse=can_fuse)

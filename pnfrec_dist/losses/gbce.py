@@ -17,13 +17,13 @@ class GeneralisedBCE(SampledItemsLoss):
     """loss = -(b log sigmoid(s_t) + sum_{j in sample, j != t} log(1 - sigmoid(s_j))), s = hidden . item.
 
     b = a (c (1 - 1/a) + 1/a), where a = K / (N - 1) is the share of sampled negatives and c in [0, 1] is
-    sampled.gbce_calibration; c = 0 is plain BCE. An item drawn m times counts m times. The sample, shared by all
-    targets, is to be uniform.
+    sampled.gbce_calibration; c = 0 is plain BCE. An item drawn m times counts m times. All targets share the sample,
+    which must be uniform.
     """
 
     def require(self, settings: Settings) -> None:
         distribution = settings.sampled.distribution
-        rule = "uniform where loss.cross_entropy is gbce"
+        rule = "uniform if loss.cross_entropy is gbce"
         require(distribution == "uniform", "sampled.distribution", distribution, rule)
 
     def __call__(self, targets: Targets, table: ItemTable, settings: Settings) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,13 @@
-"""The exact cross-entropy's sweeps as two Triton kernels for a GPU, in bfloat16, with logits in registers alone.
+"""The sweeps of the exact cross-entropy as two Triton kernels for a GPU, in bfloat16, with logits only in registers.
 
-Both are deterministic: a program owns its rows of the result and adds to them in one order; nothing is added by
-atomics. The first is built like the forward pass of flash attention (Dao, 2023) with the classes as keys and as values,
-since the softmax's expectation of the class is what hidden's gradient asks for; the second like the gradient of its
-values. T rows of hidden, N classes, D width, S splits; t rows and n classes meet in a tile, W is D rounded up to a
-power of two.
+Both are deterministic: each program owns rows of the result and adds to them in a fixed order, without atomics. The
+first kernel works like the forward pass of flash attention (Dao, 2023) with the classes as keys and as values, because
+hidden's gradient needs the mean of the classes under the softmax. The second works like the gradient of the values.
+T rows of hidden, N classes, D width, S splits; a tile has t rows and n classes; W is D rounded up to a power of two.
 """
 
 # pyright: reportArgumentType=false
-# (Triton's stubs want constexpr where a call gives numbers.)
+# (Triton's stubs expect constexpr, but calls pass numbers.)
 
 import torch
 import triton
@@ -22,8 +21,9 @@ LN_2 = tl.constexpr(0.6931471805599453)
 def softmax_mean(hidden_TD: Tensor, classes_ND: Tensor, splits: int | None = None) -> tuple[Tensor, Tensor]:
     """(log of the sum over classes of exp(hidden . class) [T], the classes' mean under that softmax [T, D]), float32.
 
-    Inputs share one narrow dtype, which the GPU's tensor cores multiply; sums are in float32. splits: parts of the
-    classes that programs of their own take (default: enough to fill the GPU); the results of all exist at once.
+    Both inputs have the same narrow dtype, for the GPU's tensor cores; sums are in float32. splits: parts of the
+    classes that separate programs process (default: enough to fill the GPU). The results of all splits exist at the
+    same time.
     """
     (targets, width), num_classes = hidden_TD.shape, len(classes_ND)
     tile_t, tile_n, tile_w, launch = _tile(width)
@@ -53,8 +53,8 @@ def add_class_gradient(
 ) -> None:
     """grad_classes += the gradient of sum(weight * lse) with respect to the classes.
 
-    hidden and classes as in softmax_mean; weights, lse and the gradient in float32. The gradient may be narrower than
-    the classes, whose last columns are then padding. splits: of the rows of hidden.
+    hidden and classes are as in softmax_mean; weights, lse and the gradient are in float32. The gradient may have fewer
+    columns than the classes; the last columns of the classes are then padding. splits: parts of the rows of hidden.
     """
     (targets, width), num_classes = hidden_TD.shape, len(classes_ND)
     tile_n, tile_t, tile_w, launch = _tile(width)
@@ -77,7 +77,7 @@ def _parts(length: int, size: int) -> int:
 
 
 def _tile(width: int) -> tuple[int, int, int, dict[str, int]]:
-    """(rows that a program owns, rows that pass by at a time, W, warps and pipeline stages)."""
+    """(rows that a program owns, rows that it reads at a time, W, {warps, pipeline stages})."""
     tile_w = max(1 << (width - 1).bit_length(), 16)
     if tile_w <= 64:
         return 128, 128, tile_w, {"num_warps": 8, "num_stages": 3}
@@ -85,7 +85,7 @@ def _tile(width: int) -> tuple[int, int, int, dict[str, int]]:
 
 
 def _splits(blocks: int, longest: int, like: Tensor) -> int:
-    """How many programs share the work of a block of rows, so that twice the GPU's processors have some."""
+    """How many programs share the work of a block of rows, so that there are two programs per processor of the GPU."""
     if not like.is_cuda:
         return 1
     wanted = 2 * torch.cuda.get_device_properties(like.device).multi_processor_count
@@ -94,7 +94,7 @@ def _splits(blocks: int, longest: int, like: Tensor) -> int:
 
 @triton.jit
 def _rows(start_ptr, first, end, width: tl.constexpr, rows: tl.constexpr, tile_w: tl.constexpr):
-    """[rows, tile_w] from row `first` on; 0 beyond row `end` and beyond the width."""
+    """[rows, tile_w], starting at row `first`; 0 from row `end` on and beyond the width."""
     at_r = first + tl.arange(0, rows)
     at_w = tl.arange(0, tile_w)
     inside = (at_r < end)[:, None] & (at_w < width)[None, :]
@@ -106,7 +106,7 @@ def _softmax_mean(
     hidden_ptr, classes_ptr, lse_ptr, mean_ptr, targets, num_classes, per_split,
     width: tl.constexpr, tile_t: tl.constexpr, tile_n: tl.constexpr, tile_w: tl.constexpr,
 ):  # fmt: skip
-    """One block of rows over one split's classes: maxima and sums in powers of two, rescaled as a maximum rises."""
+    """One block of rows over the classes of one split; with base-2 exponentials, rescaled when a maximum rises."""
     first_t = tl.program_id(0) * tile_t
     first_n = tl.program_id(1) * per_split
     end_n = tl.minimum(first_n + per_split, num_classes)
@@ -139,7 +139,7 @@ def _add_class_gradient(
     hidden_ptr, classes_ptr, weights_ptr, lse_ptr, grad_ptr, targets, num_classes, per_split,
     width: tl.constexpr, grad_width: tl.constexpr, tile_t: tl.constexpr, tile_n: tl.constexpr, tile_w: tl.constexpr,
 ):  # fmt: skip
-    """One block of classes over one split's rows of hidden."""
+    """One block of classes over the rows of hidden of one split."""
     first_n = tl.program_id(0) * tile_n
     first_t = tl.program_id(1) * per_split
     end_t = tl.minimum(first_t + per_split, targets)

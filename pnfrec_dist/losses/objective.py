@@ -1,4 +1,4 @@
-"""The loss that settings describe, L = CE_p + alpha * CE_n + beta * L_c + ..., as this rank's part of the global loss.
+"""The loss from settings, L = CE_p + alpha * CE_n + beta * L_c + ..., as this rank's part of the global loss.
 
 T real targets of both sides, J terms.
 """
@@ -15,10 +15,10 @@ from pnfrec_dist.model.item_table import ItemTable, take
 
 
 class Objective:
-    """Terms, their weights, and the cross-entropy that they use, resolved once. Order: that of LossSettings.weights."""
+    """The terms, their weights, and their cross-entropy. Terms are in the order of LossSettings.weights."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises InputError for names that cannot be imported, and settings that a loss cannot take."""
+        """Raises InputError for names that cannot be imported, and for settings that do not fit a loss."""
         self.settings = settings
         self.cross_entropy: CatalogLoss = CROSS_ENTROPIES.load(settings.loss.cross_entropy)
         self.cross_entropy.require(settings)
@@ -28,17 +28,17 @@ class Objective:
 
     @property
     def logged_names(self) -> dict[str, str]:
-        """Term -> its name in MLflow, below train/."""
+        """Term -> its name in MLflow, after train/."""
         return {name: term.name(self.settings.encoder) for name, term in self.terms.items()}
 
     def counts(self, batch: TrainBatch) -> Tensor:
-        """Tokens behind each term in this batch, [J]."""
+        """Number of tokens of each term in this batch, [J]."""
         return torch.tensor([term.count(batch) for term in self.terms.values()])
 
     def loss(self, tensors: StepTensors, table: ItemTable, weights_J: Tensor) -> tuple[Tensor, Tensor]:
         """(sum over terms of weight * total, the totals [J] without gradient) over this rank's users.
 
-        weights_J: what one token of each term adds to the loss: the term's weight over its count of all ranks.
+        weights_J: weight of one token of each term: the term's weight divided by its count over all ranks.
         """
         places = {name: place for place, name in enumerate(self.terms)}
         sides = {name: term for name, term in self.terms.items() if isinstance(term, CrossEntropyTerm)}
@@ -56,7 +56,7 @@ class Objective:
         return loss, totals_J
 
     def _targets(self, tensors: StepTensors, sides: list[CrossEntropyTerm], weights_T: Tensor) -> Targets:
-        """Of all sides, one after another: they go through one sweep over the catalog."""
+        """The targets of all sides together, for one sweep over the catalog."""
         batch = tensors.batch
         sequences = [side.sequences(batch) for side in sides]
         hidden = [side.hidden(tensors) for side in sides]
@@ -70,7 +70,7 @@ class Objective:
         return Targets(hidden_TD, targets_T, weights_T, Samples(target_TD, sampled_KD, batch.sampled))
 
     def means(self, totals: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
-        """train/loss and its terms, as means over real targets, from sums over steps and ranks by term."""
+        """train/loss and its terms as means over tokens. totals, counts: term -> sum over steps and ranks."""
         totals_J, counts_J = (torch.tensor([sums.get(name, 0.0) for name in self.terms]) for sums in (totals, counts))
         means_J = totals_J / counts_J.clamp(min=1)
         of_terms = dict(zip(self.logged_names.values(), means_J.tolist(), strict=True))

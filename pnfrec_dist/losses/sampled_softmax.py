@@ -1,4 +1,4 @@
-"""Softmax over sampled items in place of the catalog, for when exact is too slow (compared in docs/losses.md).
+"""Softmax over sampled items instead of the catalog, if exact is too slow (compared in docs/losses.md).
 
 T real targets, t those of a chunk, D width, K sampled items.
 """
@@ -13,12 +13,12 @@ from pnfrec_dist.model.item_table import ItemTable
 
 
 class SampledSoftmax(SampledItemsLoss):
-    """The softmax, its sum over items estimated from a sample that all targets of a step share.
+    """The softmax with its sum over items estimated from a sample, which all targets of a step share.
 
     loss = log(exp(s_t) + sum_{j in sample, j != t} exp(s_j - log_expected_j)) - s_t, s = hidden . item. Each sampled
-    item stands for 1 / (its expected count) items, so the sum over items is estimated without bias (Bengio and Senecal,
-    IEEE TNN 2008). The target is not drawn but always there, so it is not corrected (that this matters is shown by
-    Khrylchenko et al., RecSys '25), and a sampled item that is the target is left out.
+    item represents 1 / (its expected count) items, so the estimate of the sum is unbiased (Bengio and Senecal, IEEE TNN
+    2008). The target is always included, not drawn, so its score gets no correction (Khrylchenko et al., RecSys '25,
+    show that this matters). A sampled item that is the target is left out.
     """
 
     def __call__(self, targets: Targets, table: ItemTable, settings: Settings) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Scalable Cross-Entropy (Mezentsev et al., RecSys '24): softmax over items that the batch itself picks.
+"""Scalable Cross-Entropy (Mezentsev et al., RecSys '24): softmax over items that score high for the batch.
 
 T real targets, D width, B buckets, X targets and Y items of a bucket (compared in docs/losses.md).
 """
@@ -17,10 +17,10 @@ from pnfrec_dist.model.top_k import rank_items, table_scores
 
 
 class ScalableCrossEntropy(CatalogLoss):
-    """B random mixtures of the hidden states each pick the X targets and the Y items that they score highest; a
-    target's loss is the largest of its softmax losses over the buckets that picked it.
+    """Each of B buckets, a random mixture of the hidden states, picks the X targets and the Y items that it scores
+    highest. A target's loss is the largest of its softmax losses in the buckets that picked it.
 
-    Targets that no bucket picked have loss 0, and the weights of the others are raised to make up for them. Draws from
+    Targets that no bucket picked have loss 0, and the weights of the others are raised to compensate. Draws from
     torch's generator.
     """
 
@@ -77,7 +77,7 @@ SCE = ScalableCrossEntropy()
 
 
 def _best_items(bucket_BD: Tensor, table: ItemTable, count: int) -> Tensor:
-    """Ids of each bucket's `count` items of highest score, [B, Y]; 0 where the catalog has fewer."""
+    """Ids of each bucket's `count` items with the highest scores, [B, Y]; filled up with 0 if there are fewer."""
     shards, rows = table.shards, [len(bucket_BD)] * table.shards.size
     all_BD = shards.gather_rows(bucket_BD.to(table.weight.dtype), rows)
     nothing_seen = Ragged(np.zeros(len(all_BD) + 1, dtype=np.int64), np.empty(0, dtype=np.int32))

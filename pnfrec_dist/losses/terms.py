@@ -1,4 +1,4 @@
-"""What a term of the loss is, and the terms of the two sides. L = sum over terms of weight * total / count.
+"""The interface of a loss term, and the terms of the two sides. L = sum over terms of weight * total / count.
 
 P tokens of a side, D width, U distinct items of a batch.
 """
@@ -20,12 +20,12 @@ NOTHING_MORE = BatchParts()
 
 @dataclass(frozen=True)
 class StepTensors:
-    """What a term is computed from: one rank's part of a step."""
+    """The input of a term: one rank's part of a step."""
 
     main_PD: Tensor
     """the main encoder's output"""
     negative_PD: Tensor | None
-    """the negative encoder's; None where no term needs it"""
+    """the negative encoder's output; None if no term needs it"""
     vectors_UD: Tensor
     """vectors of batch.items_U"""
     batch: TrainBatch
@@ -38,17 +38,17 @@ def encoded(encoders: nn.Module, vectors_UD: Tensor, batch: TrainBatch) -> StepT
 
 
 class Term(ABC):
-    """One summand of the loss. Its weight is a setting, its mean is logged as train/<name>."""
+    """One summand of the loss. Its weight is a setting; its mean is logged as train/<name>."""
 
     needs: BatchParts = NOTHING_MORE
-    """of the batch; needs.negative makes the model have a negative encoder"""
+    """needed parts of the batch; with needs.negative, the model has a negative encoder"""
 
     @abstractmethod
     def name(self, encoder: EncoderSettings) -> str:
-        """As it is logged."""
+        """The name in the log."""
 
     def title(self, encoder: EncoderSettings) -> str:
-        """For people, in plots."""
+        """The title in plots."""
         return self.name(encoder)
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Term(ABC):
 
 
 class DirectTerm(Term):
-    """A term that is computed by itself."""
+    """A term that is computed on its own, without a sweep over the catalog."""
 
     @abstractmethod
     def total(self, tensors: StepTensors, settings: Settings) -> Tensor:
@@ -72,7 +72,7 @@ class CrossEntropyTerm(Term):
     needs: BatchParts = NOTHING_MORE
 
     def name(self, encoder: EncoderSettings) -> str:
-        """ce_positive, ce_all, ..., by what the main encoder reads; ce_negative."""
+        """ce_negative, or ce_positive, ce_all, ... by what the main encoder reads."""
         return f"ce_{encoder.history if self.side == 'main' else self.side}"
 
     def title(self, encoder: EncoderSettings) -> str:
@@ -98,7 +98,7 @@ CE_NEGATIVE = CrossEntropyTerm("negative", BatchParts(negative=True))
 
 
 def terms_of(loss: LossSettings) -> dict[str, Term]:
-    """By name in the settings, those whose weight is above 0. Raises InputError for one that cannot be imported."""
+    """The terms with a weight above 0, by name. Raises InputError for one that cannot be imported."""
     found: dict[str, Term] = {}
     for name in loss.weights:
         term = TERMS.load(name)
@@ -108,7 +108,7 @@ def terms_of(loss: LossSettings) -> dict[str, Term]:
 
 
 def needed_parts(loss: LossSettings) -> BatchParts:
-    """What the terms need: parts of a batch, and with `negative` a negative encoder."""
+    """The parts of a batch that the terms need; `negative` also means a negative encoder."""
     terms = terms_of(loss).values()
     return BatchParts(
         negative=any(term.needs.negative for term in terms), contrast=any(term.needs.contrast for term in terms)
@@ -116,7 +116,7 @@ def needed_parts(loss: LossSettings) -> BatchParts:
 
 
 def term_title(name: str) -> str:
-    """A term's title by its logged name; that name where no registered term has it."""
+    """A term's title, from its logged name; for other names the name itself."""
     for history in HISTORIES:
         encoder = EncoderSettings(history=history)
         for known in TERMS.known:

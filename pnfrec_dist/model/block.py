@@ -1,4 +1,4 @@
-"""What the encoder is made of: a block mixes the tokens of each user and keeps their shape.
+"""The blocks of the encoder: a block mixes the tokens of each user and keeps their shape.
 
 P tokens of all users, D width.
 """
@@ -17,7 +17,7 @@ LAYER_NORM_EPS = 1e-8
 
 @dataclass(frozen=True)
 class BlockSize:
-    """What one block takes, for the memory plan; numbers of floats."""
+    """The size of one block for the memory plan, in floats."""
 
     parameters: int
     activations_per_token: int
@@ -25,9 +25,9 @@ class BlockSize:
 
 
 class Block(nn.Module, ABC):
-    """A block of the encoder. One is chosen by encoder.block (config/registry.py).
+    """A block of the encoder; encoder.block chooses one (config/registry.py).
 
-    No position may see a later one of its user: windows are padded on the right, and training predicts every next item.
+    No position may see a later one of its user: windows are padded on the right, and every next item is predicted.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -36,14 +36,14 @@ class Block(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def size(settings: EncoderSettings, length: int) -> BlockSize:
-        """length: of the longest window."""
+        """length: length of the longest window."""
 
     @abstractmethod
     def forward(self, x_PD: Tensor, groups: Groups) -> Tensor:
-        """groups: how tokens belong to users. Without a token, every parameter still gets its (zero) gradient."""
+        """groups: how tokens belong to users. Every parameter must get a gradient (zero) even if there is no token."""
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draws what is not to be normal(0, 0.02) (linear layers, embeddings) or zero (biases), as it is by now."""
+        """Sets parameters that should not start as normal(0, 0.02) (linear layers, embeddings) or zero (biases)."""
 
     def compile_tokenwise(self) -> None:
-        """Compiles what treats tokens one by one, for any number of them; here nothing."""
+        """Compiles the token-wise parts, for any number of tokens; by default there are none."""

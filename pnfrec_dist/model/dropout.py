@@ -1,4 +1,4 @@
-"""Dropout whose mask costs a CPU little: 16 random bits an element, kept as one byte, in place of a Bernoulli draw."""
+"""Dropout with a mask that is cheap on a CPU: 16 random bits per element instead of a Bernoulli draw."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 STEPS = 1 << 16
-"""Probabilities are rounded to multiples of 1 / STEPS, at least one; what is kept is scaled by the rounded one."""
+"""Probabilities are rounded to multiples of 1 / STEPS, at least one; the scale uses the rounded probability."""
 
 
 class Dropout(nn.Module):
-    """In training: each element is 0 with probability `p`, else divided by 1 - p. Draws from torch's generator."""
+    """In training, each element is 0 with probability `p`, else divided by 1 - p. Draws from torch's generator."""
 
     def __init__(self, p: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The model: one item table, a main encoder, and a negative one where the loss needs it (paper, section 3).
+"""The model: one item table, a main encoder, and a negative encoder if the loss needs it (paper, section 3).
 
 B users, P tokens, U distinct items of a batch, D width, N items.
 """
@@ -14,8 +14,8 @@ from pnfrec_dist.model.item_table import ItemTable, take
 
 
 class DualEncoder(nn.Module):
-    """The main encoder, over S^p (or S), and one over S^n, with own positions: what data-parallel training replicates
-    on every rank."""
+    """The main encoder over S^p (or S) and the negative encoder over S^n, each with its own positions. Data-parallel
+    training replicates them on every rank."""
 
     def __init__(self, encoder: EncoderSettings, *, with_negative: bool) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class DualEncoder(nn.Module):
         self.negative = Encoder(encoder) if with_negative else None
 
     def forward(self, vectors_UD: Tensor, batch: TrainBatch) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of both sides' tokens, [P, D] each; None for a side that the model lacks.
+        """Hidden states of both sides' tokens, [P, D] each; None for a side that the model does not have.
 
         vectors_UD: vectors of batch.items_U.
         """
@@ -34,9 +34,9 @@ class DualEncoder(nn.Module):
 
 
 class PNFRec(nn.Module):
-    """The item table that both encoders share, and the encoders. Inference uses the main encoder.
+    """The item table, shared by both encoders, and the encoders. Inference uses the main encoder.
 
-    Weights are drawn from `generator` alone.
+    All weights are drawn from `generator`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PNFRec(nn.Module):
         shards: World | None = None,
     ) -> None:
         """with_negative: whether there is a negative encoder, which some terms of the loss need (losses/terms.py);
-        shards: the ranks that hold the item table's rows between them; None: each holds all."""
+        shards: the ranks that share the rows of the item table; None: each rank holds all."""
         super().__init__()
         self.max_length = encoder.positions
         self.item_table = ItemTable(num_items, encoder.hidden_size, shards)
@@ -58,7 +58,7 @@ class PNFRec(nn.Module):
         initialize(self.encoders, generator)
 
     def last_hidden(self, batch: HistoryBatch) -> Tensor:
-        """The main encoder's output at each user's newest item, [B, D]: what scores the catalog."""
+        """The main encoder's output at each user's newest item, [B, D], which scores the catalog."""
         return self._last(self.encoders.main, batch)
 
     def last_negative_hidden(self, batch: HistoryBatch) -> Tensor:

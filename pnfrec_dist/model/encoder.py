@@ -19,7 +19,7 @@ INIT_STD = 0.02
 
 
 def block_class(settings: EncoderSettings) -> type[Block]:
-    """What settings.block names. Raises InputError for what is no block."""
+    """The class that settings.block names. Raises InputError if it is no block."""
     found = BLOCKS.load(settings.block)
     require(isinstance(found, type) and issubclass(found, Block), BLOCKS.setting, settings.block, "a class of Block")
     return found
@@ -28,7 +28,7 @@ def block_class(settings: EncoderSettings) -> type[Block]:
 class Encoder(nn.Module):
     """Item vectors of right-padded windows, packed group by group -> hidden state per token.
 
-    Attention is causal and padding follows the real positions, so no real position depends on it: no padding mask.
+    Attention is causal and padding comes after the real positions, so no padding mask is needed.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(settings.hidden_size, eps=LAYER_NORM_EPS)
 
     def forward(self, item_vectors_PD: Tensor, groups: Groups) -> Tensor:
-        """groups: no length above settings.positions -> hidden_PD."""
+        """-> hidden_PD. groups: no length above settings.positions."""
         weight = self.positions.weight
         positions = [weight[:length].expand(users, -1, -1).flatten(0, 1) for users, length in groups]
         x_PD = item_vectors_PD * self.scale + torch.cat([*positions, weight[:0]])
@@ -52,8 +52,8 @@ class Encoder(nn.Module):
 
 
 def compile_encoders(module: nn.Module) -> None:
-    """torch.compile for every block within. What was compiled for an earlier model of this process is forgotten: torch
-    compiles a function for a few sizes alone."""
+    """Uses torch.compile for every block in `module`. Drops what was compiled for earlier models of this process,
+    because torch compiles a function only for a few sizes."""
     torch.compiler.reset()
     for block in _blocks(module):
         block.compile_tokenwise()
@@ -61,8 +61,8 @@ def compile_encoders(module: nn.Module) -> None:
 
 @torch.no_grad()
 def initialize(module: nn.Module, generator: torch.Generator) -> None:
-    """normal(0, 0.02) for embeddings and linear layers, zero biases, layer norms at identity; then what blocks draw
-    otherwise."""
+    """normal(0, 0.02) for embeddings and linear layers, zero biases, layer norms at identity; then the blocks' own
+    initialisation."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             part.weight.normal_(0.0, INIT_STD, generator=generator)

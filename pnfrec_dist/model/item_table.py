@@ -1,4 +1,4 @@
-"""The item table: one row per item, input embedding and tied output of both encoders.
+"""The item table: one row per item, the input embedding and the tied output of both encoders.
 
 V = N + 1 rows, S of them on this rank, D width, U distinct items of a batch.
 """
@@ -17,10 +17,10 @@ DRAW_ROWS = 1 << 16
 
 
 class ItemTable(nn.Module):
-    """E, [V, D]; row = item id; row 0 is padding: always zero, no class of the softmax, no gradient.
+    """E, [V, D]; row = item id. Row 0 is padding: always zero, not a class of the softmax, no gradient.
 
-    Replicated: every rank holds all rows, and gradients are to be summed over ranks. Sharded: rank r of `shards` holds
-    the rows first_row..end_row - 1, their gradients and, with them, their optimizer state.
+    Replicated: every rank holds all rows, and the caller sums gradients over ranks. Sharded: rank r of `shards` holds
+    the rows first_row..end_row - 1, their gradients and their optimizer state.
     """
 
     def __init__(self, num_items: int, hidden_size: int, shards: World | None = None) -> None:
@@ -31,7 +31,7 @@ class ItemTable(nn.Module):
         self.first_row, self.end_row = self.bounds[self.shards.rank], self.bounds[self.shards.rank + 1]
         self.weight = nn.Parameter(torch.zeros(self.end_row - self.first_row, hidden_size))
         self._looked_up: list[tuple[Tensor, Tensor]] = []
-        """rows and gradients that collect_gradients is to add"""
+        """rows and gradients that collect_gradients will add"""
 
     @property
     def is_sharded(self) -> bool:
@@ -39,7 +39,7 @@ class ItemTable(nn.Module):
 
     @torch.no_grad()
     def initialize(self, std: float, generator: torch.Generator) -> None:
-        """normal(0, std), the same rows whoever holds them; drawn block by block, so that no rank holds all."""
+        """normal(0, std), the same rows for any sharding; drawn block by block, so that no rank holds all rows."""
         for start in range(0, self.num_items + 1, DRAW_ROWS):
             end = min(start + DRAW_ROWS, self.num_items + 1)
             drawn = torch.empty(end - start, self.weight.shape[1]).normal_(0.0, std, generator=generator)
@@ -50,16 +50,16 @@ class ItemTable(nn.Module):
             self.weight[PAD_ID] = 0.0
 
     def lookup(self, items_U: Tensor) -> Tensor:
-        """Rows of distinct, ascending item ids, [U, D], whoever holds them; PAD_ID gives zeros.
+        """Rows of distinct, ascending item ids, [U, D], from all ranks; PAD_ID gives zeros.
 
-        The backward pass only keeps these rows' gradients: collect_gradients is to follow it.
+        The backward pass only stores the gradients of these rows: call collect_gradients after it.
         """
         return _Lookup.apply(items_U, self.weight, self)
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
-        """Adds the gradients of looked-up rows to weight.grad, in place: the softmax's gradient of all rows stays the
-        only tensor of its size."""
+        """Adds the gradients of looked-up rows to weight.grad, in place, so that there is only one gradient tensor of
+        the table's size."""
         for rows, gradients in self._looked_up:
             if self.weight.grad is None:
                 self.weight.grad = torch.zeros_like(self.weight)
@@ -68,7 +68,7 @@ class ItemTable(nn.Module):
 
 
 class _Lookup(torch.autograd.Function):
-    """Ids to the ranks that hold them, rows back; in backward their gradients the same way."""
+    """Sends ids to the ranks that hold the rows and gets the rows back; backward sends the gradients to those ranks."""
 
     @staticmethod
     def forward(ctx: Any, items_U: Tensor, weight_SD: Tensor, table: ItemTable) -> Tensor:
@@ -77,7 +77,7 @@ class _Lookup(torch.autograd.Function):
         if table.is_sharded:
             bounds = torch.tensor(table.bounds, device=items_U.device)
             asked = torch.searchsorted(items_U, bounds).diff().tolist()
-            counts = torch.tensor(asked, device=items_U.device)  # NCCL carries a GPU's tensors alone
+            counts = torch.tensor(asked, device=items_U.device)  # NCCL only sends tensors of a GPU
             answered = shards.exchange(counts, [1] * shards.size, [1] * shards.size).tolist()
         rows = shards.exchange(items_U, asked, answered) - table.first_row
         ctx.table, ctx.rows, ctx.asked, ctx.answered = table, rows, asked, answered
@@ -93,7 +93,7 @@ class _Lookup(torch.autograd.Function):
 
 
 def add_rows(table_VD: Tensor, ids: Tensor, rows: Tensor) -> None:
-    """table_VD[ids[i]] += rows[i], where ids repeat; the same sums in the same order on every run."""
+    """table_VD[ids[i]] += rows[i]; ids may repeat. The order of the sums is the same in every run."""
     if table_VD.is_cuda:
         table_VD.index_put_((ids,), rows.to(table_VD.dtype), accumulate=True)
     else:
@@ -101,5 +101,5 @@ def add_rows(table_VD: Tensor, ids: Tensor, rows: Tensor) -> None:
 
 
 def take(vectors_UD: Tensor, places: Tensor) -> Tensor:
-    """vectors_UD[places], any shape of places; its gradient adds up equal places in parallel, unlike indexing's."""
+    """vectors_UD[places], for any shape of places. Unlike indexing, its backward sums equal places in parallel."""
     return F.embedding(places, vectors_UD)

@@ -46,15 +46,14 @@ class SASRecBlock(Block):
         return BlockSize(6 * width * width + 10 * width, 16 * width + 3 * settings.num_heads * length)
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Query, key and value weights: uniform over +-sqrt(6 / 4D), Xavier's range for the [3D, D] matrix that
-        torch.nn.MultiheadAttention keeps them in, which the 0.02 of the authors' code does not reach."""
+        """Query, key and value weights: uniform over +-sqrt(6 / 4D). This is Xavier's range for the [3D, D] matrix of
+        torch.nn.MultiheadAttention, which the authors' code leaves at its default."""
         bound = math.sqrt(6 / (4 * self.query.in_features))
         for projection in (self.query, self.key_value):
             projection.weight.uniform_(-bound, bound, generator=generator)
 
     def compile_tokenwise(self) -> None:
-        """Attention is left as it is: its shapes are those of the groups, and each batch's new ones would be
-        compiled."""
+        """Compiles all but attention: its shapes are those of the groups, and every batch would compile new ones."""
         self._project = torch.compile(self._project, dynamic=True)
         self._feed = torch.compile(self._feed, dynamic=True)
 
@@ -63,7 +62,7 @@ class SASRecBlock(Block):
         return query_PD, self.query(query_PD), *self.key_value(x_PD).chunk(2, dim=-1)
 
     def _attend(self, q_PD: Tensor, k_PD: Tensor, v_PD: Tensor, groups: Groups) -> Tensor:
-        """Group by group, since it alone mixes the tokens of a user."""
+        """Group by group, as attention mixes the tokens of a user."""
         dropout_p = self.dropout if self.training else 0.0
         tokens = [users * length for users, length in groups]
         mixed = []
@@ -71,7 +70,7 @@ class SASRecBlock(Block):
             q_GHLE, k_GHLE, v_GHLE = (t.view(users, length, self.num_heads, -1).transpose(1, 2) for t in parts)
             mixed_GHLE = causal_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p)
             mixed.append(mixed_GHLE.transpose(1, 2).flatten(2).flatten(0, 1))
-        # A rank without users: every weight still gets its (zero) gradient, as data-parallel training expects.
+        # Without users, every weight must still get a (zero) gradient: data-parallel training expects it.
         return torch.cat(mixed) if mixed else q_PD + k_PD + v_PD
 
     def _feed(self, query_PD: Tensor, mixed_PD: Tensor) -> Tensor:
@@ -80,9 +79,9 @@ class SASRecBlock(Block):
 
 
 def causal_attention(q_GHLE: Tensor, k_GHLE: Tensor, v_GHLE: Tensor, dropout_p: float) -> Tensor:
-    """Each position's mean of values up to its own, [G, H, L, E], with dropout on the attention weights.
+    """Causal attention, [G, H, L, E], with dropout on the attention weights.
 
-    The fused kernels of a CPU know no dropout, and torch's way around them draws a Bernoulli number for each weight.
+    On a CPU, the fused kernels have no dropout, and torch's other path draws a Bernoulli number for each weight.
     """
     if q_GHLE.is_cuda or dropout_p == 0:
         return F.scaled_dot_product_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p=dropout_p, is_causal=True)

@@ -1,4 +1,4 @@
-"""An encoder as one plain function of item ids, for programs that have torch alone.
+"""An encoder as one plain function of item ids, for programs that only have torch.
 
 B users, L positions, P = B L tokens, D width.
 """
@@ -13,9 +13,9 @@ from pnfrec_dist.model.item_table import ItemTable
 
 
 class PlainEncoder(nn.Module):
-    """Item ids -> user vectors, with the weights of the model it is made of.
+    """Item ids -> user vectors, with the weights of a trained model.
 
-    All users are one group of the encoder, so that nothing of how the model packs its batches is in a traced graph.
+    All users form one group of the encoder, so that the traced graph does not contain the packing of batches.
     """
 
     def __init__(self, table: ItemTable, encoder: Encoder) -> None:
@@ -27,7 +27,7 @@ class PlainEncoder(nn.Module):
     def forward(self, items_BL: Tensor) -> Tensor:
         """items_BL: int64, oldest first, right-padded with PAD_ID; L at most the encoder's positions.
 
-        -> the output at each user's newest item, [B, D]; without an item, at a padding one.
+        -> the output at each user's newest item, [B, D]; at padding for a user without items.
         """
         users, length = items_BL.shape
         hidden_PD = self.encoder(F.embedding(items_BL.flatten(), self.item_vectors), ((users, length),))

@@ -1,4 +1,4 @@
-"""Exact ranking of the catalog with the seen filter, block by block: no users x items matrix exists.
+"""Exact ranking of the catalog without seen items, block by block, so that no users x items matrix exists.
 
 B users, N items, n items of one block, K list length.
 """
@@ -16,34 +16,34 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.model.item_table import ItemTable
 
 BLOCK_SCORES = {"cpu": 2**18, "cuda": 2**24}
-"""Scores made at a time: on a CPU what its cache holds."""
+"""Scores computed at a time; on a CPU as many as fit into its cache."""
 FEW_BLOCKS = 4
-"""So many blocks or fewer are made as one."""
+"""This many blocks or fewer are computed as one."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How some users score the items first..end-1. With shards, ranks have the same users and ranges of their own."""
+    """How some users score the items first..end-1. With shards, ranks have the same users and different items."""
 
     first: int
     end: int
     block: Callable[[int, int], Tensor]
-    """(first, end) -> scores of the items first..end-1, [B, end - first], to write into; valid until the next call"""
+    """(first, end) -> scores of the items first..end-1, [B, end - first]; valid, and writable, until the next call"""
     of_items: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """one item id per user, [B] -> (their scores, how far from the block's they may lie), [B] each"""
+    """one item id per user, [B] -> (their scores, bound of their difference to those of `block`), [B] each"""
     shards: World = field(default_factory=World)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the catalog stands for each user."""
+    """The best items of each user, and the rank of the target."""
 
     items_BK: Tensor
-    """item ids, best first, equal scores in order of item id; PAD_ID where only hidden items are left"""
+    """item ids, best first, equal scores by ascending item id; PAD_ID at the end if there are fewer items"""
     scores_BK: Tensor
-    """their scores, -inf beside PAD_ID"""
+    """their scores; -inf for PAD_ID"""
     target_rank_B: Tensor | None
-    """1-based place of each user's target, where targets were given"""
+    """1-based rank of each user's target, if targets were given"""
 
 
 def table_scores(hidden_BD: Tensor, table: ItemTable) -> Scores:
@@ -57,7 +57,7 @@ def table_scores(hidden_BD: Tensor, table: ItemTable) -> Scores:
         rows_nD = table.weight[first - table.first_row : end - table.first_row]
         if hidden_BD.is_cuda:
             return hidden_BD @ rows_nD.T
-        # A CPU's heap grows with every new block while something small that is kept lies behind the last.
+        # On a CPU, allocating every block anew would make the heap grow: small tensors fragment it.
         size = len(hidden_BD) * (end - first)
         buffer = buffer if len(buffer) >= size else hidden_BD.new_empty(size)
         return torch.mm(hidden_BD, rows_nD.T, out=buffer[:size].view(len(hidden_BD), -1))
@@ -78,11 +78,11 @@ def rank_items(
     target_B: Tensor | None = None,
     block_scores: int | None = None,
 ) -> Ranking:
-    """The k best items of each user and the rank of its target, without what the user has seen; alike on each shard.
+    """The k best items of each user, without seen items, and the rank of the user's target; the same on all shards.
 
-    User b has seen the item ids in list rows[b] of `seen`; a target stays a candidate even if seen. Nothing depends on
-    block_scores, as far as the scores themselves do not. Only what is surely not ahead of the target counts as behind
-    it, and a score that is nan is listed nowhere, so that it never flatters.
+    User b has seen the item ids in list rows[b] of `seen`; a target stays a candidate even if it was seen. The result
+    does not depend on block_scores, if the scores do not. A nan never improves a result: a nan score is not listed, and
+    an item counts as behind the target only if its score is lower, or equal with a greater item id.
     """
     empty_B0 = scores.block(scores.first, scores.first)
     hide = _SeenItems(seen, rows, target_B, empty_B0.device)
@@ -90,7 +90,7 @@ def rank_items(
     ahead = _Ahead(scores, target_B) if target_B is not None else None
     if block_scores is None:
         block_scores = BLOCK_SCORES.get(empty_B0.device.type, BLOCK_SCORES["cpu"])
-        if len(rows) * (scores.end - scores.first) <= FEW_BLOCKS * block_scores:  # work per block would weigh more
+        if len(rows) * (scores.end - scores.first) <= FEW_BLOCKS * block_scores:  # saves overhead per block
             block_scores *= FEW_BLOCKS
     size = max(block_scores // max(len(rows), 1), 1)
     for first in range(scores.first, scores.end, size):
@@ -104,7 +104,7 @@ def rank_items(
 
 
 class _SeenItems:
-    """Puts -inf where a user has seen an item of a block."""
+    """Sets the scores of seen items in a block to -inf."""
 
     def __init__(self, seen: Ragged, rows: np.ndarray, keep_B: Tensor | None, device: torch.device) -> None:
         ids, lengths = seen.newest(rows, int(seen.lengths[rows].max(initial=0)))
@@ -122,9 +122,9 @@ class _SeenItems:
 
 
 class _Best:
-    """The k best so far. Blocks come in order of item id, so what stands in the list wins against equal scores.
+    """The k best so far. Blocks come in order of item id, so listed items win against later ones with equal scores.
 
-    What beats a list's last place waits until there is enough of it to be sorted in.
+    Items that beat the last place of a list are collected until there are enough of them to sort.
     """
 
     def __init__(self, empty_B0: Tensor, k: int) -> None:
@@ -136,13 +136,13 @@ class _Best:
 
     def offer(self, scores_Bn: Tensor, first: int) -> None:
         k, worst_B = self.scores_BK.shape[1], self.scores_BK[:, -1]
-        (better_b,) = (~(scores_Bn.amax(dim=1) <= worst_B)).nonzero(as_tuple=True)  # few rows soon; nan is not <=
+        (better_b,) = (~(scores_Bn.amax(dim=1) <= worst_B)).nonzero(as_tuple=True)  # soon few rows; nan is not <=
         if len(better_b) == 0:
             return
         scores_bn = scores_Bn[better_b]
         is_better_bn = scores_bn > worst_B[better_b, None]
         user, place = is_better_bn.nonzero(as_tuple=True)
-        if len(user) > 4 * k * len(better_b) and scores_bn.shape[1] > k:  # the first blocks
+        if len(user) > 4 * k * len(better_b) and scores_bn.shape[1] > k:  # happens in the first blocks
             kth_b1 = scores_bn.masked_fill(~is_better_bn, -torch.inf).topk(k, dim=1).values[:, -1:]
             user, place = (is_better_bn & (scores_bn >= kth_b1)).nonzero(as_tuple=True)
         self.waiting.append((better_b[user], place + first, scores_bn[user, place]))
@@ -163,7 +163,7 @@ class _Best:
         self.waiting, self.num_waiting = [], 0
 
     def settle(self, shards: World) -> None:
-        """Makes it the list over all blocks and all shards, whose ranges of item ids ascend with their ranks."""
+        """Makes the final list, over all blocks and shards. The item ids of shards ascend with the rank."""
         self._sort_in()
         if shards.size > 1:
             users, k = self.scores_BK.shape
@@ -179,8 +179,8 @@ class _Best:
 class _Ahead:
     """Counts the items ahead of each user's target in one sweep.
 
-    The target's exact score is known when its block comes. Until then items are compared with a score computed apart,
-    and those too near to it to tell are kept for the end.
+    The target's exact score is only known when its block comes. Items are compared with a separately computed score of
+    the target. Those within its rounding error are kept and compared with the exact score at the end.
     """
 
     def __init__(self, scores: Scores, target_B: Tensor) -> None:

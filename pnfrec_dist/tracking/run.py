@@ -30,7 +30,7 @@ def model_name(*parts: str) -> str:
 
 
 class TrackedRun:
-    """One MLflow run, written from a thread: no call here waits for MLflow, but for start and close."""
+    """One MLflow run, written from a thread: only start and close wait for MLflow."""
 
     def __init__(self, directory: Path, key: str, uri: str, say: Callable[[str], None]) -> None:
         """directory: the run's; key: see KEY_TAG; say: prints a line."""
@@ -44,31 +44,31 @@ class TrackedRun:
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
 
     @property
+    def _is_server(self) -> bool:
+        return self.uri.startswith(("http", "databricks"))
+
+    @property
     def run_id(self) -> str:
         """MLflow's id, or "" as long as MLflow has not given one."""
         return "" if self._sender is None else self._sender.run_id
 
-    def start(self, opening: Opening) -> None:
+    def begin(self, opening: Opening) -> None:
         """Begins the run, or takes it up again, with params, tags, versions and the data set as input.
 
-        Raises InputError when MLflow refuses. One that does not answer is left to answer later, if it is a server.
+        MLflow is not waited for: see require_accepted.
         """
-        for name in ("alembic", "mlflow.store.db.utils"):  # they tell of every table they create
+        for name in ("alembic", "mlflow.store.db.utils"):  # they log every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
-        is_new = self.keep(opening)
-        if not is_new:
+        if not self.keep(opening):
             self._status(RUNNING)
         self._thread.start()
-        is_server = self.uri.startswith(("http", "databricks"))
-        while self.spool.unsent and self._trouble is None and self._thread.is_alive():
-            asked = self._waiting_since
-            if is_server and asked is not None and time.monotonic() - asked > START_PATIENCE:
-                break
-            time.sleep(0.02)
+
+    def require_accepted(self) -> None:
+        """Raises InputError if MLflow has refused the run. A server that does not answer may answer later."""
         trouble = self._trouble
         status = getattr(trouble, "get_http_status_code", lambda: 0)()  # of an answer by MLflow
         refused = 400 <= status < 500
-        if trouble is None or (is_server and not refused and not isinstance(trouble, InputError)):
+        if trouble is None or self.run_id or (self._is_server and not refused and not isinstance(trouble, InputError)):
             return
         self._gave_up = True
         self._closing.set()
@@ -76,6 +76,19 @@ class TrackedRun:
             raise trouble
         where = f"MLflow at {shown(self.uri)} refused to start a run"
         raise InputError(f"{where}: {self._reason(trouble)}; check MLFLOW_TRACKING_URI") from trouble
+
+    def start(self, opening: Opening) -> None:
+        """begin, and wait until MLflow has the run. Raises as require_accepted does.
+
+        Does not wait long for a server that does not answer.
+        """
+        self.begin(opening)
+        while self.spool.unsent and self._trouble is None and self._thread.is_alive():
+            asked = self._waiting_since
+            if self._is_server and asked is not None and time.monotonic() - asked > START_PATIENCE:
+                break
+            time.sleep(0.02)
+        self.require_accepted()
 
     def keep(self, opening: Opening) -> bool:
         """Keeps what the run begins with; False where it was kept before."""

@@ -5,10 +5,6 @@ import threading
 from typing import Any
 
 import psutil
-from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from pnfrec_dist.tracking.run import TrackedRun
 
@@ -21,9 +17,7 @@ class MachineMetrics:
 
     def __init__(self, tracked: TrackedRun) -> None:
         self.tracked = tracked
-        self._monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        with contextlib.suppress(ImportError, RuntimeError):  # nvidia-ml-py is not installed, or there is no GPU
-            self._monitors.append(GPUMonitor())
+        self._monitors: list[Any] = []
         self._points = sum(record["key"].startswith("system/") for record in tracked.spool.records)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="machine-metrics", daemon=True)
@@ -38,6 +32,7 @@ class MachineMetrics:
         self._thread.join()
 
     def _run(self) -> None:
+        self._monitors = _monitors()
         taken = 0
         while not self._ended.wait(SAMPLE_SECONDS):
             self._sample()
@@ -61,3 +56,16 @@ class MachineMetrics:
             monitor.clear_metrics()
         self.tracked.log_metrics(f"system/{self._points}", found, self._points)
         self._points += 1
+
+
+def _monitors() -> list[Any]:
+    """In the thread, as MLflow takes seconds to import."""
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    with contextlib.suppress(ImportError, RuntimeError):  # nvidia-ml-py is not installed, or there is no GPU
+        monitors.append(GPUMonitor())
+    return monitors

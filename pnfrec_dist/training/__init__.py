@@ -1,1 +1,1 @@
-"""Step, loop, state and checkpoints. Runs with torch, numpy, pyarrow and safetensors alone."""
+"""Step, loop, state and checkpoints. Needs only torch, numpy, pyarrow and safetensors."""

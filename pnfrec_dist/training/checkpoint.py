@@ -1,4 +1,4 @@
-"""Checkpoints: a directory that is whole or absent, and whose damage is noticed before it is used.
+"""Checkpoints: directories that are complete or absent, and are checked for damage before use.
 
 model.safetensors       the encoders' parameters by name
 optimizer.safetensors   Adam's state: "<exp_avg | exp_avg_sq | step>.<parameter name>"; of the item table only the step
@@ -7,8 +7,8 @@ state.json              TrainState, epochs' metrics, settings, digest of the dat
 checksums.json          sha256 of the files above
 COMMITTED               sha256 of checksums.json, written last
 
-Any number of ranks, with the table sharded or not, opens what any other number wrote. Ranks write into a draft beside
-the checkpoints, each its part, and rank 0 makes it a checkpoint by renaming it (checkpoint_manager.py).
+Any number of ranks, with the table sharded or not, can open the checkpoint of any other number. Each rank writes its
+part into a draft next to the checkpoints, and rank 0 renames the draft to a checkpoint (checkpoint_manager.py).
 """
 
 import contextlib
@@ -43,7 +43,7 @@ Files = dict[str, dict[str, Tensor]]
 
 
 def own_tensors(model: PNFRec, optimizer: Optimizer, world: World) -> Files:
-    """What this rank writes, without a copy: rank 0 all that is not the item table, every rank its rows if sharded."""
+    """The tensors that this rank writes, not copied: its rows of a sharded item table; rank 0 also all others."""
     table, files = model.item_table, {}
     if world.is_main or table.is_sharded:
         files[_items_file(table.shards.rank, table.shards.size)] = _table_tensors(table, optimizer)
@@ -54,7 +54,7 @@ def own_tensors(model: PNFRec, optimizer: Optimizer, world: World) -> Files:
 
 
 def copied(files: Files) -> Files:
-    """In memory that training does not write to."""
+    """Copies in CPU memory, which training does not change."""
     return {
         name: {key: tensor.to(torch.device("cpu"), copy=True) for key, tensor in tensors.items()}
         for name, tensors in files.items()
@@ -62,7 +62,7 @@ def copied(files: Files) -> Files:
 
 
 def write_part(draft: Path, rank: int, files: Files, state: dict[str, Any] | None) -> None:
-    """Writes a rank's files, and state.json if given, into `draft`; the last is a note of what they are."""
+    """Writes a rank's files, and state.json if given, into `draft`; last a note with their checksums."""
     draft.mkdir(parents=True, exist_ok=True)
     checksums = {}
     for name, tensors in files.items():
@@ -80,9 +80,9 @@ def parts_written(draft: Path, ranks: int) -> bool:
 
 
 def commit(draft: Path, directory: Path, ranks: int) -> None:
-    """Makes `draft`, where all ranks have written their parts, the checkpoint `directory`.
+    """Turns `draft`, into which all ranks have written their parts, into the checkpoint `directory`.
 
-    A whole checkpoint that lies there already stays: it is of the same step of the same run.
+    If a complete checkpoint is already there, it stays: it has the same step of the same run.
     """
     notes = [_part_note(draft, rank) for rank in range(ranks)]
     checksums = {name: sha for note in notes for name, sha in json.loads(note.read_text(encoding="utf-8")).items()}
@@ -108,16 +108,16 @@ def _part_note(draft: Path, rank: int) -> Path:
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """state.json of a whole checkpoint, after every file was compared with its sha256.
+    """state.json of a complete checkpoint, after comparing every file with its sha256.
 
-    Raises InputError naming the file that is missing or damaged.
+    Raises InputError that names a missing or damaged file.
     """
     if not directory.is_dir():
-        raise InputError(f"no checkpoint at {directory}; name a directory below runs/<run>/checkpoints")
+        raise InputError(f"there is no checkpoint {directory}; name a directory below runs/<run>/checkpoints")
     marker = directory / COMMITTED
     if not marker.is_file() or not (directory / CHECKSUMS).is_file():
         raise InputError(
-            f"{directory} is not a whole checkpoint: it has no {COMMITTED} or no {CHECKSUMS}; use another one"
+            f"{directory} is not a complete checkpoint: it has no {COMMITTED} or no {CHECKSUMS}; use another one"
         )
     checksums_bytes = (directory / CHECKSUMS).read_bytes()
     if marker.read_bytes().strip() != hashlib.sha256(checksums_bytes).hexdigest().encode():
@@ -133,7 +133,7 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 
 def stored_state(directory: Path) -> dict[str, Any]:
-    """state.json alone. Call read_state first: it checks the files."""
+    """Only state.json. Call read_state first: it checks the files."""
     return _mapping(directory / STATE)
 
 
@@ -143,19 +143,19 @@ def _mapping(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is not JSON ({type(error).__name__}); use another checkpoint") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} holds no mapping; use another checkpoint")
+        raise InputError(f"{file} is not a mapping; use another checkpoint")
     return content
 
 
 def load_model(directory: Path, model: PNFRec) -> None:
-    """Puts a checkpoint's parameters into `model`. Call read_state first: it checks the files."""
+    """Loads a checkpoint's parameters into `model`. Call read_state first: it checks the files."""
     model.encoders.load_state_dict(_load(directory / MODEL))
     with torch.no_grad():
         model.item_table.weight.copy_(_table_rows(directory, model.item_table, "weight"))
 
 
 def load_optimizer(directory: Path, model: PNFRec, optimizer: Optimizer) -> None:
-    """Puts a checkpoint's optimizer state into `optimizer`, which holds the model's parameters."""
+    """Loads a checkpoint's optimizer state into `optimizer`, which has the model's parameters."""
     stored = _load(directory / OPTIMIZER)
     for name, parameter in model.named_parameters():
         if f"step.{name}" not in stored:
@@ -169,7 +169,7 @@ def load_optimizer(directory: Path, model: PNFRec, optimizer: Optimizer) -> None
 
 
 def _table_rows(directory: Path, table: ItemTable, key: str) -> Tensor:
-    """This rank's rows of one tensor of the item table, from whatever shards hold them."""
+    """This rank's rows of one tensor of the item table, from the stored shards that have them."""
     bounds = json.loads((directory / STATE).read_text(encoding="utf-8"))["item_rows"]
     if bounds[-1] != table.bounds[-1]:
         raise InputError(f"{directory} has {bounds[-1] - 1} items, the data set {table.num_items}; use another one")

@@ -1,7 +1,7 @@
-"""Checkpoints of a run while it goes: written in the background, found again, thinned out.
+"""The checkpoints of a run: written in the background, found for resuming, old ones deleted.
 
-runs/<run>/checkpoints/step-<steps done in all epochs>. What is being written is a draft, .step-...<attempt>.writing; an
-attempt is one start of the workers, so that one that was lost leaves nothing that another takes for its own.
+runs/<run>/checkpoints/step-<steps done in all epochs>. A checkpoint that is being written is a draft,
+.step-...<attempt>.writing. An attempt is one start of the workers, so a lost attempt cannot mix with a new one.
 """
 
 import contextlib
@@ -44,20 +44,20 @@ def is_checkpoint_name(name: str) -> bool:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The run's checkpoints, whole or damaged, newest first. Other names, such as step-000000008.bak, are none."""
+    """The run's checkpoints, complete or damaged, newest first. Ignores other names, such as step-000000008.bak."""
     found = [path for path in (run_dir / "checkpoints").glob("step-*") if is_checkpoint_name(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def require_usable(path: Path) -> None:
-    """Raises InputError when a checkpoint is not whole, or that of its best epoch, which the end of the run needs."""
+    """Raises InputError if a checkpoint, or that of its best epoch (needed at the end of the run), is not complete."""
     best = read_state(path)["train_state"]["best_steps"]
     if best:
         read_state(checkpoint_path(path.parents[1], best))
 
 
 def newest_usable(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that can be gone on from, and what is wrong with those passed over for it."""
+    """The newest checkpoint from which the run can resume, and the problems of newer ones."""
     problems = []
     for path in checkpoints(run_dir):
         try:
@@ -71,14 +71,14 @@ def newest_usable(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 class Saver:
-    """One rank's side of saving. Every rank calls save() after the same steps; only rank 0 waits for the others."""
+    """Saves checkpoints on one rank. All ranks call save() after the same steps; only rank 0 waits for the others."""
 
     def __init__(self, run_dir: Path, world: World, attempt: str, settings: CheckpointSettings) -> None:
         self.run_dir, self.world, self.attempt, self.settings = run_dir, world, attempt, settings
         self._thread: threading.Thread | None = None
         self._problems: list[str] = []
         self._writers = 1
-        """ranks that have something to write"""
+        """number of ranks that write something"""
         if world.is_main:
             self._remove_drafts()
 
@@ -87,14 +87,14 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def save(self, model: PNFRec, optimizer: Optimizer, state: dict[str, Any], total_steps: int, best: int) -> None:
-        """Begins a checkpoint of the moment; waits for the one before to end. best: the best epoch's, which stays."""
+        """Waits for the previous save, then starts a new one. best: steps of the best checkpoint, which is kept."""
         self.wait()
         files, state = own_tensors(model, optimizer, self.world), {"item_rows": model.item_table.bounds, **state}
         self._writers = self.world.size if model.item_table.is_sharded else 1
         target = checkpoint_path(self.run_dir, total_steps)
         if not files and not self.world.is_main:
             return
-        if self.world.is_main:  # here, where no rank can be at a later save yet
+        if self.world.is_main:  # at this point, no rank can be in a later save
             self._remove_drafts(but=self._draft(target))
         if self.settings.background:
             arguments = (copied(files), state, target, best)
@@ -104,13 +104,13 @@ class Saver:
             self._write(files, state, target, best)
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more."""
+        """Returns when no write is running."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def problems(self) -> list[str]:
-        """What went wrong since the last call."""
+        """Problems since the last call."""
         found, self._problems = self._problems, []
         return found
 
@@ -126,15 +126,15 @@ class Saver:
         except (OSError, SafetensorError) as error:
             if self.world.is_main:
                 shutil.rmtree(draft, ignore_errors=True)
-            elif not draft.exists():  # rank 0 gave up, and says why
+            elif not draft.exists():  # rank 0 gave up and reports why
                 return
-            else:  # makes room for the note, then says it to rank 0
+            else:  # makes room for the note to rank 0, then writes it
                 for name in files:
                     (draft / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     failed.touch()
             reason = getattr(error, "strerror", None) or error
-            self._problems.append(f"rank {self.world.rank} could not write {target} ({reason}); earlier ones stay")
+            self._problems.append(f"rank {self.world.rank} could not write {target} ({reason}); earlier ones are kept")
 
     def _draft(self, path: Path) -> Path:
         return path.with_name(f".{path.name}.{self.attempt}.writing")
@@ -149,13 +149,13 @@ class Saver:
             time.sleep(POLL_SECONDS)
 
     def _remove_drafts(self, but: Path | None = None) -> None:
-        """Of attempts that were lost, and of saves that rank 0 gave up while others still wrote."""
+        """Removes drafts of lost attempts, and of saves that rank 0 gave up while others were writing."""
         for draft in (self.run_dir / "checkpoints").glob(".step-*.writing"):
             if draft != but:
                 shutil.rmtree(draft, ignore_errors=True)
 
     def _thin_out(self, best: int) -> None:
-        """The newest few stay, counted without those whose best epoch was not saved, and the best epochs they know."""
+        """Keeps the newest usable checkpoints, and those of their best epochs. Usable: its best epoch was saved."""
         stay, usable = {checkpoint_path(self.run_dir, best)}, 0
         for path in checkpoints(self.run_dir):
             if usable < self.settings.keep:
@@ -165,7 +165,7 @@ class Saver:
                     usable += all(checkpoint.exists() for checkpoint in needed)
                     stay |= {path, *needed}
         for path in checkpoints(self.run_dir):
-            if path not in stay:  # renamed first, so that one half removed is not taken for a damaged one
+            if path not in stay:  # renamed first, so that a half-removed one does not look damaged
                 draft = self._draft(path)
                 with contextlib.suppress(OSError):
                     path.rename(draft)

@@ -1,6 +1,6 @@
-"""Events: what a training tells while it runs, as dataclasses of plain values.
+"""Events that a training reports while it runs, as dataclasses of plain values.
 
-Rank 0 alone tells them, but for warnings and what a worker says of itself. Nothing here imports torch.
+Only rank 0 reports them, except for warnings and WorkerStarted. Nothing here imports torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class WorkerStarted:
-    """A worker's process runs; from every rank."""
+    """A worker's process has started; reported by every rank."""
 
     rank: int
     size: int
@@ -22,15 +22,15 @@ class WorkerStarted:
 
 @dataclass(frozen=True)
 class Alive:
-    """Work goes on where no step is told of for long, as in an evaluation."""
+    """Work goes on while no step is reported, as in an evaluation."""
 
 
 @dataclass(frozen=True)
 class WorkersFailed:
-    """Workers are lost and are started again."""
+    """Workers have failed and are started again."""
 
     reasons: dict[int, str]
-    """rank -> why, in a line"""
+    """rank -> reason, in one line"""
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ class EpochDone:
     seconds: float
     """of training, without validation"""
     is_best: bool
-    """so far, on validation users"""
+    """whether it is the best so far, on validation users"""
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """Epochs before the checkpoint gone on from; some may never have been told of."""
+    """Epochs before the checkpoint from which the run resumes; some may not have been reported before."""
 
     epochs: Sequence[EpochDone]
 
 
 @dataclass(frozen=True)
 class Started:
-    """The loop begins, after `step` steps of `epoch`."""
+    """The loop starts, after `step` steps of `epoch`."""
 
     epoch: int
     step: int
@@ -86,7 +86,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The loop ends after `step` steps of `epoch`, as it was asked to, with a checkpoint."""
+    """The loop ends on request after `step` steps of `epoch`, with a checkpoint."""
 
     epoch: int
     step: int
@@ -94,20 +94,20 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Diverged:
-    """The loop ends, as a step was not finite."""
+    """The loop ends because a step was not finite."""
 
     epoch: int
     step: int
     """from 1"""
     skipped: int
-    """steps in a row that were not finite, this one included"""
+    """steps in a row that were not finite, including this one"""
     batch: str
-    """file of its users"""
+    """file with the users of the step"""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Training came to its end."""
+    """Training is complete."""
 
     best_epoch: int
     checkpoint: str
@@ -120,7 +120,7 @@ class BestTested:
 
     metrics: dict[str, float]
     floors: dict[str, dict[str, float]]
-    """what asks for no model -> its metrics"""
+    """baseline -> its metrics"""
     best_epoch: int
     checkpoint: str
     """directory of the best epoch's"""
@@ -128,7 +128,7 @@ class BestTested:
 
 @dataclass(frozen=True)
 class Refused:
-    """The workers cannot do what they were told; starting them again would not help."""
+    """The workers cannot run these settings; starting them again would not help."""
 
     text: str
 
@@ -151,12 +151,12 @@ Event = (
 
 
 def epochs_of(event: Event) -> Sequence[EpochDone]:
-    """The epochs that an event tells of."""
+    """The epochs in an event."""
     if isinstance(event, EpochDone):
         return [event]
     return event.epochs if isinstance(event, Earlier) else []
 
 
 def stored_epoch(stored: Mapping[str, Any]) -> EpochDone:
-    """An epoch as a file holds it; files of earlier versions hold more."""
+    """An epoch from its stored form; files of earlier versions have more keys."""
     return EpochDone(stored["epoch"], stored["metrics"], stored["seconds"], stored["is_best"])

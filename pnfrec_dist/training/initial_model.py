@@ -1,4 +1,4 @@
-"""The model that settings describe, with its initial weights."""
+"""Builds the model from settings, with its initial weights."""
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.distributed import World, initial_generator
@@ -7,10 +7,10 @@ from pnfrec_dist.model.dual_encoder import PNFRec
 
 
 def build_model(num_items: int, settings: Settings, shards: World | None = None) -> PNFRec:
-    """The same weights for the same settings.seed, whoever holds the item table. There is a negative encoder where a
-    term of the loss needs one.
+    """The same settings.seed gives the same weights for any sharding. There is a negative encoder if a term of the loss
+    needs one.
 
-    shards: the ranks that hold the item table's rows between them; None: each holds all.
+    shards: the ranks that share the rows of the item table; None: each rank holds all.
     """
     generator = initial_generator(settings.seed)
     with_negative = needed_parts(settings.loss).negative

@@ -1,4 +1,4 @@
-"""What is decided and estimated before a worker starts: who holds the item table, and how much memory a step takes."""
+"""Decides before workers start whether the item table is sharded, and estimates the memory of a step."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import block_class
 
 LIBRARIES = 600 * 2**20
-"""Python, torch, and Ray or MLflow in one worker."""
+"""Bytes of Python, torch, and Ray or MLflow in one worker."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Expected bytes of one worker, of the parts that grow with the settings, and where the item table lies."""
+    """Whether the item table is sharded, and the estimated bytes of one worker by purpose."""
 
     is_sharded: bool
     table: int
@@ -28,15 +28,15 @@ class StepPlan:
     encoders: int
     """weights, gradients and moments"""
     activations: int
-    """both encoders' intermediate results kept for the backward pass, and what goes into the softmax"""
+    """intermediate results of both encoders for the backward pass, and the inputs of the softmax"""
     passing: int
-    """further gradients of this worker's rows that exist for a moment"""
+    """temporary further gradient of this worker's rows"""
     logits: int
-    """what the loss holds at a time: a tile of the exact softmax, or what a loss over some items draws and scores"""
+    """most at a time: a tile of the exact softmax, or the drawn items and scores of a loss over some items"""
     data: int
     """the training users' lists"""
     checkpoint: int
-    """copy that is written while training goes on; of a GPU's worker it lies outside its memory and is not counted"""
+    """the copy that is written while training goes on; 0 for GPU workers, whose copy is not in GPU memory"""
 
     @property
     def total(self) -> int:
@@ -48,10 +48,10 @@ class StepPlan:
 def plan_step(
     settings: Settings, data: TrainData, num_items: int, num_workers: int, *, on_gpu: bool = False
 ) -> StepPlan:
-    """The plan for steps of the longest users.
+    """The plan for the largest step: that of the users with the longest histories.
 
-    item_table auto: a replicated table costs N rows of gradient traffic a step, a sharded one the hidden states of
-    all ranks' targets and the rows that this rank looks up. So it is sharded when N > R * T + U (R ranks, T targets
+    item_table auto: per step, a replicated table sends the gradients of N rows; a sharded table sends the hidden states
+    of all ranks' targets and the rows that this rank looks up. So it is sharded if N > R * T + U (R ranks, T targets
     and U looked-up items of a rank).
     """
     encoder, width, objective = settings.encoder, settings.encoder.hidden_size, Objective(settings)
@@ -59,8 +59,8 @@ def plan_step(
     if objective.parts.negative:
         if data.negative is None:
             raise InputError(
-                f"a term of the loss needs a negative encoder, and encoder.history is {encoder.history}, which holds "
-                "the negatives already; leave that term out of loss.terms, or say --encoder.history positive"
+                f"a term of the loss needs a negative encoder, but encoder.history {encoder.history} contains "
+                "the negatives already; remove the term from loss.terms, or use --encoder.history positive"
             )
         sides.append(data.negative)
     users = -(-min(settings.train.batch_size, len(data)) // num_workers)
@@ -78,7 +78,7 @@ def plan_step(
     block = block_class(encoder).size(encoder, length)
     per_token = encoder.num_blocks * block.activations_per_token + 6 * width
     softmax = (1 + 3 * shards) * tokens * width
-    # Of a further part, the softmax's gradient of all rows is made before it is added to the sum.
+    # From the second part on, the softmax's gradient of all rows exists before it is added to the sum.
     passing = objective.cross_entropy.touches_all_rows and settings.train.accumulation > 1
     per_encoder = encoder.num_blocks * block.parameters + encoder.positions * width + 2 * width
     encoders = 4 * FLOAT * len(sides) * per_encoder

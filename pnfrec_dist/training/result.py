@@ -1,7 +1,7 @@
-"""The result of a finished run, as files beside its checkpoints: for reports, and for your own statistics.
+"""The result of a finished run, as files next to its checkpoints: for reports, and for your own statistics.
 
-result/result.json          settings, data, epochs with their metrics and seconds, the best one, test metrics, floors
-result/test_users.parquet   each test user's target rank, under the model and under each floor
+result/result.json          settings, data, metrics and seconds of epochs, best epoch, test metrics, baselines' metrics
+result/test_users.parquet   each test user's target rank, under the model and under each baseline
 (experiments/logged_result.py adds curves and lists of some users)
 """
 
@@ -35,15 +35,15 @@ class Result:
     epochs: list[EpochDone]
     best_epoch: int
     checkpoint: str
-    """of the best epoch, relative to the run's directory"""
+    """path of the best epoch's checkpoint, relative to the run's directory"""
     test: dict[str, float]
     floors: dict[str, dict[str, float]]
-    """popularity, popularity_positive -> their test metrics"""
+    """baseline (popularity, popularity_positive) -> its test metrics"""
     version: int = RESULT_VERSION
 
     @property
     def seconds(self) -> float:
-        """Of training, without validation and the start of workers."""
+        """Seconds of training, without validation and the start of workers."""
         return sum(epoch.seconds for epoch in self.epochs)
 
 
@@ -53,13 +53,13 @@ class TestUsers:
 
     target_is_positive: np.ndarray
     target_rank: dict[str, np.ndarray]
-    """"model", "popularity", "popularity_positive" -> 1-based place of each user's target"""
+    """"model", "popularity", "popularity_positive" -> 1-based target rank of each user"""
 
 
 def write_result(
     run_dir: Path, result: Result, user_ids: pa.Array, is_positive: np.ndarray, ranked: dict[str, Evaluation]
 ) -> None:
-    """Writes both files; result.json last, in one move. ranked: the model's and the floors' evaluations."""
+    """Writes both files, result.json last. ranked: evaluations of "model" and of the baselines."""
     columns = {"user_id": user_ids, "target_is_positive": pa.array(is_positive)}
     columns.update({f"target_rank_{name}": pa.array(found.target_rank) for name, found in ranked.items()})
     directory = run_dir / DIRECTORY
@@ -70,7 +70,7 @@ def write_result(
 
 
 def read_result(run_dir: Path) -> Result | None:
-    """The result of a run's directory, or None while there is none. Raises InputError for one that cannot be read."""
+    """The result in a run's directory, or None if there is none. Raises InputError if it cannot be read."""
     file = run_dir / DIRECTORY / RESULT
     if not file.is_file():
         return None
@@ -82,7 +82,7 @@ def read_result(run_dir: Path) -> Result | None:
 
 
 def read_test_users(run_dir: Path) -> TestUsers:
-    """Raises InputError when the file is missing or damaged."""
+    """Raises InputError if the file is missing or damaged."""
     file = run_dir / DIRECTORY / TEST_USERS
     with reading(file, f"remove {file.parent}"):
         table = pq.read_table(file)

@@ -1,8 +1,8 @@
-"""Directories of runs: who owns one, what it was started with, which one a command goes on with.
+"""Directories of runs: who uses one, with which settings it was started, and which one a command resumes.
 
-runs/<run>/run.json        settings, digest of the data, whether it is over
-runs/<run>/run.lock        held by the command that drives the run; the system lets go of it however that ends
-runs/<run>/failure.txt     the traceback of what ended it last, where something did
+runs/<run>/run.json        settings, digest of the data, whether it has ended
+runs/<run>/run.lock        held by the command that trains the run; the system releases it however that ends
+runs/<run>/failure.txt     traceback of the last error that ended it, if any
 runs/<run>/checkpoints/    training/checkpoint_manager.py
 runs/<run>/tracking.jsonl  tracking/spool.py
 """
@@ -55,33 +55,33 @@ MAY_CHANGE = (
     "checkpoint.background",
     "evaluation.batch_size",
 )
-"""Settings that may differ when a run goes on: they change speed, rounding, the draws of dropout (workers,
-accumulation) or duration, not what is trained."""
+"""Settings that may differ when a run resumes: they change speed, rounding, the draws of dropout (workers,
+accumulation) or duration, but not what is trained."""
 AUTO_MAY_CHANGE = tuple(name for name in MAY_CHANGE if name not in ("epochs", "experiment", "train.patience"))
-"""Those that may differ for --resume auto to take a run for the same command's."""
+"""Settings that may differ when --resume auto resumes a run."""
 
 
 @dataclass
 class Run:
-    """One run's directory, while a command drives it."""
+    """The directory of one run, as a command uses it."""
 
     directory: Path
     settings: dict[str, Any]
     data_digest: str
     key: str = field(default_factory=lambda: secrets.token_hex(16))
-    """names the run in MLflow before MLflow has given it an id"""
+    """identifies the run in MLflow before MLflow has given it an id"""
     ended: str = ""
-    """"": it may go on; else how it ended"""
+    """"": it can be resumed; else how it ended"""
 
     def write(self) -> None:
-        """In one move, so that a reader finds the old or the new."""
+        """Writes run.json in one move, so that a reader finds the old or the new file."""
         self.directory.mkdir(parents=True, exist_ok=True)
         content = {name: value for name, value in vars(self).items() if name != "directory"}
         write_json(self.directory / RUN_FILE, content, indent=2)
 
     @contextmanager
     def locked(self, way_out: str = "start another run with --resume never", *, wait: bool = False) -> Iterator[None]:
-        """Raises InputError when another command drives the run; wait: waits until none does."""
+        """Locks the run. Raises InputError if another command uses it; wait: waits until none does."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with held(self.directory / LOCK_FILE, wait=wait) as is_ours:
             if not is_ours:
@@ -90,18 +90,18 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Raises InputError when `directory` is no run."""
+    """Raises InputError if `directory` is not a run."""
     file = directory / RUN_FILE
     with reading(file, "name another run, or start one with --resume never"):
         if not file.exists():
-            raise InputError(f"{directory} is no run (it has no {RUN_FILE}); name a directory below runs/")
+            raise InputError(f"{directory} is not a run (it has no {RUN_FILE}); name a directory below runs/")
         return Run(directory, **json.loads(file.read_text(encoding="utf-8")))
 
 
 def choose_run(settings: Settings, data_digest: str) -> Run:
-    """The run that --resume means: a new one, or one that goes on, written nowhere yet.
+    """The run for --resume: an existing one to resume, or a new one that is not written yet.
 
-    Raises InputError when a named run or checkpoint is not there, damaged, or of other settings or data.
+    Raises InputError if a named run or checkpoint is missing, damaged, or has other settings or data.
     """
     if settings.resume == "never":
         return _new_run(settings, data_digest)
@@ -111,21 +111,21 @@ def choose_run(settings: Settings, data_digest: str) -> Run:
 
 
 def finished_run(settings: Settings, data_digest: str) -> Run | None:
-    """The newest finished run in settings.output_dir of what these settings train, whatever the model is called."""
+    """The newest finished run in settings.output_dir with equal settings, whatever the name of the model."""
     same = _same_runs(settings, data_digest, (*AUTO_MAY_CHANGE, "model"))
     return next((run for run in same if run.ended == "finished"), None)
 
 
 def trained(settings: Settings) -> str:
-    """Equal for settings that train the same, whatever the model is called; see finished_run."""
+    """A text that is equal for settings that train the same, whatever the name of the model; see finished_run."""
     left_out = {*AUTO_MAY_CHANGE, "model"}
     return repr(sorted((n, v) for n, v in flatten(to_mapping(settings)).items() if n not in left_out))
 
 
 def begin(run: Run, settings: Settings) -> tuple[int, int]:
-    """Takes the run up, once it is locked: (epoch, step) it goes on from, (1, 0) at the start.
+    """Begins or resumes a locked run: the (epoch, step) from which it goes on, (1, 0) at the start.
 
-    With --resume <checkpoint>, newer checkpoints of the run are set aside: they would be gone on from otherwise.
+    With --resume <checkpoint>, newer checkpoints of the run are set aside; otherwise it would resume from them.
     """
     named = Path(settings.resume).resolve()
     if named.parent == run.directory / "checkpoints":
@@ -142,8 +142,8 @@ def begin(run: Run, settings: Settings) -> tuple[int, int]:
 
 
 def differences(settings: Settings, data_digest: str, run: Run, may_change: tuple[str, ...] = MAY_CHANGE) -> list[str]:
-    """What in settings and data is not the run's own, as "name stored -> now". Settings that did not exist when the run
-    was stored have their defaults.
+    """How settings and data differ from the run's, as "name stored -> now". Settings that are missing in an older run
+    have their defaults.
 
     Raises InputError for stored settings that cannot be read.
     """
@@ -164,7 +164,7 @@ def _new_run(settings: Settings, data_digest: str) -> Run:
 
 
 def _unfinished(settings: Settings, data_digest: str) -> Run | None:
-    """The newest run of the same settings and data that did not end and that no command drives."""
+    """The newest run of the same settings and data that has not ended and that no command uses."""
     same = _same_runs(settings, data_digest, AUTO_MAY_CHANGE)
     return next((run for run in same if not run.ended and not _is_driven(run)), None)
 
@@ -181,7 +181,7 @@ def _same_runs(settings: Settings, data_digest: str, may_change: tuple[str, ...]
 
 
 def _is_driven(run: Run) -> bool:
-    """By another command, or one that this user may not write to."""
+    """Whether another command uses the run, or this user may not write to it."""
     if not (run.directory / LOCK_FILE).exists():
         return False
     try:
@@ -201,8 +201,8 @@ def _named(settings: Settings, data_digest: str) -> Run:
     is_checkpoint = named.parent.name == "checkpoints"
     if is_checkpoint and not is_checkpoint_name(named.name):
         raise InputError(
-            f"--resume is {settings.resume!r}, but checkpoints are called step-<steps>; to go on from one that was set "
-            "aside, rename it first"
+            f"--resume is {settings.resume!r}, but checkpoints are called step-<steps>; to use one that was set aside, "
+            "rename it first"
         )
     run = read_run(named.parent.parent if is_checkpoint else named)
     if found := differences(settings, data_digest, run):
@@ -213,12 +213,12 @@ def _named(settings: Settings, data_digest: str) -> Run:
     path, problems = newest_usable(run.directory)
     if path is None:
         reason = f" ({problems[0]})" if problems else ""
-        raise InputError(f"--resume {settings.resume}: that run has no whole checkpoint{reason}; start another one")
+        raise InputError(f"--resume {settings.resume}: that run has no complete checkpoint{reason}; start another one")
     return run
 
 
 def write_failure(run_dir: Path, error: BaseException) -> str:
-    """Keeps all that an error says in a file of the run: " (more in FILE)", or "" where the disk takes no more."""
+    """Writes an error's traceback to a file of the run: " (more in FILE)", or "" if that fails."""
     file = run_dir / FAILURE_FILE
     with contextlib.suppress(OSError):
         file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a run knows besides tensors: where it is, and what was best."""
+"""The state of a run apart from tensors: its position, and its best epoch."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ FORMER_TERMS = ("ce_main", "ce_negative", "contrastive")
 
 @dataclass
 class TrainState:
-    """Position and early stopping of a run; plain values, so that it is JSON in a checkpoint.
+    """Position and early stopping of a run; plain values, stored as JSON in a checkpoint.
 
-    epoch: the epoch in progress, counted from 1; step: steps done in it. The sums cover those steps, over all ranks,
-    without those that were skipped because they were not finite.
+    epoch: the epoch in progress, starting at 1; step: steps done in it. The sums cover these steps over all ranks,
+    without steps that were skipped because they were not finite.
     """
 
     epoch: int = 1
@@ -23,14 +23,14 @@ class TrainState:
     best_score: float = -1.0
     best_epoch: int = 0
     best_steps: int = 0
-    """total_steps at the end of the best epoch, which names its checkpoint"""
+    """total_steps at the end of the best epoch; its checkpoint has this number in its name"""
     skipped: int = 0
-    """of this epoch's steps"""
+    """skipped steps of this epoch"""
     skipped_in_a_row: int = 0
     loss_totals: dict[str, float] = field(default_factory=dict)
-    """of the loss's terms"""
+    """term of the loss -> sum of this epoch"""
     loss_counts: dict[str, float] = field(default_factory=dict)
-    """tokens behind them"""
+    """term -> number of tokens"""
     seconds: float = 0.0
 
     def to_mapping(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class TrainState:
 
     @classmethod
     def from_mapping(cls, content: dict[str, Any]) -> "TrainState":
-        """What to_mapping gave, now or in checkpoints of format 4."""
+        """Reads the result of to_mapping, also from checkpoints of format 4."""
         sums = {name: content[name] for name in ("loss_totals", "loss_counts")}
         named = {
             name: dict(zip(FORMER_TERMS, values, strict=True)) if isinstance(values, list) else dict(values)
@@ -52,7 +52,7 @@ class TrainState:
         return self.epoch - 1 - self.best_epoch
 
     def count_step(self, totals: dict[str, float], counts: dict[str, float]) -> None:
-        """A step whose sums over all ranks are finite; by term of the loss."""
+        """Counts a finite step. totals, counts: term of the loss -> sum over all ranks."""
         self.skipped_in_a_row = 0
         self._move_on()
         for sums, of_step in ((self.loss_totals, totals), (self.loss_counts, counts)):

@@ -23,7 +23,7 @@ NORM_BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Requests:
-    """What a rank asks of all ranks; all hear it in the same step."""
+    """Requests of one rank to all ranks; all get them in the same step."""
 
     stop: bool = False
     save: bool = False
@@ -31,20 +31,20 @@ class Requests:
 
 @dataclass(frozen=True)
 class StepSums:
-    """What all ranks agree on after a step."""
+    """Results of a step, the same on all ranks."""
 
     totals: dict[str, float]
-    """of the loss's terms"""
+    """term of the loss -> sum over its tokens"""
     counts: dict[str, float]
-    """tokens that they sum over"""
+    """term -> number of its tokens"""
     is_finite: bool
-    """whether every loss and gradient was; if not, the step changed nothing"""
+    """whether every loss and gradient was finite; if not, the step changed nothing"""
     requests: Requests
-    """what any rank asked for"""
+    """requests of any rank"""
 
     @property
     def means(self) -> dict[str, float]:
-        """Loss of each term, over its tokens; 0 where it has none."""
+        """Mean loss of each term over its tokens; 0 if it has none."""
         return {name: total / max(self.counts[name], 1) for name, total in self.totals.items()}
 
 
@@ -57,10 +57,10 @@ def train_step(
     world: World,
     requests: Requests,
 ) -> StepSums:
-    """One optimizer step on one global batch, of which `batches` are this rank's share, in parts (some may be empty).
+    """One optimizer step on one global batch. `batches` is this rank's share of it, in parts (some may be empty).
 
-    The loss is sum over terms of weight * total / count, with totals and counts over all ranks and parts; gradients are
-    summed over ranks. encoders is World.wrap(model.encoders). Every rank brings the same number of parts.
+    The loss is sum over terms of weight * total / count, with totals and counts over all ranks and parts. Gradients are
+    summed over ranks. encoders is World.wrap(model.encoders). Every rank has the same number of parts.
     """
     settings, num_terms = objective.settings, len(objective.terms)
     counts_J = torch.stack([objective.counts(batch) for batch in batches]).sum(0)
@@ -97,14 +97,14 @@ def train_step(
 
 @torch.no_grad()
 def _not_finite(model: PNFRec) -> Tensor:
-    """How many parameters' gradients hold a nan or infinity, as their sums show, float64."""
+    """Number of parameters whose gradient has a nan or infinity, found by its sum, as float64."""
     sums = torch.stack([p.grad.sum().float() for p in model.parameters() if p.grad is not None])
     return (~sums.isfinite()).sum().double()
 
 
 @torch.no_grad()
 def scale_gradients(model: PNFRec, max_norm: float) -> None:
-    """Scales all gradients down so that their norm over all parameters, on whatever rank, is at most max_norm."""
+    """Scales all gradients down so that their norm, over all parameters of all ranks, is at most max_norm."""
     of_table = model.item_table.shards.sum(_square_sum([model.item_table.weight]))
     norm = (of_table + _square_sum(model.encoders.parameters())).sqrt()
     scale = (max_norm / norm).clamp(max=1.0)
@@ -114,6 +114,6 @@ def scale_gradients(model: PNFRec, max_norm: float) -> None:
 
 
 def _square_sum(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Sums over blocks, added in float64. A norm in float64 would copy the whole item table's gradient first."""
+    """The sum of squares, in blocks added in float64. A float64 norm would copy the gradient of the item table."""
     blocks = [b for p in parameters if p.grad is not None for b in p.grad.flatten().split(NORM_BLOCK)]
     return torch.stack([torch.dot(block, block) for block in blocks]).double().sum()

@@ -59,12 +59,10 @@ def test_the_process_gets_what_ray_train_reads(monkeypatch: pytest.MonkeyPatch) 
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
 
 
-@pytest.mark.parametrize(("workers", "dry_run"), [(1, False), (1, True), (2, True)])
-def test_a_single_worker_and_a_dry_run_need_no_ray(
-    monkeypatch: pytest.MonkeyPatch, workers: int, dry_run: bool
-) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_plan_for_this_machine_needs_no_ray(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # an import of it fails
-    with planned_workers(WorkerOptions(num_workers=workers, num_gpus=0), dry_run=dry_run) as plan:
+    with planned_workers(WorkerOptions(num_workers=workers, num_gpus=0)) as plan:
         assert (plan.num_workers, plan.in_this_process) == (workers, workers == 1)
 
 

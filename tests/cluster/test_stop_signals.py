@@ -1,6 +1,5 @@
-"""Signals, sent to this process."""
+"""Signals, raised in this thread: one that is sent to the process may reach another thread first."""
 
-import os
 import signal
 import threading
 
@@ -16,17 +15,17 @@ def test_the_first_signal_asks_and_the_second_interrupts(
     before = signal.getsignal(number)
     with stop_requests() as stop:
         assert not stop.is_set()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert stop.is_set() and "stopping after this step" in capsys.readouterr().out
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
     assert signal.getsignal(number) is before
 
 
 def test_sigterm_does_what_ctrl_c_does() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

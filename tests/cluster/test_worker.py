@@ -9,10 +9,8 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
-from ray.train.backend import Backend
 
 from pnfrec_dist.cluster import worker
-from pnfrec_dist.cluster.worker import OwnRendezvous
 
 TIMEOUT = 60.0
 
@@ -59,8 +57,3 @@ def test_two_workers_join_over_a_store_on_the_nodes_own_address() -> None:
 def test_a_single_worker_joins_nobody() -> None:
     worker._join_process_group(0, 1, "gloo", TIMEOUT)
     assert not dist.is_initialized()
-
-
-def test_ray_trains_own_rendezvous_is_left_out() -> None:
-    """Its store would listen on all interfaces."""
-    assert OwnRendezvous().backend_cls is Backend

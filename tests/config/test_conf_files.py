@@ -39,7 +39,7 @@ def test_the_current_directory_comes_first(own: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("seed: 7\ndataset: x\n", "'dataset' is chosen by its flag (--dataset)"),
+        ("seed: 7\ndataset: x\n", "'dataset' is set by its flag (--dataset)"),
         ("epochs: [1", "mine.yaml is not YAML: "),
         ("epoch: 3\n", "mine.yaml: unknown setting 'epoch'; did you mean 'epochs'?"),
         ("- 1\n", "mine.yaml: the file must be a mapping"),

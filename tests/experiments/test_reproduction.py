@@ -193,8 +193,8 @@ def test_seeds_that_not_all_have_are_counted(workspace: Path, found: list[Record
     some = [r for r in found if (r.model, r.seed, r.weight) not in left_out or (r.weight and r.value == 0)]
     text = report(workspace, some, tmp_path)
     assert "3 models with 1 to 2 seeds" in text
-    assert "`pnfrec_pn` with 1 to 2 seeds for each value" in text and "here 0, of those with 2 seeds" in text
-    table, against = text.split("## Table 2")[1], text.split("## Against")[1]
+    assert "`pnfrec_pn` with 1 to 2 seeds for each value" in text and "is 0 (among those with 2 seeds)" in text
+    table, against = text.split("## Table 2")[1], text.split("## Difference from")[1]
     assert "| `pnfrec` | 2 |" in table and "| `sasrec_p` | 1 |" in table and "| `popularity` |  |" in table
     assert "| `pnfrec` | 1 | " in against and "| `sasrec_c` | 0 | - | - | - | - |" in against
     rows = rows_of(tmp_path / "tables" / "alpha.csv")
@@ -230,7 +230,7 @@ def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Reco
     """pnfrec has seed 1 alone, sasrec_p both: one seed has no spread, and the pair is compared on that seed."""
     some = [r for r in found if not r.weight and (r.model, r.seed) != ("pnfrec", 2) and r.model != "sasrec_c"]
     text = report(workspace, some, tmp_path, planned=6)
-    assert "**3 of the 6 planned trainings have a result; the rest is missing here.**" in text
+    assert "**3 of the 6 planned trainings have a result. The others are missing in this report.**" in text
     (line,) = [row for row in text.split("## Table 2")[1].splitlines() if row.startswith("| `pnfrec`")][:1]
     assert "±" not in line
     compared = {(row["model"], row["metric"]): row for row in rows_of(tmp_path / "tables" / "comparison.csv")}
@@ -238,7 +238,7 @@ def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Reco
     expected = ours.result.test["hr_p_at_10"] - theirs.result.test["hr_p_at_10"]
     assert float(compared["pnfrec", "hr_p_at_10"]["minus_sasrec_p"]) == pytest.approx(expected)
     without = [r for r in some if r.model == "pnfrec"]
-    assert "## Against" not in report(workspace, without, tmp_path / "without", planned=1)
+    assert "## Difference from" not in report(workspace, without, tmp_path / "without", planned=1)
 
 
 def test_a_report_of_curves_alone_has_no_table(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:

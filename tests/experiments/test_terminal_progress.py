@@ -23,7 +23,7 @@ def test_a_log_has_a_line_for_an_epoch_and_what_goes_wrong(capsys: pytest.Captur
         for event in events:
             report.show(event)
     assert capsys.readouterr().out.splitlines() == [
-        "epoch   1/9  loss 1.5000  val NDCG_p@10 0.2500  1,234 users/s  3.0 s  2 steps left out  *best",
+        "epoch   1/9  loss 1.5000  val NDCG_p@10 0.2500  1,234 users/s  3.0 s  2 steps skipped  *best",
         "warning: the disk is full",
         "warning: workers failed (worker 1: died)",
         "workers run again (1 of 2), from epoch 2 after step 3",

@@ -39,7 +39,7 @@ def test_the_plan_says_data_steps_and_memory(data: PreparedData, monkeypatch: py
 def test_what_does_not_fit_is_refused_with_ways_out(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
     has_free(monkeypatch, 2**30)
     wide = replace(SETTINGS, encoder=EncoderSettings(hidden_size=20_000, max_length=5))
-    with pytest.raises(InputError, match=r"needs about 2 workers x .* GiB, this machine has free 1\.0 GiB; try .*,"):
+    with pytest.raises(InputError, match=r"needs about 2 workers x .* GiB, the free memory is 1\.0 GiB; try .*,"):
         checked_plan(wide, data, WorkerPlan(2, False, 1.0))
     with pytest.raises(InputError, match=r"needs about \d.* GiB, a GPU has 1\.0 GiB; try .*--encoder.hidden-size"):
         checked_plan(wide, data, WorkerPlan(1, True, 1.0, gpu_bytes=2**30))
@@ -58,7 +58,7 @@ def test_data_are_opened_by_name(
     prepared_writer(tmp_path / "data/prepared/tiny")
     monkeypatch.chdir(tmp_path)
     assert open_data(SETTINGS).num_items == 12
-    with pytest.raises(InputError, match=r"--dataset is '\.\./tiny'; a name has letters"):
+    with pytest.raises(InputError, match=r"--dataset is '\.\./tiny'; a name may only have letters"):
         open_data(replace(SETTINGS, dataset="../tiny"))
     with pytest.raises(InputError, match=r"unknown dataset 'ml1n'.*did you mean 'ml1m'"):
         open_data(replace(SETTINGS, dataset="ml1n"))

@@ -31,8 +31,8 @@ def line(checkpoint: Path, prepared: Path, *more: str) -> Sequence[str]:
     [
         (["--out", "recs"], "--run is missing"),
         (["--run", "x"], "--out is missing"),
-        (["--run", "x", "--show"], "--show takes users and writes nothing"),
-        (["--run", "x", "--show", "7", "--out", "recs"], "--show takes users and writes nothing"),
+        (["--run", "x", "--show"], "--show takes user ids and writes nothing"),
+        (["--run", "x", "--show", "7", "--out", "recs"], "--show takes user ids and writes nothing"),
         (["--run", "runs/none", "--out", "recs"], "there is no directory 'runs/none'"),
         (["--run", "x", "--out", "recs", "--top-k", "0"], "--top-k is 0; it must be >= 1"),
         (["--run", "x", "--out", "recs", "--gamma", "-1"], "--gamma is -1.0; it must be a finite number >= 0"),
@@ -49,11 +49,11 @@ def test_wrong_flags_are_said_before_anything_is_opened(flags: list[str], messag
 @pytest.mark.parametrize(
     ("flag", "content", "message"),
     [
-        ("--users", "u001\nu999\nx\n", r"--users: .*tiny lacks 2 \(u999, x\) of 3 users; take them out"),
-        ("--users", "\n", r"--users .* is empty; give one raw id a line"),
-        ("--allow", "99\n100\n", r"--allow .* holds no item that the model knows"),
+        ("--users", "u001\nu999\nx\n", r"--users: .*tiny lacks 2 \(u999, x\) of 3 users; remove them"),
+        ("--users", "\n", r"--users .* is empty; give one raw id per line"),
+        ("--allow", "99\n100\n", r"--allow .* has no item that the model knows"),
         ("--deny", None, r"--deny .* cannot be read \(No such file"),
-        ("--deny-pairs", "a,b\n", r"--deny-pairs .* is no Parquet file"),
+        ("--deny-pairs", "a,b\n", r"--deny-pairs .* is not a Parquet file"),
     ],
 )
 def test_wrong_files_are_named(
@@ -100,7 +100,7 @@ def test_a_card_is_printed(checkpoint: Path, prepared: Path, capsys: pytest.Capt
     first, second = text.split("\n\n")
     assert first.startswith("user u004\n") and "list from the whole history" in first
     assert second.startswith("user without likes\n") and "liked last     nothing" in second
-    assert "list popular items, as no like is known" in second
+    assert "list of popular items, as no like is known" in second
     with pytest.raises(InputError, match="has no user 'nobody'"):
         recommend.main(line(checkpoint, prepared, "--show", "nobody"))
 

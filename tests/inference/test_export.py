@@ -149,7 +149,7 @@ def test_a_directory_of_something_else_is_left_alone(written: Path, tmp_path: Pa
     exported, mine = made(POSITIVE), tmp_path / "mine"
     shutil.copytree(written, mine)
     (mine / "index.faiss").write_text("mine")
-    with pytest.raises(InputError, match=r"index\.faiss is not of the earlier export"):
+    with pytest.raises(InputError, match=r"index\.faiss is not part of the earlier export"):
         export_files.export(exported, mine)
     (mine / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="is no earlier export; name a new directory"):

@@ -107,9 +107,7 @@ def test_what_is_no_list_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     for place in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
-        with pytest.raises(
-            InputError, match=r"mine(/thesis\.txt)? is there, which is none of earlier lists; move it away"
-        ):
+        with pytest.raises(InputError, match=r"mine(/thesis\.txt)? exists and is not from earlier lists; move it away"):
             ListFiles(place, {})
     ListFiles(tmp_path / "new", {})
     out = tmp_path / "recs"

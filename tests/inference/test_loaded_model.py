@@ -47,13 +47,13 @@ def test_what_the_model_does_not_know_is_told(model: Model) -> None:
     ("asked", "said"),
     [
         ({"liked": ["3"], "k": 0}, "k is 0; it must be >= 1"),
-        ({"liked": "3"}, "'3' is one text; item ids are a list"),
-        ({"liked": ["3"], "users": {"u": []}}, "say users, or liked and disliked, not both"),
+        ({"liked": "3"}, "'3' is a text; item ids must be a list"),
+        ({"liked": ["3"], "users": {"u": []}}, "give users, or liked and disliked, not both"),
         ({"users": [1]}, "users is a list; it must be a mapping or a DataFrame"),
-        ({"users": pd.DataFrame({"user_id": [1]})}, "the frame lacks the column 'item_id'"),
-        ({"users": {"u": {"likes": ["3"]}}}, "what is given of user 'u' cannot be read"),
-        ({"users": {"u": [("3", "x")]}}, "what is given of user 'u' cannot be read"),
-        ({"users": {"u": ["34", "56"]}}, "what is given of user 'u' cannot be read"),
+        ({"users": pd.DataFrame({"user_id": [1]})}, "the DataFrame has no column 'item_id'"),
+        ({"users": {"u": {"likes": ["3"]}}}, "the feedback of user 'u' cannot be read"),
+        ({"users": {"u": [("3", "x")]}}, "the feedback of user 'u' cannot be read"),
+        ({"users": {"u": ["34", "56"]}}, "the feedback of user 'u' cannot be read"),
     ],
 )
 def test_what_is_of_no_known_form_is_one_line(model: Model, asked: dict[str, Any], said: str) -> None:

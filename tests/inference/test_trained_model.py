@@ -90,7 +90,7 @@ def test_what_is_no_model_is_refused(
 def test_a_run_that_has_nothing_yet_says_so(tmp_path: Path) -> None:
     run = Run(tmp_path / "r", {}, "digest")
     run.write()
-    with pytest.raises(InputError, match="no model and no whole checkpoint; name another run"):
+    with pytest.raises(InputError, match="no model and no complete checkpoint; name another run"):
         open_trained(str(run.directory), "data/prepared")
 
 

@@ -75,16 +75,16 @@ def test_a_build_that_misses_its_known_row_says_so_and_uris_are_as_good_as_paths
     places = ["--raw", (directory / "raw").as_uri(), "--data-dir", (directory / "sets").as_uri()]
     printed = prepared_in(spark, directory, "--dataset", "tiny", *places)
     warned = capsys.readouterr().err
-    assert warned.startswith("\nWARNING: tiny is not what the official file gives: rows: 1,500, known 1,501;")
+    assert warned.startswith("\nWARNING: tiny differs from a build of the official file: rows: 1,500 instead of 1,501;")
     assert "negative percent" in warned and "users" not in warned
     assert re.search(r"rows +1,500 +1,501 +NO", printed) and re.search(r"users +60 +60 +yes", printed)
     for stage in ("read", "quarantined", "deduplicated", "interactions", "split", "filtered", "train", "holdout"):
         assert re.search(rf"^\[ +\d+ s\] {stage} ", printed, re.M), stage
-    assert re.search(r"train history +min +10 % +median +90 % +max", printed)
+    assert re.search(r"history length in train +min +10 % +median +90 % +max", printed)
     page = (directory / "sets/tiny/report.html").read_text()
     assert (
         page.count("<svg") == 4
-        and "is not what the official file gives" in page
+        and "differs from a build of the official file" in page
         and "http://"
         not in re.sub(r'(xmlns(:\w+)?|rdf:\w+|href|content)="http://[^"]+"', "", page)
         .replace("http://www.w3.org", "")
@@ -130,7 +130,7 @@ def test_a_truncated_gzip_file_is_one_line(tmp_path: Path) -> None:
     ("args", "said"),
     [
         (["--source.time-format", "hours"], "source.time_format is 'hours'"),
-        (["--source.time-format", "yyyy-bb-dd"], "is no pattern that Spark reads"),
+        (["--source.time-format", "yyyy-bb-dd"], "is not a pattern that Spark can read"),
         (["--feedback.threshold", "quantile"], "feedback.quantile is None; it must be in [0, 1]"),
         (["--feedback.threshold", "labels"], "feedback.positive_labels is (); it must be at least one label"),
         (["--clean.earliest", "1990"], "clean.earliest is '1990'"),

@@ -61,7 +61,7 @@ def test_one_hash_whatever_the_order_of_files_blocks_and_partitions(
 
 def test_a_log_of_one_moment_has_nothing_before_the_split_and_says_so(spark: SparkSession, tmp_path: Path) -> None:
     write_log(tmp_path / "raw" / "log.csv", [f"u{n % 9},{n % 7},4,{START}" for n in range(63)])
-    with pytest.raises(InputError, match=rf"train is empty; T = {START} leaves nothing there; change --split.quantile"):
+    with pytest.raises(InputError, match=rf"train is empty; no row is before T = {START}; change --split.quantile"):
         build(spark, tmp_path / "raw", tmp_path / "out")
 
 

@@ -96,7 +96,7 @@ def test_a_killed_command_leaves_the_old_lists_and_goes_on(
     assert not out.exists()
     done = subprocess.run(slow, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "going on: 1 of 2 parts are there" in done.stdout
+    assert "resuming: 1 of 2 parts are already made" in done.stdout
     assert by_user(pq.read_table(out)) == expected
 
 

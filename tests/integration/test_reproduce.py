@@ -158,7 +158,7 @@ def test_an_interrupt_at_the_end_of_a_training_starts_no_other(workspace: Path) 
         if text.startswith("epoch   2/2"):
             process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, output
-    assert "[2/2]" not in output and "stopped; the same command goes on" in output
+    assert "[2/2]" not in output and "stopped; run the same command again to continue" in output
     line = [sys.executable, "-m", "pnfrec_dist.reproduce", "--dataset", "tiny", "--seeds", "1", "--dry-run", *FLAGS]
     listed = subprocess.run(line, cwd=workspace, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert (
@@ -191,5 +191,5 @@ def test_nothing_to_report_and_no_such_data_are_said_in_a_line(workspace: Path) 
             called(reproduce.main, workspace, *flags)
         assert "\n" not in str(caught.value)
     done = started(workspace, "pnfrec_dist.reproduce", "--dataset", "tiny", "--seeds", "1.5")
-    assert done.returncode == 2 and "--seeds is '1.5'; it is a number of seeds" in done.stderr
+    assert done.returncode == 2 and "--seeds is '1.5'; it must be a number of seeds" in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -66,7 +66,7 @@ def test_answers_equal_those_in_process(served: Served) -> None:
         ({"inputs": [{"liked": ["1"], "top_k": 0}]}, "top_k"),
         ({"inputs": [{"liked": "1"}]}, "liked"),
         ({"inputs": [{"likes": ["1"]}]}, "likes"),
-        ({"inputs": [{"liked": ["1"], "history": [["1", 5]]}]}, "say history, or liked and disliked, not both"),
+        ({"inputs": [{"liked": ["1"], "history": [["1", 5]]}]}, "give history, or liked and disliked, not both"),
         ({"inputs": [{"history": [["1", "much"]]}]}, "entries must be [item, relevance], relevance a number"),
     ],
 )
@@ -80,7 +80,7 @@ def test_what_cannot_be_served_is_refused(served: Served, tmp_path: Path) -> Non
     with pytest.raises(InputError, match=f"--port is {served.port}, which cannot be used"):
         serve.main(["--run", str(served.run_dir), "--port", str(served.port)])
     (checkpoint,) = (served.run_dir / "checkpoints").glob("step-*")
-    with pytest.raises(InputError, match="has no model to serve, a checkpoint alone"):
+    with pytest.raises(InputError, match="has only a checkpoint and no model to serve"):
         serve.main(["--run", str(checkpoint), "--port", str(free_port())])
     with pytest.raises(InputError, match="there is no directory"):
         serve.main(["--run", "runs/none", "--port", str(free_port())])

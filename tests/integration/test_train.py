@@ -202,10 +202,10 @@ def test_more_gpus_than_there_are_is_one_line(workspace: Path) -> None:
         (["--dataset", "ml1m"], "no prepared data set at .*ml1m; build it: make spark-prep DATASET=ml1m"),
         (["--dataset", "tiny", "--model", "pnfrex"], "did you mean 'pnfrec'"),
         (["--dataset", "tiny", "--resume", "nowhere"], "--resume is 'nowhere', and there is no such directory"),
-        (["--dataset", "../tiny"], "a name has letters"),
+        (["--dataset", "../tiny"], "a name may only have letters"),
         (
             ["--dataset", "tiny", "--encoder.hidden-size", "200000"],
-            r"training needs about 2 workers x \d+.* GiB, this machine has free .* GiB; try .*--encoder.hidden-size",
+            r"training needs about 2 workers x \d+.* GiB, the free memory is .* GiB; try .*--encoder.hidden-size",
         ),
     ],
 )

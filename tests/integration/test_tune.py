@@ -104,7 +104,9 @@ def test_the_papers_stages_end_with_settings_that_train_takes(
     assert again == pytest.approx(read_best(sweep_directory / "beta").best_score, abs=1e-6)
 
     once_more = called(tune.main, workspace, *FLAGS, *small)  # a finished sweep trains and tests nothing
-    assert "started " not in once_more and "none of them run now" in once_more and "epoch  " not in once_more
+    assert (
+        "started " not in once_more and "none of them run by this command" in once_more and "epoch  " not in once_more
+    )
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     assert len(client.get_metric_history(sweep.info.run_id, "test/ndcg_p_at_10")) == 1
 
@@ -136,7 +138,7 @@ def test_a_sweep_that_is_told_to_stop_goes_on_from_its_checkpoints(workspace: Pa
     wait_for_epoch(directory)
     first.process.send_signal(signal.SIGTERM)
     assert first.end() == EXIT_INTERRUPTED, first.output
-    assert "stopped; the same command goes on" in first.output
+    assert "stopped; run the same command again to continue" in first.output
     ended, begun = ended_and_begun(directory)
     assert not ended and len(begun) == 1
     assert list(directory.glob("trial-*/checkpoints/step-*/COMMITTED"))
@@ -183,7 +185,7 @@ def test_a_time_budget_ends_with_the_best_so_far_and_the_same_command_goes_on(wo
     flags += ["--encoder.hidden-size", "8"]
     directory = workspace / "runs" / "budget" / "rates"
     output = Sweep(workspace, *flags, "--time-budget", "40s").succeed()
-    assert "the time budget is used up; runs/budget/best.yaml has the best so far, untested" in output
+    assert "the time budget is used up; runs/budget/best.yaml has the best so far, not tested" in output
     ended, begun = ended_and_begun(directory)
     assert not ended and len(begun) == 2
     assert not list(directory.glob("trial-*/result")) and len(list(directory.glob("trial-*/checkpoints"))) == 2
@@ -212,7 +214,7 @@ def test_optuna_with_halving_adds_trials_and_repeats_none(workspace: Path) -> No
     assert second.count("started ") == 2 and len(after) == 6
     assert {name: after[name] for name in before} == before
     third = Sweep(workspace, *flags, "--num-samples", "6").succeed()
-    assert "started " not in third and "none of them run now" in third
+    assert "started " not in third and "none of them run by this command" in third
 
 
 @pytest.mark.slow
@@ -275,7 +277,7 @@ def test_a_trial_whose_worker_fails_of_an_unexpected_error_starts_again(workspac
     flags += ["--evaluation.measures", "hr", "ndcg", "own:flaky"]
     (workspace / "fail-1").touch()
     output = Sweep(workspace, *flags).succeed()
-    assert "again     lr 0.001: the training failed: OSError: the disk is gone" in output
+    assert "restarted lr 0.001: the training failed: OSError: the disk is gone" in output
     assert "finished  lr 0.001" in output and "test of the winner:" in output
     (workspace / "fail-2").touch()
     sweep = Sweep(workspace, *flags, "--name", "other", "--max-failures", "0")

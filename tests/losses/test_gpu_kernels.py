@@ -144,7 +144,7 @@ def test_auto_takes_the_kernels_where_they_run() -> None:
 
 def test_fused_on_a_cpu_is_refused() -> None:
     settings = Settings(loss=LossSettings(exact_path="fused"), train=TrainSettings(precision="bfloat16"))
-    with pytest.raises(InputError, match="'fused', which needs GPU workers; leave it at auto"):
+    with pytest.raises(InputError, match="'fused', which needs GPU workers; use auto"):
         plan_softmax(settings, 10, 10, on_gpu=False)
 
 

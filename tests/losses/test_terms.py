@@ -33,11 +33,11 @@ def test_terms_of_weight_above_0_say_what_a_batch_holds(
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        (OWN, "must read name=weight"),
-        (f"{OWN}=much", "must read name=weight"),
+        (OWN, "must be name=weight"),
+        (f"{OWN}=much", "must be name=weight"),
         (f"{OWN}=-1", "a finite weight >= 0"),
         (f"{OWN}=inf", "a finite weight >= 0"),
-        ("contrastive=0.1", "beside those of loss.alpha and loss.beta"),
+        ("contrastive=0.1", "than those of loss.alpha and loss.beta"),
         ("contrast=0.1", "did you mean 'contrastive'"),
     ],
 )

@@ -159,5 +159,5 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint_is_said() -> None:
-    with pytest.raises(InputError, match="no checkpoint at nowhere"):
+    with pytest.raises(InputError, match="there is no checkpoint nowhere"):
         read_state(Path("nowhere"))

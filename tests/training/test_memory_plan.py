@@ -54,7 +54,7 @@ def test_a_term_that_needs_negatives_is_refused_where_the_history_holds_them() -
     )
     every = replace(SETTINGS, encoder=encoder, loss=loss)
     side = data().history
-    with pytest.raises(InputError, match=r"needs a negative encoder, and encoder\.history is all"):
+    with pytest.raises(InputError, match=r"needs a negative encoder, but encoder\.history all"):
         plan_step(every, TrainData(side, None, side), 240, 1)
 
 

@@ -150,8 +150,8 @@ def test_what_cannot_be_gone_on_with_is_said(settings: Settings, prepared: Path,
     run = start(settings)
     named = replace(settings, resume=str(run.directory))
     assert "no such directory" in refused(replace(settings, resume="nowhere"))
-    assert "is no run" in refused(replace(settings, resume=str(tmp_path)))
-    assert "has no whole checkpoint" in refused(named)
+    assert "is not a run" in refused(replace(settings, resume=str(tmp_path)))
+    assert "has no complete checkpoint" in refused(named)
     train(run, settings, prepared, 5)
     other = replace(named, seed=7, encoder=EncoderSettings(hidden_size=16, num_blocks=1, max_length=5))
     assert "differs in encoder.hidden_size 8 -> 16; seed 42 -> 7" in refused(other)
@@ -161,7 +161,7 @@ def test_what_cannot_be_gone_on_with_is_said(settings: Settings, prepared: Path,
     assert str(file) in refused(replace(named, resume=str(checkpoint_path(run.directory, 5))))
     assert choose_run(named, "d") == run, "the one before it is whole"
     (checkpoint_path(run.directory, 4) / "COMMITTED").unlink()
-    assert "has no whole checkpoint" in refused(named)
+    assert "has no complete checkpoint" in refused(named)
 
 
 def test_a_run_reads_back(settings: Settings) -> None:

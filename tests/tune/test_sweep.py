@@ -58,7 +58,7 @@ def test_a_directory_that_no_sweep_can_have_is_refused(
     assert "cannot write to " in refused("--output-dir", "file")
     training = Run(tmp_path / "runs/mine", to_mapping(parse_train_settings([])), "digest")
     training.write()
-    assert "runs/mine is the run of a training; say another --name" in refused("--name", "mine")
+    assert "runs/mine is the run of a training; choose another --name" in refused("--name", "mine")
     sweep = Run(tmp_path / "runs/other", {"sweeps": "tiny"}, "digest")
     sweep.write()
     assert "runs/other is a sweep on other data" in refused("--name", "other")

@@ -74,7 +74,7 @@ def test_what_a_trial_died_of_is_forgotten_once_it_runs_again(stage: Stage, caps
     stage.start()
     stage.tell(**{BROKEN: "the training failed: OSError: gone"})
     stage.watch.on_trial_recover(0, [], stage.trial)
-    assert "again     lr 0.1: the training failed: OSError: gone" in capsys.readouterr().out
+    assert "restarted lr 0.1: the training failed: OSError: gone" in capsys.readouterr().out
     stage.start()
     stage.watch.on_trial_error(0, [], stage.trial)
     assert stage.reason() == DIED

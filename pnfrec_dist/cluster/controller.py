@@ -1,0 +1,43 @@
+"""What Ray Train's controller runs for a training.
+
+The controller is a process of its own that starts with every training: nothing here imports torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.backend import BackendConfig
+
+from pnfrec_dist.training.events import WorkersFailed
+
+
+@dataclass
+class OwnRendezvous(BackendConfig):
+    """Leaves the process group to the workers (worker.py): the store of Ray Train's listens on all interfaces.
+
+    In place of ray.train.torch.TorchConfig, which would make the controller import torch.
+    """
+
+    backend: str
+    """gloo or nccl; TorchTrainer reads it"""
+
+
+class FailureReport(ray.train.UserCallback):
+    """Tells the driver why workers are started again; runs in Ray Train's controller."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        reasons = {rank: _reason(error) for rank, error in sorted(worker_exceptions.items())}
+        ray.get(self.board.post.remote([WorkersFailed(reasons)]))
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says most: the last of a worker's traceback, the first of Ray's own."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
