@@ -14,6 +14,8 @@ from pnfrec_dist.cluster.stop_signals import terminated_as_interrupted
 from pnfrec_dist.cluster.worker_plan import Node, WorkerOptions, WorkerPlan, plan_workers, this_machine
 from pnfrec_dist.errors import InputError, RunError
 
+_has_own_ray = False
+
 
 @contextlib.contextmanager
 def planned_workers(options: WorkerOptions) -> Iterator[WorkerPlan]:
@@ -68,6 +70,8 @@ def name_ray_to_helpers() -> None:
 def ray_cluster(options: WorkerOptions, *, dashboard: bool = False) -> Iterator[list[Node]]:
     """A Ray for as long as the context lasts: the nodes that it sees. See start_ray."""
     had_ray = _has_ray()
+    if options.address:
+        _require_ray(options.address)
     if had_ray and options.address:
         raise InputError(f"this process has a Ray already; leave --ray-address {options.address!r} out to use it")
     start_ray(options, dashboard=dashboard)
@@ -86,6 +90,7 @@ def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
     several trainings share; through it, Ray Train frees what a training held whose driver died.
     Raises InputError if the cluster cannot be joined, RunError if Ray does not start here.
     """
+    global _has_own_ray
     import ray
 
     prepare_process(options)
@@ -93,13 +98,13 @@ def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
         return
     ours: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if options.address:
-        _require_ray(options.address)
         ours["address"] = options.address
     else:  # its own, whatever cluster runs or ran on this machine
         cpus = this_machine(options.num_workers).cpus
         ours |= {"address": "local", "include_dashboard": dashboard, "num_cpus": int(cpus)}
     try:
         ray.init(**ours)
+        _has_own_ray = not options.address
     except Exception as error:  # Ray's own are of any class
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if not options.address:
@@ -108,9 +113,16 @@ def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
         raise InputError(f"could not join Ray at --ray-address {options.address!r}: {reason}; {way_out}") from error
 
 
+def has_own_ray() -> bool:
+    """Whether this process has started its Ray, which then ends with it, and trains one model at a time there."""
+    return _has_own_ray
+
+
 def _stop_ray() -> None:
+    global _has_own_ray
     if _has_ray():
         sys.modules["ray"].shutdown()
+    _has_own_ray = False
 
 
 def _has_ray() -> bool:

@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 
 from pnfrec_dist.cluster.controller import FailureReport, OwnRendezvous
 from pnfrec_dist.cluster.event_board import remote_board
+from pnfrec_dist.cluster.session import has_own_ray
 from pnfrec_dist.cluster.watchdog import Watchdog
 from pnfrec_dist.cluster.worker import WorkerTask, run_worker
 from pnfrec_dist.cluster.worker_plan import WorkerPlan
@@ -85,10 +86,23 @@ def run_training(
         raise failure[0]
 
 
+class _TrainerHere(TorchTrainer):
+    """On a Ray that ends with this process.
+
+    Without the actor that frees what a training held whose driver died: it starts with the workers and takes seconds
+    from them.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:  # Ray's own method: where it is gone, nothing but time is lost
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+
 def _trainer(task: WorkerTask) -> TorchTrainer:
     settings, plan, run_dir = task.settings, task.plan, Path(task.run_dir)
     rendezvous: Any = OwnRendezvous("nccl" if plan.use_gpu else "gloo")
-    return TorchTrainer(
+    trainer = _TrainerHere if has_own_ray() else TorchTrainer
+    return trainer(
         partial(run_worker, task),  # not train_loop_config, which the controller would read
         torch_config=rendezvous,
         scaling_config=ray.train.ScalingConfig(

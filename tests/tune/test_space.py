@@ -59,13 +59,13 @@ def test_the_papers_grid_has_21_round_values() -> None:
         (HEAD + "space:\n  loss.alpha: {low: 0.0, high: 1.0}\n", "no step, which a grid needs"),
         (
             HEAD + "space:\n  loss.alpha: {low: 0.0, high: 1.0, step: 0.3}\n",
-            "loss.alpha.step is 0.3; it must be a part",
+            "loss.alpha.step is 0.3; it must be a divisor",
         ),
         (
             HEAD + "space:\n  encoder.num_blocks: {low: 1, high: 3, step: 0.5}\n",
             "num_blocks.step is 0.5; it must be a whole",
         ),
-        (HEAD + "space:\n  encoder.num_blocks: [[1, 2], 3]\n", "num_blocks is [1, 2]; it must be one value"),
+        (HEAD + "space:\n  encoder.num_blocks: [[1, 2], 3]\n", "num_blocks is [1, 2]; it must be a number or a text"),
         (HEAD + "space: {}\n", "space must be a mapping"),
         (HEAD + "serach: random\nspace:\n  loss.alpha: [1.0]\n", "did you mean 'search'"),
         (HEAD + "search: ranodm\nspace:\n  loss.alpha: [1.0]\n", "one of 'grid', 'random', 'optuna'"),
