@@ -25,7 +25,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train reproduce tune serve export mlflow-ui test test-slow soak bench bench-prep bench-recommend lint check format lock clean
+.PHONY: help setup spark-prep py-files train reproduce tune serve export mlflow-ui test test-slow soak bench bench-prep bench-recommend bench-start settings-page lint check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -67,9 +67,7 @@ export: $(STAMP)  ## a trained model as item vectors and torch.export encoder (R
 	@$(if $(RUN),,$(error say which model: RUN=runs/<run>, an MLflow run id, or models:/<name>/<version>))$(BIN)/python -m pnfrec_dist.export --run "$(RUN)" --out "$(or $(OUT),exported)" $(ARGS)
 
 mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
-	@echo "http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)"
-	@exec env MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port $(or $(PORT),5000) \
-	--workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --default-artifact-root "file://$(CURDIR)/mlartifacts"
+	@exec $(BIN)/python -m pnfrec_dist.tracking ui $(if $(PORT),--port "$(PORT)")
 
 test: $(STAMP)  ## the test suite (some 9 minutes; not the slow ones)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
@@ -83,12 +81,18 @@ soak: $(STAMP)  ## interrupt training in many ways and print what became of it (
 bench: $(STAMP)  ## time the large-catalog core beside plain PyTorch, write docs/benchmarks.md (half an hour)
 	@$(BIN)/python -m benchmarks.core $(ARGS)
 
+bench-start: $(STAMP)  ## time how long commands take to start, beside Ray alone, write docs/start-up.md (10 minutes)
+	@$(BIN)/python -m benchmarks.start $(ARGS)
+
 bench-prep: $(STAMP)  ## time the preparation of 1, 5 and 20 M rows beside pandas and a plain Spark job (half an hour)
 	@$(BIN)/python -m benchmarks.prep $(ARGS)
 
 bench-recommend: $(STAMP)  ## time lists beside the plain way and single requests, kill the command ten times (10 minutes)
 	@$(BIN)/python -m benchmarks.recommend $(ARGS)
 	@$(BIN)/python -m benchmarks.serve
+
+settings-page: $(STAMP)  ## write docs/settings.md from the code
+	@$(BIN)/python docs/settings_page.py
 
 lint: $(STAMP)  ## format, lint, types
 	@$(BIN)/ruff format --check .

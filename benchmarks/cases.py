@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers.sums import means_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -174,7 +173,7 @@ def step(kind: str, width: int, precision: str = "float32", batch_size: int = 50
             batch = train_batch(data, rows, encoder, needed_parts(loss), world.device)
             flops.append(useful_flops(batch.main.targets_T, batch.negative.targets_T, width))  # type: ignore[union-attr]
             sums = train_step(ours, ours.encoders, optimizer, [batch], Objective(settings), world, Requests())
-            return float(means_of(sums) @ torch.tensor([1.0, 0.45, 0.25], dtype=torch.float64))
+            return float(np.dot(list(sums.means.values()), [1.0, 0.45, 0.25]))
 
     result, value = measure(call, times)
     speed = {"users_per_s": batch_size / result["seconds"], "loss": value}

@@ -16,7 +16,10 @@ COMMANDS = {
     "recommend": ("pnfrec_dist.recommend", "lists for all users of a prepared data set"),
     "serve": ("pnfrec_dist.serve", "a trained model over HTTP, on this machine"),
     "export": ("pnfrec_dist.export", "item vectors and encoders, for other programs"),
-    "tracking": ("pnfrec_dist.tracking.__main__", "send MLflow the records that wait for it"),
+    "tracking": (
+        "pnfrec_dist.tracking.__main__",
+        "show the runs in a browser; send MLflow the records that wait",
+    ),
 }
 """Name -> (module with main(args), what it does)."""
 

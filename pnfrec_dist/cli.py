@@ -8,11 +8,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from pnfrec_dist.config.conf_files import conf_content, conf_names, load_conf
+from pnfrec_dist.config.conf_files import conf_content, load_conf, train_config
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, RunError, one_line
 
@@ -21,7 +22,7 @@ T = TypeVar("T")
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
-EXTRA_OF = {"pyspark": "spark", "py4j": "spark", "optuna": "tune"}
+EXTRA_OF = {"pyspark": "spark", "py4j": "spark", "optuna": "tune", "flask": "serve"}
 """Package -> the extra of pnfrec-dist that brings it."""
 
 
@@ -33,7 +34,7 @@ def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Set
     used for another model too. That model's file then overrides it, except for loss weights above 0 in both.
     """
     chosen = selected(args, {"dataset": Settings.dataset, "model": Settings.model, "config": Settings.config})
-    config = chosen["config"] or (chosen["dataset"] if chosen["dataset"] in conf_names("train") else "default")
+    config = chosen["config"] or train_config(chosen["dataset"])
     found_for = conf_content("train", config).get("model", "")
     asked_for = selected(args, {"model": found_for})["model"]
     if not found_for:
@@ -68,7 +69,7 @@ def selected(args: Sequence[str], names: dict[str, str]) -> dict[str, str]:
 
 def parse_flags(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
     """`default` (a settings dataclass) with the flags applied. Raises InputError in one line; --help exits."""
-    errors = io.StringIO()
+    errors, prog = io.StringIO(), as_called(prog)
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(kind, prog=prog, default=default, args=list(args))
@@ -81,8 +82,18 @@ def parse_flags(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
 class Parser(argparse.ArgumentParser):
     """For commands without a settings class: wrong flags raise a one-line InputError."""
 
+    def __init__(self, prog: str, **keywords: Any) -> None:
+        super().__init__(prog=as_called(prog), **keywords)
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+def as_called(prog: str) -> str:
+    """The name of this command as the user typed it: "pnfrec train", or prog ("python -m pnfrec_dist.train")."""
+    script = Path(sys.argv[0])
+    by_name = script.name == "pnfrec" or script.parts[-2:] == ("pnfrec_dist", "__main__.py")
+    return f"pnfrec {sys.argv[1]}" if by_name and prog.startswith("python -m") else prog
 
 
 def _unboxed(text: str) -> str:

@@ -20,11 +20,15 @@ def test_the_list_of_commands_is_its_help(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_has_its_own_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([name, "--help"])
-    assert stopped.value.code in (0, None)
-    assert "usage:" in capsys.readouterr().out
+def test_each_command_has_its_own_help_under_the_name_that_was_typed(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for script, called in (("bin/pnfrec", f"pnfrec {name}"), ("bin/pytest", "python -m ")):
+        monkeypatch.setattr(sys, "argv", [script, name, "--help"])
+        with pytest.raises(SystemExit) as stopped:
+            main([name, "--help"])
+        assert stopped.value.code in (0, None)
+        assert f"usage: {called}" in capsys.readouterr().out
 
 
 def test_an_unknown_command_is_one_line_with_the_nearest() -> None:

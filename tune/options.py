@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.cli import as_called, parse_train_settings
 from pnfrec_dist.config.conf_files import conf_names
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
@@ -85,7 +85,7 @@ def parse(args: Sequence[str]) -> Options:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tune",
+        prog=as_called("python -m tune"),
         allow_abbrev=False,
         exit_on_error=False,
         description="Searches training settings with Ray Tune on validation users, stage by stage. Tests the winner "

@@ -64,6 +64,11 @@ def _yaml(path: Path) -> Any:
         raise InputError(f"{path} is not YAML: {one_line(str(error))}") from error
 
 
+def train_config(dataset: str) -> str:
+    """The file of conf/train/ that a training on the data set uses unless --config names another."""
+    return dataset if dataset in conf_names("train") else "default"
+
+
 def conf_names(kind: str) -> list[str]:
     """Names of the YAML files of one kind."""
     found = {p.stem for d in (Path("conf"), PROJECT_CONF) for p in (d / kind).glob("*.yaml")}

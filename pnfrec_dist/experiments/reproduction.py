@@ -147,7 +147,7 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
             tracked.close(status)
     done = sum(recorded(training, digest) is not None for training in trainings)
     print(f"\ntrainings with a result: {done} of {len(trainings)}{f'; report: {page}' if page else ''}")
-    print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it with: make mlflow-ui")
+    print(f"MLflow run {tracked.run_id or '(not known yet)'}; see it with: make mlflow-ui (or: pnfrec tracking ui)")
     if not went_on:
         print("stopped; run the same command again to continue")
         return EXIT_INTERRUPTED

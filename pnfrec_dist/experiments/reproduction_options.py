@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pnfrec_dist.cli import as_called
 from pnfrec_dist.errors import InputError
 
 MAX_SEEDS = 100
@@ -67,7 +68,7 @@ def _values(weight: str, given: list[str] | None) -> tuple[float, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pnfrec_dist.reproduce",
+        prog=as_called("python -m pnfrec_dist.reproduce"),
         allow_abbrev=False,
         exit_on_error=False,
         description="Trains every model with every seed, as python -m pnfrec_dist.train does, and writes a report: "

@@ -52,7 +52,7 @@ def drive(settings: Settings) -> int:
     print(headline_table({settings.model: done.test.metrics, **done.test.floors}))
     print()
     print(f"best epoch {done.test.best_epoch}, checkpoint {done.test.checkpoint}")
-    where = f"at {shown(uri)}" if uri.startswith("http") else "with: make mlflow-ui"
+    where = f"at {shown(uri)}" if uri.startswith("http") else "with: make mlflow-ui (or: pnfrec tracking ui)"
     print(f"MLflow run {done.run_id or '(not known yet)'}; see it {where}")
     return 0
 

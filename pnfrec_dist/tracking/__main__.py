@@ -1,31 +1,55 @@
-"""The command python -m pnfrec_dist.tracking flush: sends to MLflow what runs could not send while they went."""
+"""The command python -m pnfrec_dist.tracking: shows MLflow's pages, and sends to MLflow the records that wait."""
 
-import argparse
+import importlib
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mlflow.exceptions import MlflowException
 
-from pnfrec_dist.cli import run_command
+from pnfrec_dist.cli import Parser, run_command
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.tracking.address import shown, tracking_uri
+from pnfrec_dist.tracking.run_list import run_list_page
 from pnfrec_dist.tracking.sender import NotYetError, Sender
 from pnfrec_dist.tracking.spool import RECORDS, Spool, locked
 
 
 def main(args: Sequence[str]) -> int:
-    """Sends the records that runs could not send. Raises InputError where MLflow does not take them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pnfrec_dist.tracking", description="Sends to MLflow what runs could not send while they went."
-    )
+    """Runs one of the two commands. Raises InputError if MLflow does not answer, or refuses."""
+    parser = Parser(prog="python -m pnfrec_dist.tracking", description="MLflow's pages, and records that wait for it.")
     commands = parser.add_subparsers(dest="command", required=True)
+    pages = commands.add_parser("ui", help="show the runs of this machine in a browser (MLflow's pages)")
+    pages.add_argument("--port", type=int, default=5000, help="on 127.0.0.1; default: 5000")
     flush = commands.add_parser("flush", help="send the records that wait in the directories of runs")
     flush.add_argument("runs", nargs="*", type=Path, help="directories of runs; default: all in --output-dir")
     flush.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs")
     arguments = parser.parse_args(args)
-    found = [file.parent for file in arguments.output_dir.rglob(RECORDS)]
-    directories = arguments.runs or sorted(found, key=lambda path: (len(path.parts), path))  # parents come first
+    if arguments.command == "ui":
+        _show_pages(arguments.port)
+    return _flush_all(arguments.runs, arguments.output_dir)
+
+
+def _show_pages(port: int) -> NoReturn:
+    """Becomes MLflow's server on this machine. Prints the address of the newest experiment's runs."""
+    importlib.import_module("flask")  # of MLflow's full package, which its server needs
+    uri = tracking_uri()
+    if uri.startswith(("http", "databricks")):
+        raise InputError(f"MLFLOW_TRACKING_URI is {shown(uri)!r}, a server that has its own pages; open that address")
+    print(f"http://127.0.0.1:{port}/{run_list_page(uri)}  (Ctrl-C ends it)", flush=True)
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", uri, "--default-artifact-root", Path("mlartifacts").resolve().as_uri()]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", "server", *where, *stores], os.environ | quiet)
+
+
+def _flush_all(runs: list[Path], output_dir: Path) -> int:
+    """Sends the records that runs could not send. Raises InputError if MLflow does not take them."""
+    found = [file.parent for file in output_dir.rglob(RECORDS)]
+    directories = runs or sorted(found, key=lambda path: (len(path.parts), path))  # parents come first
     uri = tracking_uri()
     problems: dict[Path, str] = {}
     found_any = bool(directories)
@@ -36,7 +60,7 @@ def main(args: Sequence[str]) -> int:
     if directories:
         raise InputError("; ".join(problems[directory] for directory in directories))
     if not found_any:
-        print(f"no records in {arguments.output_dir}")
+        print(f"no records in {output_dir}")
     return 0
 
 

@@ -13,6 +13,7 @@ from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.tracking.run_name import run_name
 
 PACKAGES = ("torch", "ray", "pyspark", "mlflow-skinny", "pyarrow", "numpy", "pnfrec-dist")
 """Whose versions are told; MLflow's own package and its server need mlflow-skinny of the same version."""
@@ -36,8 +37,8 @@ class Opening:
 def opening_of_training(
     settings: Settings, manifest: Manifest, data_dir: Location, name: str = "", parent: str = ""
 ) -> Opening:
-    """name: default "<model> <dataset> seed <seed>"."""
-    name = name or f"{settings.model} {settings.dataset} seed {settings.seed}"
+    """name: default run_name(settings)."""
+    name = name or run_name(settings)
     tags = {"kind": "training", "model": settings.model, "seed": str(settings.seed)}
     tags["mlflow.source.name"] = "python -m pnfrec_dist.train"
     params = {k: str(v) for k, v in flatten(to_mapping(settings)).items()}

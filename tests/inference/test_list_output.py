@@ -115,11 +115,11 @@ def test_what_is_no_list_is_left_alone(tmp_path: Path) -> None:
     with files.opened():
         files.publish([write_part(files.making, 0, TABLE, 2, 0)], {})
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"recs/notes\.txt is there"):
+    with pytest.raises(InputError, match=r"recs/notes\.txt exists and is not from earlier lists"):
         ListFiles(out, {})
     (tmp_path / ".new.making").mkdir()
     (tmp_path / ".new.making" / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"\.new\.making is there"):
+    with pytest.raises(InputError, match=r"\.new\.making exists"):
         ListFiles(tmp_path / "new", {})
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import ENVIRONMENT
-from helpers.mlflow_server import mlflow_server
+from helpers.mlflow_server import free_port, is_up, mlflow_server
+from helpers.waiting import wait_until
 from mlflow import MlflowClient
 from playwright.sync_api import Error, Page, expect, sync_playwright
 
@@ -100,6 +101,24 @@ def test_the_list_shows_the_reproduction_and_its_trainings(page: Page, address: 
     for name in ("pnfrec tiny seed 1", "sasrec_p tiny seed 1"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     keep(page, "list")
+
+
+def test_the_printed_page_has_the_headline_metrics_as_columns(page: Page, workspace: Path) -> None:
+    """The address that `make mlflow-ui` prints."""
+    port = free_port()
+    command = [sys.executable, "-m", "pnfrec_dist.tracking", "ui", "--port", str(port)]
+    with subprocess.Popen(command, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            link = server.stdout.readline().split()[0]
+            wait_until(lambda: is_up(port), unless=lambda: server.poll() is not None)
+            page.set_viewport_size({"width": 2000, "height": 950})  # columns outside of it are not made
+            page.goto(link)
+            for name in ("test/ndcg_p_at_10", "test/ndcg_delta_at_10", "test/hr_p_at_10", "test/hr_delta_at_10"):
+                expect(page.get_by_role("columnheader", name=name).first).to_be_visible()
+            keep(page, "columns")
+        finally:
+            server.terminate()
 
 
 def test_a_run_has_its_table_curves_and_model(page: Page, address: str, ids: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ from pnfrec_dist.experiments.logged_result import log_outcome
 from pnfrec_dist.tracking import __main__ as flush
 from pnfrec_dist.tracking import run as tracking
 from pnfrec_dist.tracking.run import TrackedRun
+from pnfrec_dist.tracking.run_name import run_name
 from pnfrec_dist.tracking.run_start import opening_of_training
 from pnfrec_dist.tracking.spool import FINISHED, KILLED
 from pnfrec_dist.training.events import BestTested, EpochDone, Event
@@ -147,7 +148,7 @@ class Story:
         experiment = client.get_experiment_by_name(self.settings.experiment)
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id])
-        assert run.info.status == FINISHED and run.info.run_name == "pnfrec tiny seed 42"
+        assert run.info.status == FINISHED and run.info.run_name == run_name(self.settings)
         assert run.data.params["dataset"] == "tiny" and run.data.tags["best_epoch"] == "3"
         for name, steps in (("train/loss", range(1, EPOCHS + 1)), ("test/hr_p_at_10", [3])):
             assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == list(steps)

@@ -14,7 +14,7 @@ def test_a_training_is_named_and_its_settings_are_params(prepared: Path) -> None
     data = open_prepared(prepared)
     settings = Settings(dataset="tiny", seed=7, loss=LossSettings(0.45))
     found = opening_of_training(settings, data.manifest, data.directory)
-    assert (found.name, found.parent) == ("pnfrec tiny seed 7", "")
+    assert (found.name, found.parent) == ("pnfrec tiny beta=0 seed 7", "")
     assert found.params["loss.alpha"] == "0.45" and found.tags["seed"] == "7"
     assert opening_of_training(settings, data.manifest, data.directory, "a", "p").name == "a"
 
