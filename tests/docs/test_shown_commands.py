@@ -1,0 +1,131 @@
+"""The commands that README and docs show: each is known, its flags are right, and what takes seconds is run."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers.commands import called
+
+from pnfrec_dist.__main__ import COMMANDS
+from pnfrec_dist.cli import parse_flags, parse_train_settings
+from pnfrec_dist.data.prepared import open_prepared
+from spark_jobs.prepare import PrepareSettings
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(rf"(?:\$ )?((?:make|python -m|pnfrec (?={'|'.join(COMMANDS)})) ?\S[^#]*)")
+PLAN_ONLY = {"pnfrec_dist.train", "pnfrec_dist.reproduce", "tune.__main__"}
+"""They have --dry-run, and would train for minutes."""
+NOT_RUN = ("benchmarks.", "pytest", "spark_jobs.package", "pnfrec_dist.tracking", "pnfrec_dist.serve")
+"""They run for long, or until they are ended."""
+
+
+def shown() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(page, command) of those in blocks, and of those in sentences, which may be cut short."""
+    blocks: list[tuple[str, str]] = []
+    sentences: list[tuple[str, str]] = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+        lines = [line for block in re.findall(r"^```\n(.*?)^```$", text, re.M | re.S) for line in block.splitlines()]
+        for found, texts in ((blocks, lines), (sentences, re.findall(r"`([^`\n]+)`", prose))):
+            found += [(page.name, match[1].strip()) for t in texts if (match := COMMAND.fullmatch(t.split(" #")[0]))]
+    return list(dict.fromkeys(blocks)), list(dict.fromkeys(sentences))
+
+
+def expanded(command: str) -> list[list[str]]:
+    """[module, flag, ...] of each Python command that it stands for; a make target is expanded by make."""
+    words = shlex.split(re.sub(r"\[(.*?)\]", r"\1", command), posix=True)
+    if words[0] == "pnfrec":
+        return [[COMMANDS[words[1]][0], *words[2:]]]
+    if words[0] != "make":
+        return [words[words.index("-m") + 1 :]]
+    line = ["make", "-n", "-s", "-o", ".venv/.installed", *words[1:]]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    recipes = [shlex.split(recipe) for recipe in done.stdout.replace("\\\n", " ").splitlines() if " -m " in recipe]
+    return [words[words.index("-m") + 1 :] for words in recipes]
+
+
+def replaced(flags: list[str], values: dict[str, str]) -> list[str]:
+    """With other values for the flags of these names, where they are given."""
+    found = list(flags)
+    for place, flag in enumerate(flags[:-1]):
+        if flag in values:
+            found[place + 1] = values[flag]
+    return found
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> Path:
+    """A prepared data set named tiny, and one trained run."""
+    from pnfrec_dist.train import main
+
+    directory = tmp_path_factory.mktemp("shown")
+    prepared_writer(directory / "data" / "prepared" / "tiny", users=1200, items=60)
+    called(main, directory, "--dataset", "tiny", "--epochs", "1", "--encoder.hidden-size", "8", "--num-workers", "1")
+    return directory
+
+
+def run_it(module: str, flags: list[str], workspace: Path) -> None:
+    """Runs a command on the small data set. If it trains, its plan alone; if it serves or prepares, its flags."""
+    name = {"tune": "tune.__main__", "spark_jobs": "spark_jobs.prepare"}.get(module, module)
+    if name.startswith(NOT_RUN):
+        require_known(name)
+        return
+    main = importlib.import_module(name).main
+    (run,) = (workspace / "runs").glob("pnfrec-tiny*")
+    user = open_prepared(workspace / "data/prepared/tiny").user_ids("test")[0].as_py()
+    flags = replaced(flags, {"--dataset": "tiny", "--run": str(run), "--show": user, "--out": str(workspace / "out")})
+    if name == "spark_jobs.prepare":
+        parse_flags(PrepareSettings, PrepareSettings(), flags, "spark_jobs")
+    elif name == "pnfrec_dist.train" and "--ray-address" in flags:
+        parse_train_settings(flags)
+    elif name in PLAN_ONLY:
+        on_this_machine = replaced(flags, {"--config": "default", "--ray-address": ""})
+        called(main, workspace, *on_this_machine, "--dry-run")
+    else:
+        called(main, workspace, *flags)
+
+
+def require_known(module: str) -> None:
+    assert importlib.util.find_spec(module) is not None, module
+
+
+BLOCKS, SENTENCES = shown()
+
+
+def test_commands_are_found() -> None:
+    commands = {command for _, command in BLOCKS}
+    assert len(BLOCKS) > 20 and len(SENTENCES) > 40
+    assert {"make train", "pnfrec prep --dataset synthetic", "python -m tune --dataset ml1m"} <= commands
+
+
+@pytest.mark.parametrize(("page", "command"), SENTENCES)
+def test_a_command_in_a_sentence_is_known(page: str, command: str) -> None:
+    if command.startswith("make "):
+        assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M), command
+    else:
+        require_known(expanded(command)[0][0])
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize(("page", "command"), [pair for pair in BLOCKS if "additions:" not in pair[1]])
+def test_a_command_in_a_block_runs(page: str, command: str, workspace: Path) -> None:
+    """Those with additions.py are run by test_extending.py."""
+    for module, *flags in expanded(command):
+        run_it(module, flags, workspace)
+
+
+@pytest.mark.integration
+def test_readmes_code_runs(workspace: Path) -> None:
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S))
+    line = [sys.executable, "-c", code.replace("synthetic", "tiny")]
+    done = subprocess.run(line, cwd=workspace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stdout + done.stderr
