@@ -1,5 +1,4 @@
-# make help lists every target. DATASET, RAW, MODEL, EPOCHS, SEEDS, MODELS, STAGES, RUN, OUT, PORT, ARGS and PREP_ARGS are the
-# variables to set.
+# `make help` lists every target. Variables with ?= can be set, as in `make train DATASET=ml1m`.
 
 DATASET ?= synthetic
 MODEL   ?= pnfrec
@@ -30,83 +29,83 @@ STAMP := $(VENV)/.installed
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-setup: $(STAMP)  ## make .venv and install everything, pinned (PYTHON=..., PIP_ARGS=...)
+setup: $(STAMP)  ## create .venv and install everything with pinned versions (PYTHON=..., PIP_ARGS=...)
 
 $(STAMP): pyproject.toml constraints.txt
 	@case "$$(uname -s)-$$(uname -m)" in Linux-x86_64|Linux-aarch64|Darwin-arm64) ;; \
-	*) echo "error: $$(uname -s) on $$(uname -m) will not do; use Linux (x86_64, aarch64) or macOS on Apple silicon" >&2; exit 2;; esac
+	*) echo "error: $$(uname -s) on $$(uname -m) is not supported; use Linux (x86_64, aarch64) or macOS on Apple silicon" >&2; exit 2;; esac
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
-	echo "error: no Python 3.11 to 3.13$(if $(PYTHON), at $(PYTHON)); install one, or say where: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
+	echo "error: no Python 3.11 to 3.13$(if $(PYTHON), at $(PYTHON)); install one, or name another one: make setup PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
-	echo "error: $(PYTHON) lacks the venv module; install it (Debian: python3-venv), or say PYTHON=/path/to/another" >&2; exit 2; }
-	@echo "installing into $(VENV) (minutes on the first run)"
+	echo "error: $(PYTHON) lacks the venv module; install it (Debian: python3-venv), or set PYTHON=/path/to/another" >&2; exit 2; }
+	@echo "installing into $(VENV) (takes minutes on the first run)"
 	@"$(PYTHON)" -m venv $(VENV)
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
 	@touch $(STAMP)
 
-spark-prep: $(STAMP)  ## raw data set -> data/prepared/DATASET (DATASET=ml1m RAW=dir PREP_ARGS="...")
+spark-prep: $(STAMP)  ## prepare the raw data set into data/prepared/DATASET (DATASET=ml1m RAW=dir PREP_ARGS="...")
 	@$(BIN)/python -m spark_jobs --dataset "$(DATASET)" $(if $(RAW),--raw "$(RAW)") $(PREP_ARGS)
 
-py-files: $(STAMP)  ## dist/: what spark-submit takes, prepare.py and --py-files pnfrec_dist.zip
+py-files: $(STAMP)  ## write the files for spark-submit to dist/: prepare.py, and pnfrec_dist.zip for --py-files
 	@$(BIN)/python -m spark_jobs.package "$(DIST)"
 
 train: spark-prep  ## prepare DATASET, train MODEL, evaluate, log to MLflow (EPOCHS=..., ARGS="...")
 	@$(BIN)/python -m pnfrec_dist.train --dataset "$(DATASET)" --model "$(MODEL)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
-reproduce: spark-prep  ## all models, all seeds, a report beside the paper's figures (SEEDS=5 MODELS="..." EPOCHS=... ALPHAS=grid BETAS=grid)
+reproduce: spark-prep  ## train all models with all seeds, and compare them with the paper in a report (SEEDS=5 MODELS="..." EPOCHS=... ALPHAS=grid BETAS=grid)
 	@$(BIN)/python -m pnfrec_dist.reproduce --dataset "$(DATASET)" $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models $(MODELS)) \
 	$(if $(ALPHAS),--alphas $(ALPHAS)) $(if $(BETAS),--betas $(BETAS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
-tune: spark-prep  ## search training settings: the paper's stages, best.yaml in the end (STAGES="encoder alpha beta" EPOCHS=... ARGS="...")
+tune: spark-prep  ## search training settings in the paper's stages, and write best.yaml (STAGES="encoder alpha beta" EPOCHS=... ARGS="...")
 	@$(BIN)/python -m tune --dataset "$(DATASET)" $(if $(STAGES),--stages $(STAGES)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
-serve: $(STAMP)  ## a trained model over HTTP, on this machine alone (RUN=<run directory, MLflow run id, models:/...> PORT=5001)
-	@$(if $(RUN),,$(error say which model: RUN=runs/<run>, an MLflow run id, or models:/<name>/<version>))exec $(BIN)/python -m pnfrec_dist.serve --run "$(RUN)" $(if $(PORT),--port "$(PORT)")
+serve: $(STAMP)  ## serve a trained model over HTTP, on this machine only (RUN=<run directory, MLflow run id, models:/...> PORT=5001)
+	@$(if $(RUN),,$(error name the model: RUN=runs/<run>, an MLflow run id, or models:/<name>/<version>))exec $(BIN)/python -m pnfrec_dist.serve --run "$(RUN)" $(if $(PORT),--port "$(PORT)")
 
-export: $(STAMP)  ## a trained model as item vectors and torch.export encoder (RUN=... as serve, OUT=exported)
-	@$(if $(RUN),,$(error say which model: RUN=runs/<run>, an MLflow run id, or models:/<name>/<version>))$(BIN)/python -m pnfrec_dist.export --run "$(RUN)" --out "$(or $(OUT),exported)" $(ARGS)
+export: $(STAMP)  ## write a trained model as item vectors and a torch.export encoder (RUN as in serve, OUT=exported)
+	@$(if $(RUN),,$(error name the model: RUN=runs/<run>, an MLflow run id, or models:/<name>/<version>))$(BIN)/python -m pnfrec_dist.export --run "$(RUN)" --out "$(or $(OUT),exported)" $(ARGS)
 
 mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 	@exec $(BIN)/python -m pnfrec_dist.tracking ui $(if $(PORT),--port "$(PORT)")
 
-test: $(STAMP)  ## the test suite (some 9 minutes; not the slow ones)
+test: $(STAMP)  ## run the tests except the slow ones (about 9 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test-slow: $(STAMP)  ## the tests that take minutes each (an hour): kills, a bot, a Spark cluster, a browser, 200 leak cases
+test-slow: $(STAMP)  ## run the slow tests (an hour): killed processes, a huge history, a Spark cluster, a browser, 200 leak cases
 	@$(BIN)/python -m pytest -m slow
 
-soak: $(STAMP)  ## interrupt training in many ways and print what became of it (50 minutes)
+soak: $(STAMP)  ## interrupt training in many ways, and print the results (50 minutes)
 	@$(BIN)/python -m pytest -m soak
 
-bench: $(STAMP)  ## time the large-catalog core beside plain PyTorch, write docs/benchmarks.md (half an hour)
+bench: $(STAMP)  ## compare losses, steps and ranking with plain PyTorch, and write docs/benchmarks.md (half an hour)
 	@$(BIN)/python -m benchmarks.core $(ARGS)
 
-bench-start: $(STAMP)  ## time how long commands take to start, beside Ray alone, write docs/start-up.md (10 minutes)
+bench-start: $(STAMP)  ## time the start of commands and of Ray alone, and write docs/start-up.md (10 minutes)
 	@$(BIN)/python -m benchmarks.start $(ARGS)
 
-bench-prep: $(STAMP)  ## time the preparation of 1, 5 and 20 M rows beside pandas and a plain Spark job (half an hour)
+bench-prep: $(STAMP)  ## compare the preparation of 1, 5 and 20 M rows with pandas and a plain Spark job (half an hour)
 	@$(BIN)/python -m benchmarks.prep $(ARGS)
 
-bench-recommend: $(STAMP)  ## time lists beside the plain way and single requests, kill the command ten times (10 minutes)
+bench-recommend: $(STAMP)  ## time lists for all users and single requests, compare with plain PyTorch, test kills (10 minutes)
 	@$(BIN)/python -m benchmarks.recommend $(ARGS)
 	@$(BIN)/python -m benchmarks.serve
 
 settings-page: $(STAMP)  ## write docs/settings.md from the code
 	@$(BIN)/python docs/settings_page.py
 
-lint: $(STAMP)  ## format, lint, types
+lint: $(STAMP)  ## check format, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
 
-check: lint  ## format, lint, types, fast tests
+check: lint  ## check format, lint and types, and run the fast tests
 	@$(BIN)/python -m pytest -m "not integration and not slow and not soak" --durations=3
 
-format: $(STAMP)  ## put the code into shape
+format: $(STAMP)  ## format the code and fix what lint can fix
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-lock: $(STAMP)  ## write constraints.txt from what .venv holds
+lock: $(STAMP)  ## write constraints.txt from the packages in .venv
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable 2>/dev/null | grep -v '^pip==' | sed 's/+cpu$$//'; } > constraints.new
 	@mv constraints.new constraints.txt
 

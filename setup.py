@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: when the wheel is built, conf/ goes into the package pnfrec_dist."""
+"""Copies conf/ into the package pnfrec_dist when a wheel is built. pyproject.toml cannot express this."""
 
 import shutil
 from pathlib import Path

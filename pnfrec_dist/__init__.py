@@ -59,7 +59,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """The commands train and evaluate have modules of these names, which `python -m` runs: the functions stay."""
+    """Keeps the functions train and evaluate if the modules of the same names (commands) are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

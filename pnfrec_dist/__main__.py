@@ -11,14 +11,14 @@ COMMANDS = {
     "prep": ("spark_jobs.prepare", "raw interaction logs -> a prepared data set, with PySpark"),
     "train": ("pnfrec_dist.train", "a prepared data set -> a trained, evaluated, tracked model"),
     "tune": ("tune.__main__", "search training settings with Ray Tune"),
-    "reproduce": ("pnfrec_dist.reproduce", "train all models with all seeds, and report beside the paper"),
+    "reproduce": ("pnfrec_dist.reproduce", "train all models with all seeds, and compare them with the paper"),
     "evaluate": ("pnfrec_dist.evaluate", "a trained model on held-out users"),
     "recommend": ("pnfrec_dist.recommend", "lists for all users of a prepared data set"),
     "serve": ("pnfrec_dist.serve", "a trained model over HTTP, on this machine"),
     "export": ("pnfrec_dist.export", "item vectors and encoders, for other programs"),
     "tracking": (
         "pnfrec_dist.tracking.__main__",
-        "show the runs in a browser; send MLflow the records that wait",
+        "show the runs in a browser; send records that MLflow does not have yet",
     ),
 }
 """Name -> (module with main(args), what it does)."""

@@ -1,4 +1,4 @@
-"""The process group as the rest sees it: rank, size, device, sums and exchanges over ranks, seeds. No Ray in here."""
+"""The process group for all other modules: rank, size, device, exchanges over ranks, seeds. Does not import Ray."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 @dataclass(frozen=True)
 class World:
-    """One rank of `size` ranks. With size 1 no process group is needed, and every exchange gives back what it got."""
+    """One rank of `size` ranks. With size 1, no process group is needed, and every exchange returns its input."""
 
     rank: int = 0
     size: int = 1
@@ -50,7 +50,7 @@ class World:
         return self.sum(lengths).tolist()
 
     def gather_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
-        """The ranks' rows one after another, the same on each; sizes: how many rows each rank brings."""
+        """The ranks' rows one after another, the same on each; sizes: number of rows of each rank."""
         if self.size == 1:
             return rows
         longest = max(sizes)
@@ -60,7 +60,7 @@ class World:
         return torch.cat([gathered[r * longest : r * longest + size] for r, size in enumerate(sizes)])
 
     def sum_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
-        """Of all ranks' rows, one after another, the sum over ranks of those that are this rank's own."""
+        """`rows` has a part for every rank, one after another: returns this rank's part, summed over ranks."""
         if self.size == 1:
             return rows
         longest = max(sizes)
@@ -70,7 +70,7 @@ class World:
         return own[: sizes[self.rank]]
 
     def exchange(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        """Sends the first send[0] rows to rank 0, the next send[1] to rank 1, ...; gives what the ranks sent here."""
+        """Sends the first send[0] rows to rank 0, the next send[1] to rank 1, ...; returns what the ranks sent here."""
         if self.size == 1:
             return rows
         received = rows.new_empty(sum(receive), *rows.shape[1:])
@@ -100,7 +100,7 @@ class World:
 
     @contextlib.contextmanager
     def gradients_stay_here(self, wrapped: nn.Module) -> Iterator[None]:
-        """Within, backward adds to gradients without summing them over ranks."""
+        """In this context, backward adds to gradients without summing them over ranks."""
         if isinstance(wrapped, DistributedDataParallel):
             with wrapped.no_sync():
                 yield
@@ -109,14 +109,14 @@ class World:
 
 
 def _sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """What DistributedDataParallel does with gradients, without its division by the number of ranks."""
+    """Sums gradients like DistributedDataParallel, but without dividing them by the number of ranks."""
     future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()  # type: ignore[union-attr]
     return future.then(lambda done: done.value()[0])
 
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch's threads for what follows; afterwards as many as before."""
+    """Sets the number of torch's threads until the context ends."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -131,6 +131,6 @@ def initial_generator(seed: int) -> torch.Generator:
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seeds dropout of one step of one rank, so that a resumed run draws what an undisturbed one draws."""
+    """Seeds dropout of one step of one rank, so that a resumed run makes the same random draws."""
     state = np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0] >> np.uint64(1)))

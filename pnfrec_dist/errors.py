@@ -1,4 +1,4 @@
-"""The exceptions that commands answer with one line."""
+"""The exceptions that commands print as one line."""
 
 import difflib
 import re
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """What the user gave is wrong. The message says what, which value, and the way out, in one line.
+    """The user's input is wrong. The message says in one line what is wrong, the value, and what to do.
 
     Commands print it on stderr and exit with 2; any other exception is a bug and keeps its traceback.
     """
 
 
 class RunError(RuntimeError):
-    """The input was right, and the run failed all the same. Commands print it on stderr and exit with 1."""
+    """The input was right, but the run failed. Commands print it on stderr and exit with 1."""
 
 
 def require(ok: bool, name: str, value: object, rule: str) -> None:
@@ -33,5 +33,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: str) -> str:
-    """An error's text without its line ends, its rules of dashes and what follows them, and the full stop."""
+    """An error's text in one line, up to a line of dashes, if there is one, and without the final full stop."""
     return " ".join(re.sub(r"[-─]{4,}.*", "", text, flags=re.DOTALL).split()).rstrip(".")

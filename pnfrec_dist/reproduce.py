@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.reproduce: trains all models with all seeds, and reports beside the paper."""
+"""The command python -m pnfrec_dist.reproduce: trains all models with all seeds, and compares them with the paper."""
 
 from collections.abc import Sequence
 

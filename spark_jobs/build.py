@@ -182,7 +182,7 @@ class Build:
         if titles.file:
             found = read_titles(self.files[0].directory / titles.file, titles)
             if found is None:
-                self.log.say("titles", f"no {titles.file} beside {self.files[0].name}: lists will show raw ids only")
+                self.log.say("titles", f"no {titles.file} next to {self.files[0].name}: lists will show raw ids only")
             else:
                 entry = write_titles(found, building)
                 self.written.append(entry)

@@ -107,7 +107,7 @@ def _verify(directory: Location) -> None:
     manifest = verify(directory)
     size = sum(entry.bytes for entry in manifest.files)
     print(
-        f"{directory} is whole: {len(manifest.files):,} files, {file_size(size)}, "
+        f"{directory} is complete: {len(manifest.files):,} files, {file_size(size)}, "
         f"{manifest.counts['train_users']['users']:,} training users, {manifest.num_items:,} items"
     )
     print(f"content {manifest.digest}")

@@ -1,4 +1,4 @@
-"""Builds a data set beside its place and moves it there whole: a killed job leaves the old data set or none."""
+"""Builds a data set next to its place and moves it there when complete: a killed job leaves the old one or none."""
 
 import contextlib
 import os
@@ -51,7 +51,7 @@ def _is_alive(owner: str) -> bool:
 
 
 def publish(building: Location, final: Location) -> None:
-    """Puts a whole `building` in the place of `final`.
+    """Puts a complete `building` in the place of `final`.
 
     If directories can be renamed, the old data set is renamed and the new one moved in. In an object store, the old
     _SUCCESS is deleted first and the new one is written last; in between, readers find no data set.

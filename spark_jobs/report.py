@@ -1,4 +1,4 @@
-"""A description of the build for people: the summary in the terminal, and report.html beside the manifest."""
+"""A description of the build for people: the summary in the terminal, and report.html next to the manifest."""
 
 import html
 import textwrap

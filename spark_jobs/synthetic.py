@@ -99,7 +99,7 @@ def _exposure(popularity: np.ndarray, affinity: np.ndarray, unseen: np.ndarray, 
 
 
 def write_ratings(path: Path, seed: int = 0) -> None:
-    """Writes items.csv (item,title) beside `path`, then `path` (user,item,rating,timestamp), each in one move."""
+    """Writes items.csv (item,title) next to `path`, then `path` (user,item,rating,timestamp), each in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ratings, catalog = generate(seed)
     for file, rows, header, fmt in (

@@ -1,4 +1,4 @@
-"""Item titles: a text file beside the interactions -> titles.parquet, by item_id."""
+"""Item titles: a text file next to the interactions -> titles.parquet, by item_id."""
 
 import csv
 import dataclasses

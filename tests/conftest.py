@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as commands do before they import Ray
-os.environ.setdefault("RAY_worker_niceness", "0")  # else workers wait for whatever runs beside them
+os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise workers wait for other programs
 
 import contextlib
 import re
@@ -37,7 +37,7 @@ from pnfrec_dist.files.locations import sha256_of
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 SHARED = ("spark", "ray_here", "server")
-"""Fixtures of a session that take long to start."""
+"""Session fixtures that take long to start."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int = 0) -> Path:
-    """A whole prepared data set of random histories; every third user has no negatives, one more no positives."""
+    """A complete prepared data set of random histories. Every third user has no negatives, one more no positives."""
     rng = np.random.default_rng(seed)
 
     def history(user: int) -> dict[str, object]:
@@ -125,7 +125,7 @@ def spark() -> Iterator[object]:
     """One local Spark session for all tests that use Spark in this process."""
     from spark_jobs.session import spark_session
 
-    session = spark_session("local[2]", input_bytes=16 << 20)  # the compiler that pays in a long session
+    session = spark_session("local[2]", input_bytes=16 << 20)  # chooses the compiler for long sessions
     yield session
     session.stop()
 
@@ -134,7 +134,7 @@ def spark() -> Iterator[object]:
 def ray_here() -> Iterator[None]:
     """One Ray for all tests that call commands in this process: they find it and leave it running.
 
-    It starts by itself although the environment names a cluster.
+    It starts on this machine even if the environment names a cluster.
     """
     from pnfrec_dist.cluster.session import ray_cluster
     from pnfrec_dist.cluster.worker_plan import WorkerOptions
@@ -148,7 +148,7 @@ def ray_here() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """Puts an MLflow database without runs into a directory: its URI. MLflow takes seconds to make one."""
+    """Copies an MLflow database without runs into a directory; returns its URI. MLflow takes seconds to make one."""
     from mlflow import MlflowClient
 
     template = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -161,9 +161,9 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], s
 
 
 def _group(nodeid: str) -> str:
-    """The process of a test run that a test belongs to: that of what its file shares, else one of the file's own.
+    """The group of a test; a group runs in one process. It is the shared fixture of its file, else the file itself.
 
-    Read from the file's text, as the scheduler's process collects no tests.
+    Found in the file's text, because the scheduler's process collects no tests.
     """
     file = nodeid.partition("::")[0]
     text = (ROOT / file).read_text(encoding="utf-8")
@@ -171,14 +171,14 @@ def _group(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that use what takes long to start come first, then those that start processes of their own, so that all
-    processes of a test run end together."""
+    """Puts files with shared fixtures first, then those that start processes, so that all processes of a test run end
+    at about the same time."""
     ranks = {name: number for number, name in enumerate([*SHARED, "integration", "training"])}
     items.sort(key=lambda item: min(ranks.get(_group(item.nodeid), 9), ranks.get(item.path.parent.name, 9)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """One Spark session, one Ray and one MLflow server for all processes: the files that use one run in one process."""
+    """One Spark session, one Ray and one MLflow server in all: files that use the same one share a process."""
 
     class ByShared(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -192,7 +192,7 @@ SOAK = pytest.StashKey[list[tuple[str, str, str]]]()
 
 @pytest.fixture
 def soak(request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
-    """soak(what, found, wanted): a row of the table at the end."""
+    """soak(what, found, wanted) adds a row to the table at the end."""
     return lambda *row: request.config.stash.setdefault(SOAK, []).append(row)
 
 
@@ -202,4 +202,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("interruptions")
         width = [max(len(row[column]) for row in rows) for column in range(2)]
         for what, found, wanted in rows:
-            terminalreporter.write_line(f"{what:<{width[0]}}  {found:<{width[1]}}  wanted: {wanted}")
+            terminalreporter.write_line(f"{what:<{width[0]}}  {found:<{width[1]}}  expected: {wanted}")

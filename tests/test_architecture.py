@@ -1,4 +1,6 @@
-"""Rooms: imports point one way and in no circle, heavy packages have a home, files and functions stay small."""
+"""Architecture: imports go one way without cycles, heavy packages stay in their places, files and functions are small.
+
+A room is a directory or a top module of pnfrec_dist."""
 
 import ast
 import itertools
@@ -26,12 +28,12 @@ FLOORS = [
     COMMANDS,
     {"__main__"},
 ]
-"""A room imports from its own floor's own room and from floors above it in this list, which is written bottom up."""
+"""A room imports only from itself and from rooms in earlier entries of this list."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 BARE_ROOMS = ("data", "model", "losses", "evaluation", "training")
-"""They, and what they import, run where only BARE_PACKAGES are installed."""
+"""These rooms, and what they import, run if only BARE_PACKAGES are installed."""
 BARE_PACKAGES = {"torch", "triton", "numpy", "pyarrow", "safetensors"}
-"""torch brings triton where there is a GPU."""
+"""torch for GPUs comes with triton."""
 HOME = {
     "pyspark": {"spark_jobs"},
     "py4j": {"spark_jobs"},
@@ -77,7 +79,7 @@ EACH_MODULE = pytest.mark.parametrize("module", MODULES)
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, wherever in it."""
+    """Dotted names of all modules that a file imports anywhere."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -121,12 +123,12 @@ def test_imports_point_down(module: str) -> None:
 
 
 def test_there_is_no_circle() -> None:
-    """Of modules, within a room as between rooms."""
+    """No cycle of modules, within a room or between rooms."""
     left = {name: imports(path) & MODULES.keys() for name, path in MODULES.items()}
     while leaves := [name for name, needs in left.items() if not needs & left.keys() - {name}]:
         for name in leaves:
             del left[name]
-    assert not left, f"a circle is among {sorted(left)}"
+    assert not left, f"a cycle is among {sorted(left)}"
 
 
 def test_only_the_named_modules_lie_at_the_top() -> None:
@@ -167,7 +169,7 @@ def functions(tree: ast.AST, within: str) -> Iterator[tuple[str, ast.FunctionDef
 
 
 def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """self and cls not counted."""
+    """Without self and cls."""
     arguments = function.args
     named = [arg.arg for arg in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
     return len(named) - (named[:1] in (["self"], ["cls"])) + bool(arguments.vararg) + bool(arguments.kwarg)
@@ -176,7 +178,7 @@ def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 @EACH_MODULE
 def test_files_and_functions_are_small(module: str) -> None:
     text = MODULES[module].read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= MAX_FILE_LINES, f"{module} is to be cut along its duties"
+    assert len(text.splitlines()) <= MAX_FILE_LINES, f"{module} is too long; split it by its tasks"
     for name, function in functions(ast.parse(text), module):
         if name not in FREE_OF_LIMITS:
             lines = (function.end_lineno or 0) - function.lineno + 1
@@ -192,7 +194,7 @@ def test_what_is_free_of_limits_is_there_and_over_them() -> None:
 
 
 def inflected(one: str, other: str) -> bool:
-    """Whether the names differ by an ending alone: "result" and "results", "plan" and "planning"."""
+    """Whether the names differ only by an ending: "result" and "results", "plan" and "planning"."""
     (head, _, last), (other_head, _, other_last) = one.rpartition("_"), other.rpartition("_")
     same = (letter == other for letter, other in zip(last, other_last, strict=False))
     stem = sum(itertools.takewhile(bool, same))
@@ -205,4 +207,4 @@ def test_no_two_modules_differ_by_a_suffix_alone(package: str) -> None:
     names = sorted({path.stem for path in (ROOT / package).rglob("*.py")})
     alike = {pair for pair in itertools.combinations(names, 2) if inflected(*pair)}
     assert inflected("result", "results") and inflected("plan", "planning") and not inflected("checkpoint", "checksums")
-    assert alike <= COMMAND_AND_ITS_MODULE, f"nobody tells them apart: {sorted(alike - COMMAND_AND_ITS_MODULE)}"
+    assert alike <= COMMAND_AND_ITS_MODULE, f"these names are too similar: {sorted(alike - COMMAND_AND_ITS_MODULE)}"

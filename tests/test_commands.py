@@ -46,5 +46,5 @@ def test_what_a_command_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     assert stopped.value.code == EXIT_INPUT
     said = capsys.readouterr().err
     assert said == "error: this command needs pyspark; install it: pip install 'pnfrec-dist[spark]'\n"
-    with pytest.raises(ModuleNotFoundError):  # a bug of ours keeps its traceback
+    with pytest.raises(ModuleNotFoundError):  # a bug in this project keeps its traceback
         run_command(lambda _: lacking("pnfrec_dist.nowhere"))

@@ -1,4 +1,4 @@
-"""Every module has a test file of its name, tests/<room>/test_<module>.py, or a line here that says what tests it."""
+"""Every module has a test file of its name, tests/<room>/test_<module>.py, or a line here that names its test."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ COVERED_BY = {
     "tune.__main__": "integration/test_tune.py",
     "spark_jobs.__main__": "integration/test_prepare.py",
     "spark_jobs.prepare": "integration/test_prepare.py",
-    # the top and what all share
+    # the top of the package, and what all modules share
     "pnfrec_dist.errors": "config/test_settings.py",
     "pnfrec_dist.distributed": "training/test_loop_ranks.py",
     "pnfrec_dist.config.dataset_settings": "config/test_settings.py",
@@ -70,13 +70,13 @@ COVERED_BY = {
 
 
 def own_test(path: Path) -> str:
-    """In tests/: of pnfrec_dist/training/loop.py, "training/test_loop.py"; of tune/space.py, "tune/test_space.py"."""
+    """pnfrec_dist/training/loop.py -> "training/test_loop.py", tune/space.py -> "tune/test_space.py" (in tests/)."""
     rooms = path.parent.parts[path.parts[0] == "pnfrec_dist" :]
     return Path(*rooms, f"test_{path.name}").as_posix()
 
 
 def test_every_module_has_a_test_file_of_its_name_or_a_line_in_the_list() -> None:
-    """A line of a module that is gone, or that has its own file by now, is to be taken out."""
+    """A line must be removed if its module is gone or has its own test file."""
     missing, without = [], set()
     for package in ("pnfrec_dist", "spark_jobs", "tune"):
         for path in sorted((TESTS.parent / package).rglob("*.py")):
@@ -87,6 +87,6 @@ def test_every_module_has_a_test_file_of_its_name_or_a_line_in_the_list() -> Non
                 missing += [] if module in COVERED_BY else [f"{module}: tests/{own_test(place)}"]
     assert not missing, "neither a test file of its name nor a line in COVERED_BY:\n" + "\n".join(missing)
     stale = sorted(COVERED_BY.keys() - without)
-    assert not stale, f"COVERED_BY has lines to take out: {stale}"
+    assert not stale, f"remove these lines of COVERED_BY: {stale}"
     gone = sorted({file for file in COVERED_BY.values() if not (TESTS / file).exists()})
-    assert not gone, f"COVERED_BY names files that are not there: {gone}"
+    assert not gone, f"COVERED_BY names files that do not exist: {gone}"

@@ -1,4 +1,4 @@
-"""Nothing that is read executes anything: what the sources call, and artifacts made to run code once opened."""
+"""Reading a file executes nothing: checks the calls in the sources, and opens files that try to run code."""
 
 import ast
 import contextlib
@@ -59,7 +59,7 @@ def test_no_source_reads_what_can_execute(package: str) -> None:
 
 
 class Payload:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -75,7 +75,7 @@ def train(prepared: Path, run_dir: Path) -> None:
 
 
 def replace_checked(directory: Path, name: str, content: bytes) -> None:
-    """Puts a file into a checkpoint and makes the checksums fit, so that they do not hold it back."""
+    """Replaces a file of a checkpoint and updates the checksums, so that they do not detect it."""
     checksums = json.loads((directory / "checksums.json").read_text())
     (directory / name).write_bytes(content)
     if name in checksums:
@@ -119,7 +119,7 @@ def test_a_hostile_cache_executes_nothing(prepared: Path, tmp_path: Path, monkey
 
 
 def test_a_hostile_shard_executes_nothing(prepared: Path, tmp_path: Path) -> None:
-    """Metadata in the form of a pickled Arrow type, with a manifest that fits."""
+    """A shard with metadata like a pickled Arrow type, and a matching manifest."""
     victim = tmp_path / "executed"
     file = prepared / "train/part-00000.parquet"
     table = pq.read_table(file)

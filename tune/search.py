@@ -36,7 +36,7 @@ def listed_points(stage: Stage, seed: int) -> list[Point]:
 
 
 class DistinctPoints(Searcher):
-    """Optuna with the results of earlier trials. Suggests points that began but did not end first, and none twice."""
+    """Optuna with the results of earlier trials. First suggests points that began but did not end; none twice."""
 
     def __init__(self, stage: Stage, seed: int, ended: Sequence[Record], begun: Sequence[Point]) -> None:
         super().__init__(metric=SCORE, mode="max")

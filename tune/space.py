@@ -75,7 +75,7 @@ class Stage:
     grace_epochs: int = 5
     """asha: epochs before a trial may be stopped"""
     reduction: int = 3
-    """asha: one in this many goes on"""
+    """asha: one of this many trials continues"""
 
     def grid(self) -> list[Point]:
         """All combinations. Raises InputError for a range without a step."""

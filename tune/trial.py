@@ -118,7 +118,7 @@ class Trial(tune.Trainable):
             self.line(str(event.reasons))
 
     def line(self, text: str) -> None:
-        """Writes to the trial's log. If the disk is full, the line is lost and the trial goes on."""
+        """Writes to the trial's log. If the disk is full, the line is lost and the trial continues."""
         with contextlib.suppress(OSError), (self.directory / LOG).open("a", encoding="utf-8") as file:
             file.write(f"{text}\n")
 

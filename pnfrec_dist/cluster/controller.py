@@ -1,6 +1,6 @@
 """What Ray Train's controller runs for a training.
 
-The controller is a process of its own that starts with every training: nothing here imports torch.
+The controller is a separate process that starts with every training, so nothing here imports torch.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from pnfrec_dist.training.events import WorkersFailed
 
 @dataclass
 class OwnRendezvous(BackendConfig):
-    """Leaves the process group to the workers (worker.py): the store of Ray Train's listens on all interfaces.
+    """Lets the workers form the process group (worker.py), because Ray Train's own store listens on all interfaces.
 
-    In place of ray.train.torch.TorchConfig, which would make the controller import torch.
+    It replaces ray.train.torch.TorchConfig, which would make the controller import torch.
     """
 
     backend: str
@@ -25,7 +25,7 @@ class OwnRendezvous(BackendConfig):
 
 
 class FailureReport(ray.train.UserCallback):
-    """Tells the driver why workers are started again; runs in Ray Train's controller."""
+    """Reports to the driver why workers are started again. Runs in Ray Train's controller."""
 
     def __init__(self, board: Any) -> None:
         self.board = board
@@ -36,7 +36,7 @@ class FailureReport(ray.train.UserCallback):
 
 
 def _reason(error: Exception) -> str:
-    """The line of an error that says most: the last of a worker's traceback, the first of Ray's own."""
+    """The line of an error that says most: the last of a worker's traceback, or the first of Ray's own errors."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

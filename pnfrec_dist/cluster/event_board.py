@@ -1,6 +1,6 @@
-"""The event board, a Ray actor: workers post events to it, and hear there whether the driver asks them to stop.
+"""The event board, a Ray actor. Workers post events to it and learn from it whether the driver asks them to stop.
 
-It is a process of its own that starts with every training: nothing here imports torch or Ray Train.
+It is a separate process that starts with every training, so nothing here imports torch or Ray Train.
 """
 
 import time
@@ -15,7 +15,7 @@ PROGRESS_SECONDS = 1.0
 
 
 class Board:
-    """Where workers leave events for the driver, and the driver leaves the request to stop."""
+    """Holds the events of the workers for the driver, and the driver's request to stop."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -34,16 +34,16 @@ class Board:
 
 
 def remote_board() -> Any:
-    """On the driver's node, whose loss ends the run anyway."""
+    """A board on the driver's node. If that node is lost, the run ends anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote_class: Any = ray.remote(num_cpus=0)(Board)
     return remote_class.options(scheduling_strategy=here).remote()
 
 
 class BoardHooks:
-    """The loop's hooks. Posts without waiting; the answer to the last post tells whether to stop.
+    """The loop's hooks. They post without waiting; the answer to the last post says whether to stop.
 
-    Of step events only the newest is kept while a post is under way, so a slow driver never slows a step.
+    While a post is not answered yet, only the newest step event is kept, so a slow driver never slows down a step.
     """
 
     def __init__(self, board: Any) -> None:
@@ -64,7 +64,7 @@ class BoardHooks:
             self._post()
 
     def progress(self) -> None:
-        """Tells that the worker is alive and getting on."""
+        """Reports that the worker is alive and makes progress."""
         if time.monotonic() - self.last_post > PROGRESS_SECONDS and self._answered():
             self.pending.append(Alive())
             self._post()

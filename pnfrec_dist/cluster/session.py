@@ -1,4 +1,4 @@
-"""Ray itself: starting it on this machine, or joining a cluster. It is imported when it is first needed."""
+"""Starts Ray on this machine or joins a cluster. Ray is imported when it is first needed."""
 
 import contextlib
 import dataclasses
@@ -19,11 +19,11 @@ _has_own_ray = False
 
 @contextlib.contextmanager
 def planned_workers(options: WorkerOptions) -> Iterator[WorkerPlan]:
-    """The plan of a command's workers, for as long as they may run.
+    """The plan of a command's workers. They may run until the context ends.
 
-    Ray on this machine is not started here but by start_ray, when workers need it, and stopped at the end. A cluster
-    at options.address is joined at once, as the plan depends on its nodes. If this process has a Ray already, as a
-    notebook may, the plan is for its machines, and it is left running.
+    On this machine, Ray is not started here but by start_ray, when workers need it; it is stopped at the end. A cluster
+    at options.address is joined at once, because the plan depends on its nodes. If this process already runs Ray, as a
+    notebook may, the plan is for the machines of that Ray, and it keeps running.
     """
     if options.address:
         with ray_cluster(options) as nodes:
@@ -42,11 +42,11 @@ def planned_workers(options: WorkerOptions) -> Iterator[WorkerPlan]:
 
 
 def prepare_process(options: WorkerOptions) -> None:
-    """What Ray Train reads in a process that starts trainings."""
+    """Sets what Ray Train reads in a process that starts trainings."""
     own = {}
     if options.stall_timeout is not None:
         own["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(options.stall_timeout)
-    if options.min_workers:  # a lost node may still be counted on at first; this ends the wait for it
+    if options.min_workers:  # Ray may still count a lost node at first; this ends the wait for it
         own["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
     for name, value in (RAY_ENVIRONMENT | own).items():
         os.environ.setdefault(name, value)
@@ -54,13 +54,13 @@ def prepare_process(options: WorkerOptions) -> None:
 
 
 def name_ray_to_helpers() -> None:
-    """In a process of a sweep's Ray: tells the helpers of the trainings that it starts where their Ray is.
+    """In a process of a sweep's Ray: gives the address of this Ray to the helper processes of its trainings.
 
-    The one that frees what a training held whose driver died asks the dashboard, and does not find it where another
-    Ray runs on the machine.
+    If a training's driver dies, a helper frees its resources. For that it asks the dashboard. Without the address, it
+    does not find the dashboard if another Ray runs on this machine.
     """
     import ray
-    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # not Ray's public face: sweeps alone need it
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE  # not Ray's public API; only sweeps need it
 
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
@@ -68,12 +68,12 @@ def name_ray_to_helpers() -> None:
 
 @contextlib.contextmanager
 def ray_cluster(options: WorkerOptions, *, dashboard: bool = False) -> Iterator[list[Node]]:
-    """A Ray for as long as the context lasts: the nodes that it sees. See start_ray."""
+    """Runs Ray, or joins a cluster, until the context ends. Yields the nodes. See start_ray."""
     had_ray = _has_ray()
     if options.address:
         _require_ray(options.address)
     if had_ray and options.address:
-        raise InputError(f"this process has a Ray already; leave --ray-address {options.address!r} out to use it")
+        raise InputError(f"this process already runs Ray; leave out --ray-address {options.address!r} to use that Ray")
     start_ray(options, dashboard=dashboard)
     try:
         with terminated_as_interrupted():
@@ -86,8 +86,8 @@ def ray_cluster(options: WorkerOptions, *, dashboard: bool = False) -> Iterator[
 def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
     """Starts Ray on this machine, or joins the cluster at options.address, unless this process has a Ray.
 
-    On this machine a CPU worker counts as one CPU even if cores are fewer than workers. dashboard: for a Ray that
-    several trainings share; through it, Ray Train frees what a training held whose driver died.
+    On this machine, a CPU worker counts as one CPU even if there are fewer cores than workers. dashboard: for a Ray
+    that several trainings share; Ray Train needs it to free the resources of a training whose driver died.
     Raises InputError if the cluster cannot be joined, RunError if Ray does not start here.
     """
     global _has_own_ray
@@ -99,22 +99,22 @@ def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
     ours: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if options.address:
         ours["address"] = options.address
-    else:  # its own, whatever cluster runs or ran on this machine
+    else:  # a new Ray, even if another cluster runs or ran on this machine
         cpus = this_machine(options.num_workers).cpus
         ours |= {"address": "local", "include_dashboard": dashboard, "num_cpus": int(cpus)}
     try:
         ray.init(**ours)
         _has_own_ray = not options.address
-    except Exception as error:  # Ray's own are of any class
+    except Exception as error:  # Ray raises errors of many classes
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if not options.address:
-            raise RunError(f"Ray did not start on this machine: {reason} Is it too busy? Try again.") from error
-        way_out = "a cluster that asks for a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (docs/cluster.md)"
+            raise RunError(f"Ray did not start on this machine: {reason} If it is busy, try again later.") from error
+        way_out = "if the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (docs/cluster.md)"
         raise InputError(f"could not join Ray at --ray-address {options.address!r}: {reason}; {way_out}") from error
 
 
 def has_own_ray() -> bool:
-    """Whether this process has started its Ray, which then ends with it, and trains one model at a time there."""
+    """Whether this process started its Ray. Such a Ray ends with the process and trains one model at a time."""
     return _has_own_ray
 
 
@@ -126,7 +126,7 @@ def _stop_ray() -> None:
 
 
 def _has_ray() -> bool:
-    """Whether this process runs Ray, or is part of one; without importing it."""
+    """Whether this process runs Ray or is part of a Ray cluster. Does not import Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
 
@@ -139,13 +139,13 @@ def _nodes() -> list[Node]:
 
 
 def _require_ray(address: str) -> None:
-    """Raises InputError when nothing listens at host:port: Ray itself would try for many minutes."""
+    """Raises InputError if nothing listens at host:port. Ray itself would keep trying for many minutes."""
     if address == "auto":
         return
     way_out = "correct --ray-address, or leave it out to start Ray on this machine"
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        raise InputError(f"--ray-address is {address!r}; it must read <host>:<port> or auto; {way_out}")
+        raise InputError(f"--ray-address is {address!r}; it must be <host>:<port> or auto; {way_out}")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""A training of one worker, in this process, without Ray: the same loop as on Ray Train's workers."""
+"""A training with one worker, in this process and without Ray. It runs the same loop as Ray Train's workers."""
 
 from pathlib import Path
 
@@ -15,15 +15,15 @@ from pnfrec_dist.training.run_directory import write_failure
 
 
 class WorkerError(RunError):
-    """The loop failed by an error that is nobody's input; from the newest checkpoint it may go well."""
+    """The loop failed with an error that is not about input. A retry from the newest checkpoint may succeed."""
 
 
 def run_here(
     settings: Settings, plan: WorkerPlan, data: PreparedData, run_dir: Path, hooks: Hooks, phase: Phase = "both"
 ) -> None:
-    """Trains, and tests, in this thread; the hooks are called in it as well.
+    """Trains and tests in this thread. The hooks are called in this thread, too.
 
-    Raises WorkerError where the loop fails. Nothing here starts it again: the same command goes on from the newest
+    Raises WorkerError if the loop fails. The loop is not started again here; the same command continues from the newest
     checkpoint.
     """
     threads = torch.get_num_threads() if plan.use_gpu else max(1, int(plan.cpus_per_worker))
@@ -33,7 +33,7 @@ def run_here(
             TrainLoop(settings, data, run_dir, world, hooks).run(phase)
         except InputError as error:
             hooks.report(Refused(str(error)))
-        except (RunError, BrokenPipeError):  # of who hears the events
+        except (RunError, BrokenPipeError):  # raised by a hook
             raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]

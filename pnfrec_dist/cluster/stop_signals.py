@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C asks for a stop after the step in progress, and SIGTERM does what Ctrl-C does."""
+"""Signals: Ctrl-C requests a stop after the step in progress. SIGTERM does the same."""
 
 import contextlib
 import signal
@@ -16,7 +16,7 @@ def stop_requests() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("\nstopping after this step, with a checkpoint; press Ctrl-C again to give up at once", flush=True)
+        print("\nstopping after this step, with a checkpoint; press Ctrl-C again to stop without one", flush=True)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -28,7 +28,7 @@ def stop_requests() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, which a cluster's scheduler sends, does what Ctrl-C does, where Ray would end the process at once."""
+    """SIGTERM, which a cluster's scheduler sends, does the same as Ctrl-C. Ray alone would end the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

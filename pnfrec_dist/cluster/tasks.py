@@ -1,4 +1,4 @@
-"""Units of work over workers, some at a time, as Ray tasks. Ray runs again what a lost worker had."""
+"""Runs units of work as Ray tasks, some at a time. If a worker is lost, Ray runs its unit again."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from pnfrec_dist.errors import InputError, RunError
 
 POLL_SECONDS = 1.0
 MAX_LOST = 3
-"""Times that one unit's worker may be lost."""
+"""How often the worker of one unit may be lost."""
 
 
 def run_units(
@@ -22,7 +22,7 @@ def run_units(
     """Calls work(plan.use_gpu, cpus, unit, *arguments) for each unit, plan.num_workers at a time, or in this process.
 
     Ray's workers get the arguments through its object store. on_done gets (unit, its result), in the order in which
-    they end. Raises InputError as a worker raised it, and RunError where a unit's worker was lost too often.
+    units end. Raises the InputError that a worker raised, and RunError if a unit's worker is lost too often.
     """
     if plan.in_this_process:
         for unit in units:
@@ -54,6 +54,6 @@ def run_units(
                     raise error.cause from error
                 raise
             except WorkerCrashedError as error:
-                way_out = "is there too little memory? the same command goes on where it stands"
+                way_out = "they may lack memory; run the same command again to continue"
                 raise RunError(f"workers were lost more than {MAX_LOST} times in a row; {way_out}") from error
             start_next()

@@ -1,7 +1,6 @@
-"""A training on Ray Train: starts the workers, carries their events to the driver and stop requests back.
+"""A training on Ray Train: starts the workers, passes their events to the driver, and stop requests to the workers.
 
-A worker that is lost, and one that is stuck, make Ray Train start all workers again; the loop goes on from the newest
-checkpoint.
+If a worker is lost or stuck, Ray Train starts all workers again. The loop then continues from the newest checkpoint.
 """
 
 import threading
@@ -40,11 +39,11 @@ def run_training(
     stop: threading.Event,
     phase: Phase = "both",
 ) -> None:
-    """Trains on the planned workers, and tests; on_event gets every event in this thread.
+    """Trains and tests on the planned workers. on_event is called with every event, in this thread.
 
-    Once `stop` is set, the workers stop after the step in progress and leave a checkpoint. They are started again
-    settings.max_failures times, then RunError is raised. data_dir and run_dir are absolute and reachable from every
-    worker.
+    After `stop` is set, the workers stop at the end of the step in progress and leave a checkpoint. If workers fail,
+    they are started again settings.max_failures times; then RunError is raised. data_dir and run_dir must be absolute
+    and reachable from every worker.
     """
     board = remote_board()
     trainer = _trainer(WorkerTask(settings, plan, data_dir.uri, str(run_dir), phase, board))
@@ -76,7 +75,7 @@ def run_training(
             if text := watchdog.check():
                 on_event(Warned(text))
         deliver()
-    except InputError:  # MLflow has refused the run; the workers would go on, and keep their places from the next
+    except InputError:  # MLflow has refused the run; without a stop, its workers would block those of the next run
         board.request_stop.remote()
         thread.join(settings.stall_timeout)
         raise
@@ -87,13 +86,13 @@ def run_training(
 
 
 class _TrainerHere(TorchTrainer):
-    """On a Ray that ends with this process.
+    """A trainer on a Ray that ends with this process.
 
-    Without the actor that frees what a training held whose driver died: it starts with the workers and takes seconds
-    from them.
+    It leaves out the actor that frees the resources of a training whose driver died. That actor starts together with
+    the workers and delays them by seconds.
     """
 
-    def _create_default_callbacks(self) -> list[Any]:  # Ray's own method: where it is gone, nothing but time is lost
+    def _create_default_callbacks(self) -> list[Any]:  # Ray's private method; without it, the start takes longer
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
@@ -111,7 +110,7 @@ def _trainer(task: WorkerTask) -> TorchTrainer:
             resources_per_worker={"CPU": plan.cpus_per_worker, **({"GPU": 1} if plan.use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
-            name=f"{run_dir.name}-{time.time_ns()}",  # an old name would make Ray Train take up what it knows of it
+            name=f"{run_dir.name}-{time.time_ns()}",  # with an old name, Ray Train would restore its state of that name
             storage_path=str(run_dir / "ray"),
             failure_config=ray.train.FailureConfig(
                 max_failures=settings.max_failures, controller_failure_limit=settings.max_failures
@@ -122,6 +121,6 @@ def _trainer(task: WorkerTask) -> TorchTrainer:
 
 
 def _say_failed(error: BaseException, reason: str, settings: Settings, run_dir: Path) -> str:
-    """In a line; all that Ray says goes to a file."""
-    times = f"more than --max-failures {settings.max_failures} times"
-    return f"workers failed {times}, at last: {reason or error}{write_failure(run_dir, error)}"
+    """The failure in one line. The full error of Ray is written to a file."""
+    times = f"more than {settings.max_failures} times (--max-failures)"
+    return f"workers failed {times}; last error: {reason or error}{write_failure(run_dir, error)}"

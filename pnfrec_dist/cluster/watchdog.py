@@ -1,4 +1,4 @@
-"""The watchdog: kills workers that make no progress, and knows why workers failed."""
+"""The watchdog: kills workers that make no progress, and remembers why workers failed."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from pnfrec_dist.errors import RunError
 from pnfrec_dist.training.events import Event, Started, WorkersFailed, WorkerStarted
 
 WAITING_SECONDS, START_SECONDS = 45.0, 50.0
-"""How long workers may take to begin before the driver says so; what they are given beyond the stall timeout."""
+"""How long workers may take to start before a warning; how much longer than the stall timeout before the run ends."""
 
 
 @ray.remote(num_cpus=0)
@@ -23,10 +23,10 @@ def _kill(pids: list[int]) -> None:
 
 
 class Watchdog:
-    """Kills workers that make no progress for some time, as Ray Train will then start them again.
+    """Kills workers that make no progress for some time. Ray Train then starts them again.
 
-    It goes by what they post: a worker that hangs, or is stopped, keeps the others from their next step. Where one
-    hangs before its first post, there is no process known to kill: the run ends.
+    Every event counts as progress. If a worker hangs or is stopped, the others cannot take their next step, so no
+    events come. If workers hang before their first event, their processes are not known, and the run ends.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -45,21 +45,21 @@ class Watchdog:
             self.reason = "; ".join(f"worker {rank}: {reason}" for rank, reason in event.reasons.items())
         elif isinstance(event, WorkerStarted):
             self.workers[event.rank] = (event.node, event.pid)
-        elif isinstance(event, Started):  # there may have been more before
+        elif isinstance(event, Started):  # before, there may have been more workers
             self.workers = {rank: at for rank, at in self.workers.items() if rank < event.workers}
 
     def check(self) -> str:
-        """Kills the workers if it is time to; a line about it, or "". Raises RunError if none began in time."""
+        """Kills the workers if they stall, and returns a warning or "". Raises RunError if none has started in time."""
         silence = time.monotonic() - self.last
         if not self.workers:
             if silence > self.seconds + START_SECONDS:
                 limit = f"--stall-timeout {self.seconds:g} and {START_SECONDS:g} s to start"
-                way_out = "see whether the cluster has room"
-                raise RunError(f"no worker has begun for {silence:.0f} s ({limit}); {way_out}")
+                way_out = "check that the cluster has enough free CPUs or GPUs"
+                raise RunError(f"no worker has started for {silence:.0f} s ({limit}); {way_out}")
             if silence < WAITING_SECONDS or self._told:
                 return ""
             self._told = True
-            return f"no worker has begun for {silence:.0f} s; Ray waits for room or for processes that start"
+            return f"no worker has started for {silence:.0f} s; Ray waits for free CPUs or GPUs or for new processes"
         if silence < self.seconds:
             return ""
         pids: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""What each worker of Ray Train does: joins the others in a process group, and runs the loop."""
+"""What each worker of Ray Train does: it joins the process group and runs the loop."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ from pnfrec_dist.training.loop import Hooks, Phase, TrainLoop
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What all workers of a training are told."""
+    """What all workers of a training get."""
 
     settings: Settings
     plan: WorkerPlan
@@ -53,7 +53,7 @@ def run_worker(task: WorkerTask) -> None:
         data = open_prepared(Location(task.data_dir))
         world, ways = World(rank, size, device), Hooks(hooks.report, hooks.should_stop, hooks.progress)
         TrainLoop(settings, data, Path(task.run_dir), world, ways).run(task.phase)
-        world.barrier()  # nobody closes its connections while another still reads
+        world.barrier()  # no rank closes its connections while another one still reads
     except InputError as error:  # starting again would not help
         hooks.report(Refused(str(error)))
     finally:
@@ -65,7 +65,7 @@ def _device(plan: WorkerPlan) -> torch.device:
     """The CPU, or the GPU that Ray gave this worker."""
     if not plan.use_gpu:
         return torch.device("cpu")
-    from ray.train.torch import get_device  # a second to import, which CPU workers need not wait for
+    from ray.train.torch import get_device  # takes a second to import, and CPU workers do not need it
 
     device: Any = get_device()
     torch.cuda.set_device(device)
@@ -73,9 +73,9 @@ def _device(plan: WorkerPlan) -> torch.device:
 
 
 def _join_process_group(rank: int, size: int, backend: str, timeout: float) -> None:
-    """Joins the workers into a process group; the store listens on rank 0's node address alone.
+    """Joins the workers into a process group; the store listens only on rank 0's node address.
 
-    timeout: seconds after which an exchange with a rank that is silent fails.
+    timeout: seconds after which an exchange with a silent rank fails.
     """
     if size == 1:
         return

@@ -1,4 +1,4 @@
-"""Which workers a run gets: what its flags mean on this machine, or on those of a cluster. No Ray in here."""
+"""Which workers a run gets: what its flags mean on this machine or on a cluster. Does not import Ray."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ DEFAULT_CPU_WORKERS = 2
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What a command asks for: its workers, and the Ray that runs them."""
+    """What a command requests: its workers, and the Ray that runs them."""
 
     address: str = ""
     """of a running Ray cluster; empty: this machine"""
@@ -23,13 +23,13 @@ class WorkerOptions:
     """None: see plan_workers"""
     num_gpus: int | None = None
     min_workers: int | None = None
-    """as few as this will do when a machine is lost; None: all are needed"""
+    """minimum number of workers after a machine is lost; None: all are needed"""
     stall_timeout: float | None = None
-    """seconds that a worker of Ray Train may be silent; None: as Ray has it"""
+    """seconds that a worker of Ray Train may be silent; None: Ray's default"""
 
 
 def worker_options(settings: Settings) -> WorkerOptions:
-    """What a training asks for."""
+    """What a training requests."""
     return WorkerOptions(
         settings.ray_address, settings.num_workers, settings.num_gpus, settings.min_workers, settings.stall_timeout
     )
@@ -43,9 +43,9 @@ class WorkerPlan:
     use_gpu: bool
     cpus_per_worker: float
     gpu_bytes: int = 0
-    """memory of a GPU of this machine, where workers use GPUs"""
+    """memory of a GPU of this machine, if workers use GPUs"""
     min_workers: int | None = None
-    """as few as this will do while others are missing; None: all are needed"""
+    """minimum number of workers while others are missing; None: all are needed"""
     in_this_process: bool = False
     """a single worker that needs no Ray"""
 
@@ -64,15 +64,15 @@ class Node(NamedTuple):
 
 
 def this_machine(num_workers: int | None = None) -> Node:
-    """A CPU worker counts as one CPU even where cores are fewer than workers."""
+    """This machine. A CPU worker counts as one CPU even if there are fewer cores than workers."""
     return Node(max(os.cpu_count() or 1, num_workers or DEFAULT_CPU_WORKERS), torch.cuda.device_count())
 
 
 def plan_workers(options: WorkerOptions, nodes: Sequence[Node], at_a_time: int = 1) -> WorkerPlan:
     """What --num-workers, --num-gpus and --min-workers mean on these nodes.
 
-    at_a_time: trainings with such workers. Raises InputError when there is too little for them: Ray would wait without
-    a word.
+    at_a_time: number of such trainings at the same time. Raises InputError if there are too few CPUs or GPUs; Ray
+    itself would wait without a message.
     """
     num_workers, num_gpus, min_workers = options.num_workers, options.num_gpus, options.min_workers
     seen_cpus, seen_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
@@ -87,7 +87,7 @@ def plan_workers(options: WorkerOptions, nodes: Sequence[Node], at_a_time: int =
     workers = num_gpus or num_workers or DEFAULT_CPU_WORKERS
     least = min_workers or workers
     if least > workers:
-        raise InputError(f"--min-workers {min_workers} is more than the {workers} workers wanted; lower it")
+        raise InputError(f"--min-workers {min_workers} is more than the {workers} workers of the run; lower it")
     cpus = _cpus_each(nodes, workers * at_a_time, use_gpu=num_gpus > 0)
     if least * cpus > seen_cpus:
         raise InputError(f"{least} workers need {least} CPUs, but {seen_cpus:g} were found; lower --num-workers")
@@ -96,7 +96,7 @@ def plan_workers(options: WorkerOptions, nodes: Sequence[Node], at_a_time: int =
 
 
 def _cpus_each(nodes: Sequence[Node], workers: int, *, use_gpu: bool) -> float:
-    """As many CPUs for each as still let all workers find a place, each on one node; at least 1."""
+    """The most CPUs per worker with which all workers still fit on the nodes; at least 1."""
     cpus = sum(node.cpus for node in nodes) // workers
     while cpus > 1:
         places = (min(node.cpus // cpus, node.gpus) if use_gpu else node.cpus // cpus for node in nodes)

@@ -16,7 +16,7 @@ Groups = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class BatchParts:
-    """The parts of a training batch, besides the main side, that the terms of the loss need (losses/terms.py)."""
+    """The parts of a training batch that terms of the loss need in addition to the main side (losses/terms.py)."""
 
     negative: bool = False
     """windows of S^n, for a negative encoder"""

@@ -1,4 +1,4 @@
-"""A training with its run in MLflow: starts the workers, shows and logs what they tell, marks how it ended."""
+"""A training with its run in MLflow: starts the workers, shows and logs their events, records how it ended."""
 
 import contextlib
 import shlex
@@ -29,7 +29,7 @@ from pnfrec_dist.training.loop import Hooks, Phase
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, begin, choose_run
 
 WAY_OUT = "make room, or choose another --output-dir"
-"""Where a run's directory cannot be written."""
+"""What to do if a run's directory cannot be written."""
 
 
 def drive(settings: Settings) -> int:
@@ -45,7 +45,7 @@ def drive(settings: Settings) -> int:
         opening = opening_of_training(settings, data.manifest, data.directory)
         done = train(Job(settings, plan, data, run, uri, opening))
     if done is None:
-        print("go on with:")
+        print("to continue, run:")
         print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {shlex.quote(str(run.directory))}")
         return EXIT_INTERRUPTED
     print()
@@ -58,7 +58,7 @@ def drive(settings: Settings) -> int:
 
 
 class Display(Protocol):
-    """Who sees what a training tells."""
+    """Shows the user what a training reports."""
 
     def show(self, event: Event) -> None: ...
 
@@ -67,7 +67,7 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A run, and how it is to go on."""
+    """A run, and what to do with it."""
 
     settings: Settings
     plan: WorkerPlan
@@ -81,43 +81,43 @@ class Job:
 
 @dataclass(frozen=True)
 class Finished:
-    """A training that came to its test."""
+    """A training that is complete, with its test."""
 
     test: BestTested
     run_id: str
-    """MLflow's, or "" as long as MLflow has not given one"""
+    """MLflow's, or "" if MLflow has not given one yet"""
     asked_to_stop: bool
-    """all the same"""
+    """whether a stop was requested meanwhile"""
 
 
 def train(job: Job) -> Finished | None:
-    """Trains in the foreground, shown on the terminal, until SIGINT or SIGTERM.
+    """Trains in the foreground until SIGINT or SIGTERM, and shows progress on the terminal.
 
-    Returns None when it stopped before the test. Raises InputError when the run refused, diverged or cannot be
-    written, RunError when its workers failed for good.
+    Returns None if it stopped before the test. Raises InputError if the settings are refused, or the run diverged or
+    cannot be written; RunError if its workers failed too often.
     """
     settings, run = job.settings, job.run
     with taken_up(run, settings) as (epoch, done):
         if (epoch, done) != (1, 0) and job.phase != "test":
             is_alone = settings.resume == "auto" and not job.opening.parent
-            way_out = "  (--resume never starts another run)" if is_alone else ""
-            print(f"going on with {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
+            way_out = "  (to start a new run: --resume never)" if is_alone else ""
+            print(f"continuing {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
         with ProgressReport(settings.epochs, epoch, job.plan.num_workers) as progress, stop_requests() as stop:
             try:
                 outcome = run_tracked(job, progress, stop, _log_test)
             except RunError as error:
-                raise RunError(f"{error}; the same command goes on from the newest checkpoint") from error
+                raise RunError(f"{error}; run the same command again to continue from the newest checkpoint") from error
     if outcome.test is None:
-        print(f"stopped; run {outcome.run_id} is marked {outcome.status}")
+        print(f"stopped; MLflow run {outcome.run_id} has the status {outcome.status}")
         return None
     return Finished(outcome.test, outcome.run_id, stop.is_set())
 
 
 @contextlib.contextmanager
 def taken_up(run: Run, settings: Settings, *, wait: bool = False) -> Iterator[tuple[int, int]]:
-    """The run, driven by this process alone as long as the context lasts: (epoch, step) it goes on from.
+    """Locks the run until the context ends, and begins or resumes it: (epoch, step) from which it goes on.
 
-    Raises InputError where another drives it (wait: waits until none does), or its directory cannot be written.
+    Raises InputError if another command uses it (wait: waits until none does), or its directory cannot be written.
     """
     with contextlib.ExitStack() as stack:
         with writing(f"to {run.directory}", WAY_OUT):
@@ -128,20 +128,20 @@ def taken_up(run: Run, settings: Settings, *, wait: bool = False) -> Iterator[tu
 
 @dataclass
 class Outcome:
-    """What came of a job, as far as it has come."""
+    """The outcome of a job so far."""
 
     status: str = FAILED
     """MLflow's"""
     run_id: str = ""
-    """MLflow's, or "" as long as MLflow has not given one"""
+    """MLflow's, or "" if MLflow has not given one yet"""
     epochs: dict[int, EpochDone] = field(default_factory=dict)
-    """by number: those told of, earlier ones of the same run included"""
+    """by number: those reported, including earlier ones of the same run"""
     trained: Trained | None = None
     test: BestTested | None = None
     diverged: Diverged | None = None
     refused: Refused | None = None
     failed: str = ""
-    """an error that ended it, such as workers that failed for good, in a line"""
+    """the error that ended it, in one line, such as workers that failed too often"""
 
     def see(self, event: Event) -> None:
         for epoch in epochs_of(event):
@@ -157,23 +157,23 @@ class Outcome:
 
     @property
     def in_order(self) -> list[EpochDone]:
-        """The epochs."""
+        """The epochs, by number."""
         return [self.epochs[epoch] for epoch in sorted(self.epochs)]
 
     @property
     def reason(self) -> str:
-        """Why it failed, in a line; "" where it did not."""
+        """Why it failed, in one line; "" if it did not."""
         if self.failed or self.diverged is not None:
             return self.failed or "the loss or a gradient is not finite"
         return "" if self.refused is None else self.refused.text
 
 
 AtEnd = Callable[[Job, TrackedRun, Outcome], None]
-"""Logs what came of a job, also where it ends in an error."""
+"""Logs the outcome of a job, also if it ends with an error."""
 
 
 def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd) -> Outcome:
-    """Runs the workers and logs what they report; MLflow's run ends in the state that came true.
+    """Runs the workers and logs what they report. MLflow's run ends with the status of the outcome.
 
     Raises as train() does.
     """
@@ -203,7 +203,7 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
         try:
             tracked.close(outcome.status)
         finally:
-            if not tracked.spool.pending:  # else the same command is to go on, if only to tell MLflow the end
+            if not tracked.spool.pending:  # otherwise, the same command must still send records to MLflow
                 run.ended = {FINISHED: "finished"}.get(outcome.status, "diverged" if outcome.diverged else "")
                 _write(run, display)
     if outcome.refused is not None:
@@ -215,7 +215,7 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
 
 
 def _run_workers(job: Job, tracked: TrackedRun, on_event: Callable[[Event], None], stop: threading.Event) -> None:
-    """A single worker is this process; more are Ray's, whose Ray Train takes seconds to import."""
+    """Runs a single worker in this process, several with Ray Train, which takes seconds to import."""
     with MachineMetrics(tracked):
         if job.plan.in_this_process:
             hooks = Hooks(on_event, stop.is_set, lambda: on_event(Alive()))
@@ -230,7 +230,7 @@ def _run_workers(job: Job, tracked: TrackedRun, on_event: Callable[[Event], None
 
 
 def _status(outcome: Outcome, phase: Phase) -> str:
-    """MLflow's, of workers that ended by themselves."""
+    """MLflow's status of a run whose workers ended without an error."""
     if (outcome.trained if phase == "train" else outcome.test) is not None:
         return FINISHED
     return KILLED if outcome.diverged is None and outcome.refused is None else FAILED
@@ -238,7 +238,7 @@ def _status(outcome: Outcome, phase: Phase) -> str:
 
 def _log_test(job: Job, tracked: TrackedRun, outcome: Outcome) -> None:
     if outcome.test is not None:
-        from pnfrec_dist.experiments.logged_result import log_outcome  # which imports MLflow
+        from pnfrec_dist.experiments.logged_result import log_outcome  # this imports MLflow
 
         log_outcome(tracked, job.settings, job.data, outcome.in_order, outcome.test)
 
@@ -247,7 +247,7 @@ def _write(run: Run, display: Display) -> None:
     try:
         run.write()
     except OSError as error:
-        display.line(f"warning: cannot write {run.directory / RUN_FILE} ({error.strerror}); the run stays unended")
+        display.line(f"warning: cannot write {run.directory / RUN_FILE} ({error.strerror}); the run stays unfinished")
 
 
 def say_diverged(event: Diverged, settings: Settings) -> str:
@@ -257,14 +257,12 @@ def say_diverged(event: Diverged, settings: Settings) -> str:
         way_out = f"lower --optimizer.lr {settings.optimizer.lr:g}"
     else:
         what = f"the loss or a gradient is not finite in {where}"
-        way_out = (
-            f"lower --optimizer.lr {settings.optimizer.lr:g}, or leave such steps out with --train.non-finite skip"
-        )
-    return f"{what}; its users are in {event.batch}; {way_out}"
+        way_out = f"lower --optimizer.lr {settings.optimizer.lr:g}, or skip such steps with --train.non-finite skip"
+    return f"{what}; the users of this step are in {event.batch}; {way_out}"
 
 
 def _same_run(settings: Settings) -> str:
-    """Flags that describe this run again: what differs from the YAML defaults."""
+    """Flags that describe this run: what differs from the defaults in YAML files."""
     base = parse_train_settings(["--dataset", settings.dataset, "--model", settings.model, "--config", settings.config])
     chosen, default = flatten(to_mapping(settings)), flatten(to_mapping(base))
     flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]

@@ -22,7 +22,7 @@ EXAMPLE = "serving_input_example.json"
 def serve(reference: str, port: int) -> int:
     """Serves a model until Ctrl-C, and returns the exit code. reference: see open_trained.
 
-    Raises InputError if there is no such model or the port is taken, RunError if the server ends by itself.
+    Raises InputError if there is no such model or the port is taken, RunError if the server ends unexpectedly.
     """
     require_free(port)
     # This imports torch, which is slow, so the port is checked first.
@@ -36,7 +36,7 @@ def serve(reference: str, port: int) -> int:
             _wait_until_ready(server, port)
             print(_greeting(directory, port), flush=True)
             server.wait()
-            raise RunError(f"the server ended by itself (exit code {server.returncode}); see the reason above")
+            raise RunError(f"the server ended unexpectedly (exit code {server.returncode}); see the reason above")
     return 0
 
 

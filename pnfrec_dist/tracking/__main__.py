@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.tracking: shows MLflow's pages, and sends to MLflow the records that wait."""
+"""The command python -m pnfrec_dist.tracking: shows MLflow's pages, or sends records that MLflow does not have yet."""
 
 import importlib
 import json
@@ -19,14 +19,17 @@ from pnfrec_dist.tracking.spool import RECORDS, Spool, locked
 
 
 def main(args: Sequence[str]) -> int:
-    """Runs one of the two commands. Raises InputError if MLflow does not answer, or refuses."""
-    parser = Parser(prog="python -m pnfrec_dist.tracking", description="MLflow's pages, and records that wait for it.")
+    """Runs one of the two commands. Raises InputError if MLflow does not answer or refuses."""
+    parser = Parser(
+        prog="python -m pnfrec_dist.tracking",
+        description="Show MLflow's pages, or send records that MLflow does not have yet.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     pages = commands.add_parser("ui", help="show the runs of this machine in a browser (MLflow's pages)")
-    pages.add_argument("--port", type=int, default=5000, help="on 127.0.0.1; default: 5000")
-    flush = commands.add_parser("flush", help="send the records that wait in the directories of runs")
+    pages.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1; default: 5000")
+    flush = commands.add_parser("flush", help="send the records of runs that MLflow does not have yet")
     flush.add_argument("runs", nargs="*", type=Path, help="directories of runs; default: all in --output-dir")
-    flush.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs")
+    flush.add_argument("--output-dir", type=Path, default=Path("runs"), help="directory of the runs; default: runs")
     arguments = parser.parse_args(args)
     if arguments.command == "ui":
         _show_pages(arguments.port)
@@ -34,11 +37,11 @@ def main(args: Sequence[str]) -> int:
 
 
 def _show_pages(port: int) -> NoReturn:
-    """Becomes MLflow's server on this machine. Prints the address of the newest experiment's runs."""
-    importlib.import_module("flask")  # of MLflow's full package, which its server needs
+    """Replaces this process with MLflow's server. Prints the address of the runs of the newest experiment."""
+    importlib.import_module("flask")  # it comes with MLflow's full package, which the server needs
     uri = tracking_uri()
     if uri.startswith(("http", "databricks")):
-        raise InputError(f"MLFLOW_TRACKING_URI is {shown(uri)!r}, a server that has its own pages; open that address")
+        raise InputError(f"MLFLOW_TRACKING_URI is {shown(uri)!r}, a server with its own pages; open that address")
     print(f"http://127.0.0.1:{port}/{run_list_page(uri)}  (Ctrl-C ends it)", flush=True)
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", uri, "--default-artifact-root", Path("mlartifacts").resolve().as_uri()]
@@ -53,7 +56,7 @@ def _flush_all(runs: list[Path], output_dir: Path) -> int:
     uri = tracking_uri()
     problems: dict[Path, str] = {}
     found_any = bool(directories)
-    for _ in range(2):  # a reproduction's own records come before and after those of its trainings
+    for _ in range(2):  # twice: a reproduction's own records come before and after those of its trainings
         for directory in directories:
             problems[directory] = _flush(directory, uri)
         directories = [directory for directory, problem in problems.items() if problem]
@@ -65,16 +68,16 @@ def _flush_all(runs: list[Path], output_dir: Path) -> int:
 
 
 def _flush(directory: Path, uri: str) -> str:
-    """What is wrong with this run, or "". Raises InputError where MLflow takes nothing, of whatever run."""
+    """Sends the records of one run. Returns what is wrong with the run, or "". Raises InputError if MLflow fails."""
     if not (directory / RECORDS).is_file():
         return f"{directory} has no {RECORDS}; name the directory of a run"
     try:
         key = json.loads((directory / "run.json").read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError):
-        return f"{directory} has no run.json that can be read; remove the directory, or mend it"
+        return f"{directory} has no readable run.json; fix it, or remove the directory"
     with locked(directory, wait=False) as is_ours:
         if not is_ours:
-            print(f"{directory}: left to the command that trains it")
+            print(f"{directory}: skipped; the command that trains it sends its records")
             return ""
         spool = Spool(directory)
         before, sender = spool.unsent, Sender(spool, key, uri)
@@ -86,10 +89,10 @@ def _flush(directory: Path, uri: str) -> str:
         except (MlflowException, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown(uri))
             raise InputError(
-                f"{directory}: {spool.unsent} records wait on; MLflow at {shown(uri)}: {reason}; check "
-                "MLFLOW_TRACKING_URI, and try again when it answers"
+                f"{directory}: {spool.unsent} records are not sent; MLflow at {shown(uri)}: {reason}; check "
+                "MLFLOW_TRACKING_URI, and try again when MLflow answers"
             ) from error
-    print(f"{directory}: {before} records sent" if before else f"{directory}: all sent before")
+    print(f"{directory}: {before} records sent" if before else f"{directory}: all records were sent before")
     for missing in sender.missing:
         print(f"warning: {missing} is gone and was not sent")
     return ""

@@ -1,4 +1,4 @@
-"""Where MLflow is: MLFLOW_TRACKING_URI, checked, and as it may be shown."""
+"""MLflow's address: MLFLOW_TRACKING_URI, checked, and its form without secrets for messages."""
 
 import os
 import re
@@ -11,7 +11,7 @@ SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databrick
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else sqlite:///<current directory>/mlflow.db. Raises InputError when it cannot work."""
+    """MLFLOW_TRACKING_URI, else sqlite:///<current directory>/mlflow.db. Raises InputError if it cannot work."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     uri = given or f"sqlite:///{Path('mlflow.db').resolve()}"
     way_out = "correct it, or unset MLFLOW_TRACKING_URI to log to sqlite:///mlflow.db"
@@ -26,7 +26,7 @@ def tracking_uri() -> str:
         raise InputError(f"MLFLOW_TRACKING_URI is {shown(uri)!r}; {must}; {way_out}")
     if scheme == "sqlite":
         if not uri.startswith("sqlite:///") or uri == "sqlite:///":
-            raise InputError(f"MLFLOW_TRACKING_URI is {uri!r}; it must read sqlite:///<path>; {way_out}")
+            raise InputError(f"MLFLOW_TRACKING_URI is {uri!r}; it must be sqlite:///<path>; {way_out}")
         file = Path(uri.removeprefix("sqlite:///")).resolve()
         if file.is_dir() or not file.parent.is_dir():
             wrong = f"{file} is a directory" if file.is_dir() else f"{file.parent} is not a directory"
@@ -35,7 +35,7 @@ def tracking_uri() -> str:
 
 
 def shown(uri: str) -> str:
-    """Without the name and password that it may hold, well formed or not."""
+    """The address without user name, password and token, even if it is malformed."""
     if uri.startswith("sqlite:"):
         return uri
     return re.sub(r"(password|token)=[^&]*", r"\1=***", re.sub(r"//.*@", "//", uri))

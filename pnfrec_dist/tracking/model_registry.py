@@ -1,4 +1,4 @@
-"""Models that MLflow holds: which one a user means, and where its files are."""
+"""Models in MLflow: which one a reference means, and where its files are."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pnfrec_dist.tracking.address import shown
 from pnfrec_dist.tracking.sender import models_of
 
 BEST = "best"
-"""The alias that reproduce gives; see Sender._register."""
+"""The alias that reproduce sets; see Sender._register."""
 NO_SUCH = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -22,8 +22,8 @@ def model_location(reference: str, uri: str) -> str:
     """Where the files of a logged model are, as a URI.
 
     reference: a run's id or runs:/<id>, models:/<name>/<version>, models:/<name>@<alias>, models:/<model id> or the
-    name of a registered model, whose best version is taken, else its newest. uri: MLflow's.
-    Raises InputError where MLflow has none of it or does not answer.
+    name of a registered model (its best version, else its newest). uri: MLflow's.
+    Raises InputError if MLflow does not have the model or does not answer.
     """
     with _told(reference, uri) as client:
         if run := re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/model)?", reference):
@@ -38,16 +38,16 @@ def model_location(reference: str, uri: str) -> str:
 
 
 def download(location: str, into: Path, uri: str) -> Path:
-    """The files at `location`, copied to below `into`."""
+    """Copies the files at `location` to below `into`, and returns their path."""
     with _told(location, uri):
         return Path(download_artifacts(location, dst_path=str(into), tracking_uri=uri))
 
 
 def _of_run(client: MlflowClient, run_id: str, uri: str) -> str:
-    """The newest of a run's models: one that was trained for longer has several."""
+    """The newest model of a run. A finished run that was trained for longer has several."""
     found = models_of(client, client.get_run(run_id).info.experiment_id, run_id)
     if not found:
-        raise InputError(f"run {run_id} in MLflow at {shown(uri)} has no model; name one that was trained to its end")
+        raise InputError(f"run {run_id} in MLflow at {shown(uri)} has no model; name a run that was trained to its end")
     return found[0].artifact_location
 
 
@@ -59,10 +59,10 @@ def _version(client: MlflowClient, name: str, alias: str | None, uri: str) -> st
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         known = [model.name for model in client.search_registered_models()]
-        which = nearest(name, known) if known else "none is"
+        which = nearest(name, known) if known else "there are no registered models"
         raise InputError(f"no model {name!r} is registered in MLflow at {shown(uri)}; {which}") from error
     if alias is not None and alias not in aliases:
-        has = nearest(alias, aliases) if aliases else "it has none"
+        has = nearest(alias, aliases) if aliases else "it has no alias"
         raise InputError(f"model {name!r} has no alias {alias!r} in MLflow at {shown(uri)}; {has}")
     if (alias or BEST) in aliases:
         return aliases[alias or BEST]
@@ -74,9 +74,9 @@ def _version(client: MlflowClient, name: str, alias: str | None, uri: str) -> st
 
 @contextmanager
 def _told(what: str, uri: str) -> Iterator[MlflowClient]:
-    """A client, whose trouble is told in one line. A database that is not there stays so: MLflow would make it."""
+    """A client; its errors become one-line InputErrors. A missing database is an error, too: MLflow would create it."""
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise InputError(f"cannot look for {what!r}: there is no MLflow at {uri}; set MLFLOW_TRACKING_URI")
+        raise InputError(f"cannot look for {what!r}: there is no MLflow database at {uri}; set MLFLOW_TRACKING_URI")
     try:
         yield MlflowClient(tracking_uri=uri, registry_uri=uri)
     except (MlflowException, OSError) as error:

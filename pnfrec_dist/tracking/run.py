@@ -1,4 +1,4 @@
-"""A run in MLflow: the driver writes records to a spool (spool.py), and a thread of it sends them (sender.py)."""
+"""A run in MLflow. The driver writes records to a spool (spool.py), and one of its threads sends them (sender.py)."""
 
 import logging
 import re
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from pnfrec_dist.tracking.sender import Sender
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before a failed record is tried again: doubled each time."""
+"""Seconds before a record that failed is sent again; doubled each time, up to the longest wait."""
 START_PATIENCE, END_PATIENCE = 10.0, 15.0
 """Seconds that a command waits for an MLflow that does not answer, at its start and its end."""
 UPLOAD_PATIENCE = 1800.0
-"""Seconds that it waits at its end while files are sent."""
+"""Seconds that a command waits at its end while files are sent."""
 
 
 def model_name(*parts: str) -> str:
-    """A name that MLflow takes for a model."""
+    """A name that MLflow accepts for a model."""
     return re.sub(r"[/:.%\"']", "-", "-".join(parts))
 
 
 class TrackedRun:
-    """One MLflow run, written from a thread: only start and close wait for MLflow."""
+    """One MLflow run, sent by a thread. Only start and close wait for MLflow."""
 
     def __init__(self, directory: Path, key: str, uri: str, say: Callable[[str], None]) -> None:
         """directory: the run's; key: see KEY_TAG; say: prints a line."""
@@ -40,7 +40,7 @@ class TrackedRun:
         self._gave_up = False
         self._trouble: Exception | None = None
         self._waiting_since: float | None = None
-        """since when the record in turn is being sent, first try included"""
+        """time of the first try to send the current record"""
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
 
     @property
@@ -49,13 +49,13 @@ class TrackedRun:
 
     @property
     def run_id(self) -> str:
-        """MLflow's id, or "" as long as MLflow has not given one."""
+        """MLflow's id of the run, or "" if MLflow has not given one yet."""
         return "" if self._sender is None else self._sender.run_id
 
     def begin(self, opening: Opening) -> None:
-        """Begins the run, or takes it up again, with params, tags, versions and the data set as input.
+        """Begins or resumes the run, with params, tags, versions and the data set as input.
 
-        MLflow is not waited for: see require_accepted.
+        Does not wait for MLflow; see require_accepted.
         """
         for name in ("alembic", "mlflow.store.db.utils"):  # they log every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -64,9 +64,9 @@ class TrackedRun:
         self._thread.start()
 
     def require_accepted(self) -> None:
-        """Raises InputError if MLflow has refused the run. A server that does not answer may answer later."""
+        """Raises InputError if MLflow has refused the run. A server that does not answer is no error yet."""
         trouble = self._trouble
-        status = getattr(trouble, "get_http_status_code", lambda: 0)()  # of an answer by MLflow
+        status = getattr(trouble, "get_http_status_code", lambda: 0)()  # of MLflow's answer, if there was one
         refused = 400 <= status < 500
         if trouble is None or self.run_id or (self._is_server and not refused and not isinstance(trouble, InputError)):
             return
@@ -78,9 +78,9 @@ class TrackedRun:
         raise InputError(f"{where}: {self._reason(trouble)}; check MLFLOW_TRACKING_URI") from trouble
 
     def start(self, opening: Opening) -> None:
-        """begin, and wait until MLflow has the run. Raises as require_accepted does.
+        """Begins the run and waits until MLflow has it. Raises as require_accepted does.
 
-        Does not wait long for a server that does not answer.
+        Waits at most START_PATIENCE seconds for a server that does not answer.
         """
         self.begin(opening)
         while self.spool.unsent and self._trouble is None and self._thread.is_alive():
@@ -91,7 +91,7 @@ class TrackedRun:
         self.require_accepted()
 
     def keep(self, opening: Opening) -> bool:
-        """Keeps what the run begins with; False where it was kept before."""
+        """Keeps the first record of the run; False if it was kept before."""
         return self.add(
             "start",
             "start",
@@ -105,12 +105,12 @@ class TrackedRun:
         )
 
     def add(self, key: str, kind: str, **content: Any) -> bool:
-        """Keeps a record (see Sender) and sends it in its turn; False where one of this key was kept before."""
+        """Keeps a record (see Sender), to be sent in its turn; False if one with this key was kept before."""
         had_room = not self.spool.pending
         is_new = self.spool.add(key, kind, **content)
         if had_room and self.spool.pending:
             records = self.spool.directory / RECORDS
-            self.say(f"warning: cannot write {records} ({self.spool.problem}); what it lacks is kept in memory")
+            self.say(f"warning: cannot write {records} ({self.spool.problem}); new records are kept in memory")
         self._wake.set()
         return is_new
 
@@ -121,23 +121,23 @@ class TrackedRun:
         self.add(key, "tags", tags=tags)
 
     def log_directory(self, key: str, directory: Path, path: str) -> None:
-        """directory: below the run's, so that it is found where the run was moved to."""
+        """directory: below the run's directory. It is stored as a relative path, so the run may be moved."""
         self.add(key, "artifacts", directory=str(directory.relative_to(self.spool.directory)), path=path)
 
     def log_model(self, key: str, directory: Path, tags: dict[str, str], step: int, metrics: str) -> None:
-        """directory: below the run's, in MLflow's form; tags: with model and dataset, which name it; metrics: key of
-        those that it reached, shown with it."""
+        """directory: below the run's directory, in MLflow's format; tags: with model and dataset, which name the model;
+        metrics: key of the record with the metrics to show with the model."""
         where = str(directory.relative_to(self.spool.directory))
         name = model_name(tags["model"], tags["dataset"])
         self.add(key, "model", directory=where, name=name, step=step, metrics=metrics, tags=tags)
 
     def register(self, key: str, run_key: str, name: str, description: str, tags: dict[str, str]) -> None:
-        """The model of the run with this key as a version of a registered model. tags: data_digest and SCORE_TAG decide
-        whether it is the best; see Sender."""
+        """Registers the model of the run with this key as a version of a registered model. The tags data_digest and
+        SCORE_TAG decide whether it is the best; see Sender."""
         self.add(key, "register", run=run_key, name=name, description=description, tags=tags)
 
     def close(self, status: str) -> None:
-        """Marks how the run ended, and waits until all is sent; not for ever where MLflow does not answer."""
+        """Records how the run ended and waits until all records are sent, for a limited time if MLflow is silent."""
         self._status(status)
         self._closing.set()
         self._wake.set()
@@ -150,18 +150,18 @@ class TrackedRun:
                 break
             time.sleep(0.02)
         if not self.spool.unsent:
-            self._thread.join(END_PATIENCE)  # it lets go of the lock, which a flush asks for
+            self._thread.join(END_PATIENCE)  # the thread releases the lock, which a flush needs
         else:
             self.say(
-                f"warning: {self.spool.unsent} records wait in {self.spool.directory / RECORDS}; once MLflow answers: "
-                f"python -m pnfrec_dist.tracking flush {self.spool.directory}"
+                f"warning: {self.spool.unsent} records wait in {self.spool.directory / RECORDS}; when MLflow answers, "
+                f"run: python -m pnfrec_dist.tracking flush {self.spool.directory}"
             )
         if self.spool.pending:
             what = f"{len(self.spool.pending)} records are not on disk ({self.spool.problem}), so MLflow lacks them"
-            self.say(f"warning: {what}; make room, and start the same command again")
+            self.say(f"warning: {what}; make room, and run the same command again")
 
     def conclude(self, status: str, tags: dict[str, str]) -> None:
-        """Instead of start and close: how a run ended whose process died; nothing where it told of an end itself."""
+        """Instead of start and close: records the end of a run whose process died, unless that process did so."""
         told = [record["status"] for record in self.spool.records if record["kind"] == "status"]
         if not self.spool.records or (told and told[-1] != RUNNING):
             return
@@ -199,7 +199,7 @@ class TrackedRun:
                         self._wake.wait()
 
     def _new_sender(self) -> "Sender":
-        from pnfrec_dist.tracking.sender import Sender  # MLflow takes seconds to import, and a plan needs none
+        from pnfrec_dist.tracking.sender import Sender  # MLflow takes seconds to import, and a dry run does not need it
 
         return Sender(self.spool, self.key, self.uri)
 

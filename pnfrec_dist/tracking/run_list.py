@@ -9,7 +9,7 @@ from pnfrec_dist.evaluation.metrics import HEADLINE_METRICS
 
 VIEW = "pnfrec"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-"""Tag of an experiment in which MLflow's pages keep a view that was shared by a link."""
+"""Tag of an experiment in which MLflow's pages store a view that was shared by a link."""
 
 
 def run_list_page(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""The name of a training in MLflow: model, data set, what differs from their defaults, seed."""
+"""The name of a training in MLflow: model, data set, settings that differ from their defaults, seed."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ SHORT = {
     "encoder.num_heads": "heads",
     "train.batch_size": "batch",
 }
-"""Setting -> its name in the paper or the field; of all others the part after the dot is used."""
+"""Setting -> its common short name. For all other settings, the part after the dot is used."""
 MOST = 6
-"""Differences that a name holds."""
+"""Maximum number of differences in a name."""
 
 
 def run_name(settings: Settings) -> str:

@@ -16,13 +16,13 @@ from pnfrec_dist.files.locations import Location
 from pnfrec_dist.tracking.run_name import run_name
 
 PACKAGES = ("torch", "ray", "pyspark", "mlflow-skinny", "pyarrow", "numpy", "pnfrec-dist")
-"""Whose versions are told; MLflow's own package and its server need mlflow-skinny of the same version."""
+"""Packages whose versions are recorded. MLflow's full package and its server need the same version of mlflow-skinny."""
 MAX_DIGEST = 36
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What MLflow is told of a run at its start."""
+    """What MLflow records of a run at its start."""
 
     experiment: str
     name: str
@@ -46,7 +46,7 @@ def opening_of_training(
 
 
 def origin_tags(manifest: Manifest) -> dict[str, str]:
-    """Tags that say of what data and code a run is."""
+    """Tags that say which data and code a run uses."""
     tags = {"dataset": manifest.dataset, "data_digest": manifest.digest}
     tags["versions"] = _versions(PACKAGES)
     tags["mlflow.source.type"] = "LOCAL"
@@ -57,7 +57,7 @@ def origin_tags(manifest: Manifest) -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the code that runs, with "-dirty" when the work tree differs; empty outside a repository."""
+    """The commit of the code that runs, with "-dirty" if the work tree has changes; empty outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -71,7 +71,7 @@ def code_versions() -> str:
 
 
 def _versions(packages: Sequence[str]) -> str:
-    """Of those that are installed (a machine that trains needs no Spark), and of Python."""
+    """Versions of those packages that are installed (training needs no Spark), and of Python."""
     found = []
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""A run's records -> MLflow: each kind of record is sent so that sending it twice changes nothing."""
+"""Sends a run's records to MLflow. Sending a record twice changes nothing."""
 
 import os
 from collections.abc import Callable
@@ -31,27 +31,27 @@ from pnfrec_dist.files.locks import held
 from pnfrec_dist.tracking.spool import RUNNING, SCORE_TAG, Record, Spool
 
 KEY_TAG = "pnfrec.run"
-"""Tag by which a run is found again, whatever became of the answer to its creation."""
+"""Tag by which a run is found again, even if MLflow's answer to its creation was lost."""
 MODEL_KEY_TAG = "pnfrec.model"
-"""The same of a logged model."""
+"""The same for a logged model."""
 
 
 class NotYetError(Exception):
-    """MLflow does not have another run or its model yet, which this record is about."""
+    """This record is about another run or its model, which MLflow does not have yet."""
 
 
 class Sender:
-    """Sends the records of a spool in order. Whatever was sent before, in part or unanswered, may be sent again."""
+    """Sends the records of a spool in order. A record that was sent in part or got no answer may be sent again."""
 
     def __init__(self, spool: Spool, key: str, uri: str) -> None:
         self.spool, self.key, self.uri = spool, key, uri
         self.run_id = ""
         self.missing: list[str] = []
-        """directories that were to be sent and are gone"""
+        """directories to be sent that are gone"""
         self._client: MlflowClient | None = None
 
     def send_next(self) -> None:
-        """Sends one record, if there is one. Raises InputError where MLflow refuses, others where it is in trouble."""
+        """Sends one record, if there is one. Raises InputError if MLflow refuses it, other errors if MLflow fails."""
         record = self.spool.next()
         if record is None:
             return
@@ -60,7 +60,7 @@ class Sender:
             with _one_at_a_time(self.uri):
                 client = self._client = client or MlflowClient(tracking_uri=self.uri)
                 self.run_id = self.run_id or self._find(client)
-            if not self.run_id and self.spool.sent:  # another server than last time: it gets all of it
+            if not self.run_id and self.spool.sent:  # another server than last time: it gets all records
                 self.spool.mark_sent(0)
                 return
         _SEND[record["kind"]](self, client, record)
@@ -75,7 +75,7 @@ class Sender:
     def _parent(self, client: MlflowClient, experiment: str, key: str) -> str:
         if run_id := _run_of_key(client, experiment, key):
             return run_id
-        raise NotYetError("the run that this one is part of was not sent yet; send that one first")
+        raise NotYetError("this run is part of another one that was not sent yet; send that one first")
 
     def _start(self, client: MlflowClient, record: Record) -> None:
         with _one_at_a_time(self.uri):
@@ -106,7 +106,7 @@ class Sender:
             self.missing.append(str(directory))
 
     def _model(self, client: MlflowClient, record: Record) -> None:
-        """A logged model of this run, with its metrics, in place of a folder of artifacts."""
+        """Logs a model of this run with its metrics, as a logged model and not as a folder of artifacts."""
         directory = self.spool.directory / record["directory"]
         if not directory.is_dir():
             self.missing.append(str(directory))
@@ -123,14 +123,14 @@ class Sender:
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, record["step"])])
         for told in self.spool.records:
-            if told["key"] == record["metrics"]:  # the same points of the same time, which the run has once
+            if told["key"] == record["metrics"]:  # the same points and times: the run has them once
                 at, step = told["at"], told["step"]
                 of_model = [Metric(n, v, at, step, model_id=model.model_id) for n, v in told["metrics"].items()]
                 client.log_batch(self.run_id, of_model)
 
     def _register(self, client: MlflowClient, record: Record) -> None:
-        """A run's model as a version of a registered one; the alias "best" goes to it if it validated better than the
-        one that has it, on the same data."""
+        """Registers a run's model as a version of a registered model. It gets the alias "best" unless the version that
+        has the alias is of the same data and has at least the same validation score."""
         experiment = client.get_run(self.run_id).info.experiment_id
         run_id = _run_of_key(client, experiment, record["run"])
         models = models_of(client, experiment, run_id) if run_id else []
@@ -170,7 +170,7 @@ _SEND: dict[str, Callable[[Sender, MlflowClient, Record], None]] = {
 
 
 def models_of(client: MlflowClient, experiment: str, run_id: str) -> list[LoggedModel]:
-    """Newest first."""
+    """The models of a run, newest first."""
     order = [{"field_name": "creation_timestamp", "ascending": False}]
     return client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order).to_list()
 
@@ -182,7 +182,7 @@ def _run_of_key(client: MlflowClient, experiment: str, key: str) -> str:
 
 
 def _one_at_a_time(uri: str) -> AbstractContextManager[object]:
-    """Programs that meet a new SQLite database together would all create its tables and fail: they queue here."""
+    """A lock. Programs that open a new SQLite database together would all create its tables and fail."""
     if not uri.startswith("sqlite:"):
         return nullcontext()
     return held(Path(uri.removeprefix("sqlite:///") + ".lock"), wait=True)

@@ -1,4 +1,4 @@
-"""The spool: a run's records for MLflow, kept in its directory until MLflow has them.
+"""The spool: a run's records for MLflow, kept in the run's directory until MLflow has them.
 
 tracking.jsonl   one record a line, in order
 tracking.sent    how many of them MLflow has
@@ -21,7 +21,7 @@ from pnfrec_dist.files.locks import held
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """MLflow's states of a run."""
 SCORE_TAG = f"validation_{SELECTION_METRIC}"
-"""Of a registered model's version: what the alias "best" is decided by."""
+"""Tag of a registered model's version: the score that decides which version has the alias "best"."""
 RECORDS, SENT, LOCK = "tracking.jsonl", "tracking.sent", "tracking.lock"
 
 Record = dict[str, Any]
@@ -32,7 +32,7 @@ class Spool:
     """The records of one run. Safe to use from several threads; one process at a time writes."""
 
     def __init__(self, directory: Path) -> None:
-        """A last line that a crash cut short is removed."""
+        """Removes the last line if a crash left it incomplete."""
         self.directory = directory
         self._file = directory / RECORDS
         self._guard = threading.Lock()
@@ -42,9 +42,9 @@ class Spool:
             os.truncate(self._file, len(whole))
         self.records: list[Record] = [json.loads(line) for line in whole.splitlines()]
         self.pending: list[Record] = []
-        """kept in memory alone, as the disk took no more; never sent before they are on it"""
+        """records that could not be written to disk yet; they are sent only after that"""
         self.problem = ""
-        """why they are"""
+        """why they could not be written"""
         self._keys = {record["key"] for record in self.records}
         self._size = len(whole)
         with contextlib.suppress(OSError, ValueError):
@@ -53,9 +53,9 @@ class Spool:
         self.sent = 0
 
     def add(self, key: str, kind: str, **content: Any) -> bool:
-        """Keeps a record, on the disk unless `pending` says otherwise; False where one with this key is kept already.
+        """Keeps a record on disk, or in `pending` if that fails; False if one with this key is kept already.
 
-        Records that the disk did not take are written with the next one.
+        Pending records are written together with the next one.
         """
         with self._guard:
             if key in self._keys:
@@ -83,7 +83,7 @@ class Spool:
             return self.records[self.sent] if self.sent < len(self.records) else None
 
     def mark_sent(self, count: int) -> None:
-        """The first `count` records are sent. Should this be lost, some are sent again, which changes nothing."""
+        """Notes that the first `count` records are sent. If the note is lost, some are sent twice: no harm."""
         with self._guard:
             self.sent = count
             with contextlib.suppress(OSError):
@@ -96,5 +96,5 @@ class Spool:
 
 
 def locked(directory: Path, *, wait: bool) -> AbstractContextManager[bool]:
-    """Whether this process is the one that sends, as long as the context lasts; wait: until it is."""
+    """Whether this process may send, until the context ends; wait: waits until it may."""
     return held(directory / LOCK, wait=wait)

@@ -1,4 +1,4 @@
-"""System metrics of the driver's machine: measured by MLflow's own monitors, kept as records like all others."""
+"""System metrics of the driver's machine, measured by MLflow's monitors and kept as records like all others."""
 
 import contextlib
 import threading
@@ -9,11 +9,11 @@ import psutil
 from pnfrec_dist.tracking.run import TrackedRun
 
 SAMPLE_SECONDS, SAMPLES = 5.0, 6
-"""A point is the mean of so many samples. The workers of other machines are not seen."""
+"""Seconds between samples; samples whose mean is one point. Workers on other machines are not measured."""
 
 
 class MachineMetrics:
-    """Logs system/* from a thread until it is left; MLflow's page shows them under System metrics."""
+    """Logs system/* from a thread until the context ends. MLflow shows them under System metrics."""
 
     def __init__(self, tracked: TrackedRun) -> None:
         self.tracked = tracked
@@ -23,7 +23,7 @@ class MachineMetrics:
         self._thread = threading.Thread(target=self._run, name="machine-metrics", daemon=True)
 
     def __enter__(self) -> "MachineMetrics":
-        psutil.cpu_percent()  # the first reading has nothing to compare with
+        psutil.cpu_percent()  # the first reading is useless: it covers no period
         self._thread.start()
         return self
 
@@ -40,7 +40,7 @@ class MachineMetrics:
             if taken == SAMPLES:
                 self._log()
                 taken = 0
-        if not self._points and not taken:  # a short training has its one point
+        if not self._points and not taken:  # so that a short training has one point
             self._sample()
             taken += 1
         if taken:
@@ -59,7 +59,7 @@ class MachineMetrics:
 
 
 def _monitors() -> list[Any]:
-    """In the thread, as MLflow takes seconds to import."""
+    """Called in the thread, because MLflow takes seconds to import."""
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor

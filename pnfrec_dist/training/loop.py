@@ -1,7 +1,7 @@
 """The training loop of one rank: epochs, validation, early stopping, checkpoints, test.
 
-Knows neither Ray nor MLflow: what happens is reported as events, and a question tells whether to stop. It goes on from
-the newest whole checkpoint of its run directory, whoever started it again.
+Knows neither Ray nor MLflow: it reports events, and asks a hook whether to stop. If it is started again, it continues
+from the newest complete checkpoint of its run directory.
 """
 
 import json
@@ -50,23 +50,23 @@ from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import Requests, StepSums, train_step
 
 Phase = Literal["train", "test", "both"]
-"""train: no test users are met; test: of a run that was trained."""
+"""train: no test users are read; test: only the test, of a trained run."""
 MAX_SKIPPED = 100
-"""With so many steps in a row that are not finite, skipping helps no more."""
+"""After so many steps in a row that are not finite, the run ends even if it may skip them."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """The loop's ways to the outside."""
+    """What the loop calls: for events, stop requests and progress."""
 
     report: Callable[[Event], None]
     should_stop: Callable[[], bool]
     progress: Callable[[], None] = lambda: None
-    """called now and then where no step is reported for long"""
+    """called now and then if no step is reported for long"""
 
 
 class TrainLoop:
-    """One rank's run: `train()` until the end, early stopping or a stop request, `test()` of the best epoch."""
+    """One rank's run: `train()` until the end, early stopping or a stop request; `test()` for the best epoch."""
 
     def __init__(self, settings: Settings, data: PreparedData, run_dir: Path, world: World, hooks: Hooks) -> None:
         self.settings, self.data, self.run_dir, self.world, self.hooks = settings, data, run_dir, world, hooks
@@ -82,7 +82,7 @@ class TrainLoop:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
         self.state = TrainState()
         self.epochs: list[EpochDone] = []
-        """all, those before the checkpoint gone on from included"""
+        """all epochs of the run, including those before it was resumed"""
         attempt = world.gather(secrets.token_hex(4))[0]
         self.saver = Saver(run_dir, world, attempt, settings.checkpoint)
         self._restore()
@@ -92,12 +92,12 @@ class TrainLoop:
         self.encoders = world.wrap(self.model.encoders)
 
     def run(self, phase: Phase = "both") -> None:
-        """Trains, then tests unless a stop was asked for."""
+        """Trains, then tests unless a stop was requested."""
         if phase == "test" or (self.train() and phase == "both"):
             self.test()
 
     def train(self) -> bool:
-        """True at the end of training, False where it stopped before."""
+        """True if training is complete, False if it stopped before."""
         self._report(Earlier(list(self.epochs)))
         self._report(Started(self.state.epoch, self.state.step, self.world.size))
         while not self._finished():
@@ -116,11 +116,11 @@ class TrainLoop:
         return True
 
     def _restore(self) -> None:
-        """Goes on from the newest checkpoint of the run that can be used, the same on all ranks."""
+        """Loads the newest usable checkpoint of the run, the same on all ranks."""
         found = newest_usable(self.run_dir) if self.world.is_main else (None, [])
         path, problems = self.world.gather(found)[0]
         for problem in problems:
-            self._report(Warned(f"{problem.partition(';')[0]}; passed over"))
+            self._report(Warned(f"{problem.partition(';')[0]}; not used"))
         if path is not None:
             load_model(path, self.model)
             load_optimizer(path, self.model, self.optimizer)
@@ -136,7 +136,7 @@ class TrainLoop:
         return self.state.epoch > self.settings.epochs or patience_over
 
     def _train_epoch(self) -> tuple[bool, bool]:
-        """Trains the rest of the epoch, or until a stop is asked for: (whether training goes on, whether it was)."""
+        """Trains the rest of the epoch, or until a stop request: (whether training may go on, whether to stop)."""
         settings, state, world = self.settings, self.state, self.world
         steps = self._steps()
         self.model.train()
@@ -164,7 +164,7 @@ class TrainLoop:
         return True, stop
 
     def _leave_out(self, sums: StepSums) -> bool:
-        """Writes down the users of a step that is not finite; whether training goes on without it."""
+        """Writes the users of a step that is not finite to a file. Returns whether training goes on without it."""
         state, world = self.state, self.world
         order = epoch_order(self.settings.seed, state.epoch, len(self.train_data))
         users = global_batch(order, state.step, self.settings.train.batch_size)
@@ -188,12 +188,12 @@ class TrainLoop:
             return False
         if state.skipped_in_a_row % 10 == 1:
             in_a_row = f" ({state.skipped_in_a_row} in a row)" if state.skipped_in_a_row > 1 else ""
-            what = f"step {state.step} of epoch {state.epoch} is not finite and was left out{in_a_row}"
+            what = f"step {state.step} of epoch {state.epoch} is not finite and was skipped{in_a_row}"
             self._report(Warned(f"{what}; its users are in {file}"))
         return True
 
     def _losses(self) -> dict[str, float]:
-        """Means over the epoch's finite steps; nan where there are none."""
+        """Means over the epoch's finite steps; nan if there are none."""
         losses = self.objective.means(self.state.loss_totals, self.state.loss_counts)
         return losses if self.state.skipped < self.state.step else dict.fromkeys(losses, math.nan)
 
@@ -217,7 +217,7 @@ class TrainLoop:
         self._report(done)
 
     def _stop(self) -> None:
-        """Leaves a checkpoint to go on from."""
+        """Leaves a checkpoint from which the run can resume."""
         if self.saved_steps != self.state.total_steps:
             self._save()
         self.saver.wait()
@@ -225,12 +225,14 @@ class TrainLoop:
         self._report(Stopped(self.state.epoch, self.state.step))
 
     def test(self) -> None:
-        """Restores the best epoch and evaluates it, and what asks for no model, on the test users."""
+        """Evaluates the model of the best epoch, and the baselines, on the test users."""
         self._report(Earlier(list(self.epochs)))
         best = checkpoint_path(self.run_dir, self.state.best_steps)
         if problem := self.world.gather(_problem(best) if self.world.is_main else "")[0]:
-            way_out = "make room or mend it, and start the same command again"
-            raise InputError(f"the best epoch, {self.state.best_epoch}, is lost ({problem}); {way_out}")
+            way_out = "restore it, or make room, and run the same command again"
+            raise InputError(
+                f"the checkpoint of the best epoch, {self.state.best_epoch}, is lost ({problem}); {way_out}"
+            )
         load_model(best, self.model)
         test = self.data.holdout("test", self.settings.encoder.history)
         ranked = {"model": self._evaluate(test)}
@@ -270,7 +272,7 @@ class TrainLoop:
         )
 
     def _save_is_due(self) -> bool:
-        """By steps or minutes since the last one; a save that still runs is not waited for."""
+        """Whether to save, by steps or minutes since the last save. Not while a save still runs."""
         every = self.settings.checkpoint
         by_steps = every.every_steps and self.state.total_steps + 1 - self.saved_steps >= every.every_steps
         by_time = every.every_minutes and time.monotonic() - self.saved_at >= 60 * every.every_minutes
@@ -293,13 +295,13 @@ class TrainLoop:
             self.hooks.report(event)
 
     def _report_problems(self) -> None:
-        """Of saving; each rank's own."""
+        """Reports problems of saving; each rank reports its own."""
         for text in self.saver.problems():
             self.hooks.report(Warned(text))
 
 
 def _problem(checkpoint: Path) -> str:
-    """What is wrong with it, or ""."""
+    """What is wrong with the checkpoint, or ""."""
     try:
         read_state(checkpoint)
     except InputError as error:

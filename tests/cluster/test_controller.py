@@ -10,7 +10,7 @@ from pnfrec_dist.cluster.controller import OwnRendezvous
 
 
 def test_ray_trains_own_rendezvous_is_left_out() -> None:
-    """Its store would listen on all interfaces."""
+    """The store of Ray Train would listen on all interfaces."""
     assert OwnRendezvous("gloo").backend_cls is Backend
 
 

@@ -1,4 +1,4 @@
-"""What workers post and when, with a board whose answers come when the test says so, and no Ray."""
+"""What workers post and when, without Ray. The test decides when the board answers."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ def step(number: int) -> StepDone:
 
 
 class RemoteBoard:
-    """A board's handle: posts arrive at once, answers are known as long as is_fast."""
+    """The handle of a board. Posts arrive at once; their answers only while is_fast is True."""
 
     def __init__(self) -> None:
         self.board, self.is_fast, self.now = Board(), True, 0.0

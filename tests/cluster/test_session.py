@@ -1,4 +1,4 @@
-"""Starting Ray or joining it: what is said when that fails, what the process is made to have."""
+"""Starting or joining Ray: the errors if that fails, and the environment that the process gets."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from pnfrec_dist.errors import InputError, RunError
 
 
 def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine with too much to do: Ray raises a plain Exception of several lines."""
+    """On an overloaded machine, Ray raises a plain Exception with several lines."""
 
     def init(**_: object) -> None:
         raise Exception("The current node timed out during startup.\nThis can happen when ...")
@@ -33,8 +33,8 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("head", "it must read <host>:<port> or auto"),
-        ("head:", "it must read"),
+        ("head", "it must be <host>:<port> or auto"),
+        ("head:", "it must be"),
         ("127.0.0.1:{port}", "nothing answers"),
     ],
 )
@@ -46,7 +46,7 @@ def test_an_address_where_no_ray_is_found_is_refused_at_once(address: str, said:
 
 
 def test_the_process_gets_what_ray_train_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the user has set stays."""
+    """Variables that the user has set are kept."""
     health, start = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
     for options, own in (
         (WorkerOptions(), {start: "300"}),
@@ -61,7 +61,7 @@ def test_the_process_gets_what_ray_train_reads(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_plan_for_this_machine_needs_no_ray(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
     with planned_workers(WorkerOptions(num_workers=workers, num_gpus=0)) as plan:
         assert (plan.num_workers, plan.in_this_process) == (workers, workers == 1)
 
@@ -76,7 +76,7 @@ def test_a_ray_that_the_process_has_is_used_and_left_running() -> None:
 
 
 def test_where_the_process_has_a_ray_the_plan_is_for_its_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A single worker with a GPU is this process only where this machine has one."""
+    """A single GPU worker runs in this process only if this machine has a GPU."""
     machines = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 4.0}}]
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "nodes", lambda: machines)

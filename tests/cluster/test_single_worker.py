@@ -1,4 +1,4 @@
-"""A training of one worker in this process: the loop's own end, its errors in a line, its threads given back."""
+"""A training with one worker in this process: its last event, one-line errors, and restored torch threads."""
 
 from pathlib import Path
 

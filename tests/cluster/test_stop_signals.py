@@ -1,4 +1,4 @@
-"""Signals, raised in this thread: one that is sent to the process may reach another thread first."""
+"""Signals. They are raised in this thread, because a signal sent to the process may reach another thread first."""
 
 import signal
 import threading
@@ -30,7 +30,7 @@ def test_sigterm_does_what_ctrl_c_does() -> None:
 
 
 def test_another_thread_leaves_signals_alone() -> None:
-    """Python lets the main thread alone set handlers."""
+    """Python allows only the main thread to set handlers."""
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def enter() -> None:

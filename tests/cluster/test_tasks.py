@@ -1,4 +1,4 @@
-"""Units of work, some at a time, with Ray's part played here: what runs when, and which errors come out."""
+"""Units of work with a fake Ray: what runs when, and which errors are raised."""
 
 import sys
 from collections.abc import Callable
@@ -17,7 +17,7 @@ PLAN = WorkerPlan(2, False, 3.0)
 
 
 class PlayedRay:
-    """Work is done when its result is fetched; what was started last ends first."""
+    """A fake Ray. Work is done when its result is fetched; the unit that started last ends first."""
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def test_errors_of_workers_come_out_as_they_were_raised() -> None:
 
 
 def test_a_single_worker_is_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
     done: list[tuple[int, int]] = []
     here = WorkerPlan(1, False, 2.0, in_this_process=True)
     run_units(here, lambda use_gpu, cpus, unit, more: unit + more, [10], [3, 4], lambda *pair: done.append(pair))

@@ -1,4 +1,4 @@
-"""The watchdog, by the clock alone; what it kills is tested with real workers (integration/test_train_kills.py)."""
+"""The watchdog with a fake clock. Kills are tested with real workers in integration/test_train_kills.py."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_workers_that_never_begin_end_the_run(clock: Clock) -> None:
     watchdog = Watchdog(100.0)
     clock.now += WAITING_SECONDS
-    assert "no worker has begun for 45 s" in watchdog.check()
+    assert "no worker has started for 45 s" in watchdog.check()
     clock.now += 10
     assert watchdog.check() == "", "said once"
     watchdog.see(WorkersFailed({0: "died"}))

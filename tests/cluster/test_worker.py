@@ -1,4 +1,4 @@
-"""Workers find each other, with the part of Ray Train played by pipes."""
+"""Workers form a process group. Pipes replace Ray Train's broadcast."""
 
 import multiprocessing
 import socket
@@ -16,7 +16,7 @@ TIMEOUT = 60.0
 
 
 def join_and_sum(rank: int, pipe: Connection, results: Any) -> None:
-    """Rank 0 tells rank 1 where its store listens; both then add up 1 and 2."""
+    """Rank 0 sends rank 1 the address of its store. Then both compute the sum of 1 and 2."""
 
     def broadcast(address: Any) -> Any:
         if rank == 0:

@@ -1,4 +1,4 @@
-"""Which workers the flags mean on the machines there are."""
+"""Which workers the flags give on some machines."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What settings choose by name: known names, own objects, and what is said of neither."""
+"""Parts that settings choose by name: known names, own objects, and errors for other names."""
 
 import math
 import subprocess

@@ -46,7 +46,7 @@ def test_where_raw_files_come_from_does_not_change_what_is_prepared() -> None:
 
 
 def test_every_setting_is_read_somewhere() -> None:
-    """Each field name stands as an attribute access beyond the check in its own definition."""
+    """Each field is read as an attribute somewhere, not only in the check of its own class."""
     read = set()
     for package in ("pnfrec_dist", "spark_jobs"):
         for path in (ROOT / package).rglob("*.py"):

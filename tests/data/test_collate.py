@@ -29,7 +29,7 @@ def test_newest_equals_slicing_each_row(rows: list[list[int]], count: int) -> No
 
 
 def by_user(tokens: list[int], groups: Groups) -> list[list[int]]:
-    """A packed axis, taken apart into one list for each user."""
+    """Splits a packed axis into one list for each user."""
     rows = []
     for users, length in groups:
         for _ in range(users):
@@ -40,7 +40,7 @@ def by_user(tokens: list[int], groups: Groups) -> list[list[int]]:
 
 
 def test_train_batch_by_hand() -> None:
-    """Two users whose newest 3 items are read; with lists of 2 inputs every length is a group of its own."""
+    """The newest 3 items of two users. With windows of at most 2 inputs, every length is a separate group."""
     data = TrainData(ragged([[1, 2, 3, 4], [5, 6]]), ragged([[7], [8, 9]]))
     batch = train_batch(
         data, np.array([0, 1]), EncoderSettings(max_length=2), BatchParts(negative=True, contrast=True), CPU
@@ -59,7 +59,7 @@ def test_train_batch_by_hand() -> None:
 
 @given(rows=st.lists(st.lists(st.integers(1, 99), max_size=40), min_size=1, max_size=12), max_length=st.integers(1, 30))
 def test_train_batch_holds_every_users_newest_items(rows: list[list[int]], max_length: int) -> None:
-    """Each window once, its targets one place further, padding only behind the shorter users of a group."""
+    """Each window occurs once, targets are the next items, and only shorter users of a group are padded."""
     settings, picked = EncoderSettings(max_length=max_length), np.arange(len(rows))[::-1]
     batch = train_batch(TrainData(ragged(rows), ragged(rows[::-1])), picked, settings, BatchParts(contrast=True), CPU)
     assert batch.contrast is not None
@@ -87,8 +87,8 @@ def test_train_batch_holds_every_users_newest_items(rows: list[list[int]], max_l
 
 
 def test_contrast_of_a_history_of_both_kinds_by_hand() -> None:
-    """Likes 1, 3, 4, 6 and dislikes 2, 5: 1 is followed by the like 3, 3 by 4, 4 by 6; the last like by none. Of the
-    second user's window the first item is a dislike, and no like follows the only one."""
+    """Likes 1, 3, 4, 6 and dislikes 2, 5: the next like after 1 is 3, after 3 it is 4, after 4 it is 6. The second
+    user's window starts with a dislike, and no like follows its only like."""
     data = TrainData(
         ragged([[1, 2, 3, 4, 5, 6], [7, 8, 9]]),
         None,
@@ -109,7 +109,7 @@ def test_contrast_of_a_history_of_both_kinds_by_hand() -> None:
     max_length=st.integers(1, 12),
 )
 def test_contrast_of_histories_of_both_kinds(rows: list[list[tuple[int, bool]]], max_length: int) -> None:
-    """Every window beside a plain search for the next like and the dislikes."""
+    """Every window equals a plain search for the next like and the dislikes."""
     data = TrainData(
         ragged([[item for item, _ in row] for row in rows]), None, ragged([[flag for _, flag in row] for row in rows])
     )

@@ -20,7 +20,7 @@ def test_draws_follow_the_distribution_and_the_expected_counts_are_right(distrib
 
 
 def test_the_sum_over_items_is_estimated_without_bias() -> None:
-    """The mean over 4,000 draws of 6 items of sum exp(s_j) / expected_j is the sum over the catalog."""
+    """The mean of sum exp(s_j) / expected_j, over 4,000 draws of 6 items, is the sum over the catalog."""
     value = np.exp(np.array([0.0, 0.3, -1.0, 2.0, 0.0, 1.0]))
     sampler = ItemSampler(SampledSettings(num_items=6, distribution="popularity"), COUNTS)
     draws = [sampler.draw(0, 0, step) for step in range(4_000)]

@@ -1,4 +1,4 @@
-"""What an epoch feeds: every user once, whatever the ranks and parts, and the rest of an epoch from any step."""
+"""The batches of an epoch have every user once, for any ranks and parts, and can start at any step."""
 
 from dataclasses import replace
 from itertools import chain
@@ -19,13 +19,13 @@ SETTINGS = Settings(encoder=EncoderSettings(max_length=3), train=TrainSettings(b
 
 
 def data() -> TrainData:
-    """User u likes the items 2u + 1 and 2u + 2, so that a target tells the user."""
+    """User u likes the items 2u + 1 and 2u + 2, so a target identifies its user."""
     offsets, ids = np.arange(USERS + 1) * 2, np.arange(1, 2 * USERS + 1, dtype=np.int32)
     return TrainData(Ragged(offsets, ids), Ragged(offsets, ids))
 
 
 def users_of(settings: Settings, world: World, epoch: int = 1, first_step: int = 0) -> list[list[int]]:
-    """Of each step, the users of this rank."""
+    """This rank's users of each step."""
     return [
         sorted((int(t) - 2) // 2 for batch in batches for t in batch.main.targets_T)
         for _, batches in Loader(data(), settings, BatchParts(), None, world).epoch(epoch, first_step)

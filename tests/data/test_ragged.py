@@ -1,4 +1,4 @@
-"""Lists of different lengths, against Python's own."""
+"""Ragged arrays, compared with lists of Python."""
 
 import numpy as np
 import pytest

@@ -135,7 +135,7 @@ def test_another_schema_version_is_refused(prepared: Path) -> None:
 
 
 def _counts_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that are read for their sha256 from now on."""
+    """A list that collects the files whose sha256 is computed."""
     read: list[str] = []
     plain = Location.sha256
 
@@ -150,7 +150,7 @@ def _counts_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_only_what_is_read_is_compared_once_a_machine(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening, as each worker and each trial does, reads no file; a split is compared when it is first read."""
+    """Opening reads no file of data. A split is compared with its sha256 when it is first read."""
     monkeypatch.setenv("PNFREC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(content_hash, "SETTLED_SECONDS", -1.0)
     read = _counts_reads(monkeypatch)

@@ -1,4 +1,4 @@
-"""The files to start a cluster from: YAML and shell that parse, and commands that this project has."""
+"""The files in docs/cluster/: the YAML and shell can be parsed, and the commands exist."""
 
 import subprocess
 from pathlib import Path

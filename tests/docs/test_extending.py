@@ -58,7 +58,7 @@ def settings(**changed: object) -> Settings:
 
 
 def run(wanted: Settings, prepared: Path, run_dir: Path, stop_after: int = 0) -> list[Event]:
-    """What a training of one worker tells; stopped after some steps, if asked."""
+    """The events of a training with one worker; stop_after: steps after which it is stopped, 0: never."""
     events: list[Event] = []
     steps = iter(range(1, 10**6))
     hooks = Hooks(events.append, lambda: bool(stop_after) and next(steps) >= stop_after)
@@ -137,7 +137,7 @@ def test_a_metric_is_computed(prepared: Path, tmp_path: Path) -> None:
 
 
 def test_a_history_is_trained_evaluated_and_listed(prepared: Path, tmp_path: Path) -> None:
-    """Of dislikes: lists are made from the column that training read."""
+    """A history of dislikes: lists are made from the column that training reads."""
     importlib.import_module("additions")
     encoder = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, history="negative")  # type: ignore[arg-type]
     wanted, data = settings(encoder=encoder), open_prepared(prepared)
@@ -171,7 +171,7 @@ def test_what_is_not_of_the_kind_is_said_before_training(prepared: Path, changed
 @pytest.mark.integration
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_the_command_trains_all_of_it(prepared: Path, additions: Path, workers: str) -> None:
-    """Two workers are Ray's, which import additions.py from the directory where the command was started."""
+    """Two workers run on Ray and import additions.py from the directory where the command was started."""
     flags = ["--dataset", "tiny", "--data-dir", str(prepared.parent), "--num-workers", workers, *FLAGS]
     flags += ["--encoder.block", "additions:MeanBlock", "--loss.terms", "additions:NORM=0.01"]
     flags += ["--loss.cross-entropy", "additions:BPR_LOSS", "--sampled.num-items", "6"]

@@ -1,4 +1,4 @@
-"""docs/python.md: its code runs in one process that never imports Ray or MLflow, and gives the numbers it promises."""
+"""The code of docs/python.md runs in one process without Ray and MLflow, and gives the numbers of the command."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def code_of(page: str) -> str:
 
 @pytest.mark.integration
 def test_the_guide_s_code_runs_without_ray_and_mlflow(prepared: Path, tmp_path: Path) -> None:
-    """On a small data set in place of the built-in one; the command with one worker ends with the same numbers."""
+    """With a small data set instead of the built-in one. The command with one worker gives the same numbers."""
     small = tmp_path / "conf" / "train" / "tiny.yaml"
     small.parent.mkdir(parents=True)
     small.write_text("train: {batch_size: 8}\n")

@@ -1,4 +1,4 @@
-"""docs/settings.md is what the code says."""
+"""docs/settings.md is up to date with the code."""
 
 import runpy
 from pathlib import Path

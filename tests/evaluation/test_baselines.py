@@ -21,7 +21,7 @@ def test_popularity_ranks_by_train_counts(prepared: Path) -> None:
 
 
 def test_popularity_counts_all_or_positive_train_interactions(prepared: Path) -> None:
-    """Item i has i positive and 1 negative ones, so an item that is seen by nobody has the rank 13 - i."""
+    """Item i has i positive and 1 negative interactions, so its rank is 13 - i if no item is seen."""
     data = open_prepared(prepared)
     assert data.item_counts().tolist() == [0, *range(2, 14)]
     assert data.item_counts(positive_only=True).tolist() == [0, *range(1, 13)]

@@ -38,7 +38,10 @@ def test_differences_are_those_of_the_seeds_means() -> None:
 
 
 def slow_bootstrap(ours: np.ndarray, theirs: np.ndarray, is_positive: np.ndarray, k: int) -> tuple[float, float]:
-    """2.5 % and 97.5 % of dHR@k's difference: users drawn one by one, each kind apart, the same for both models."""
+    """2.5 % and 97.5 % quantiles of the difference of dHR@k.
+
+    Users are drawn separately for each kind of target, and the same users for both models.
+    """
     source = random.Random(5)
     kinds = [np.flatnonzero(is_positive).tolist(), np.flatnonzero(~is_positive).tolist()]
     differences = []
@@ -67,11 +70,11 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
 
 
 def test_the_interval_narrows_as_for_normal_means_and_covers() -> None:
-    """Of 4,000 users, 1.96 standard errors to each side; of pairs, smaller than of two unrelated samples."""
+    """With 4,000 users, the interval is 1.96 standard errors of the paired differences to each side."""
     users = 4000
     is_positive = np.ones(users, dtype=bool)
     theirs = ranks(1, users, 3)
-    ours = np.where(np.random.default_rng(4).random((1, users)) < 0.05, 1, theirs)  # a twentieth is made better
+    ours = np.where(np.random.default_rng(4).random((1, users)) < 0.05, 1, theirs)  # 5 % of the users get rank 1
     found = paired_intervals(["hr_p_at_10"], ours, theirs, is_positive)["hr_p_at_10"]
     gains = (ours[0] <= 10).astype(float) - (theirs[0] <= 10)
     error = gains.std() / math.sqrt(users)

@@ -1,4 +1,4 @@
-"""What is planned and taken up again, and the report of recorded trainings: those of the real loop, without Ray."""
+"""The plan, resumed trainings, and the report of trainings by the real loop, without Ray."""
 
 import csv
 import dataclasses
@@ -53,7 +53,7 @@ def data(workspace: Path) -> PreparedData:
 
 
 def train(training: Training, prepared: PreparedData) -> None:
-    """As the command does, without Ray and MLflow."""
+    """Trains as the command does, but without Ray and MLflow."""
     run = choose_run(training.settings, prepared.manifest.digest)
     run.write()
     events: list[Event] = []
@@ -64,7 +64,7 @@ def train(training: Training, prepared: PreparedData) -> None:
 
 @pytest.fixture(scope="module")
 def found(workspace: Path) -> list[Recorded]:
-    """All trainings of the plan, each that has no result yet trained in its turn."""
+    """All trainings of the plan. Those without a result are trained, one after another."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
         prepared = data(workspace)
@@ -92,7 +92,7 @@ def test_what_is_missing_is_counted_once(workspace: Path) -> None:
 
 
 def test_equal_trainings_are_run_once(workspace: Path, found: list[Recorded]) -> None:
-    """pnfrec_pn at alpha 0 is sasrec_p, pnfrec at beta 0.25 is pnfrec: 12 planned, 8 trained."""
+    """pnfrec_pn with alpha 0 equals sasrec_p, and pnfrec with beta 0.25 equals pnfrec: 12 planned, 8 trained."""
     assert len(found) == 12
     assert len(list((workspace / "runs").glob("*/run.json"))) == 8
     keys = {run.key for run in found}
@@ -125,7 +125,7 @@ def test_other_settings_other_data_and_unfinished_runs_are_no_result(workspace: 
 
 
 def test_a_result_is_what_was_measured(workspace: Path, found: list[Recorded]) -> None:
-    """Metrics, from the ranks of users written beside them."""
+    """Metrics equal those computed from the stored target ranks."""
     for run in found:
         users, result = run.users, run.result
         liked = users.target_rank["model"][users.target_is_positive]
@@ -188,7 +188,7 @@ def test_the_report_says_what_the_runs_measured(workspace: Path, found: list[Rec
 
 
 def test_seeds_that_not_all_have_are_counted(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
-    """alpha 0 has both seeds, 0.45 has one; sasrec_c has none in common with sasrec_p."""
+    """alpha 0 has both seeds, alpha 0.45 has one; sasrec_c and sasrec_p have no seed in common."""
     left_out = [("sasrec_p", 2, ""), ("sasrec_c", 1, ""), ("pnfrec_pn", 2, "alpha")]
     some = [r for r in found if (r.model, r.seed, r.weight) not in left_out or (r.weight and r.value == 0)]
     text = report(workspace, some, tmp_path)
@@ -227,7 +227,7 @@ def test_the_curve_is_that_of_the_points(workspace: Path, found: list[Recorded],
 
 
 def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
-    """pnfrec has seed 1 alone, sasrec_p both: one seed has no spread, and the pair is compared on that seed."""
+    """pnfrec has only seed 1, sasrec_p has both. One seed has no SD, and the two are compared on seed 1."""
     some = [r for r in found if not r.weight and (r.model, r.seed) != ("pnfrec", 2) and r.model != "sasrec_c"]
     text = report(workspace, some, tmp_path, planned=6)
     assert "**3 of the 6 planned trainings have a result. The others are missing in this report.**" in text

@@ -1,4 +1,4 @@
-"""What a reproduction is asked for."""
+"""The flags of a reproduction."""
 
 import pytest
 

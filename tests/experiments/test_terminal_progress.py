@@ -1,4 +1,4 @@
-"""What a log shows of a training, line by line."""
+"""The lines of a training in a log file."""
 
 import pytest
 

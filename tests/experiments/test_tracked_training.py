@@ -1,4 +1,4 @@
-"""What a training comes to, and what is printed of it."""
+"""The outcome of a training, and what is printed."""
 
 import shlex
 from dataclasses import replace
@@ -42,7 +42,7 @@ def outcome_of(*events: Event) -> Outcome:
 
 
 def test_epochs_are_counted_once_in_their_order() -> None:
-    """Workers that start again tell of earlier ones once more."""
+    """Workers that start again report earlier epochs again."""
     outcome = outcome_of(EPOCHS[1], Earlier(EPOCHS[:2]), EPOCHS[2], WorkersFailed({0: "died"}), Earlier(EPOCHS))
     assert outcome.in_order == EPOCHS
 

@@ -1,4 +1,4 @@
-"""What a training will be, told before anything starts; what does not fit is refused with ways out."""
+"""The plan that is printed before a training, and errors with advice if the memory is too small."""
 
 from collections.abc import Callable
 from dataclasses import replace

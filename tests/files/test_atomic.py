@@ -1,4 +1,4 @@
-"""Files and directories that are whole or absent, with real kills between draft and move."""
+"""Files and directories that are complete or absent, with real kills between draft and move."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ from pnfrec_dist.files.atomic import (
 
 processes = multiprocessing.get_context("fork")
 LONG = 200_000
-"""Characters, more than goes to a file at once."""
+"""More characters than one write to a file takes."""
 
 
 def names(directory: Path) -> list[str]:
@@ -185,7 +185,7 @@ def test_a_kill_while_the_draft_is_written_leaves_the_old_directory(tmp_path: Pa
 
 
 def rename_and_die(count: int) -> Callable[[Path, Path], Path]:
-    """Path.rename, which kills its process once it was called so many times."""
+    """A Path.rename that kills its process after `count` calls."""
     done, rename = 0, Path.rename
 
     def counting(self: Path, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A file is read once a machine, and whatever changes it is noticed."""
+"""A file is read once per machine, and every change of it is noticed."""
 
 import os
 import shutil
@@ -21,13 +21,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every file had been written long ago."""
+    """Treats every file as if it had been written long ago."""
     monkeypatch.setattr(content_hash, "SETTLED_SECONDS", -1.0)
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The files that were read for their sha256."""
+    """A list that collects the files whose sha256 is computed."""
     read: list[str] = []
     plain = Location.sha256
 
@@ -52,7 +52,7 @@ def test_a_file_is_read_once(tmp_path: Path, reads: list[str]) -> None:
 
 
 def test_a_file_that_was_just_written_is_read_each_time(tmp_path: Path, reads: list[str]) -> None:
-    """Two changes may come so fast that a file system gives both the same time."""
+    """Two fast changes may get the same time from the file system."""
     file, sha256 = written(tmp_path / "a")
     assert has_sha256(file, sha256) and has_sha256(file, sha256)
     assert reads == ["a", "a"]

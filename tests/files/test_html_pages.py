@@ -1,4 +1,4 @@
-"""Pages that hold what they were given, escaped, and nothing from elsewhere."""
+"""Pages contain the given texts, escaped, and load nothing from elsewhere."""
 
 import re
 from html.parser import HTMLParser

@@ -1,4 +1,4 @@
-"""A place by its path or URI: the same operations, on this machine's files."""
+"""Locations by path and by URI: the same operations, on local files."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""One process at a time, with real processes: some that let go, some that are killed, many that meet."""
+"""Locks with real processes: some release them, some are killed, many ask at once."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ processes = multiprocessing.get_context("fork")
 
 
 def holding(lock: Path, told: Connection) -> None:
-    """Holds the lock, says so, and lets go when told to."""
+    """Takes the lock, reports that, and releases it on request."""
     with held(lock) as is_ours:
         told.send(is_ours)
         told.recv()
@@ -24,7 +24,7 @@ def holding(lock: Path, told: Connection) -> None:
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Holder:
-    """A process that holds tmp_path/lock, and the line to it."""
+    """A process that holds tmp_path/lock, and the connection to it."""
     ours, its = processes.Pipe()
     child = processes.Process(target=holding, args=(tmp_path / "lock", its), daemon=True)
     child.start()
@@ -85,13 +85,13 @@ def count_up(lock: Path, counter: Path, rounds: int, remove: bool) -> None:
         with held(lock, wait=True, remove=remove) as is_ours:
             assert is_ours
             before = int(counter.read_text())
-            counter.write_text("")  # what a second holder would read and fail at
+            counter.write_text("")  # a second holder would read this and fail
             counter.write_text(str(before + 1))
 
 
 @pytest.mark.parametrize("remove", [False, True])
 def test_many_processes_that_meet_hold_it_one_after_the_other(tmp_path: Path, remove: bool) -> None:
-    """Also where each takes the file away in the end, which others have opened by then."""
+    """Also if each holder deletes the file that others have already opened."""
     counter, count, rounds = tmp_path / "counter", 4, 50
     counter.write_text("0")
     arguments = (tmp_path / "lock", counter, rounds, remove)

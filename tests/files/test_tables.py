@@ -23,7 +23,7 @@ def test_markdown() -> None:
 
 
 def test_markdown_is_the_table_that_a_reader_of_markdown_sees() -> None:
-    """Also where a cell holds what ends one."""
+    """Also if a cell contains the character that ends cells."""
     html = MarkdownIt("commonmark").enable("table").render(markdown_table(["a", "b"], [["x|y", "1"]]))
     assert "<td>x|y</td>" in html and html.count("<td") == 2
 

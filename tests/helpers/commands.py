@@ -14,16 +14,16 @@ from pnfrec_dist.cluster.environment import SINGLE_NODE
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_") and k != SINGLE_NODE} | {
     "PYTHONUNBUFFERED": "1"
 }
-"""Of a user's shell: what the tests set for themselves is left out."""
+"""A user's environment, without the variables that the tests set."""
 
 
 def called(main: Callable[[Sequence[str]], int | None], directory: Path, *args: str) -> str:
-    """What a command prints whose main(args) is called here, in `directory`, and ends well.
+    """Calls a command's main(args) in `directory`; returns what it prints. The exit code must be 0.
 
-    For tests of what a command does. Those of its process (exit codes, signals, stderr) start one.
+    For tests of what a command does. Tests of exit codes, signals and stderr start a process instead.
     """
     held = io.BytesIO()
-    printed = io.TextIOWrapper(held, "utf-8", write_through=True)  # in a StringIO tyro takes no box for one
+    printed = io.TextIOWrapper(held, "utf-8", write_through=True)  # tyro prints no boxes into a StringIO
     with mock.patch.dict(os.environ), contextlib.chdir(directory), contextlib.redirect_stdout(printed):
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         code = main(args)
@@ -33,6 +33,6 @@ def called(main: Callable[[Sequence[str]], int | None], directory: Path, *args: 
 
 
 def started(directory: Path, module: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """python -m module, run to its end in `directory`."""
+    """Runs python -m module to its end in `directory`."""
     line = [sys.executable, "-m", module, *args]
     return subprocess.run(line, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, check=False)

@@ -31,7 +31,7 @@ def is_up(port: int) -> bool:
 
 @contextlib.contextmanager
 def mlflow_server(directory: Path, *more: str) -> Iterator[int]:
-    """Its port, once it answers; the database is mlflow.db in `directory`. more: further arguments."""
+    """Yields its port when it answers. The database is mlflow.db in `directory`. more: further arguments."""
     port = free_port()
     line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     line += ["--backend-store-uri", f"sqlite:///{directory}/mlflow.db", *more]

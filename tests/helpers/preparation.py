@@ -1,4 +1,4 @@
-"""What the tests of the preparation share: small logs, one build of them, and the command, in a given session."""
+"""Shared by tests of the preparation: small logs, a build, and the command, in a given Spark session."""
 
 import dataclasses
 import time
@@ -45,7 +45,7 @@ def build(
     partitions: int = 2,
     reverse: bool = False,
 ) -> Manifest:
-    """One build in this session, checked as a whole; the files may be given in another order."""
+    """Builds a data set in this session and checks all of it. reverse: gives the files in reverse order."""
     files = find_raw("tiny", Place(str(raw), wanted.source))
     spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
     out.mkdir(parents=True)
@@ -55,14 +55,14 @@ def build(
 
 
 def prepared_in(spark: SparkSession, directory: Path, *args: str) -> str:
-    """What `python -m spark_jobs` prints that is called in `directory` on this process's session, left running."""
+    """Runs `python -m spark_jobs` in `directory` on this process's session, which keeps running; returns its output."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "stop_session", lambda _: None)
         return called(prepare.main, directory, *args)
 
 
 def random_log(rng: np.random.Generator, users: int = 50, items: int = 40, rows: int = 1000) -> list[str]:
-    """Lines with many ties in time, and a quarter of the rows at one moment, which is T."""
+    """Lines with many equal times. A quarter of the rows have one time, which is T."""
     times = np.where(rng.random(rows) < 0.25, 90, rng.integers(0, 90, rows) + 12 * (rng.random(rows) < 0.08))
     columns = (rng.integers(0, users, rows), rng.integers(0, items, rows), rng.integers(1, 6, rows), START + times)
     return [f"u{u},{i},{r},{t}" for u, i, r, t in zip(*columns, strict=True)]
@@ -78,7 +78,7 @@ def train_bytes(manifest: Manifest) -> dict[str, str]:
 
 
 def events(rng: np.random.Generator) -> list[tuple[int, int, float, int]]:
-    """(user, item, rating 1..5, epoch seconds), nobody rates an item twice; a day holds many of a user's rows."""
+    """(user, item, rating 1..5, epoch seconds). No user rates an item twice; many rows of a user share a day."""
     pairs = [(int(u), int(i)) for u in range(60) for i in rng.choice(40, 25, replace=False)]
     times = START + 86_400 * rng.integers(0, 60, len(pairs)) + rng.integers(0, 3, len(pairs))
     return [(u, i, float(r), int(t)) for (u, i), r, t in zip(pairs, rng.integers(1, 6, len(pairs)), times, strict=True)]

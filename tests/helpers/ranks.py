@@ -14,17 +14,17 @@ from pnfrec_dist.distributed import World
 
 
 def with_torch() -> ForkServerContext:
-    """Starts processes that have torch from the start, whose import takes seconds."""
+    """A context that starts processes with torch already imported, because that takes seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pnfrec_dist.training.loop", "pytest"])
     return context
 
 
 def spawn(size: int, work: Callable[..., None], *args: object) -> None:
-    """work(world, *args) on each of `size` ranks; work is a function of a module, and an error in a rank is raised."""
+    """Runs work(world, *args) on each of `size` ranks, and raises an error of a rank. work: a function of a module."""
     listener = socket.create_server(("127.0.0.1", 0))
     port, fd = listener.getsockname()[1], listener.detach()
-    # Held here, the store outlives every rank.
+    # This process holds the store, so that it outlives every rank.
     store = dist.TCPStore("127.0.0.1", port, size + 1, is_master=True, wait_for_workers=False, master_listen_fd=fd)
     with_torch()
     mp.start_processes(_rank, (size, port, work, args, dict(os.environ)), size, start_method="forkserver")  # type: ignore[attr-defined]
@@ -41,4 +41,4 @@ def _rank(
     work(World(rank, size), *args)
     dist.barrier()
     dist.destroy_process_group()
-    os._exit(0)  # past gloo's threads, one of which was seen to abort while the interpreter ended
+    os._exit(0)  # a thread of gloo may abort when the interpreter ends

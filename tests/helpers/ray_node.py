@@ -1,7 +1,7 @@
-"""`ray ...` for a second node of one machine that listens on loopback alone.
+"""The command `ray ...` for a second node on the same machine that listens on loopback only.
 
 RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 keeps every part of Ray on loopback, and makes `ray start` refuse a second node.
-That refusal is lifted here; the rest of Ray sees the setting as it is.
+This module removes the refusal; the rest of Ray sees the setting unchanged.
 """
 
 import types

@@ -1,4 +1,4 @@
-"""Training commands that are killed: starting them, finding their workers, comparing what they leave."""
+"""Training commands that tests kill: starts them, finds their workers, compares their results."""
 
 import re
 import subprocess
@@ -23,14 +23,14 @@ SETTINGS = {
     "--encoder.hidden-size": "16",
     "--checkpoint.every-steps": "10",
 }
-"""Of a data set of 300 users: 38 steps an epoch, of some 20 ms."""
+"""For a data set of 300 users: 38 steps per epoch, about 20 ms each."""
 
 
 class Program:
     """A command of this project, as a user starts it."""
 
     def __init__(self, workspace: Path, line: Sequence[str], environment: dict[str, str]) -> None:
-        """line: what follows `python -m`."""
+        """line: the arguments after `python -m`."""
         out, env = subprocess.PIPE, ENVIRONMENT | environment
         whole = [sys.executable, "-m", *line]
         self.process = subprocess.Popen(whole, cwd=workspace, env=env, stdout=out, stderr=subprocess.STDOUT, text=True)
@@ -43,7 +43,7 @@ class Program:
             yield line
 
     def wait_for(self, pattern: str) -> None:
-        """Until a line matches."""
+        """Waits until a line matches."""
         for line in self.lines():
             if re.search(pattern, line):
                 return
@@ -55,7 +55,7 @@ class Program:
         return self.process.wait(60)
 
     def processes(self, pattern: str) -> list[psutil.Process]:
-        """Those of its Ray with a match in their title."""
+        """Its processes whose title matches."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -84,7 +84,7 @@ def only_run(workspace: Path) -> Path:
 
 
 def require_same_end(one: Path, other: Path) -> None:
-    """Weights, optimizer and MLflow's metrics of the only run in each workspace, bit by bit; each epoch once."""
+    """The only runs of both workspaces have bitwise equal weights, optimizer and metrics, and each epoch once."""
     newest = [checkpoints(only_run(workspace))[0] for workspace in (one, other)]
     assert newest[0].name == newest[1].name == f"step-{EPOCHS * STEPS:09d}"
     for file in sorted(newest[0].glob("*.safetensors")):
@@ -96,8 +96,8 @@ def require_same_end(one: Path, other: Path) -> None:
 
 
 def metric_histories(uri: str, experiment: str = "pnfrec-dist") -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of every metric of the experiment's only run, which is to have finished; without speed and the
-    machine's use."""
+    """Steps and values of every metric of the experiment's only run, which must have finished. Leaves out speed and
+    system metrics."""
     client = MlflowClient(uri)
     (found,) = [e for e in client.search_experiments() if e.name == experiment]
     (run,) = client.search_runs([found.experiment_id])

@@ -1,4 +1,4 @@
-"""Six targets among nine items, and what the tests of the losses over some items share."""
+"""Shared by tests of the losses over some items: six targets among nine items."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""A model behind HTTP, as python -m pnfrec_dist.serve puts it there."""
+"""A model served over HTTP by python -m pnfrec_dist.serve."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ class Served:
 
 @contextlib.contextmanager
 def serving(run_dir: Path) -> Iterator[Served]:
-    """The model of a run, until the context is left; then the command ends well and leaves its port."""
+    """Serves the model of a run until the context ends; then the command must end with 0 and free its port."""
     port = free_port()
     line = [sys.executable, "-m", "pnfrec_dist.serve", "--run", str(run_dir), "--port", str(port)]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""What a step's sums say."""
+"""Means from the sums of a step."""
 
 import torch
 from torch import Tensor
@@ -7,5 +7,5 @@ from pnfrec_dist.training.step import StepSums
 
 
 def means_of(sums: StepSums) -> Tensor:
-    """Mean loss of each term, [J]; 0 where no token has one."""
+    """Mean loss of each term, [J]; 0 if no token has one."""
     return torch.tensor(list(sums.means.values()), dtype=torch.float64)

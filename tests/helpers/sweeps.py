@@ -1,4 +1,4 @@
-"""Sweeps that are started as a user starts them, and what they leave."""
+"""Sweeps that are started as a user starts them, and their results."""
 
 import signal
 from pathlib import Path
@@ -30,7 +30,7 @@ class Sweep(Program):
         super().__init__(workspace, ["tune", *FLAGS, *more], {"OMP_NUM_THREADS": "1"} | environment)
 
     def kill_after(self, finished: int) -> None:
-        """SIGKILL to the driver as soon as so many trials have finished under it."""
+        """Sends SIGKILL to the driver when this many trials have finished."""
         for line in self.lines():
             finished -= line.startswith("finished")
             if not finished:
@@ -42,7 +42,7 @@ class Sweep(Program):
         self.end()
 
     def succeed(self) -> str:
-        """The output of a command that ends well."""
+        """Waits for the end, which must be a success; returns the output."""
         assert self.end() == 0, self.output
         return self.output
 
@@ -65,7 +65,7 @@ def score_here(workspace: Path, settings: Settings, directory: Path) -> float:
 
 
 def mlflow_tree(workspace: Path, name: str = "") -> tuple[Run, dict[str, list[Run]]]:
-    """The run of the only sweep, or of that of this name; stage -> trials."""
+    """(the run of the only sweep, or of the sweep with this name; {stage: trials})."""
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("pnfrec-dist")
     assert experiment is not None
@@ -92,7 +92,7 @@ def read_best(stage_directory: Path) -> Record:
 
 
 def only_process(sweep: Sweep, pattern: str) -> psutil.Process:
-    """Ray changes the titles of its processes as they go."""
+    """Waits until exactly one process matches: Ray changes the titles of its processes while they run."""
     found: list[psutil.Process] = []
 
     def is_one() -> bool:
@@ -104,7 +104,7 @@ def only_process(sweep: Sweep, pattern: str) -> psutil.Process:
 
 
 def wait_for_epoch(directory: Path) -> None:
-    """Until a trial that runs has told MLflow's spool of an epoch."""
+    """Waits until a running trial has written an epoch to its spool."""
 
     def told() -> bool:
         running = [trial for trial in directory.glob("trial-*") if not (trial / TRIAL).exists()]

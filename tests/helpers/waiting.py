@@ -1,18 +1,18 @@
-"""Waiting for what another thread or process does."""
+"""Waits for another thread or process."""
 
 import time
 from collections.abc import Callable
 
 PATIENCE = 120.0
-"""Seconds after which a wait fails; no test goes by them."""
+"""Seconds after which a wait fails. It only matters if something is broken."""
 
 
 def wait_until(
     happened: Callable[[], object], unless: Callable[[], object] = lambda: False, pause: float = 0.02
 ) -> None:
-    """Returns once it has happened. Raises AssertionError when `unless` holds first, such as a process that ended.
+    """Returns when `happened` is true. Raises AssertionError if `unless` is true first, as for a process that ended.
 
-    pause: seconds between looks.
+    pause: seconds between checks.
     """
     deadline = time.monotonic() + PATIENCE
     while not happened():

@@ -1,4 +1,4 @@
-"""Exported files beside the model: the same scores where torch is all there is; whole, replaced or refused."""
+"""Exported files: the same scores as the model with torch alone; complete, replaced or refused."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ print(json.dumps(scores))
 
 
 def made(settings: Settings) -> Exported:
-    """A model with large weights, so that whatever is computed otherwise shows."""
+    """A model with large weights, so that every wrong computation shows."""
     model, generator = build_model(ITEMS, settings).eval(), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""What is checked and said around the server; the server itself is tested as users start it (integration)."""
+"""Checks and messages of the server. The server itself is tested in integration/test_serve.py."""
 
 import json
 import shlex

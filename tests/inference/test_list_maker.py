@@ -1,4 +1,4 @@
-"""Batch lists beside brute force, user by user: all of a data set, filters, a model of an older catalog; cards."""
+"""Lists equal brute force for every user: whole data sets, filters, a model with an older catalog; cards."""
 
 import math
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_every_user_s_list_equals_brute_force(prepared: Path, history: History, 
 
 
 def test_on_ml1m_s_shape_lists_equal_torch_s_own_top_k() -> None:
-    """3,412 items, 400 users with up to 200 likes, batches that do not come out even."""
+    """3,412 items, 400 users with up to 200 likes, a smaller last batch."""
     rng, items, count = np.random.default_rng(0), 3_412, 400
     lengths = rng.integers(1, 200, count)
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -1,4 +1,4 @@
-"""Directories of lists: whole or absent, gone on with, thrown away when something else is asked for."""
+"""Directories of lists: complete or absent, resumed, and deleted if the request differs."""
 
 import json
 import multiprocessing
@@ -83,7 +83,7 @@ def test_a_kill_between_the_two_moves_is_mended(tmp_path: Path) -> None:
 
 
 def test_a_kill_while_the_manifest_is_written_is_mended(tmp_path: Path) -> None:
-    """The notes are gone by then, so that the parts are made anew."""
+    """The notes are already deleted then, so the parts are made again."""
     out = tmp_path / "recs"
 
     def work() -> None:

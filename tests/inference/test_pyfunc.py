@@ -1,4 +1,4 @@
-"""The exported model beside the model itself: the same lists, from raw ids."""
+"""The exported model makes the same lists as the model itself, from raw ids."""
 
 import dataclasses
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> dict[History, Case]:
-    """Of a model that reads positives, and of one that reads all."""
+    """A model that reads positives, and one that reads all interactions."""
     directory = tmp_path_factory.mktemp("serving")
     data = open_prepared(prepared_writer(directory / "prepared"))
     found: dict[History, Case] = {}
@@ -64,7 +64,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..
 
 @pytest.mark.parametrize("history", ["positive", "all"])
 def test_the_exported_model_lists_what_the_trained_one_does(cases: dict[History, Case], history: History) -> None:
-    """Users of known and unknown items, of more than fit the window, of none; alone and together."""
+    """Users with known and unknown items, with more than fit the window, with none; alone and together."""
     case = cases[history]
     users = [["1", "2", "3", "4", "5", "6", "7", "8"], ["9", "what", "3"], [], [str(item) for item in range(1, 13)]]
     queries = [{"liked": liked, "top_k": 5} for liked in users]
@@ -95,7 +95,7 @@ def test_dislikes_are_never_listed_and_count_where_gamma_says(cases: dict[Histor
 
 
 def test_a_history_with_relevances_is_split_at_the_threshold(cases: dict[History, Case]) -> None:
-    """The threshold is 4. A model that reads all reads them in their order."""
+    """The threshold is 4. A model that reads all interactions reads them in their order."""
     history = [["3", 5], [1, 2.0], ["what", "4"], ["2", 4], ["7", 1]]
     (answer,) = cases["positive"].served.predict([{"history": history, "top_k": 12}])
     assert answer.items == [str(item) for item in cases["positive"].expected([3, 2], [1, 7], [1, 2, 3, 7], 12)]
@@ -150,7 +150,7 @@ def test_gamma_is_refused_by_a_model_without_a_negative_encoder(cases: dict[Hist
 
 @pytest.mark.parametrize("gamma", [0.0, 0.4])
 def test_one_user_s_answer_is_that_user_s_list_of_the_batch_job(cases: dict[History, Case], gamma: float) -> None:
-    """All users of the data set, asked for one by one with raw ids."""
+    """One request with raw ids for each user of the data set."""
     case = cases["positive"]
     raw_ids = case.data.raw_item_ids()
     likes_V = case.data.item_counts(positive_only=True)

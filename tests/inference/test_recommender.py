@@ -1,4 +1,4 @@
-"""Lists beside plain Python over all scores: users with a history, with dislikes alone, with nothing, with everything
+"""Lists equal plain Python over all scores: users with a history, with dislikes only, with nothing, with everything
 seen; hidden items; gamma."""
 
 import math

@@ -1,4 +1,4 @@
-"""A trained model found by directory: of a run, a checkpoint, a model; and what is none. MLflow: integration/."""
+"""Opens models by a directory (run, checkpoint, model); errors for others. For MLflow see integration/."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def data(prepared: Path) -> PreparedData:
 
 @pytest.fixture
 def run_dir(tmp_path: Path, data: PreparedData) -> Path:
-    """Of a finished training that has no exported model."""
+    """The directory of a finished training without an exported model."""
     run = Run(tmp_path / "runs" / "r", {}, data.manifest.digest)
     run.write()
     trained(data, SETTINGS, run.directory)

@@ -1,4 +1,4 @@
-"""An MLflow server, and a workspace whose data set the real preparation built of raw ratings."""
+"""An MLflow server, and a workspace with a data set that the real preparation built from raw ratings."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ TRAIN = {"encoder": {"hidden_size": 16}, "train": {"batch_size": 64}, "epochs": 
 def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """Makes directories with own conf/, raw ratings of 300 users over 120 items, and the data set tiny made of them.
 
-    It is built once for all processes of the test run, by the command, whose Spark ends with it.
+    The command builds it once for all processes of the test run.
     """
 
     def build(directory: Path) -> None:
@@ -51,7 +51,7 @@ def new_workspace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Port of an MLflow server on loopback; tests keep apart by names of their own."""
+    """Port of an MLflow server on loopback. Each test uses its own experiment."""
     directory = tmp_path_factory.mktemp("server")
     with mlflow_server(directory, "--artifacts-destination", str(directory / "artifacts")) as port:
         yield port

@@ -1,7 +1,7 @@
-"""What version 0.1.0 left is opened by today's commands, with the same results.
+"""Files of version 0.1.0 are opened by today's commands, with the same results.
 
 tests/fixtures/files_of_0_1.tar.xz holds, of made-up data: prepared/tiny, runs/pnfrec (three epochs of four steps, its
-checkpoints after steps 4, 6 and 12, its result and logged model), and what the commands of that version said of them:
+checkpoints after steps 4, 6 and 12, its result and logged model), and the results of that version's commands:
 lists/ by recommend, evaluated.json by evaluate, served.json by the served model.
 """
 
@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 def near(expected: Any) -> Any:
-    """Another processor adds up in another order."""
+    """Tolerates another order of sums on another processor."""
     return pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_recommend_makes_the_same_lists(files: Path, model: str) -> None:
 
 
 def test_the_logged_model_is_served(files: Path) -> None:
-    """By the code that it brings along."""
+    """With the code that the model contains."""
     told = content(files / "served.json")
     with serving(files / "runs/pnfrec") as served:
         status, answer = served.ask({"inputs": told["queries"]})
@@ -100,7 +100,7 @@ def test_the_logged_model_is_served(files: Path) -> None:
 
 @pytest.mark.usefixtures("ray_here")
 def test_a_training_goes_on_from_the_middle_of_an_epoch(files: Path) -> None:
-    """And ends where it ended then."""
+    """It ends with the same result as in version 0.1.0."""
     flags = [part for pair in SETTINGS.items() for part in pair]
     run = files / "runs/pnfrec"
     then = {name: load_file(run / "checkpoints/step-000000012" / name) for name in ("model.safetensors",)}

@@ -1,4 +1,4 @@
-"""The pages of a reproduction in MLflow, looked at with a real browser: Debian's Chromium, without a window.
+"""The pages of a reproduction in MLflow, opened in a real browser: Debian's Chromium, without a window.
 
 SCREENSHOTS=<directory> keeps a picture of each page.
 """
@@ -23,11 +23,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 FLAGS = ["--epochs", "4", "--encoder.hidden-size", "8", "--encoder.max-length", "5", "--train.batch-size", "8"]
 PATIENCE = 60_000
-"""Milliseconds for a page to show what it is to show."""
+"""Milliseconds that a page may take to show its content."""
 
 
 def chromium() -> str:
-    """Path of Chromium, installed if it can be; a skip with the reason if not."""
+    """Path of Chromium. Installs it if possible; otherwise skips the test with the reason."""
     names = ("chromium", "chromium-browser", "google-chrome")
     if not any(map(shutil.which, names)):
         if os.geteuid() != 0 or not shutil.which("apt-get"):
@@ -84,7 +84,7 @@ def visit(page: Page, address: str, path: str) -> None:
     page.goto("about:blank")
     mark = "&" if "?" in path else "?"
     page.goto(f"{address}/#/{path}{mark}workflowType=machine_learning")
-    with contextlib.suppress(Error):  # a panel that takes a quarter of the page, on the first visit
+    with contextlib.suppress(Error):  # a panel that covers a quarter of the page on the first visit
         page.get_by_label("close assistant").or_(page.get_by_label("Close")).first.click(timeout=3000)
 
 
@@ -112,7 +112,7 @@ def test_the_printed_page_has_the_headline_metrics_as_columns(page: Page, worksp
             assert server.stdout is not None
             link = server.stdout.readline().split()[0]
             wait_until(lambda: is_up(port), unless=lambda: server.poll() is not None)
-            page.set_viewport_size({"width": 2000, "height": 950})  # columns outside of it are not made
+            page.set_viewport_size({"width": 2000, "height": 950})  # columns outside of it are not rendered
             page.goto(link)
             for name in ("test/ndcg_p_at_10", "test/ndcg_delta_at_10", "test/hr_p_at_10", "test/hr_delta_at_10"):
                 expect(page.get_by_role("columnheader", name=name).first).to_be_visible()

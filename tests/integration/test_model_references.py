@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 
 def logged(directory: Path, data: PreparedData, uri: str, seed: int, *, with_model: bool = True) -> TrackedRun:
-    """A training that MLflow knows, registered as `lists`, the better the higher its seed is."""
+    """A training in MLflow that is registered as `lists`. A higher seed gives a better score."""
     settings = replace(SETTINGS, seed=seed)
     run = Run(directory / f"run-{seed}", {}, data.manifest.digest)
     run.write()
@@ -74,7 +74,7 @@ def check_names(directory: Path, data: PreparedData, uri: str, monkeypatch: pyte
     for reference, message in {
         "list": "no model 'list' is registered .*did you mean 'lists'",
         "models:/lists/9": "gives no model 'models:/lists/9' .*; name another one",
-        "models:/lists@first": "no alias 'first' .*; it has none",
+        "models:/lists@first": "no alias 'first' .*; it has no alias",
         "models:/a/b/c": "names no model; write",
         "0" * 32: "gives no model '0+' .*; name another one",
         without: "has no model; name one that was trained to its end",
@@ -86,7 +86,7 @@ def check_names(directory: Path, data: PreparedData, uri: str, monkeypatch: pyte
 def test_an_mlflow_that_is_not_there_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(InputError, match=r"there is no MLflow at sqlite:///.*set MLFLOW_TRACKING_URI"):
+    with pytest.raises(InputError, match=r"there is no MLflow database at sqlite:///.*set MLFLOW_TRACKING_URI"):
         open_trained("lists", "nowhere")
     assert not list(tmp_path.iterdir()), "no database was made"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""Registered models: which one is called best, and one that is registered before it was sent."""
+"""Registered models: which one gets the alias best, and a model that is registered before it was sent."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def data(prepared: Path) -> PreparedData:
 
 
 def trained_with_model(directory: Path, data: PreparedData, uri: str) -> Run:
-    """A run that has told MLflow of its model, of a name that MLflow takes for none."""
+    """A run that has logged its model, with a name that MLflow does not accept unchanged."""
     run = Run(directory, {}, data.manifest.digest)
     run.write()
     tracked = TrackedRun(run.directory, run.key, uri, print)
@@ -72,7 +72,7 @@ def test_a_flush_registers_a_model_that_it_sends_later(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nothing of a parent and its training was sent yet: the parent's end waits for the training's model."""
+    """Nothing of a parent and its training was sent yet. The parent's last records wait for the training's model."""
     parent = Run(tmp_path / "runs" / "parent", {"reproduces": "tiny"}, data.manifest.digest)
     child = Run(parent.directory / "child", {}, data.manifest.digest)
     for run in (parent, child):

@@ -1,4 +1,4 @@
-"""The command `python -m spark_jobs`: in a session that the tests share, and as a process of its own."""
+"""The command `python -m spark_jobs`: in a session that the tests share, and as a separate process."""
 
 import gzip
 import re
@@ -96,7 +96,7 @@ def test_a_build_that_misses_its_known_row_says_so_and_uris_are_as_good_as_paths
     assert "is up to date (same source, same settings)" in again
     assert "WARNING" in capsys.readouterr().err, "it stays wrong"
     whole = called(prepare.main, directory, "--verify", "sets/tiny")
-    assert re.search(r"^sets/tiny is whole: \d+ files, .* 40 items$", whole, re.M)
+    assert re.search(r"^sets/tiny is complete: \d+ files, .* 40 items$", whole, re.M)
     shard = next((directory / "sets/tiny/train").iterdir())
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"train/part-00000.parquet has "):
@@ -116,7 +116,7 @@ def test_too_many_unreadable_rows_are_named_and_leave_the_old_data_set(spark: Sp
 
 
 def test_a_truncated_gzip_file_is_one_line(tmp_path: Path) -> None:
-    """In a process of its own, as Java has much to say about it."""
+    """In a separate process, because Java prints much about it."""
     directory = write_workspace(tmp_path, CONF.replace("*.csv", "*.csv.gz"))
     raw = directory / "raw" / "log.csv"
     header, _, rows = raw.read_bytes().partition(b"\n")

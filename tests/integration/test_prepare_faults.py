@@ -1,4 +1,4 @@
-"""Killed jobs, a bot's history in a small heap, a real Spark cluster: minutes each, so left out of `make test`."""
+"""Killed jobs, a huge history in a small heap, a real Spark cluster. Minutes each, so not part of `make test`."""
 
 import os
 import re
@@ -68,7 +68,7 @@ def digest(place: Path) -> str | None:
 
 
 def kill_at(directory: Path, moment: str, *args: str) -> bool:
-    """SIGKILL to a job at a moment of MOMENTS, Java's end awaited; whether it came in time."""
+    """Sends SIGKILL to a job at a moment of MOMENTS and waits for Java's end. Returns whether it came in time."""
     job = start(directory, *args)
     assert job.stdout is not None
     if moment == "in place":
@@ -84,9 +84,9 @@ def kill_at(directory: Path, moment: str, *args: str) -> bool:
 
 
 def test_killed_at_ten_moments_the_old_data_set_or_none_is_there(workspace: Path) -> None:
-    """SIGKILL at 10 moments of the build: 3 without an old data set, 7 over one with other settings.
+    """SIGKILL at 10 moments of the build: 3 without an old data set, 7 with an old one of other settings.
 
-    One that has put its own data set in place has it there whole, though it is killed while it leaves Spark.
+    A job that is killed after it moved its data set into place leaves that data set complete.
     """
     final = workspace / "data/prepared/tiny"
     finish(workspace)
@@ -110,7 +110,7 @@ def test_killed_at_ten_moments_the_old_data_set_or_none_is_there(workspace: Path
 
 
 def test_a_bot_with_ten_million_rows_does_not_kill_an_executor(workspace: Path) -> None:
-    """One user has 10 million rows; the heap is 1 GB, of which one task never holds the user's history."""
+    """One user has 10 million rows, and the heap is 1 GB: no task may hold the whole history of that user."""
     write_log(workspace / "raw/log.csv", 300_000, seed=2, bot_rows=10_000_000)
     heap = "--driver-memory 1g pyspark-shell"
     finish(workspace, "--split.assignment", "permutation", PYSPARK_SUBMIT_ARGS=heap)

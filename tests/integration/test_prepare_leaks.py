@@ -34,7 +34,7 @@ LOG_CASES = st.fixed_dictionaries(
 
 
 class LeakCheck:
-    """Rows at or after T are added, changed and removed, and T stays: train shards and items are the same bytes."""
+    """Adds, changes and removes rows at or after T, without changing T: train shards and items keep the same bytes."""
 
     def __init__(self, spark: SparkSession, root: Path) -> None:
         self.spark, self.root = spark, root
@@ -95,7 +95,7 @@ class LeakCheck:
 
 
 def test_nothing_after_the_split_reaches_train(spark: SparkSession, tmp_path: Path) -> None:
-    """One case that does all of it, where the threshold is a quantile and pairs collapse; 200 are among the slow."""
+    """One case with all changes, a quantile as threshold and repeated pairs. A slow test runs 200 cases."""
     check = LeakCheck(spark, tmp_path)
     added = [(user, 7 * user % 50, 1 + user % 5, 90 + user % 40) for user in range(0, 60, 5)]
     case = {"log": 0, "seed": 7, "removed": 0.3, "changed": 0.3, "added": added, "duplicates": "keep_last"}

@@ -29,7 +29,7 @@ ORDERS = [(order, partitions) for order in range(5) for partitions in (1, 4)]
 def test_one_hash_whatever_the_order_of_files_blocks_and_partitions(
     spark: SparkSession, tmp_path: Path, builds: list[tuple[int, int]]
 ) -> None:
-    """(Order, partitions) of each build; ties in time everywhere, so that only the place in the source decides.
+    """builds: (order, partitions) of each. Many times are equal, so the place in the source decides the order.
 
     The last order runs with adaptive execution, as large inputs do.
     """
@@ -70,7 +70,7 @@ Event = tuple[str, int, bool, int, int]
 
 
 def slow_events(lines: list[str], rule: str) -> tuple[list[Event], int]:
-    """(what is left of the lines after duplicates, support before T and the items of train, in order; T)."""
+    """(the events that remain after duplicates, support before T and the items of train, in order; T)."""
     split_lines = [line.split(",") for line in dict.fromkeys(lines)]
     events = [(u, int(i), int(r) >= 4, int(t), place) for place, (u, i, r, t) in enumerate(split_lines)]
     split = int(np.quantile([event[3] for event in events], 0.9, method="nearest"))

@@ -1,4 +1,4 @@
-"""Each data set's file in its real shape."""
+"""Files in the real format of each data set."""
 
 import gzip
 import json
@@ -70,7 +70,7 @@ def slow_train_sequences(
 
 
 def canonical_rows(name: str, rows: list[tuple]) -> list[tuple[str, str, float, int]]:
-    """(user, item, relevance, seconds) of each event, as its file means them."""
+    """(user, item, relevance, seconds) of each event, as read from the data set's format."""
     relevance = {"kion": lambda r: 20 * r - 20, "ml20m": lambda r: r - 0.5}.get(name, lambda r: r)
     user_id, item_id = (lambda u: str(u)), (lambda i: str(i))
     if name.startswith("toys"):

@@ -39,14 +39,14 @@ ray.init(address=sys.argv[1], log_to_driver=False)
 while sum(node["Alive"] for node in ray.nodes()) != int(sys.argv[2]):
     time.sleep(0.1)
 """
-"""Ends when so many nodes have joined."""
+"""Ends when this many nodes have joined."""
 
 
 class Cluster:
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.address = f"127.0.0.1:{listener.getsockname()[1]}"
-        self.files = Path(tempfile.mkdtemp(prefix="ray"))  # paths of sockets are to be short
+        self.files = Path(tempfile.mkdtemp(prefix="ray"))  # paths of sockets must be short
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -86,7 +86,7 @@ class Cluster:
             return []
 
     def kill(self, number: int) -> None:
-        """The node with all its processes, as when a machine is switched off."""
+        """Kills a node with all its processes, as if a machine were switched off."""
         node = self.nodes[number]
         for process in [*self._below(node), psutil.Process(node.pid)]:
             with_pid = process.pid
@@ -123,11 +123,11 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_killed_node_costs_no_run(prepared_writer: Callable[..., Path], tmp_path: Path, cluster: Cluster) -> None:
-    """Training on both nodes goes on with one worker, and with two again; each epoch is told once."""
+    """Training on two nodes continues with one worker, then with two again. Each epoch is recorded once."""
     prepared_writer(tmp_path / "data/prepared/tiny", users=300, items=60)
     flags = ["--ray-address", cluster.address, "--num-workers", "2", "--min-workers", "1"]
     command = Command(tmp_path, *flags, "--epochs", "5000", "--train.patience", "5000", **cluster.environment)
-    for line in command.lines():  # Ray may count one node at first; a minute later it takes the other in
+    for line in command.lines():  # Ray may see only one node at first, and the other one a minute later
         if re.match(r"epoch +[2-9]", line) and "(1 of 2)" not in command.output.rpartition("workers run")[2]:
             break
     assert "plan: 1 to 2 workers" in command.output
@@ -158,7 +158,7 @@ def test_a_cluster_does_not_take_who_has_no_token(
 
 
 def test_a_sweep_joins_a_cluster(prepared_writer: Callable[..., Path], tmp_path: Path, cluster: Cluster) -> None:
-    """A trial on each node, then a sweep with a worker on each: the first has left nothing behind."""
+    """A sweep with a trial on each node, then one with a worker on each: the first one has freed all resources."""
     prepared_writer(tmp_path / "data/prepared/tiny")
     flags = ["--epochs", "3", "--encoder.hidden-size", "8"]
     joined = [*flags, "--ray-address", cluster.address, "--stages", "rates"]

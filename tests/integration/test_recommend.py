@@ -51,7 +51,7 @@ def command(*args: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path, data: PreparedData) -> dict[str, list[str]]:
-    """Of the lists made in this process, one user at a time."""
+    """Lists made in this process, one user at a time."""
     model = open_trained(str(checkpoint), str(data.directory.parent))
     settings = ListSettings(top_k=5, gamma=0.0, keep_seen=False, batch_size=1)
     maker = ListMaker(model, data.raw_item_ids(), settings, Filters(), torch.device("cpu"))
@@ -121,7 +121,7 @@ def test_what_a_lost_worker_had_is_made_again(
 
 
 def test_some_users_alone(checkpoint: Path, data: PreparedData, expected: dict[str, list[str]], tmp_path: Path) -> None:
-    """One worker, which is this process."""
+    """With one worker, which is this process."""
     (tmp_path / "users.txt").write_text("u003\nu500\nwithout likes\n")
     out = tmp_path / "recs"
     more = ("--users", str(tmp_path / "users.txt"), "--num-workers", "1")

@@ -1,5 +1,5 @@
-"""The reproduction through the real command: killed, gone on with, reported, in MLflow as parent and children, and its
-registered model in a process that has nothing but the model's own files."""
+"""The real reproduce command: killed, continued, reported, with parent and child runs in MLflow. Its registered model
+is loaded in a process that only has the model's own files."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callabl
 
 @pytest.fixture(scope="module")
 def outputs(workspace: Path, ray_here: None) -> list[str]:
-    """Of the command that is killed in its second training, of the one that goes on, and of a third."""
+    """Outputs of three commands: one is killed in its second training, the next one continues it, a third follows."""
     line = [sys.executable, *COMMAND]
     first = subprocess.Popen(line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
@@ -145,9 +145,9 @@ def test_the_best_is_registered_and_loads_in_a_process_without_this_package(
 @pytest.mark.slow
 @pytest.mark.usefixtures("outputs")
 def test_an_interrupt_at_the_end_of_a_training_starts_no_other(workspace: Path) -> None:
-    """SIGINT after the last epoch: the test may still be done, but nothing else is begun; exit 130.
+    """SIGINT after the last epoch: the test may still run, but no other training starts; exit 130.
 
-    Two of the six models have their result already.
+    Two of the six models already have a result.
     """
     line = [sys.executable, *COMMAND, "--name", "interrupted"]
     process = subprocess.Popen(line, cwd=workspace, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
@@ -168,7 +168,7 @@ def test_an_interrupt_at_the_end_of_a_training_starts_no_other(workspace: Path) 
 
 @pytest.mark.slow
 def test_more_seeds_models_and_values_add_to_what_there_is(workspace: Path, outputs: list[str]) -> None:
-    """sasrec_p at alpha 0 is the table's; the parent says what it has, with the seeds of each."""
+    """The training with alpha 0 is the table's sasrec_p. The parent run has tags with the models and seeds."""
     line = [sys.executable, "-m", "pnfrec_dist.reproduce", "--dataset", "tiny", "--num-workers", "1", *FLAGS]
     line += ["--models", "sasrec_p", "sasrec_c", "pnfrec", "--seeds", "1", "--alphas", "0", "0.5"]
     listed = subprocess.run([*line, "--dry-run"], cwd=workspace, env=ENVIRONMENT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A model served over HTTP, as users start it: the same lists as in process, and errors that can be read."""
+"""A model served over HTTP, as users start it: the same lists as in process, and readable errors."""
 
 import shlex
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""A real MLflow server behind a proxy that makes trouble: nothing is lost, nothing is doubled, nobody waits."""
+"""A real MLflow server behind a faulty proxy: no record is lost or doubled, and training does not wait."""
 
 import contextlib
 import multiprocessing
@@ -40,14 +40,14 @@ EPOCHS = 6
 
 
 class Proxy:
-    """127.0.0.1:port -> the server, in one of these ways: pass, refuse, hang, slow, lose answers.
+    """127.0.0.1:port -> the server, in one of these modes: pass, refuse, hang, slow, lose answers.
 
-    Slow: what comes is held until the way is set anew, be it slow again.
+    slow: data are held until the mode is set again, to slow or another one.
     """
 
     def __init__(self, server: int) -> None:
         self.server, self.mode, self.met, self.turn = server, "pass", 0, 0
-        """met: requests and answers that met trouble; turn: how often the way was set"""
+        """met: number of disturbed requests and answers; turn: how often the mode was set"""
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -77,7 +77,7 @@ class Proxy:
                     back.join()
 
     def _pump(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
-        """Connections stay open between requests, so the way is looked at with each piece."""
+        """Connections stay open between requests, so the mode is checked for each piece of data."""
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 self._hold()
@@ -107,15 +107,15 @@ LITTLE_PATIENCE = {"START_PATIENCE": 1.0, "END_PATIENCE": 1.0}
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record is tried again at once, and a command waits for a server that is slow because the machine is busy."""
+    """Records are sent again at once, and commands wait long for a server that is slow on a busy machine."""
     for name, seconds in {**SOON, "START_PATIENCE": 60.0, "END_PATIENCE": 60.0}.items():
         monkeypatch.setattr(tracking, name, seconds)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
 class Story:
-    """What a training command does with MLflow. One thread does all of it: a call that waited for MLflow would keep it
-    from the moment at which MLflow answers again."""
+    """What a training command does with MLflow, in one thread. If a call waited for MLflow, the thread would not reach
+    the point at which the test lets MLflow answer again."""
 
     def __init__(self, tmp_path: Path, data: PreparedData, uri: str) -> None:
         self.data, self.uri, self.lines = data, uri, []
@@ -143,7 +143,7 @@ class Story:
         tracked.close(FINISHED)
 
     def require_told_once(self, port: int) -> None:
-        """MLflow has one run with every record, each once."""
+        """MLflow has one run with every record exactly once."""
         client = MlflowClient(f"http://127.0.0.1:{port}")
         experiment = client.get_experiment_by_name(self.settings.experiment)
         assert experiment is not None
@@ -161,7 +161,7 @@ class Story:
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("trouble", ["refuse", "hang", "slow", "lose answers"])
 def test_trouble_that_passes_costs_nothing(tmp_path: Path, data: PreparedData, server: int, trouble: str) -> None:
-    """From the second to the fourth epoch."""
+    """The trouble lasts from the second to the fourth epoch."""
     proxy = Proxy(server)
     story = Story(tmp_path, data, proxy.uri)
     tracked = story.begin()
@@ -189,7 +189,7 @@ LOST = {
 
 
 def commands(root: Path, prepared: Path, uris: dict[str, str]) -> None:
-    """Training commands, one after another, in a process that ends. Between epoch 2 and 3 each waits for a file."""
+    """Training commands, one after another, in another process. Between epochs 2 and 3, each waits for a file."""
     for name, seconds in (SOON | LITTLE_PATIENCE).items():
         setattr(tracking, name, seconds)
     for name, uri in uris.items():
@@ -209,7 +209,7 @@ def commands(root: Path, prepared: Path, uris: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path], server: int) -> Path:
-    """Of each case of LOST, a directory with what its command left."""
+    """A directory for each case of LOST, with the files that its command left."""
     root = tmp_path_factory.mktemp("lost")
     prepared = prepared_writer(root / "prepared" / "tiny")
     proxies = {name: Proxy(server) for name in LOST}
@@ -235,15 +235,15 @@ def test_what_a_lost_server_did_not_get_is_flushed_later(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Never up, and gone for good after two epochs: the command ends all the same."""
+    """The server never answers, or no longer after two epochs. The command still ends."""
     monkeypatch.chdir(left / name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(InputError, match="records wait on"):
+    with pytest.raises(InputError, match="records are not sent"):
         flush.main(["flush"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server}")
     assert flush.main(["flush"]) == 0
     assert flush.main(["flush"]) == 0
-    assert re.search(r"records sent\n.*: all sent before\n", capsys.readouterr().out)
+    assert re.search(r"records sent\n.*: all records were sent before\n", capsys.readouterr().out)
     Story(left / name, open_prepared(left / "prepared" / "tiny"), "").require_told_once(server)
 
 
@@ -253,7 +253,7 @@ SCENARIOS = {
     "never returns": ("hang", None),
     "slow": ("slow", 4),
 }
-"""The server's trouble, from the start or after an epoch, and the epoch after which it passes."""
+"""The server's trouble, and the epoch after which it ends (None: never)."""
 
 
 @pytest.mark.soak
@@ -261,7 +261,7 @@ SCENARIOS = {
 def test_real_commands_with_mlflow_in_trouble(
     prepared_writer: Callable[..., Path], tmp_path: Path, server: int, soak: Callable[[str, str, str], None]
 ) -> None:
-    """The training command itself; afterwards `tracking flush`: the metrics of a run without trouble, each once."""
+    """Runs the training command, then `tracking flush`: MLflow has the metrics of an undisturbed run, each once."""
 
     def train(name: str) -> tuple[Path, Command, Proxy]:
         workspace, proxy = tmp_path / name, Proxy(server)
@@ -303,7 +303,7 @@ def test_real_commands_with_mlflow_in_trouble(
 
 @pytest.mark.usefixtures("soon")
 def test_a_command_that_starts_again_tells_each_epoch_once(tmp_path: Path, data: PreparedData, server: int) -> None:
-    """The second one trains epochs 3 and 4 again, as after a kill."""
+    """The second command trains epochs 3 and 4 again, as after a kill."""
     story = Story(tmp_path, data, f"http://127.0.0.1:{server}")
     first = story.begin()
     story.epochs(first, 1, 4, lambda _: None)

@@ -1,4 +1,4 @@
-"""The whole road through the real commands: raw ratings -> Spark -> shards -> 2 Ray workers -> metrics -> MLflow."""
+"""All real commands: raw ratings -> Spark -> shards -> 2 Ray workers -> metrics -> MLflow."""
 
 import contextlib
 import ipaddress
@@ -94,9 +94,9 @@ def listening_addresses(canary: str) -> list[str]:
 
 @pytest.mark.slow
 def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None:
-    """SIGINT after epoch 2: exit 130, run KILLED; the printed command ends it, every epoch logged once.
+    """SIGINT after epoch 2: exit 130, run KILLED. The printed command completes the run; every epoch is logged once.
 
-    While it trains, nothing of it listens beyond loopback.
+    While it trains, its processes listen on loopback only.
     """
     line = [
         sys.executable,
@@ -135,7 +135,7 @@ def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None
 
 
 def is_tracked(workspace: Path) -> bool:
-    """Whether MLflow's database has a run that goes on; it may be in the making."""
+    """Whether MLflow's database, which may not be complete yet, has a running run."""
     with (
         contextlib.suppress(sqlite3.Error),
         contextlib.closing(sqlite3.connect(f"file:{workspace / 'mlflow.db'}?mode=ro", uri=True)) as database,
@@ -181,7 +181,7 @@ def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspac
 
 @pytest.mark.usefixtures("ray_here")
 def test_dry_run_prints_the_plan_and_trains_nothing(workspace: Path) -> None:
-    """On a Ray of its own, whatever cluster the environment names."""
+    """On a Ray of this machine, even if the environment names a cluster."""
     before = sorted((workspace / "runs").iterdir()) if (workspace / "runs").exists() else []
     printed = called(train_command, workspace, "--dataset", "tiny", "--dry-run")
     assert "plan: 2 workers" in printed and "memory per worker" in printed
@@ -222,7 +222,7 @@ def test_wrong_training_input_is_said(
     [
         ("htp://x", "must start with one of sqlite"),
         ("./mlruns", "must start with one of sqlite"),
-        ("sqlite://mlflow.db", "it must read sqlite:///<path>"),
+        ("sqlite://mlflow.db", "it must be sqlite:///<path>"),
         ("sqlite:////nowhere/at/all/mlflow.db", "is not a directory"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Training that is killed, for real: workers, the driver, a worker that hangs, an MLflow that never answers."""
+"""Training with real failures: killed workers, a killed driver, a worker that hangs, an MLflow that never answers."""
 
 import random
 import re
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def workspaces(prepared_writer: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes directories that hold the same data set of 300 users."""
+    """Makes directories that contain the same data set of 300 users."""
     data = prepared_writer(tmp_path_factory.mktemp("data") / "tiny", users=300, items=60)
 
     def make() -> Path:
@@ -43,7 +43,7 @@ def undisturbed(workspaces: Callable[[], Path]) -> Path:
 
 @pytest.mark.slow
 def test_killed_workers_and_driver_change_nothing(workspaces: Callable[[], Path], undisturbed: Path) -> None:
-    """SIGKILL to a worker, then to the driver, then the same command again: bitwise the undisturbed run."""
+    """SIGKILL to a worker, then to the driver, then the same command again: bitwise equal to an undisturbed run."""
     workspace = workspaces()
     command = Command(workspace)
     command.wait_for(r"epoch +3/")
@@ -55,7 +55,7 @@ def test_killed_workers_and_driver_change_nothing(workspaces: Callable[[], Path]
     command.end()
     again = Command(workspace)
     assert again.end() == 0, again.output
-    assert re.search(r"going on with .* in epoch [5678] after step \d+", again.output)
+    assert re.search(r"continuing .* in epoch [5678] after step \d+", again.output)
     require_same_end(undisturbed, workspace)
     (run,) = [only_run(workspace)]
     assert not list((run / "checkpoints").glob(".*"))
@@ -65,7 +65,7 @@ def test_killed_workers_and_driver_change_nothing(workspaces: Callable[[], Path]
 def test_a_server_that_is_never_up_costs_nothing_and_no_secret_is_told(workspaces: Callable[[], Path]) -> None:
     """Secrets in the environment and in the server's address reach no output, checkpoint, record or log of Ray."""
     workspace, secret = workspaces(), secrets.token_hex(12)
-    ray_files = Path(tempfile.mkdtemp(prefix="ray"))  # paths of sockets are to be short
+    ray_files = Path(tempfile.mkdtemp(prefix="ray"))  # paths of sockets must be short
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     environment = {
@@ -87,7 +87,7 @@ def test_a_server_that_is_never_up_costs_nothing_and_no_secret_is_told(workspace
 
 @pytest.mark.slow
 def test_a_stopped_worker_is_started_again(workspaces: Callable[[], Path], undisturbed: Path) -> None:
-    """SIGSTOP keeps all from the next step; the processes are killed when the time is over."""
+    """After SIGSTOP no worker can take the next step. The processes are killed after the stall timeout."""
     workspace = workspaces()
     command = Command(workspace, "--stall-timeout", "10")
     command.wait_for(r"epoch +4/")
@@ -112,9 +112,9 @@ def test_too_many_failures_end_the_run_and_it_can_go_on(workspaces: Callable[[],
 def disturb(
     make: Callable[[], Path], undisturbed: Path, number: signal.Signals, times: int, *flags: str
 ) -> list[float]:
-    """Sends a signal to a random worker of `times` runs, at random moments: seconds until each trains again.
+    """Sends a signal to a random worker of `times` runs, at random moments. Returns seconds until each trains again.
 
-    All of them are to end as the undisturbed run.
+    All of them must end like the undisturbed run.
     """
     rng, seconds = random.Random(times), []
     while len(seconds) < times:
@@ -123,7 +123,7 @@ def disturb(
         command.wait_for(r"epoch +1/")
         time.sleep(rng.random() * 6)
         workers = command.workers()
-        if len(workers) == 2:  # else it ended before
+        if len(workers) == 2:  # otherwise it has already ended
             rng.choice(workers).send_signal(number)
             sent = time.monotonic()
             command.wait_for("workers run again")

@@ -64,7 +64,7 @@ def train_found(workspace: Path, config: str, workers: int) -> float:
 def test_the_papers_stages_end_with_settings_that_train_takes(
     workspace: Path, empty_mlflow: Callable[[Path], str]
 ) -> None:
-    """Six trials, one test; the winner trained again by train has the same score."""
+    """Six trials, one test. The train command gives the same score for the winner's settings."""
     empty_mlflow(workspace)
     small = ["--search", "random", "--num-samples", "2", "--epochs", "2", "--max-concurrent", "1"]
     output = called(tune.main, workspace, *FLAGS, *small, "--write-config", "found")
@@ -154,7 +154,7 @@ def test_a_sweep_that_is_told_to_stop_goes_on_from_its_checkpoints(workspace: Pa
 def test_what_stops_in_a_long_epoch_leaves_a_checkpoint_of_its_step(
     tmp_path: Path, prepared_writer: Callable[..., Path]
 ) -> None:
-    """By a signal, and by the time budget: an epoch takes longer than Ray Tune would wait for a trial."""
+    """Stopped by a signal, and by the time budget. An epoch takes longer than Ray Tune would wait for a trial."""
     prepared_writer(tmp_path / "data/prepared/tiny", users=80_000)
     add_stage(tmp_path, "rates", LR.format(values=[0.001]))
     flags = ["--stages", "rates", "--epochs", "1", "--encoder.hidden-size", "8", "--checkpoint.every-steps", "500"]
@@ -179,7 +179,7 @@ def test_what_stops_in_a_long_epoch_leaves_a_checkpoint_of_its_step(
 
 @pytest.mark.slow
 def test_a_time_budget_ends_with_the_best_so_far_and_the_same_command_goes_on(workspace: Path) -> None:
-    """Nothing is tested before all is done; a trial that was cut off goes on from its checkpoint."""
+    """Nothing is tested before all trials ended. An interrupted trial continues from its checkpoint."""
     add_stage(workspace, "rates", LR.format(values=[0.001, 0.01]))
     flags = ["--stages", "rates", "--name", "budget", "--epochs", "400", "--train.patience", "400"]
     flags += ["--encoder.hidden-size", "8"]
@@ -199,7 +199,7 @@ def test_a_time_budget_ends_with_the_best_so_far_and_the_same_command_goes_on(wo
 
 @pytest.mark.slow
 def test_optuna_with_halving_adds_trials_and_repeats_none(workspace: Path) -> None:
-    """Four trials, then two more; each has its record, the stopped ones say so, one winner is tested at a time."""
+    """Four trials, then two more. Each has a record, also those that were stopped; each command tests one winner."""
     add_stage(workspace, "rates", "model: sasrec_p\nspace:\n  optimizer.lr: {low: 1e-4, high: 0.1, log: true}\n")
     flags = ["--stages", "rates", "--search", "optuna", "--scheduler", "asha", "--epochs", "30"]
     flags += ["--train.patience", "30", "--encoder.hidden-size", "8"]
@@ -270,7 +270,7 @@ def test_a_trial_whose_process_dies_goes_on_from_its_checkpoint(workspace: Path)
 
 @pytest.mark.slow
 def test_a_trial_whose_worker_fails_of_an_unexpected_error_starts_again(workspace: Path) -> None:
-    """A measure of the user's own that fails in the first validation; a failure more than allowed is told as it is."""
+    """A user's own measure fails in the first validation. If it fails too often, the error is reported unchanged."""
     (workspace / "own.py").write_text(FLAKY)
     add_stage(workspace, "rates", LR.format(values=[0.001]))
     flags = ["--stages", "rates", "--epochs", "2", "--encoder.hidden-size", "8"]

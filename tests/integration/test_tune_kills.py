@@ -1,4 +1,4 @@
-"""Sweeps whose driver is killed: what ended is not run again, the winner is the same and tested once."""
+"""Sweeps with a killed driver: ended trials are not run again, and the winner is the same and tested once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def workspace(tmp_path: Path, prepared_writer: Callable[..., Path]) -> Path:
 
 
 def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: Path) -> None:
-    """Eight trials in the end, none that had ended run again, each with the score it has without Tune."""
+    """Eight trials in the end. None that had ended runs again, and each has the same score as without Tune."""
     rates = [0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064]
     add_stage(workspace, "rates", LR.format(values=rates))
     flags = ["--epochs", "3", "--encoder.hidden-size", "8"]
@@ -59,7 +59,7 @@ def test_a_sweep_whose_driver_is_killed_twice_ends_as_one_left_alone(workspace: 
 
 
 def test_kills_between_stages_and_in_the_test_change_nothing(workspace: Path) -> None:
-    """SIGKILL after a stage's last trial, before the next one's first has ended, and twice in the winner's test."""
+    """SIGKILL after a stage's last trial, before the next stage's first trial ended, and twice in the winner's test."""
     add_stage(workspace, "rates", LR.format(values=RATES))
     add_stage(workspace, "alphas", f"model: pnfrec_pn\nsearch: grid\nspace:\n  loss.alpha: {ALPHAS}\n")
     small = ["--epochs", "3", "--encoder.hidden-size", "8"]
@@ -84,7 +84,7 @@ def test_kills_between_stages_and_in_the_test_change_nothing(workspace: Path) ->
 
     sweep = start()
     sweep.wait_for("overhead")
-    wait_until(lambda: not ended_as(winner))  # its test has begun, in the command's own process
+    wait_until(lambda: not ended_as(winner))  # its test has started, in the command's own process
     sweep.kill()
     after_second = ends(killed)
     assert len(after_second) == 4 and not (winner / "result").exists()
@@ -105,7 +105,7 @@ def test_kills_between_stages_and_in_the_test_change_nothing(workspace: Path) ->
 
 
 def best_without_ray(workspace: Path, flags: list[str]) -> Point:
-    """The rate, and the alpha with that rate, whose trainings score best."""
+    """The rate with the best score, and the best alpha with that rate."""
     best: Point = {}
     for model, name, values in (("sasrec_p", "optimizer.lr", RATES), ("pnfrec_pn", "loss.alpha", ALPHAS)):
         points: list[Point] = [best | {name: value} for value in values]
@@ -123,13 +123,13 @@ def ended_as(run: Path) -> str:
 
 
 def ends(directory: Path) -> dict[str, int]:
-    """When which trial ended."""
+    """Trial -> time of its end."""
     found = sorted(directory.glob(f"*/trial-*/{TRIAL}"))
     return {f"{file.parent.parent.name}/{file.parent.name}": file.stat().st_mtime_ns for file in found}
 
 
 def require_tested_once(workspace: Path, directory: Path, winner: Path) -> None:
-    """By what lies there, and by MLflow: the winner alone has test metrics and a model, each once."""
+    """In the files and in MLflow, only the winner has test metrics and a model, each once."""
     assert [path.parent.parent for path in directory.glob("*/trial-*/result/result.json")] == [winner]
     assert ended_as(winner) == "finished"
     client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")

@@ -1,4 +1,4 @@
-"""The package as pip installs it: a wheel in an environment of its own, in an empty directory, without the checkout."""
+"""The package as pip installs it: a wheel in a separate environment, in an empty directory, without the checkout."""
 
 import os
 import subprocess
@@ -23,14 +23,14 @@ class Hidden(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Hidden())
 """
-"""What an environment lacks that was installed without an extra."""
+"""Hides the packages that an environment lacks without an extra."""
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a command of the installed package. The packages that it needs are this environment's."""
+    """Runs a command of the installed package, with the dependencies of this environment."""
     base = tmp_path_factory.mktemp("wheel")
     source, environment = base / "source", base / "env"
     subprocess.run(["git", "clone", "--quiet", ROOT, source], check=True)
@@ -85,7 +85,7 @@ def test_a_missing_extra_is_one_line(run: Run, command: str, hidden: str, extra:
 
 
 def test_all_settings_files_are_in_the_wheel(run: Run) -> None:
-    """Those of the user's own ./conf go over them."""
+    """Files in the user's own ./conf have priority."""
     code = "from pnfrec_dist.config.conf_files import conf_names; print(*conf_names('dataset'), *conf_names('tune'))"
     names = run("python", "-c", code).stdout.split()
     assert names == [

@@ -1,4 +1,4 @@
-"""What holds for every loss over some items."""
+"""Properties of every loss over some items."""
 
 import numpy as np
 import pytest

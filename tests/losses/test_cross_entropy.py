@@ -28,7 +28,7 @@ TILINGS = {
     "tiled one by one": Tiling(1, 1, "two"),
 }
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
-"""Largest error of a gradient's element beside the largest element."""
+"""Largest error of a gradient's element, relative to the largest element."""
 
 
 def plain(hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor, weights_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,7 +42,7 @@ def plain(hidden_TD: Tensor, table_VD: Tensor, targets_T: Tensor, weights_T: Ten
 
 
 def case(targets: int, items: int, width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden, table with a padding row that must not matter, targets with repeats, weights of which a third are 0."""
+    """Hidden states, a table whose padding row must not matter, repeated targets, weights of which a third are 0."""
     targets_T = torch.randint(1, items + 1, (targets,), generator=torch.Generator().manual_seed(seed))
     weights_T = random(targets, seed=seed + 1).abs() * (torch.arange(targets) % 3 != 1)
     return random(targets, width, seed=seed + 2), 2 * random(items + 1, width, seed=seed + 3), targets_T, weights_T
@@ -52,7 +52,7 @@ def case(targets: int, items: int, width: int = 6, seed: int = 0) -> tuple[Tenso
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("targets", "items"), [(13, 11), (10, 8), (1, 7), (7, 1), (1, 1), (0, 5), (40, 3)])
 def test_loss_and_gradients_equal_the_formula(name: str, dtype: torch.dtype, targets: int, items: int) -> None:
-    """bfloat16 is the dtype of matmuls alone; sums and what comes out stay float32."""
+    """Only matmuls are in bfloat16; sums and results are in float32."""
     stored = torch.float32 if dtype == torch.bfloat16 else dtype
     hidden_TD, table_VD, targets_T, weights_T = case(targets, items)
     hidden_TD, table = hidden_TD.to(stored).requires_grad_(), as_table(table_VD.to(stored))
@@ -104,7 +104,7 @@ def test_finite_at_huge_logits(name: str, dtype: torch.dtype) -> None:
 
 
 def test_the_table_gradient_is_handed_over_without_a_copy() -> None:
-    """At a million items a copy of it would be the largest thing in memory."""
+    """With a million items, a copy would be the largest tensor in memory."""
     hidden_TD, table_VD, targets_T, weights_T = case(5, 9)
     table = as_table(table_VD)
     total, _ = cross_entropy(hidden_TD, table, targets_T, weights_T, TILINGS["tiled"])
@@ -116,7 +116,7 @@ def test_the_table_gradient_is_handed_over_without_a_copy() -> None:
 
 
 def test_a_narrow_hidden_state_gets_a_gradient_of_its_dtype() -> None:
-    """What autocast makes."""
+    """Autocast makes such hidden states."""
     hidden_TD, table_VD, targets_T, weights_T = case(5, 9)
     narrow_TD = hidden_TD.bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

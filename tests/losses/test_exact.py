@@ -1,4 +1,4 @@
-"""What settings mean for the exact cross-entropy: its tiles, the memory they take, and what would save some."""
+"""The exact cross-entropy from settings: its tiles, their memory, and advice to save memory."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 """The GPU kernels of the exact cross-entropy: their arithmetic in Triton's interpreter, and that they compile for GPUs.
 
-The interpreter knows no bfloat16, so float32 and float16 stand for it here; on a GPU the real thing runs.
+The interpreter does not support bfloat16, so float32 and float16 are used. On a GPU, bfloat16 is tested, too.
 """
 
 import itertools
@@ -29,9 +29,9 @@ CASES = [(140, 270, 24, 1), (1, 400, 64, 3), (260, 129, 96, 2), (130, 1, 16, 1),
 
 @pytest.fixture
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that are started now import Triton as an interpreter."""
+    """Makes processes that start after this use Triton's interpreter."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setenv("PYTHONWARNINGS", "ignore::RuntimeWarning")  # what a GPU masks, numpy divides
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore::RuntimeWarning")  # numpy also divides masked elements
 
 
 def softmax_gradients(hidden_TD: Tensor, classes_ND: Tensor, weights_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +100,7 @@ def check_losses(world: World) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_loss_equals_that_of_tiles(interpreter: None, ranks: int) -> None:
-    """A width that is padded, and a table, whole or sharded, whose row 0 is no class."""
+    """A width that needs padding, and a table, replicated or sharded, whose row 0 is not a class."""
     spawn(ranks, check_losses)
 
 
@@ -110,7 +110,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("capability", [pytest.param(80, marks=SLOW), 90])
 @pytest.mark.parametrize("width", [64, pytest.param(128, marks=SLOW), pytest.param(240, marks=SLOW), 256])
 def test_the_kernels_compile_for_a_gpu_within_its_shared_memory(capability: int, width: int) -> None:
-    """An A100 gives a program 163 KiB, an H100 227."""
+    """A program may use 163 KiB on an A100, and 227 KiB on an H100."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

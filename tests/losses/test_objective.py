@@ -61,11 +61,11 @@ FEW = [
     [(6, True), (7, True)],
     [(2, False), (9, False), (4, False)],
 ]
-"""A user longer than the window of 6 + 1, one with likes alone, one with dislikes alone."""
+"""A user with more items than the window of 6 + 1, one with likes only, one with dislikes only."""
 
 
 def many_users() -> list[list[tuple[int, bool]]]:
-    """Of all lengths up to beyond a window of 40 + 1, so that groups of similar length hold padding."""
+    """Users of all lengths up to more than a window of 40 + 1, so that groups contain padding."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 46, 24)
     return [[(int(rng.integers(1, 10)), bool(rng.random() < 0.6)) for _ in range(length)] for length in lengths]

@@ -1,4 +1,4 @@
-"""Softmax over sampled items: against its formula in plain Python, and where it must equal the exact one."""
+"""Softmax over sampled items: against its formula in plain Python, and against the exact one if both must be equal."""
 
 import math
 

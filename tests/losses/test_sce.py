@@ -1,4 +1,4 @@
-"""SCE against its description in plain Python, and where it must equal the exact softmax."""
+"""SCE against its description in plain Python, and against the exact softmax if both must be equal."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which terms a loss has, what they need of a batch, and what they are called."""
+"""The terms of a loss, the parts of a batch that they need, and their names."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from pnfrec_dist.losses.contrastive import CONTRASTIVE
 from pnfrec_dist.losses.terms import CE_MAIN, CE_NEGATIVE, needed_parts, term_title, terms_of
 
 OWN = "pnfrec_dist.losses.contrastive:CONTRASTIVE"
-"""Named as a term from elsewhere would be."""
+"""A term named like one from another module."""
 
 
 @pytest.mark.parametrize(

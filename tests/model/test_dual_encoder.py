@@ -30,7 +30,7 @@ def ragged(rows: list[list[int]]) -> Ragged:
 
 
 def totals_after_backward(model: PNFRec, loss: LossSettings, rows: list[int]) -> dict[str, float]:
-    """Two users; gradients are left in the model."""
+    """The total of each term for some of two users. Leaves gradients in the model."""
     data = TrainData(ragged([[1, 2, 3], [4, 5]]), ragged([[6, 7, 8], [9, 1]]))
     batch = train_batch(data, np.array(rows, dtype=np.int64), ENCODER, needed_parts(loss), CPU)
     vectors_UD = model.item_table.lookup(batch.items_U)
@@ -45,7 +45,7 @@ def totals_after_backward(model: PNFRec, loss: LossSettings, rows: list[int]) ->
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_of_every_variant_gets_a_gradient(name: str) -> None:
-    """DDP waits for all of them; what a variant does not use must not exist."""
+    """DDP waits for all gradients, so parameters that a variant does not use must not exist."""
     loss = VARIANTS[name]
     for rows in ([0, 1], []):
         model = build(loss)

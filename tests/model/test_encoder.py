@@ -10,7 +10,7 @@ SETTINGS = EncoderSettings(hidden_size=6, num_blocks=2, num_heads=2, max_length=
 
 
 def encoder(settings: EncoderSettings = SETTINGS) -> Encoder:
-    """In float64, with every parameter random: identities would hide mistakes."""
+    """In float64, with random values in every parameter, because identities would hide mistakes."""
     generator = torch.Generator().manual_seed(3)
     model = Encoder(settings).double()
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_no_position_sees_the_future() -> None:
 
 
 def test_padding_changes_nothing() -> None:
-    """Whatever follows the real positions, and however much of it, their hidden states stay."""
+    """Padding of any content and length does not change the hidden states of the real positions."""
     model, x_BLD = encoder(), inputs()
     short = encode(model, x_BLD[:, :4])
     padded = encode(model, torch.cat([x_BLD[:, :4], torch.zeros(3, 3, 6, dtype=torch.float64)], dim=1))
@@ -49,7 +49,7 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_groups_change_nothing() -> None:
-    """Users of lengths 2, 5 and 7 in one pack, beside each of them alone."""
+    """Users of lengths 2, 5 and 7 in one pack give the same as each of them alone."""
     model = encoder()
     parts = [inputs(length, users) for length, users in ((2, 3), (5, 1), (7, 2))]
     groups = tuple((len(x_GLD), x_GLD.shape[1]) for x_GLD in parts)
@@ -106,7 +106,7 @@ def test_initial_weights_follow_the_authors_and_the_generator_alone() -> None:
         return model
 
     first, again, other = fresh(1), fresh(1), fresh(2)
-    attention = torch.nn.MultiheadAttention(64, 1).in_proj_weight  # what the authors' code leaves as torch draws it
+    attention = torch.nn.MultiheadAttention(64, 1).in_proj_weight  # the authors' code keeps torch's initial values here
     for (name, a), b in zip(first.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
         if name.endswith("bias"):

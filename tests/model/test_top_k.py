@@ -1,4 +1,4 @@
-"""Top-k and target ranks against brute force in plain Python, whatever the blocks."""
+"""Top-k and target ranks against brute force in plain Python, for any block size."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def given_scores(scores_BN: Tensor, error: float = 0.0) -> Scores:
 
 
 def rank_all(scores: Scores, k: int, users: int, block_scores: int = 2**20) -> Ranking:
-    """Nothing seen, item 1 the target of everybody."""
+    """No item is seen, and item 1 is the target of all users."""
     return rank_items(scores, k, ragged([[]] * users), np.arange(users), torch.ones(users).long(), block_scores)
 
 
@@ -44,7 +44,7 @@ def as_table(table_VD: Tensor) -> ItemTable:
 
 @pytest.mark.parametrize("seed", range(200))
 def test_equals_brute_force_with_ties_and_users_who_saw_everything(seed: int) -> None:
-    """Scores of a few values, so ties abound; the score computed apart is off by up to its stated error."""
+    """Scores have few values, so many are equal. The separately computed score is off by up to its stated error."""
     rng = np.random.default_rng(seed)
     users, items, k = int(rng.integers(1, 7)), int(rng.integers(1, 40)), int(rng.integers(1, 12))
     scores_BN = torch.from_numpy(rng.integers(0, rng.integers(1, 30), (users, items)).astype(float))
@@ -67,7 +67,7 @@ def test_equals_brute_force_with_ties_and_users_who_saw_everything(seed: int) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_of_the_item_table_equals_sorting_all_scores(dtype: torch.dtype) -> None:
-    """With vectors of small whole numbers every product is exact; each item has a twin, so ties are everywhere."""
+    """Vectors of small whole numbers make every product exact. Each item exists twice, so there are many ties."""
     generator = torch.Generator().manual_seed(0)
     hidden_BD = torch.randint(-3, 4, (9, 8), generator=generator).to(dtype)
     half_ND = torch.randint(-3, 4, (500, 8), generator=generator).to(dtype)
@@ -85,7 +85,7 @@ def test_of_the_item_table_equals_sorting_all_scores(dtype: torch.dtype) -> None
 
 
 def test_a_target_is_ranked_though_its_score_apart_is_rounded_otherwise() -> None:
-    """Huge values that cancel: the dot product of one pair is off by far more than the scores' own spacing."""
+    """Huge values cancel: the separately computed score is off by far more than the distance between scores."""
     generator = torch.Generator().manual_seed(1)
     hidden_BD = 1e3 * torch.randn(4, 64, generator=generator)
     table_VD = 1e3 * torch.randn(3001, 64, generator=generator)
@@ -98,7 +98,7 @@ def test_a_target_is_ranked_though_its_score_apart_is_rounded_otherwise() -> Non
 
 
 def test_a_score_that_is_nan_never_flatters() -> None:
-    """A diverged model ranks its targets after all 4 items and lists none; an item of unknown score counts as ahead."""
+    """A diverged model ranks its targets after all 4 items and lists none. An item with a nan score counts as ahead."""
     lost = rank_all(given_scores(torch.full((1, 4), torch.nan)), 3, users=1)
     assert lost.target_rank_B is not None and lost.target_rank_B.item() > 4
     assert lost.items_BK.tolist() == [[0, 0, 0]]
@@ -114,7 +114,7 @@ def test_nobody_and_more_places_than_items() -> None:
 
 
 def test_blocks_of_scores_share_their_memory() -> None:
-    """On a CPU's heap a new block each time made a list of 256 users over a million items hold 104 MiB, not 8."""
+    """On a CPU, a new block each time needed 104 MiB instead of 8 for the lists of 256 users over a million items."""
     table = ItemTable(9, 2)
     scores = table_scores(torch.ones(3, 2), table)
     places = {scores.block(first, first + 4).data_ptr() for first in (1, 5)}

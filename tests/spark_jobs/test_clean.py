@@ -86,7 +86,7 @@ def test_each_kind_of_fault_among_ten_thousand_rows_is_counted_exactly(spark: Sp
 
 
 def test_a_row_is_parsed_once_also_on_the_way_to_the_quarantine(spark: SparkSession) -> None:
-    """A condition that holds the parsing runs it for every part of itself: a millisecond and more for a quoted row."""
+    """A filter that contains the parsing would parse a row several times, which is slow for quoted rows."""
     write_rows(("1", "1600000000"))
     settings = DatasetSettings()
     typed = typed_rows(read_rows(spark, raw_files(settings.source), settings.source), settings)

@@ -29,7 +29,7 @@ TEN_ROWS = [
 
 
 def interactions(spark: SparkSession, rows: Sequence[tuple] = TEN_ROWS) -> DataFrame:
-    """Rows with their position, in two shuffled partitions: nothing may depend on where Spark holds them."""
+    """Rows with their position, in two shuffled partitions: results must not depend on the partition of a row."""
     placed = [(*row, position) for position, row in enumerate(rows)]
     order = np.random.RandomState(1).permutation(len(placed))
     return spark.createDataFrame([placed[i] for i in order], COLUMNS).repartition(2, "raw_user_id")
@@ -61,7 +61,8 @@ def test_median_threshold(spark: SparkSession) -> None:
 
 
 def test_filter_drops_items_first_then_users_once(spark: SparkSession) -> None:
-    """z has one user and goes; dan then keeps one item and goes; y then has one user but stays: one pass each."""
+    """Item z has one user and is dropped. Then user dan has one item and is dropped. Then item y has one user, but it
+    stays: there is one pass for items and one for users."""
     rows = [
         ("ann", "x"),
         ("ann", "y"),
@@ -193,7 +194,7 @@ def test_min_positives(labelled: DataFrame) -> None:
 
 
 def numbered(frame: DataFrame) -> DataFrame:
-    """item_id = the raw id as a number, to read sequences by eye."""
+    """item_id = the raw id as a number, to make sequences readable."""
     return frame.selectExpr("*", "cast(raw_item_id as int) as item_id")
 
 

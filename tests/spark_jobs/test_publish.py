@@ -1,4 +1,4 @@
-"""Killed at any step of publishing: the old data set, the new one, or none; never a half that looks whole."""
+"""A kill at any step of publishing leaves the old data set, the new one or none, never an incomplete one."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from pnfrec_dist.files.locations import Location
 from spark_jobs.publish import build_directory, clear_leftovers, publish, whole_manifest
 
 DEAD = f"{socket.gethostname()}-{2**22 + 1}"
-"""A process id that Linux never gives."""
+"""A directory suffix with a process id that Linux never assigns."""
 
 
 class Killed(BaseException):
@@ -27,7 +27,7 @@ def digest(directory: Path) -> str | None:
 
 @pytest.fixture
 def renames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """False: the local disk plays an object store, which has no directories to make and none to rename."""
+    """False: the local disk acts like an object store, which has no directories and cannot rename them."""
     if not request.param:
         monkeypatch.setattr(Location, "renames", False)
         real = Location.copy_file

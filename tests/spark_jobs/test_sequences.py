@@ -88,7 +88,7 @@ def test_times_too_far_apart_for_one_key_are_ordered_all_the_same() -> None:
 
 @pytest.mark.parametrize("split", [0, 10**6, 10**9])
 def test_a_user_longer_than_any_batch_is_held_in_bounded_memory(monkeypatch: pytest.MonkeyPatch, split: int) -> None:
-    """A bot's two million rows: never more than a batch and some lists' worth of them at once."""
+    """A user with two million rows: only a batch and the rows of a few lists are in memory at once."""
     longest, batch_rows, batches, keep = 0, 8192, 250, 50
     real = sequences._Rows.__init__
 

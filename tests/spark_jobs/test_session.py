@@ -1,4 +1,4 @@
-"""How the session is sized; that it starts is what every other test here shows."""
+"""The size of the session. All other tests here show that it starts."""
 
 import pytest
 

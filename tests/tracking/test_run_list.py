@@ -27,5 +27,5 @@ def test_it_is_the_experiment_of_the_newest_run_with_the_headline_metrics(tmp_pa
 
 def test_a_server_has_its_own_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="a server that has its own pages; open that address"):
+    with pytest.raises(InputError, match="a server with its own pages; open that address"):
         main(["ui"])

@@ -1,4 +1,4 @@
-"""What the name of a training tells."""
+"""The name of a training in MLflow."""
 
 import pytest
 

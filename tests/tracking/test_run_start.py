@@ -1,4 +1,4 @@
-"""What MLflow is told of a run at its start."""
+"""What MLflow records of a run at its start."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Records that survive whatever happens to the process and to MLflow."""
+"""Records survive crashes of the process and failures of MLflow."""
 
 import resource
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_lost_or_broken_count_sends_again(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_records_in_memory_until_there_is_room(tmp_path: Path) -> None:
-    """The system takes ten bytes more of any file, then no more."""
+    """The system accepts ten more bytes for a file, then fails."""
     spool = Spool(tmp_path)
     spool.add("a", "metrics")
     before = (tmp_path / RECORDS).read_bytes()

@@ -36,7 +36,7 @@ def trained() -> tuple[PNFRec, torch.optim.Adam]:
 def save_checkpoint(
     directory: Path, model: PNFRec, optimizer: torch.optim.Adam, state: dict[str, Any], world: World
 ) -> None:
-    """What Saver does, without a thread."""
+    """Saves as Saver does, without a thread."""
     draft = directory.with_name(f".{directory.name}.writing")
     state = {"item_rows": model.item_table.bounds, **state}
     write_part(draft, world.rank, own_tensors(model, optimizer, world), state if world.is_main else None)
@@ -55,7 +55,7 @@ def save(directory: Path, state: dict[str, Any] | None = None) -> tuple[PNFRec, 
 def require_equal(
     first: tuple[PNFRec, torch.optim.Adam], second: tuple[PNFRec, torch.optim.Adam], rows: slice = slice(None)
 ) -> None:
-    """Bit by bit; of the first model's item table only `rows`, which the second one holds."""
+    """Bitwise equal. rows: the rows of the first model's item table that the second one holds."""
     for (name, a), b in zip(first[0].named_parameters(), second[0].parameters(), strict=True):
         part = rows if name == "item_table.weight" else slice(None)
         assert torch.equal(a[part], b)
@@ -75,7 +75,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_the_optimizer_s_state_is_where_the_parameters_are(tmp_path: Path) -> None:
-    """Fused Adam wants the step counters on the GPU, too; the meta device stands for one."""
+    """Fused Adam needs the step counters on the GPU, too. The meta device replaces a GPU here."""
     save(tmp_path / "c")
     model, _ = fresh(seed=9)
     optimizer = torch.optim.Adam(model.to("meta").parameters())
@@ -103,7 +103,7 @@ def pass_on(world: World, source: str, target: str) -> None:
 
 
 def test_any_number_of_ranks_opens_what_any_other_wrote(tmp_path: Path) -> None:
-    """1 -> 2 -> 3 -> 2 -> 1 ranks, 11 rows between them."""
+    """1 -> 2 -> 3 -> 2 -> 1 ranks share 11 rows."""
     before = save(tmp_path / "0")
     for number, size in enumerate((2, 3, 2)):
         spawn(size, pass_on, str(tmp_path / f"{number}"), str(tmp_path / f"{number + 1}"))

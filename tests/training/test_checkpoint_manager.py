@@ -39,7 +39,7 @@ def state(step: int, best: int = 0) -> dict[str, Any]:
 
 
 def test_training_may_go_on_while_the_copy_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writing is held up until the weights have changed; the checkpoint has those of the moment of save()."""
+    """The write is delayed until the weights have changed. The checkpoint has the weights at the time of save()."""
     model, optimizer = fresh()
     before = model.item_table.weight.detach().clone()
     go_on, real = threading.Event(), checkpoint_manager.write_part
@@ -71,7 +71,7 @@ def test_what_another_attempt_left_half_written_goes(tmp_path: Path) -> None:
 
 
 def test_the_newest_stay_and_the_best_epochs_they_know(tmp_path: Path) -> None:
-    """Best epochs end at 2 and at 5; what was saved at 5 is lost, so 6 and 7 count for nothing until 8 is best."""
+    """Best epochs end at steps 2, 5 and 8. The checkpoint of step 5 is lost, so those of 6 and 7 are not usable."""
     model, optimizer = fresh()
     saver = Saver(tmp_path, World(), "a", CheckpointSettings(keep=2))
     left = {}
@@ -95,7 +95,7 @@ def test_the_newest_stay_and_the_best_epochs_they_know(tmp_path: Path) -> None:
 def test_what_a_checkpoint_costs(
     items: int, users: int, steps: int, rounds: int, every: str, tmp_path: Path, soak: Callable[[str, str, str], None]
 ) -> None:
-    """d = 64, both cores: steps that begin with a save beside steps without, in turn; medians."""
+    """d = 64, two cores: medians of alternating steps with and without a save."""
     settings = Settings(loss=LossSettings(0.45, 0.25))
     model = build_model(items, settings)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
@@ -105,14 +105,14 @@ def test_what_a_checkpoint_costs(
     )
 
     def seconds(total_steps: int) -> tuple[float, float]:
-        """(all, of that the save until training goes on)."""
+        """(seconds in total, seconds in save() before training goes on)."""
         started = time.monotonic()
         if total_steps:
             saver.save(model, optimizer, state(total_steps), total_steps, 0)
         saved = time.monotonic()
         for _ in range(steps):
             train_step(model, model.encoders, optimizer, [batch], Objective(settings), World(), Requests())
-        assert not saver.is_busy  # else the next steps would pay for it
+        assert not saver.is_busy  # otherwise the next steps would be slower
         return time.monotonic() - started, saved - started
 
     threads = torch.get_num_threads()
@@ -142,7 +142,7 @@ def save_with_a_full_disk(world: World, run_dir: str, full_rank: int) -> None:
         raise OSError(28, "No space left on device")
 
     def late(draft: Path, rank: int, files: Any, content: Any) -> None:
-        """Begins when rank 0 has given up and removed the draft."""
+        """Starts when rank 0 has given up and removed the draft."""
         wait_until(lambda: tried.exists() and not draft.exists())
         real(draft, rank, files, content)
 

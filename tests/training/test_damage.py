@@ -1,4 +1,4 @@
-"""Bits flipped, ends cut off, shards tampered with: all of it is refused by name before training begins."""
+"""Flipped bits, cut files and changed shards are refused before training starts; the error names the file."""
 
 import json
 import random
@@ -31,7 +31,7 @@ SETTINGS = Settings(
 
 
 def opened_whole(directory: Path) -> PreparedData:
-    """As commands open what they read."""
+    """Opens a data set as commands do."""
     return open_prepared(directory).require_whole(*TRAINING_PARTS, USERS, QUARANTINE)
 
 
@@ -43,7 +43,7 @@ def files_below(directory: Path) -> list[Path]:
 def test_flipped_bits_and_cut_ends_are_refused_by_name(
     prepared: Path, tmp_path: Path, flips: int, cuts: int, soak: Soak
 ) -> None:
-    """Over all files of a checkpoint and of a prepared data set, its manifest and marker among them."""
+    """In all files of a checkpoint and of a prepared data set, including its manifest and marker."""
     torch.set_num_threads(1)
     TrainLoop(SETTINGS, open_prepared(prepared), tmp_path / "run", World(), Hooks(lambda _: None, lambda: False)).run()
     checkpoint = checkpoints(tmp_path / "run")[0]

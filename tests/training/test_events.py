@@ -1,4 +1,4 @@
-"""Events, and epochs as files hold them."""
+"""Events, and epochs as stored in files."""
 
 import pickle
 import subprocess

@@ -1,4 +1,4 @@
-"""One rank interrupted at random moments: nobody is skipped or seen twice, saves are whole or absent."""
+"""One rank, interrupted at random moments: no user is skipped or read twice, checkpoints are complete or absent."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ def forks() -> ForkServerContext:
 
 
 def keep_ledger(prepared: Path, run_dir: Path, ledger: Path, kill_at: int) -> None:
-    """Trains; writes down which users each finished step has read. Kills itself at the report of step `kill_at`."""
+    """Trains and records the users of each finished step. Kills itself at the report of step `kill_at`."""
     torch.set_num_threads(1)
     rows_of: dict[int, list[int]] = {}
     real_batch, real_step, read, steps = loader.train_batch, loop.train_step, [], 0
@@ -80,7 +80,7 @@ def keep_ledger(prepared: Path, run_dir: Path, ledger: Path, kill_at: int) -> No
 def test_every_user_is_read_once_an_epoch(
     prepared_writer: Callable[..., Path], tmp_path: Path, forks: ForkServerContext, interruptions: int, soak: Soak
 ) -> None:
-    """Runs of 6 epochs, killed after 1 to 20 steps each time until they end; as many of them as it takes."""
+    """Runs of 6 epochs, killed after 1 to 20 steps each time until they end, until there are enough interruptions."""
     rng, prepared = random.Random(interruptions), prepared_writer(tmp_path / "prepared" / "tiny", users=USERS)
     done = missing = repeated = number = 0
     while done < interruptions:
@@ -119,9 +119,9 @@ def has_gone_on(run_dir: Path, checkpoints_before: int, steps_before: int) -> bo
 
 
 def is_writing(run_dir: Path, files: int) -> bool:
-    """Whether a draft with at least so many files lies there."""
+    """Whether there is a draft with at least this many files."""
     for draft in (run_dir / "checkpoints").glob(".step-*.writing"):
-        with contextlib.suppress(FileNotFoundError):  # it became a checkpoint meanwhile
+        with contextlib.suppress(FileNotFoundError):  # it has become a checkpoint
             return len(list(draft.iterdir())) >= files
     return False
 
@@ -130,7 +130,7 @@ def is_writing(run_dir: Path, files: int) -> bool:
 def test_a_kill_during_a_save_leaves_the_newest_whole_one(
     prepared: Path, tmp_path: Path, forks: ForkServerContext, kills: int, soak: Soak
 ) -> None:
-    """Killed while a draft lies there; what has a checkpoint's name is whole, and training goes on from the newest."""
+    """Killed while there is a draft. All checkpoints are complete, and training continues from the newest one."""
     rng, run_dir, good, before = random.Random(kills), tmp_path / "run", 0, -1
     for _ in range(kills):
         process = forks.Process(target=save_all_the_time, args=(prepared, run_dir))

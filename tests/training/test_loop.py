@@ -1,4 +1,4 @@
-"""The loop with one rank, without Ray: going on, early stopping, the best epoch, steps that are not finite, reports."""
+"""The loop with one rank, without Ray: resuming, early stopping, the best epoch, steps that are not finite, reports."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def untimed(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def require_equal_checkpoints(one: Path, other: Path) -> None:
-    """All tensors bit by bit, and where the run stands, but for times."""
+    """All tensors are bitwise equal, and so is the state of the run, except for times."""
     for name in ("model.safetensors", "optimizer.safetensors", "items-00000-of-00001.safetensors"):
         a, b = load_file(one / name), load_file(other / name)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
@@ -86,7 +86,7 @@ def require_equal_checkpoints(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 11, 15])
 def test_stopped_and_resumed_equals_uninterrupted_bitwise(prepared: Path, tmp_path: Path, stop_at: int) -> None:
-    """4 epochs of 4 steps; the stop is asked for before step `stop_at`, inside and at the ends of epochs."""
+    """4 epochs of 4 steps. A stop is requested before step `stop_at`, within and at the end of epochs."""
     whole = run(SETTINGS, prepared, tmp_path / "whole")
     asked = iter(range(1, 100))
     first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at)
@@ -102,7 +102,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(prepared: Path, tmp_pa
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_a_gpu_a_stopped_run_goes_on(prepared: Path, tmp_path: Path) -> None:
-    """Its sums have no fixed order, so the scores of the two are near and not equal."""
+    """Its sums have no fixed order, so the scores are close but not equal."""
     whole = run(SETTINGS, prepared, tmp_path / "whole", device="cuda")
     asked = iter(range(1, 100))
     first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= 6, "cuda")
@@ -115,7 +115,7 @@ def test_on_a_gpu_a_stopped_run_goes_on(prepared: Path, tmp_path: Path) -> None:
 
 
 def run_until_killed(prepared: Path, run_dir: Path, settings: Settings, kill_at: int) -> None:
-    """Kills itself with SIGKILL at the report of step `kill_at` of those it does."""
+    """Trains and kills itself with SIGKILL at the report of its step number `kill_at`."""
     steps = 0
 
     def report(event: Event) -> None:
@@ -130,7 +130,7 @@ def run_until_killed(prepared: Path, run_dir: Path, settings: Settings, kill_at:
 
 @pytest.mark.parametrize("background", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_killed_again_and_again_equals_uninterrupted_bitwise(prepared: Path, tmp_path: Path, background: bool) -> None:
-    """Checkpoints every 3 steps, killed after 6, 2 and 5 steps of each start, then left alone."""
+    """Checkpoints every 3 steps; killed after 6, 2 and 5 steps, then not killed any more."""
     settings = replace(SETTINGS, checkpoint=CheckpointSettings(every_steps=3, background=background))
     whole = run(SETTINGS, prepared, tmp_path / "whole")
     for kill_at in (6, 2, 5):
@@ -149,7 +149,7 @@ def test_killed_again_and_again_equals_uninterrupted_bitwise(prepared: Path, tmp
 
 
 def test_the_newest_and_the_best_stay(prepared: Path, tmp_path: Path) -> None:
-    """The three newest, with the best epoch's as each of them knew it: on a busy machine, steps lie between them."""
+    """The three newest checkpoints are kept, and for each of them that of its best epoch."""
     settings = replace(SETTINGS, checkpoint=CheckpointSettings(every_steps=1, keep=3))
     events = run(settings, prepared, tmp_path)
     kept = checkpoints(tmp_path)
@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(prepared: Path, tmp_path: P
         file.unlink()
     events = run(settings, prepared, tmp_path / "parts")
     (warning,) = of_kind(events, Warned)
-    assert str(newest) in warning.text and warning.text.endswith("passed over")
+    assert str(newest) in warning.text and warning.text.endswith("not used")
     (started,) = of_kind(events, Started)
     assert before.name == checkpoint_path(tmp_path, 4 * (started.epoch - 1) + started.step).name
     require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
@@ -279,7 +279,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_its_users_are_kept(prepared:
 def test_steps_that_are_not_finite_are_left_out_and_counted(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
 ) -> None:
-    """The run ends as one that never had those steps: their losses count for nothing."""
+    """The run ends like one without those steps: their losses are not counted."""
     real, calls = loop.train_step, iter(range(1, 100))
 
     def broken(model: object, encoders: torch.nn.Module, *rest: object) -> object:

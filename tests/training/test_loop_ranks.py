@@ -26,7 +26,7 @@ SETTINGS = Settings(
 
 
 def run(world: World, prepared: str, run_dir: str, stop_at: int, events_file: str) -> None:
-    """Runs the loop; rank 0 writes its events. Before step `stop_at` it is asked to stop."""
+    """Runs the loop; rank 0 writes its events. A stop is requested before step `stop_at`."""
     events: list[Event] = []
     asked = iter(range(1, 10_000))
     hooks = Hooks(events.append, lambda: next(asked) >= stop_at)
@@ -36,7 +36,7 @@ def run(world: World, prepared: str, run_dir: str, stop_at: int, events_file: st
 
 
 def metrics_of(events_file: Path) -> list[dict[str, float]]:
-    """Of each epoch and the test, without times."""
+    """The metrics of each epoch and of the test, without the speed."""
     events = [e for e in json.loads(events_file.read_text()) if e["kind"] in ("EpochDone", "BestTested")]
     return [{k: v for k, v in e["metrics"].items() if k != "train/users_per_s"} for e in events]
 
@@ -45,7 +45,7 @@ def metrics_of(events_file: Path) -> list[dict[str, float]]:
 def test_ranks_end_as_one_does_also_when_others_go_on(
     prepared_writer: Callable[..., Path], tmp_path: Path, first: int, second: int
 ) -> None:
-    """`first` ranks train 6 of 12 steps, `second` ranks the rest; ranking of 200 items over shards included."""
+    """`first` ranks train 6 of 12 steps, `second` ranks the rest. 200 items are ranked over shards."""
     prepared = str(prepared_writer(tmp_path / "prepared" / "tiny", items=200))
     run(World(), prepared, str(tmp_path / "alone"), 10_000, str(tmp_path / "alone.json"))
     expected = metrics_of(tmp_path / "alone.json")

@@ -1,4 +1,4 @@
-"""Where the item table goes, and how much memory a worker is said to need."""
+"""Whether the item table is sharded, and the estimated memory of a worker."""
 
 import os
 import subprocess
@@ -142,7 +142,7 @@ LARGE = {
     ],
 )
 def test_the_total_is_about_a_process_own_peak_with_a_large_table(case: str, tmp_path: Path) -> None:
-    """A million rows of 256 bytes. Ray's share of the libraries, some 150 MiB, is not in the process."""
+    """A million rows of 256 bytes. This process does not contain Ray, which needs about 150 MiB."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run(
         [sys.executable, "-c", PEAK, case, str(tmp_path)], env=environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""One step of ours beside the same step written plainly, with the same weights, in float64: padded windows,
+"""A training step equals a plain implementation with the same weights, in float64: padded windows,
 nn.MultiheadAttention, all logits, exp and sum."""
 
 from dataclasses import replace
@@ -97,7 +97,7 @@ def test_a_bfloat16_step_is_near_the_float32_one() -> None:
 
 @pytest.mark.slow
 def test_compiled_steps_equal_eager_ones_whatever_their_shapes() -> None:
-    """Batches differ in users, groups and tokens; torch gives up after 8 compilations, and makes a second for many."""
+    """Batches differ in users, groups and tokens. After 8 compilations of a function, torch would give up."""
     data = ml1m_like(users=400, items=ITEMS)
     compiled, eager = build_model(ITEMS, SETTINGS), build_model(ITEMS, SETTINGS)
     compile_encoders(compiled.encoders)

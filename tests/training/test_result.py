@@ -1,4 +1,4 @@
-"""result.json: what is written is read again, and so is what earlier versions wrote."""
+"""result.json can be read again, also in the form of earlier versions."""
 
 import json
 from dataclasses import asdict

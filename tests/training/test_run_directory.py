@@ -1,4 +1,4 @@
-"""Which run a command goes on with."""
+"""Which run a command resumes."""
 
 import multiprocessing
 import os
@@ -34,7 +34,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def start(settings: Settings, digest: str = "d", ended: str = "") -> Run:
-    """A run that was begun, as if its command were gone."""
+    """A run that was started and whose command has ended."""
     run = choose_run(replace(settings, resume="never"), digest)
     begin(run, settings)
     run.ended = ended
@@ -112,7 +112,7 @@ def test_a_named_checkpoint_sets_newer_ones_aside(settings: Settings, prepared: 
 
 
 def test_a_checkpoint_whose_best_epoch_is_gone_is_passed_over(settings: Settings, prepared: Path) -> None:
-    """As after a disk that was full when the best epoch ended: the run goes on before it, and can end."""
+    """For example, the disk was full when the best epoch ended. The run resumes before that epoch and can end."""
     settings = replace(settings, checkpoint=CheckpointSettings(keep=3))
     run = start(settings)
     train(run, settings, prepared, 2)

@@ -52,7 +52,7 @@ CASES = {
         sampled=SampledSettings(sce_buckets=2, sce_targets=999, sce_items=999),
     ),
 }
-"""Of the paths of the exact cross-entropy, auto takes another one with a sharded table."""
+"""With a sharded table, auto chooses another path of the exact cross-entropy."""
 JOBS = {
     2: [
         (False, "whole"),
@@ -75,7 +75,7 @@ def train_all(world: World, prepared: str, out: str) -> None:
 def train(world: World, sharded: bool, case: str, prepared: str, out: str) -> None:
     """60 steps: 12 epochs of 30 users in batches of 7 (the last has 2, so one of three ranks is empty), in float64.
 
-    Written: the loss terms of every step, all gradients and weights of the first step, all weights at the end.
+    Writes the loss terms of every step, all gradients and weights of the first step, and all weights at the end.
     """
     settings = CASES[case]
     data = open_prepared(Path(prepared))
@@ -119,7 +119,7 @@ def train(world: World, sharded: bool, case: str, prepared: str, out: str) -> No
 
 @pytest.fixture(scope="module")
 def written(prepared_writer: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one rank wrote, and two and three."""
+    """The files that one, two and three ranks wrote."""
     out = tmp_path_factory.mktemp("ranks")
     prepared = str(prepared_writer(out / "prepared" / "tiny"))
     for case in CASES:
@@ -130,7 +130,7 @@ def written(prepared_writer: Callable[..., Path], tmp_path_factory: pytest.TempP
 
 
 def require_equal(written: Path, file: str, expected_case: str) -> dict[str, torch.Tensor]:
-    """Gradients and weights of the first step to 1e-12; Adam blows roundings up over the 60, to 1e-9 at most."""
+    """Equal to 1e-12 after the first step. Over 60 steps, Adam increases roundings to 1e-9 at most."""
     found = load_file(written / f"{file}.safetensors")
     expected = load_file(written / f"1-False-{expected_case}.safetensors")
     assert found.keys() == expected.keys()
@@ -145,7 +145,7 @@ def require_equal(written: Path, file: str, expected_case: str) -> dict[str, tor
     ("size", "sharded", "case"), [(size, sharded, case) for size, jobs in JOBS.items() for sharded, case in jobs]
 )
 def test_ranks_equal_one_rank(written: Path, size: int, sharded: bool, case: str) -> None:
-    """Lookup, losses, gradients, their norm, Adam: whoever holds the table, whoever reads the users."""
+    """Lookup, losses, gradients, their norm and Adam do not depend on how ranks share the table and the users."""
     means = require_equal(
         written, f"{size}-{sharded}-{case}", case if case in ("sampled", "all interactions") else "whole"
     )["means"]
@@ -175,7 +175,7 @@ def test_gradients_are_scaled_to_the_norm_and_no_further(prepared: Path) -> None
 
 
 def test_the_table_gradient_of_a_step_is_one_tensor(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a million items a copy of it would be the largest thing in memory."""
+    """With a million items, a copy would be the largest tensor in memory."""
     data = open_prepared(prepared)
     model = build_model(data.num_items, SETTINGS)
     batch = train_batch(data.train(), np.arange(30), SETTINGS.encoder, needed_parts(SETTINGS.loss), torch.device("cpu"))
@@ -198,7 +198,7 @@ def test_the_table_gradient_of_a_step_is_one_tensor(prepared: Path, monkeypatch:
 
 
 def train_on_few_items(world: World, prepared: str) -> None:
-    """Of 2 items, 4 ranks hold 3 rows: rank 0 has none."""
+    """2 items have 3 rows, which 4 ranks share: rank 0 has none."""
     users, loss = open_prepared(Path(prepared)).train(), SETTINGS.loss
     assert users.negative is not None
     two = TrainData(*(Ragged(side.offsets, 1 + side.values % 2) for side in (users.history, users.negative)))
@@ -218,7 +218,7 @@ def test_ranks_may_outnumber_rows(prepared: Path) -> None:
 
 
 def break_one_rank(world: World, prepared: str, where: str) -> None:
-    """A nan in one rank's loss or gradient: no rank changes anything, and all know."""
+    """A nan in one rank's loss or gradient: no rank changes anything, and all ranks report it."""
     data = open_prepared(Path(prepared))
     model = build_model(data.num_items, SETTINGS, world)
     batch = train_batch(

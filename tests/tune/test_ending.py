@@ -1,4 +1,4 @@
-"""How a search ends before its trials do, with actors that say when they have cleaned up."""
+"""How a search ends before its trials, with fake actors that report when they have cleaned up."""
 
 import threading
 from typing import Any
@@ -17,7 +17,7 @@ class Clock:
 
 
 class Actors:
-    """The handles of two trials' actors, and in place of Ray: one of them is done at each wait."""
+    """Replaces Ray and the handles of two trials' actors. One of them is done at each wait."""
 
     def __init__(self) -> None:
         self.cleanup, self.asked = self, 0

@@ -1,4 +1,4 @@
-"""What a sweep is asked for."""
+"""The flags of a sweep."""
 
 import pytest
 

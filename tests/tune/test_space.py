@@ -116,11 +116,11 @@ def test_optuna_suggests_first_what_began_and_goes_by_what_ended() -> None:
     found = DistinctPoints(stage, 1, ended, [{"optimizer.lr": 0.77}])
     suggested = [found.suggest(f"trial {place}")["point"]["optimizer.lr"] for place in range(11)]
     assert suggested[0] == 0.77
-    assert abs(sum(suggested[1:]) / 10 - 0.3) < 0.15  # what knows nothing suggests .5 in the mean
+    assert abs(sum(suggested[1:]) / 10 - 0.3) < 0.15  # without knowledge, the mean would be .5
 
 
 def drawn(stage: Stage, ended: list[Record], begun: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """What Optuna suggests to trials that run side by side."""
+    """What Optuna suggests to trials that run at the same time."""
     found = DistinctPoints(stage, 1, ended, begun)
     return [found.suggest(f"trial {place}")["point"] for place in range(count)]
 
@@ -136,7 +136,7 @@ def test_optuna_draws_no_point_again_however_often_it_is_killed() -> None:
 
 
 def test_optuna_suggests_every_point_of_a_small_space_once() -> None:
-    """Three of six are known, one of them failed; then the space is used up."""
+    """Three of six points are known, and one of them failed. After the others, the space is used up."""
     space = (Parameter("encoder.num_blocks", (1, 2, 3)), Parameter("loss.alpha", low=0.0, high=0.5, step=0.5))
     stage = Stage("own", "sasrec_p", space, search="optuna", num_samples=30)
     points = stage.grid()
@@ -153,7 +153,7 @@ def test_optuna_suggests_every_point_of_a_small_space_once() -> None:
 
 
 def test_ranges_are_those_of_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole ends of a setting that takes fractions; a step counts from the low end in every search."""
+    """A setting with fractions may have whole ends. Steps count from the low end in every search."""
     space = "space:\n  loss.alpha: {low: 0, high: 1, step: 0.25}\n  encoder.num_blocks: {low: 1, high: 7, step: 3}\n"
     stage = stage_of(tmp_path, monkeypatch, HEAD + "search: random\nnum_samples: 60\n" + space)
     wanted = {(alpha, blocks) for alpha in (0.0, 0.25, 0.5, 0.75, 1.0) for blocks in (1, 4, 7)}
@@ -165,7 +165,7 @@ def test_ranges_are_those_of_the_setting(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_points_of_a_grid_are_checked_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """48 is a multiple of 3, which the settings' own 64 is not; 64 with 3 heads cannot be."""
+    """48 is a multiple of 3; the default 64 is not, so 64 with 3 heads is invalid."""
     content = HEAD + "space:\n  encoder.hidden_size: [{sizes}]\n  encoder.num_heads: [3]\n"
     assert len(stage_of(tmp_path, monkeypatch, content.format(sizes="48, 96")).grid()) == 2
     (tmp_path / "conf/tune/own.yaml").write_text(content.format(sizes="48, 64"))

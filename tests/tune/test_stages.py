@@ -53,7 +53,7 @@ def test_a_trial_that_never_fits_is_refused(
 def test_trials_that_fit_one_by_one_alone_are_refused_side_by_side(
     tmp_path: Path, prepared_writer: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check takes the largest model of the space."""
+    """The check uses the largest model of the space."""
     data = open_prepared(prepared_writer(tmp_path / "tiny"))
     largest = load_stage("joint").largest()
     assert largest["encoder.hidden_size"] == 512 and largest["encoder.num_blocks"] == 3
@@ -65,7 +65,7 @@ def test_trials_that_fit_one_by_one_alone_are_refused_side_by_side(
 
 
 def test_every_worker_of_a_trial_finds_a_place_on_one_node() -> None:
-    """A head without GPUs has no place for their workers, two small nodes none for one large worker."""
+    """A head without GPUs has no place for GPU workers, and two small nodes have none for one large worker."""
     plan = plan_trials([Node(48), Node(16, 4)], 1, None, None)
     assert (plan.concurrent, plan.workers.cpus_per_worker) == (4, 4.0)
     assert plan_trials([Node(4), Node(4)], 1, None, 1).workers.cpus_per_worker == 4.0

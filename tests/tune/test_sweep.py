@@ -1,4 +1,4 @@
-"""Which directories a sweep and its stages go on in."""
+"""Which directories a sweep and its stages continue in."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tune.sweep import run_sweep, stage_run
 def test_a_stage_starts_anew_where_earlier_stages_chose_otherwise(
     tmp_path: Path, prepared_writer: Callable[..., Path]
 ) -> None:
-    """Its trials are named after what it searches: alpha 0.3 beside another width is another trial."""
+    """Trials are named only after what their stage searches: alpha 0.3 with another width is another trial."""
     data, directory = open_prepared(prepared_writer(tmp_path / "tiny")), tmp_path / "sweep" / "alpha"
     narrow, wide = (
         with_point(parse_train_settings([]), {"encoder.hidden_size": size, "optimizer.lr": 0.001}, "encoder")
@@ -44,7 +44,7 @@ def test_a_stage_starts_anew_where_earlier_stages_chose_otherwise(
 def test_a_directory_that_no_sweep_can_have_is_refused(
     tmp_path: Path, prepared_writer: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before Ray starts."""
+    """The error comes before Ray starts."""
     prepared_writer(tmp_path / "data/prepared/tiny")
     monkeypatch.chdir(tmp_path)
     Path("file").touch()

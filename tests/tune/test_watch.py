@@ -1,4 +1,4 @@
-"""What becomes of trials that hang, die and begin again, with Ray's part played here."""
+"""Trials that hang, die and start again, with a fake Ray."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ class Clock:
 
 
 class Stage:
-    """A stage of one trial, under a clock that the test moves."""
+    """A stage of one trial, with a clock that the test sets."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock, self.killed = Clock(), list[str]()
@@ -34,7 +34,7 @@ class Stage:
         )
 
     def reason(self) -> str:
-        """Of the trial's record."""
+        """The reason in the trial's record."""
         record = read_record(self.directory / trial_name(POINT))
         assert record is not None
         return record.reason
