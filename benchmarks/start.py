@@ -28,6 +28,8 @@ scheduler: none
 space:
   loss.alpha: [0.1, 0.2, 0.3, 0.4, 0.5]
 """
+FIRST_EPOCH = r"^epoch +1/1 .* ([\d.]+) s( |$)"
+"""The line that is printed at the end of the first epoch, with its seconds."""
 RAY_ALONE = """
 import os, time
 here = os.getcwd()
@@ -63,8 +65,11 @@ class Place:
 
 
 def seconds_until(pattern: str, directory: Path, *command: str) -> float:
-    """From the start of a command to the first line of its output that matches; it is then left to its end."""
-    found = 0.0
+    """From the start of a command to the first line of its output that matches; it is then left to its end.
+
+    If the pattern has a group, its number of seconds is subtracted.
+    """
+    found: float | None = None
     started = time.monotonic()
     line = [sys.executable, *command]
     with subprocess.Popen(line, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -72,14 +77,15 @@ def seconds_until(pattern: str, directory: Path, *command: str) -> float:
         printed = []
         for text in process.stdout:
             printed.append(text)
-            if not found and re.search(pattern, text):
-                found = time.monotonic() - started
-    if process.returncode or not found:
+            match = re.search(pattern, text)
+            if match and found is None:
+                found = time.monotonic() - started - float(match[1] if match.groups() else 0)
+    if process.returncode or found is None:
         raise SystemExit(f"{' '.join(command)} failed:\n{''.join(printed[-20:])}")
     return found
 
 
-def train(place: "Place", pattern: str, *flags: str) -> float:
+def train(place: Place, pattern: str, *flags: str) -> float:
     """A new run each time, for one epoch."""
     own = [*place.flags, "--resume", "never"]
     return seconds_until(pattern, place.directory, "-m", "pnfrec_dist.train", *own, *flags)
@@ -162,8 +168,8 @@ def measured(place: Place, times: int) -> dict[str, list[float]]:
         rows = {
             "first line": train(place, ".", "--num-workers", "1", "--dry-run"),
             "`--dry-run`, its end": train(place, "^dry run", "--dry-run"),
-            "one worker: first step": train(place, r"^epoch +1/1 .*step", "--num-workers", "1"),
-            "two workers: first step": train(place, r"^epoch +1/1 .*step", "--num-workers", "2"),
+            "one worker: begin of the first step": train(place, FIRST_EPOCH, "--num-workers", "1"),
+            "two workers: begin of the first step": train(place, FIRST_EPOCH, "--num-workers", "2"),
             "Ray alone: imports of torch, Ray and Ray Train": alone["imports"],
             "Ray alone: `ray.init`": alone["init"] - alone["imports"],
             "Ray alone: from `fit` to the loop of a `TorchTrainer` with 2 workers": alone["loop"] - alone["init"],
@@ -182,8 +188,8 @@ def page(place: Place, rows: dict[str, list[float]], overheads: list[float], bot
     ]
     opening = (
         f"# Start-up\n\n`make bench-start` writes this page. {os.cpu_count()} cores, data set {place.data.name}, "
-        f"{len(next(iter(rows.values())))} runs of each row in turn.\nThe first step counts as taken when its line is "
-        "printed."
+        f"{len(next(iter(rows.values())))} runs of each row in turn.\nThe first step begins when the first epoch "
+        "begins: the time of the epoch's line, minus the epoch's seconds."
     )
     table = markdown_table(["from the start of the command", "median, s", "range, s"], lines)
     return f"{opening}\n\n{table}\n\nOne worker in the command's process and one worker under Ray: {both}.\n"
