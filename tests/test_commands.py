@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pnfrec_dist.__main__ import COMMANDS, main
-from pnfrec_dist.cli import EXIT_INPUT, run_command
+from pnfrec_dist.cli import EXIT_INPUT, EXTRA_OF, run_command
 from pnfrec_dist.errors import InputError
 
 
@@ -36,15 +36,18 @@ def test_an_unknown_command_is_one_line_with_the_nearest() -> None:
         main(["trian"])
 
 
-def test_what_a_command_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("package", "extra"), EXTRA_OF.items())
+def test_what_a_command_lacks_is_one_line(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def lacking(module: str) -> int:
         raise ModuleNotFoundError(f"No module named '{module}'", name=module)
 
     monkeypatch.setattr(sys, "argv", ["pnfrec"])
     with pytest.raises(SystemExit) as stopped:
-        run_command(lambda _: lacking("pyspark.sql"))
+        run_command(lambda _: lacking(f"{package}.part"))
     assert stopped.value.code == EXIT_INPUT
     said = capsys.readouterr().err
-    assert said == "error: this command needs pyspark; install it: pip install 'pnfrec-dist[spark]'\n"
+    assert said == f"error: this command needs {package}; install it: pip install 'pnfrec-dist[{extra}]'\n"
     with pytest.raises(ModuleNotFoundError):  # a bug in this project keeps its traceback
         run_command(lambda _: lacking("pnfrec_dist.nowhere"))

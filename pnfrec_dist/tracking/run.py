@@ -37,8 +37,9 @@ class TrackedRun:
         self.spool, self.key, self.uri, self.say = Spool(directory), key, uri, say
         self._sender: Sender | None = None
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._gave_up = False
         self._trouble: Exception | None = None
+        self._refusal: Exception | None = None
+        """why the run cannot begin in MLflow; nothing more is sent then"""
         self._waiting_since: float | None = None
         """time of the first try to send the current record"""
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
@@ -64,18 +65,18 @@ class TrackedRun:
         self._thread.start()
 
     def require_accepted(self) -> None:
-        """Raises InputError if MLflow has refused the run. A server that does not answer is no error yet."""
-        trouble = self._trouble
-        status = getattr(trouble, "get_http_status_code", lambda: 0)()  # of MLflow's answer, if there was one
-        refused = 400 <= status < 500
-        if trouble is None or self.run_id or (self._is_server and not refused and not isinstance(trouble, InputError)):
-            return
-        self._gave_up = True
-        self._closing.set()
-        if isinstance(trouble, InputError):
-            raise trouble
-        where = f"MLflow at {shown(self.uri)} refused to start a run"
-        raise InputError(f"{where}: {self._reason(trouble)}; check MLFLOW_TRACKING_URI") from trouble
+        """Raises InputError if MLflow has refused the run. A server that does not answer may answer later."""
+        refusal = self._refusal
+        if isinstance(refusal, InputError):
+            raise refusal
+        if refusal is not None:
+            where = f"MLflow at {shown(self.uri)} refused to start a run"
+            raise InputError(f"{where}: {self._reason(refusal)}; check MLFLOW_TRACKING_URI") from refusal
+
+    def _is_refusal(self, error: Exception) -> bool:
+        """Whether a run that MLflow does not have yet cannot begin: trying again would not help."""
+        status = getattr(error, "get_http_status_code", lambda: 0)()  # of an answer by MLflow
+        return not self.run_id and (isinstance(error, InputError) or 400 <= status < 500 or not self._is_server)
 
     def start(self, opening: Opening) -> None:
         """Begins the run and waits until MLflow has it. Raises as require_accepted does.
@@ -151,7 +152,7 @@ class TrackedRun:
             time.sleep(0.02)
         if not self.spool.unsent:
             self._thread.join(END_PATIENCE)  # the thread releases the lock, which a flush needs
-        else:
+        elif self._refusal is None:
             self.say(
                 f"warning: {self.spool.unsent} records wait in {self.spool.directory / RECORDS}; when MLflow answers, "
                 f"run: python -m pnfrec_dist.tracking flush {self.spool.directory}"
@@ -168,6 +169,8 @@ class TrackedRun:
         self.log_tags(f"state/{len(self.spool.records)}", tags)
         self._thread.start()
         self.close(status)
+        if self._refusal is not None:
+            self._say_that_records_wait(self._refusal)
 
     def _status(self, status: str) -> None:
         self.add(f"status/{len(self.spool.records) + len(self.spool.pending)}", "status", status=status)
@@ -175,7 +178,7 @@ class TrackedRun:
     def _send_all(self) -> None:
         with locked(self.spool.directory, wait=True):
             wait = FIRST_WAIT
-            while not self._gave_up and (self.spool.unsent or not self._closing.is_set()):
+            while self.spool.unsent or not self._closing.is_set():
                 self._wake.clear()
                 try:
                     sender = self._sender = self._sender or self._new_sender()
@@ -186,17 +189,21 @@ class TrackedRun:
                             self.say(f"MLflow at {shown(self.uri)} answers again")
                         self._trouble, self._waiting_since, wait = None, None, FIRST_WAIT
                 except Exception as error:  # whatever MLflow raises, training goes on
+                    if self._is_refusal(error):
+                        self._refusal = error
+                        return
                     if self._trouble is None:
-                        records = self.spool.directory / RECORDS
-                        self.say(
-                            f"warning: MLflow at {shown(self.uri)}: {self._reason(error)}; records wait in {records}"
-                        )
+                        self._say_that_records_wait(error)
                     self._trouble = error
                     time.sleep(1.0) if self._closing.is_set() else self._closing.wait(wait)
                     wait = min(2 * wait, LONGEST_WAIT)
                 else:
                     if not self._closing.is_set():
                         self._wake.wait()
+
+    def _say_that_records_wait(self, error: Exception) -> None:
+        where = self.spool.directory / RECORDS
+        self.say(f"warning: MLflow at {shown(self.uri)}: {self._reason(error)}; records wait in {where}")
 
     def _new_sender(self) -> "Sender":
         from pnfrec_dist.tracking.sender import Sender  # MLflow takes seconds to import, and a dry run does not need it
