@@ -206,6 +206,7 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
             if not tracked.spool.pending:  # otherwise, the same command must still send records to MLflow
                 run.ended = {FINISHED: "finished"}.get(outcome.status, "diverged" if outcome.diverged else "")
                 _write(run, display)
+    tracked.require_accepted()  # the refusal of a short training may come after its last event
     if outcome.refused is not None:
         raise InputError(outcome.refused.text)
     if outcome.diverged is not None:

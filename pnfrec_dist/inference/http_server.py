@@ -51,7 +51,7 @@ def require_free(port: int) -> None:
 @contextlib.contextmanager
 def _server(directory: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """mlflow models serve, in its own session: Ctrl-C and SIGTERM reach it only through this process."""
-    print(f"loading {directory} (some 15 seconds)", flush=True)
+    print(f"loading {directory} (about 15 seconds)", flush=True)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(directory.resolve())]
     command += ["--env-manager", "local", "--host", HOST, "--port", str(port)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # mlflow starts uvicorn by name

@@ -106,7 +106,7 @@ def test_commands_are_found() -> None:
     assert {"make train", "pnfrec prep --dataset synthetic", "python -m tune --dataset ml1m"} <= commands
 
 
-@pytest.mark.parametrize(("page", "command"), SENTENCES)
+@pytest.mark.parametrize(("page", "command"), [pair for pair in SENTENCES if ".NAME" not in pair[1]])
 def test_a_command_in_a_sentence_is_known(page: str, command: str) -> None:
     if command.startswith("make "):
         assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.M), command
