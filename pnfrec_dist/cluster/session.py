@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pnfrec_dist.cluster.environment import RAY_ENVIRONMENT
-from pnfrec_dist.cluster.stop_signals import terminated_as_interrupted
+from pnfrec_dist.cluster.stop_signals import kept_sigterm, terminated_as_interrupted
 from pnfrec_dist.cluster.worker_plan import Node, WorkerOptions, WorkerPlan, plan_workers, this_machine
 from pnfrec_dist.errors import InputError, RunError
 
@@ -103,7 +103,8 @@ def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
         cpus = this_machine(options.num_workers).cpus
         ours |= {"address": "local", "include_dashboard": dashboard, "num_cpus": int(cpus)}
     try:
-        ray.init(**ours)
+        with kept_sigterm():
+            ray.init(**ours)
         _has_own_ray = not options.address
     except Exception as error:  # Ray raises errors of many classes
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -37,3 +37,17 @@ def terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def kept_sigterm() -> Iterator[None]:
+    """Puts back the handler of SIGTERM at the end of the context: starting Ray replaces it by one that ends the process
+    at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pnfrec_dist.cluster.stop_signals import stop_requests, terminated_as_interrupted
+from pnfrec_dist.cluster.stop_signals import kept_sigterm, stop_requests, terminated_as_interrupted
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -41,3 +41,10 @@ def test_another_thread_leaves_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_who_replaces_sigterm_within_does_so_for_a_while() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with kept_sigterm():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -93,8 +93,9 @@ def listening_addresses(canary: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None:
-    """SIGINT after epoch 2: exit 130, run KILLED. The printed command completes the run; every epoch is logged once.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path, number: signal.Signals) -> None:
+    """A signal after epoch 2: exit 130, run KILLED. The printed command completes the run; every epoch is logged once.
 
     While it trains, its processes listen on loopback only.
     """
@@ -118,7 +119,7 @@ def test_interrupted_run_is_killed_and_resumes_in_place(workspace: Path) -> None
         output += text
         if text.startswith("epoch   2/500"):
             listeners = listening_addresses(canary)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
     assert process.wait(timeout=60) == 130
     assert len(listeners) > 5 and all(ipaddress.ip_address(a.removeprefix("::ffff:")).is_loopback for a in listeners)
     client, run = mlflow_run(workspace, output)
