@@ -77,7 +77,7 @@ def check_names(directory: Path, data: PreparedData, uri: str, monkeypatch: pyte
         "models:/lists@first": "no alias 'first' .*; it has no alias",
         "models:/a/b/c": "names no model; write",
         "0" * 32: "gives no model '0+' .*; name another one",
-        without: "has no model; name one that was trained to its end",
+        without: "has no model; name a run that was trained to its end",
     }.items():
         with pytest.raises(InputError, match=message):
             open_trained(reference, "nowhere")

@@ -386,7 +386,7 @@ def test_a_flush_goes_on_after_a_run_that_it_cannot_send(
     shutil.rmtree(story.run.directory / "best")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server}")
-    with pytest.raises(InputError, match=r"runs/a has no run\.json"):
+    with pytest.raises(InputError, match=r"runs/a has no readable run\.json"):
         flush.main(["flush"])
     (tmp_path / "runs/r/tracking.sent").unlink()
     assert flush.main(["flush", "runs/r"]) == 0
