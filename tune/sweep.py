@@ -44,8 +44,10 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     """Runs the missing trials of a sweep, reports, and returns the exit code. Raises InputError, RunError."""
     settings = base_settings(options, stages[0], {})
     data, uri = open_data(settings), tracking_uri()
-    wanted = worker_options(settings)
-    with _own_directory(options, stages, settings, data) as run, ray_cluster(wanted, dashboard=True) as nodes:
+    with (
+        _own_directory(options, stages, settings, data) as run,
+        ray_cluster(worker_options(settings), dashboard=True, dry_run=options.dry_run) as nodes,
+    ):
         plan = plan_trials(nodes, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
         if plan.workers.use_gpu:
             options = dataclasses.replace(options, gpus_per_trial=plan.workers.num_workers)

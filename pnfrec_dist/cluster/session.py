@@ -67,17 +67,21 @@ def name_ray_to_helpers() -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster(options: WorkerOptions, *, dashboard: bool = False) -> Iterator[list[Node]]:
-    """Runs Ray, or joins a cluster, until the context ends. Yields the nodes. See start_ray."""
+def ray_cluster(options: WorkerOptions, *, dashboard: bool = False, dry_run: bool = False) -> Iterator[list[Node]]:
+    """Runs Ray, or joins a cluster, until the context ends. Yields the nodes. See start_ray.
+
+    dry_run: Ray is not started on this machine; the node is the one that this Ray would have.
+    """
     had_ray = _has_ray()
     if options.address:
         _require_ray(options.address)
     if had_ray and options.address:
         raise InputError(f"this process already runs Ray; leave out --ray-address {options.address!r} to use that Ray")
-    start_ray(options, dashboard=dashboard)
+    if options.address or not dry_run:
+        start_ray(options, dashboard=dashboard)
     try:
         with terminated_as_interrupted():
-            yield _nodes()
+            yield _nodes() if _has_ray() else [this_machine(options.num_workers)]
     finally:
         if not had_ray:
             _stop_ray()

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -30,13 +30,13 @@ class TrainedRun:
 
     directory: Path
     """runs/<run>, as the command writes it"""
-    settings: Settings
-    epochs: list[EpochDone]
+    settings: Settings = field(repr=False)
+    epochs: list[EpochDone] = field(repr=False)
     best_epoch: int
     """on validation users"""
-    test: dict[str, float]
+    test: dict[str, float] = field(repr=False)
     """metrics of the best epoch on test users, such as ndcg_p_at_10"""
-    floors: dict[str, dict[str, float]]
+    floors: dict[str, dict[str, float]] = field(repr=False)
     """the same metrics for baselines without a model"""
 
 

@@ -49,6 +49,9 @@ class Model:
         self._recommender = Recommender(exported.model, exported.num_positive_V)
         self._item_ids = {raw: number for number, raw in enumerate(exported.raw_ids, PAD_ID + 1)}
 
+    def __repr__(self) -> str:
+        return f"Model({self.exported.settings.model}, {len(self.item_ids):,} items)"
+
     @property
     def item_ids(self) -> list[str]:
         """Raw ids of the catalog."""

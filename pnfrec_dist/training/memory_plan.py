@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import TrainData
@@ -12,8 +13,8 @@ from pnfrec_dist.losses.catalog_loss import FLOAT, StepExtent
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import block_class
 
-LIBRARIES = 600 * 2**20
-"""Bytes of Python, torch, and Ray or MLflow in one worker."""
+LIBRARIES = (600 if torch.version.cuda is None else 900) * 2**20
+"""Bytes of Python, torch, and Ray or MLflow in one worker. A torch that supports GPUs is larger."""
 
 
 @dataclass(frozen=True)

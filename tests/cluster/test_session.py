@@ -9,7 +9,7 @@ import ray
 import torch
 
 from pnfrec_dist.cluster.session import planned_workers, prepare_process, ray_cluster
-from pnfrec_dist.cluster.worker_plan import WorkerOptions
+from pnfrec_dist.cluster.worker_plan import WorkerOptions, this_machine
 from pnfrec_dist.errors import InputError, RunError
 
 
@@ -64,6 +64,8 @@ def test_a_plan_for_this_machine_needs_no_ray(monkeypatch: pytest.MonkeyPatch, w
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
     with planned_workers(WorkerOptions(num_workers=workers, num_gpus=0)) as plan:
         assert (plan.num_workers, plan.in_this_process) == (workers, workers == 1)
+    with ray_cluster(WorkerOptions(num_workers=workers), dry_run=True) as nodes:
+        assert nodes == [this_machine(workers)]
 
 
 @pytest.mark.integration
