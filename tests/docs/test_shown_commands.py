@@ -123,9 +123,36 @@ def test_a_command_in_a_block_runs(page: str, command: str, workspace: Path) -> 
         run_it(module, flags, workspace)
 
 
+def python_of(page: Path) -> str:
+    """The Python of a page. docs/python.md and docs/extending.md have tests of their own."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S))
+
+
+def output_of(code: str, directory: Path) -> list[str]:
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.mark.integration
-def test_readmes_code_runs(workspace: Path) -> None:
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S))
-    line = [sys.executable, "-c", code.replace("synthetic", "tiny")]
-    done = subprocess.run(line, cwd=workspace, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stdout + done.stderr
+def test_readmes_code_runs(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(workspace / "data")
+    assert len(output_of(python_of(ROOT / "README.md").replace("synthetic", "tiny"), tmp_path)) == 2
+
+
+@pytest.mark.integration
+def test_code_that_uses_a_logged_or_exported_model_runs(workspace: Path) -> None:
+    """With the run and the item ids of the small data set. ONNX is not a dependency: that block is left out."""
+    from pnfrec_dist.export import main
+
+    (run,) = (workspace / "runs").glob("pnfrec-tiny*")
+    called(main, workspace, "--run", str(run), "--out", "exported")
+    pages = [page for page in PAGES if python_of(page) and page.stem not in ("README", "python", "extending")]
+    assert {page.stem for page in pages} == {"recommend", "reproduce", "tour"}
+    code = "\n".join(python_of(page) for page in pages)
+    code = re.sub(r'"(runs/\S*|models:/\S*)"', f'"{run}/model"', code)
+    code = re.sub(r"torch\.onnx\.export\(\n.*?^\)\n", "", code, flags=re.M | re.S)
+    numbers = {raw: str(number) for number, raw in enumerate(dict.fromkeys(re.findall(r'"(\d+)"', code)), 1)}
+    output = output_of(re.sub(r'"(\d+)"', lambda match: f'"{numbers[match[1]]}"', code), workspace)
+    assert output[-1].startswith("[Answer(items=[") and "unknown=[]" in output[-1]
