@@ -48,7 +48,8 @@ def run_worker(task: WorkerTask) -> None:
     hooks = BoardHooks(task.board)
     node = ray.get_runtime_context().get_node_id()
     hooks.report(WorkerStarted(rank, size, node, os.getpid()))
-    _join_process_group(rank, size, "nccl" if plan.use_gpu else "gloo", settings.stall_timeout)
+    # Twice the watchdog's time, so that the watchdog acts first and says why.
+    _join_process_group(rank, size, "nccl" if plan.use_gpu else "gloo", 2 * settings.stall_timeout)
     try:
         data = open_prepared(Location(task.data_dir))
         world, ways = World(rank, size, device), Hooks(hooks.report, hooks.should_stop, hooks.progress)
