@@ -17,17 +17,18 @@ from pnfrec_dist.data.schema import (
     settings_hash,
     write_manifest,
 )
+from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 from spark_jobs import transforms
-from spark_jobs.clean import date_of
 from spark_jobs.quantile import histograms
+from spark_jobs.raw_files import RawFile
 from spark_jobs.reading import Readable, Reader
 from spark_jobs.report import LENGTHS, length_quantiles, render_report
 from spark_jobs.report_figures import Distributions, draw
 from spark_jobs.sequences import user_sequences
 from spark_jobs.session import at_once
-from spark_jobs.sources import RawFile
 from spark_jobs.stage_log import StageLog
+from spark_jobs.times import date_of
 from spark_jobs.titles import read_titles, write_titles
 from spark_jobs.writer import shard_count, write_items, write_users
 
@@ -54,10 +55,14 @@ class Build:
         self.log = StageLog(started)
         self.written: list[FileEntry] = []
         self.distributions = Distributions()
+        self.warnings: list[str] = []
+        """what the user should know at the end"""
 
     def run(self, building: Location, sources: list[FileEntry]) -> Manifest:
         """Writes every file of the data set into `building`, _SUCCESS last; returns the manifest."""
-        read = Reader(self.spark, self.settings, self.files, self.log).read(self.partitions, building)
+        reader = Reader(self.spark, self.settings, self.files, self.log)
+        read = reader.read(self.partitions, building)
+        self.warnings += reader.warnings
         self.unit, self.interactions = read.unit, read.interactions
         self.written += read.quarantine
         filtered, split = self.filter_and_split(read)
@@ -93,9 +98,9 @@ class Build:
             split = transforms.split_timestamp(passed, quantile)
         else:
             split = transforms.split_timestamp(interactions, quantile, read.times)
-            self.require_train(int(read.times[0].low < split), split)
+            self.require_times(read, split)
             support = transforms.Support(transforms.before(interactions, split), settings.filter)
-        self.log.say("split", f"T = {split} ({date_of(split, self.unit)} UTC)")
+        self.log.say("split", f"T = {split} ({date_of(split, self.unit)})")
         if settings.clean.duplicates != "keep_all":
             collapsed = transforms.collapse_pairs(interactions, settings.clean.duplicates, split)
             self.interactions = collapsed.persist(StorageLevel.DISK_ONLY)
@@ -117,6 +122,23 @@ class Build:
         if self.settings.feedback.threshold in ("median", "quantile"):
             self.require_train(int(not train.isEmpty()), split)
         return transforms.resolve_threshold(train, self.settings.feedback)
+
+    def require_times(self, read: Readable, split: int) -> None:
+        """Raises InputError if no row is before T, and says why."""
+        times = read.times
+        if times[0].low < split:
+            return
+        name, first = self.settings.source.timestamp, date_of(split, self.unit)
+        if times[0].low == times[-1].high:
+            raise InputError(
+                f"every interaction has the {name} {first}, so no row can be before T; "
+                "check source.timestamp and source.time_format"
+            )
+        share = read.interactions.where(F.col("timestamp") == split).count() / sum(bucket.count for bucket in times)
+        raise InputError(
+            f"no row is before T = {split} ({first}): {share:.1%} of the interactions have this {name}, the earliest; "
+            "raise --split.quantile above this share"
+        )
 
     def require_train(self, rows: int, split: int) -> None:
         """Raises InputError if there is no row before T."""

@@ -21,9 +21,10 @@ from pnfrec_dist.files.text import file_size
 from spark_jobs.build import Build
 from spark_jobs.fetch import obtain_raw
 from spark_jobs.publish import build_directory, publish, whole_manifest
+from spark_jobs.raw_files import RawFile, describe_sources, find_raw
 from spark_jobs.report import complaint, summary
 from spark_jobs.session import local_cores, partitions_for, spark_session, stop_session
-from spark_jobs.sources import RawFile, check_files, describe_sources, find_raw
+from spark_jobs.sources import check_files
 from spark_jobs.verify import verify, verify_content
 
 
@@ -90,7 +91,8 @@ def main(args: Sequence[str]) -> None:
     )
     try:
         with writing(str(final), "choose another --data-dir"), build_directory(final) as building:
-            manifest = Build(spark, command, name, files, partitions, started).run(building, sources)
+            build = Build(spark, command, name, files, partitions, started)
+            manifest = build.run(building, sources)
             verify_content(building, manifest)
             publish(building, final)
     except (PySparkException, Py4JJavaError) as error:
@@ -100,6 +102,8 @@ def main(args: Sequence[str]) -> None:
     print(f"\n{summary(manifest, command.expected)}\n")
     print(f"wrote {final} in {time.monotonic() - started:.0f} s; report: {final / REPORT_NAME}")
     print(f"next: make train DATASET={name}")
+    for warning in build.warnings:
+        print(f"WARNING: {warning}", file=sys.stderr)
     _complain(manifest, command)
 
 

@@ -1,33 +1,43 @@
 """Raw files -> interactions. Unreadable rows are counted and written to the quarantine; too many stop the build."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pyspark import StorageLevel
-from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import DataFrame, Observation, Row, SparkSession
 from pyspark.sql import functions as F
 
-from pnfrec_dist.config.dataset_settings import EPOCH_UNITS, DatasetSettings
+from pnfrec_dist.config.dataset_settings import EPOCH_UNITS, DatasetSettings, label_value
 from pnfrec_dist.data.schema import FileEntry
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import file_size
 from spark_jobs.clean import (
-    HEADER_AGAIN,
     INTERACTION,
     accepted,
+    blank_ends,
+    collapsed,
     rejected,
-    timestamp_range,
-    timestamp_unit,
+    spelled_with_zeros,
     typed_rows,
     unreadable,
+    without_zeros,
 )
+from spark_jobs.file_hints import looks_like
 from spark_jobs.quantile import BUCKETS, Bucket, bucket_of
-from spark_jobs.sources import RawFile, read_rows
+from spark_jobs.raw_files import RawFile
+from spark_jobs.sources import read_rows
 from spark_jobs.stage_log import StageLog
+from spark_jobs.text_rows import EMPTY_LINE, HEADER_AGAIN
+from spark_jobs.times import FINER, ROWS, TICKS, date_of, require_pattern, timestamp_range, timestamp_unit
+from spark_jobs.transforms import settled
 from spark_jobs.writer import write_no_quarantine, write_quarantine
 
+IDS = ("raw_user_id", "raw_item_id")
+LABELS = 20
+"""Most different labels that are told."""
 EXAMPLES = 5
 Example = tuple[str, str, str]
 """(file, row, reason) of a row that could not be read."""
@@ -50,11 +60,26 @@ class Readable:
     """the first rows that could not be read"""
 
 
+@dataclass(frozen=True)
+class Pass:
+    """The result of parsing and cleaning all rows once."""
+
+    typed: DataFrame
+    """all rows, see clean.typed_rows(); not persisted"""
+    interactions: DataFrame
+    """see clean.accepted(); persisted"""
+    times: list[Row]
+    """see Reader.count_times()"""
+    seen: dict[str, Any]
+    """rows with a reason; fractions; for each of IDS, those spelled like 104.0; labels with their counts"""
+
+
 class Reader:
-    """Reads the files of one build."""
+    """Reads the files of one build. warnings: what the user should know at the end."""
 
     def __init__(self, spark: SparkSession, settings: DatasetSettings, files: Sequence[RawFile], log: StageLog) -> None:
         self.spark, self.settings, self.files, self.log = spark, settings, list(files), log
+        self.warnings: list[str] = []
 
     def read(self, partitions: int, building: Location) -> Readable:
         """Reads and cleans; writes the quarantine into `building`.
@@ -63,27 +88,110 @@ class Reader:
         """
         source = self.settings.source
         self.log.say("reading", f"{len(self.files):,} files, {file_size(sum(f.bytes for f in self.files))}")
-        if source.time_format not in (*EPOCH_UNITS, "iso"):
-            _require_pattern(self.spark, source.time_format)
+        if source.order == "time" and source.time_format not in (*EPOCH_UNITS, "iso"):
+            require_pattern(self.spark, source.time_format)
         rows = read_rows(self.spark, self.files, source)
         unit = timestamp_unit(rows, source)
-        typed = typed_rows(rows, self.settings)
-        quarantined = Observation()
-        seen = typed.select(*INTERACTION, "position", "reason").observe(quarantined, F.count("reason").alias("rows"))
-        interactions = accepted(seen, partitions).persist(StorageLevel.DISK_ONLY)
-        place = bucket_of("timestamp", *timestamp_range(self.settings.clean, unit), BUCKETS)
-        ends = (F.min("timestamp").alias("low"), F.max("timestamp").alias("high"))
-        counted = interactions.groupBy(place).agg(*ends, F.count("*").alias("count"), F.sum("copies").alias("copies"))
-        found = sorted(counted.collect(), key=lambda row: row["low"])
-        times = [Bucket(row["low"], row["high"], row["count"]) for row in found]
-        kept, good = (sum(row[name] for row in found) for name in ("count", "copies"))
-        entries, examples = self.quarantine(typed, quarantined.get["rows"], good, building)
+        first = self.pass_over(rows, unit, partitions)
+        if first.seen["fractions"] and unit in FINER:
+            first.interactions.unpersist()
+            unit = FINER[unit]
+            self.log.say("times", f"numbers with a fraction: kept in {unit}")
+            first = self.pass_over(rows, unit, partitions)
+        interactions, times = self.one_spelling(first, unit, partitions)
+        kept, good = (sum(row[name] for row in times) for name in ("count", "copies"))
+        entries, examples = self.quarantine(first.typed, first.seen["rows"], good, building)
         if good == 0:
             others = f" (and {len(self.files) - 1:,} more files)" if len(self.files) > 1 else ""
             way_out = "check RAW (--raw) and `source` in the YAML"
             raise InputError(f"no row of {self.files[0].location}{others} could be read as an interaction; {way_out}")
+        if self.settings.feedback.threshold == "labels":
+            self.tell_labels([(row["item"], row["count"]) for row in first.seen["labels"] if row["item"]])
+        self.tell_future(times[-1]["high"], unit)
         self.log.done("deduplicated", rows=good - kept)
-        return Readable(interactions, good, unit, times, entries, examples)
+        buckets = [Bucket(row["low"], row["high"], row["count"]) for row in times]
+        return Readable(interactions, good, unit, buckets, entries, examples)
+
+    def pass_over(self, rows: DataFrame, unit: str, partitions: int) -> "Pass":
+        """Parses and cleans all rows."""
+        typed = typed_rows(rows, self.settings, unit)
+        observed = Observation()
+        wanted = [
+            F.count("reason").alias("rows"),
+            F.count_if("is_fraction").alias("fractions"),
+            *(F.count_if(spelled_with_zeros(name)).alias(name) for name in IDS),
+        ]
+        if self.settings.feedback.threshold == "labels":
+            wanted.append(F.expr(f"approx_top_k(label, {LABELS}, {100 * LABELS})").alias("labels"))
+        seen = typed.select(*INTERACTION, "position", "reason", "label", "is_fraction").observe(observed, *wanted)
+        interactions = accepted(seen, partitions).persist(StorageLevel.DISK_ONLY)
+        times = self.count_times(interactions, unit)
+        return Pass(typed, interactions, times, observed.get)
+
+    def count_times(self, interactions: DataFrame, unit: str) -> list[Row]:
+        """low, high, count and copies of all timestamps, in buckets, in order."""
+        place = bucket_of("timestamp", *timestamp_range(self.settings.clean, unit), BUCKETS)
+        ends = (F.min("timestamp").alias("low"), F.max("timestamp").alias("high"))
+        counted = interactions.groupBy(place).agg(*ends, F.count("*").alias("count"), F.sum("copies").alias("copies"))
+        return sorted(counted.collect(), key=lambda row: row["low"])
+
+    def one_spelling(self, first: "Pass", unit: str, partitions: int) -> tuple[DataFrame, list[Row]]:
+        """Ids that are whole numbers, in one spelling: 104.0 becomes 104 if all ids of the column are whole numbers.
+
+        A column of whole numbers with a gap is often written as fractions, so one file has 104 and another 104.0.
+        """
+        interactions, times = first.interactions, first.times
+        for name, column in zip(IDS, (self.settings.source.user, self.settings.source.item), strict=True):
+            if not first.seen[name]:
+                continue
+            if interactions.agg(F.bool_and(F.col(name).rlike(r"^-?\d+(\.0+)?$"))).collect()[0][0]:
+                before = interactions
+                respelled = before.withColumn(name, without_zeros(name))
+                interactions = collapsed(respelled, partitions).persist(StorageLevel.DISK_ONLY)
+                times = self.count_times(interactions, unit)
+                before.unpersist()
+                self.log.say("ids", f"{column}: {first.seen[name]:,} whole numbers like 104.0 are read as 104")
+                continue
+            spelled = interactions.where(spelled_with_zeros(name)).select(F.col(name).alias("long"))
+            pairs = spelled.distinct().withColumn(name, F.regexp_replace("long", r"\.0+$", ""))
+            both = (
+                pairs.join(interactions.select(name).distinct(), on=name, how="inner").orderBy(name).limit(1).collect()
+            )
+            for row in both:
+                self.warnings.append(
+                    f"{column} has {row[name]!r} and {row['long']!r}; they are kept as two ids, "
+                    "because not all ids are whole numbers"
+                )
+        return interactions, times
+
+    def tell_labels(self, found: list[tuple[str, int]]) -> None:
+        """Says which labels occur, how often, and what they count as. Raises InputError if no row is positive."""
+        feedback, name = self.settings.feedback, self.settings.source.relevance
+        sides: dict[str, list[str]] = {"positive": [], "negative": [], "no label": []}
+        named = {label_value(text): "positive" for text in feedback.positive_labels}
+        named |= {label_value(text): "negative" for text in feedback.negative_labels}
+        other = "no label" if feedback.negative_labels else "negative"
+        for text, count in found:
+            sides[named.get(label_value(text), other)].append(f"{text} ({count:,})")
+        if not sides["positive"]:
+            values = ", ".join(sides["negative"] + sides["no label"])
+            positive = ", ".join(feedback.positive_labels)
+            raise InputError(f"no row has a label of feedback.positive_labels ({positive}); {name} has {values}")
+        told = "; ".join(f"{side}: {', '.join(texts)}" for side, texts in sides.items() if texts)
+        self.log.say("labels", told)
+        met = {label_value(text) for text, _ in found}
+        unmet = [t for t in (*feedback.positive_labels, *feedback.negative_labels) if label_value(t) not in met]
+        if unmet and len(found) < LABELS:
+            self.warnings.append(f"no row has the label {', '.join(unmet)} (feedback.*_labels); {name} has {told}")
+        if sides["no label"]:
+            values = ", ".join(sides["no label"])
+            self.warnings.append(f"these values of {name} are no label and were left out: {values}")
+
+    def tell_future(self, newest: int, unit: str) -> None:
+        """Warns of times after today."""
+        if unit != ROWS and newest > (time.time() + 86_400) * TICKS[unit]:
+            name, text = self.settings.source.timestamp, date_of(newest, unit)
+            self.warnings.append(f"the newest {name} is {text}, after today; check source.time_format")
 
     def quarantine(
         self, typed: DataFrame, with_reason: int, good: int, building: Location
@@ -100,6 +208,10 @@ class Reader:
             reasons = {row["reason"]: row["count"] for row in bad_rows.groupBy("reason").count().collect()}
             reasons[HEADER_AGAIN] = reasons.get(HEADER_AGAIN, 0) - own_headers
             assert reasons[HEADER_AGAIN] >= 0, reasons
+        if reasons.get(EMPTY_LINE):
+            ends = settled(blank_ends(typed))
+            reasons[EMPTY_LINE] -= ends.count()
+            bad_rows = bad_rows.join(F.broadcast(ends), on="position", how="left_anti")
         reasons = {reason: count for reason, count in sorted(reasons.items()) if count}
         bad = sum(reasons.values())
         self.log.done("read", rows=good + bad)
@@ -125,21 +237,14 @@ class Reader:
         first = f"first in {file}: {row[:200]!r} ({reason})"
         others = "; ".join(f"{row[:80]!r} ({reason})" for _, row, reason in examples[1:3])
         way_out = f"correct them, or leave them out with --clean.max-quarantine-share {_round_up(bad / read)}"
-        if bad == read:
-            way_out = "no row can be read: check `source` in the YAML (separator, header, columns, time_format)"
+        if bad / read > 0.5:
+            hint = looks_like(self.files[0].location, self.settings.source)
+            settings = "separator, header, columns, time_format"
+            way_out = f"check `source` in the YAML ({settings}){'; ' + hint if hint else ''}"
         raise InputError(
             f"{bad:,} of {read:,} rows ({bad / read:.2%}, allowed are {share:.2%}) could not be read: {common}; "
             f"{first}{'; then ' + others if others else ''}; {way_out}"
         )
-
-
-def _require_pattern(spark: SparkSession, pattern: str) -> None:
-    """Raises InputError for a time pattern that Spark cannot read."""
-    try:
-        spark.range(1).select(F.try_to_timestamp(F.lit("2020-01-01"), F.lit(pattern))).collect()
-    except PySparkException as error:
-        example = "example: yyyy-MM-dd HH:mm:ss"
-        raise InputError(f"source.time_format {pattern!r} is not a pattern that Spark can read; {example}") from error
 
 
 def _round_up(share: float) -> float:

@@ -7,8 +7,8 @@ from pnfrec_dist.config.dataset_settings import ExpectedSettings
 from pnfrec_dist.data.schema import SPLITS, Manifest
 from pnfrec_dist.files.html_pages import html_table, page, paragraph
 from pnfrec_dist.files.tables import GAP, text_table
-from spark_jobs.clean import date_of
 from spark_jobs.quantile import ranked
+from spark_jobs.times import date_of
 
 LENGTHS = ("all", "positive", "negative")
 FRACTIONS = {"min": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "max": 1.0}
@@ -70,7 +70,7 @@ def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, l
     tables = [
         (
             f"{manifest.dataset}: relevance >= {manifest.threshold:g} is positive, "
-            f"T = {manifest.split_timestamp} ({date_of(manifest.split_timestamp, manifest.timestamp_unit)} UTC)",
+            f"T = {manifest.split_timestamp} ({date_of(manifest.split_timestamp, manifest.timestamp_unit)})",
             [
                 ["users", "items", "actions", "negative"],
                 [f"{size['users']:,}", f"{size['items']:,}", f"{size['rows']:,}", f"{negative_share(manifest):.1%}"],

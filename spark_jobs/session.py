@@ -121,6 +121,9 @@ def spark_session(
         .config("spark.sql.adaptive.enabled", str(input_bytes >= LARGE_INPUT).lower())
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.ansi.enabled", "true")
+        .config("spark.sql.legacy.parquet.nanosAsLong", "true")  # otherwise Spark refuses nanoseconds
+        .config("spark.sql.legacy.javaCharsets", "true")  # otherwise it decodes only some encodings
+        .config("spark.sql.legacy.codingErrorAction", "true")  # bytes that cannot be decoded become U+FFFD
         # Otherwise each column function makes six more calls to Java, to record its line in the source.
         .config("spark.python.sql.dataFrameDebugging.enabled", "false")
         .config("spark.sql.shuffle.partitions", str(partitions))

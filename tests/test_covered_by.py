@@ -57,6 +57,11 @@ COVERED_BY = {
     "tune.search": "tune/test_space.py",
     "tune.trial": "integration/test_tune.py",
     # preparation
+    "spark_jobs.raw_files": "spark_jobs/test_sources.py",
+    "spark_jobs.text_rows": "spark_jobs/test_sources.py",
+    "spark_jobs.parquet_rows": "integration/test_real_logs.py",
+    "spark_jobs.file_hints": "integration/test_real_logs.py",
+    "spark_jobs.times": "spark_jobs/test_clean.py",
     "spark_jobs.build": "integration/test_prepare_protocol.py",
     "spark_jobs.fetch": "spark_jobs/test_sources.py",
     "spark_jobs.report_figures": "integration/test_prepare.py",

@@ -9,8 +9,12 @@ from typing import Any, Literal
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.errors import require
 
-EPOCH_UNITS = ("s", "ms", "us")
+EPOCH_UNITS = ("s", "ms", "us", "ns")
 """Units of time since 1970-01-01 UTC."""
+NONE = "none"
+"""Instead of a column: the source does not have it."""
+NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+"""A label or a relevance that is a number."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class SourceSettings:
     """separator of the fields in a text line; may have more than one character"""
     quote: str = '"'
     """quote character of text fields; empty: none"""
+    escape: str = ""
+    """character before a quote inside a quoted field, such as a backslash; empty: the quote is doubled"""
+    encoding: str = "utf-8"
+    """of text files: utf-8, latin-1, cp1252, gb18030, ..."""
     header: bool = True
     """whether each text file starts with a line of column names"""
     fields: tuple[str, ...] = ()
@@ -36,11 +44,14 @@ class SourceSettings:
     item: str = "item"
     """column that holds the item id"""
     relevance: str = "rating"
-    """column that holds the relevance (a rating, a watched share, ...) or the label (liked, skipped, true, ...)"""
+    """column that holds the relevance (a rating, a watched share, ...) or the label (liked, skipped, true, ...); none:
+    there is none, and every row is a like"""
     timestamp: str = "timestamp"
-    """column that holds the time"""
+    """column that holds the time; none: there is none (needs order: rows)"""
+    order: Literal["time", "rows"] = "time"
+    """rows: the interactions are in the order of the rows, file after file in the order of names; no time is read"""
     time_format: str = "s"
-    """s, ms, us: whole numbers since 1970-01-01 UTC; iso: ISO 8601 text; or a pattern such as yyyy-MM-dd HH:mm:ss"""
+    """s, ms, us, ns: numbers since 1970-01-01 UTC; iso: ISO 8601 text; or a pattern such as yyyy-MM-dd HH:mm:ss"""
     url: str = ""
     """official file (zip, or the file itself) to download if no raw directory is given; empty: none"""
     md5: str = ""
@@ -53,14 +64,56 @@ class SourceSettings:
         require(relative, "source.files", self.files, "a name or glob relative to the raw directory")
         require(self.separator != "", "source.separator", self.separator, "at least one character")
         require(len(self.quote) <= 1, "source.quote", self.quote, "one character or empty")
+        require(len(self.escape) <= 1, "source.escape", self.escape, "one character or empty")
+        escapes = not self.escape or (self.quote != "" and self.escape != self.quote)
+        require(escapes, "source.escape", self.escape, "empty, unless source.quote is another character")
+        require(_is_encoding(self.encoding), "source.encoding", self.encoding, "utf-8, latin-1, cp1252, gb18030, ...")
+        by_rows = self.order == "rows"
+        require(not by_rows or self.timestamp == NONE, "source.timestamp", self.timestamp, "none, as order is rows")
+        way_out = "rows, because source.timestamp is none; the rows must be in the order of the interactions"
+        require(by_rows or self.timestamp != NONE, "source.order", self.order, way_out)
         require(
             self.header or bool(self.fields) or self.format != "csv",
             "source.fields",
             self.fields,
             "the column names in order, because the file has no header (source.header: false)",
         )
-        is_time = self.time_format in (*EPOCH_UNITS, "iso") or re.search("yy|uu", self.time_format) is not None
-        require(is_time, "source.time_format", self.time_format, "s, ms, us, iso or a pattern such as yyyy-MM-dd")
+        if self.time_format not in (*EPOCH_UNITS, "iso"):
+            fault = time_pattern_fault(self.time_format)
+            what = f"s, ms, us, ns, iso, or a pattern such as yyyy-MM-dd HH:mm:ss; here, {fault}"
+            require(not fault, "source.time_format", self.time_format, what)
+
+    def columns(self) -> dict[str, str]:
+        """The column of user, item, relevance and timestamp, by role; without those that the source does not have."""
+        roles = ("user", "item", "relevance", "timestamp")
+        named = {role: getattr(self, role) for role in roles}
+        return {role: name for role, name in named.items() if name != NONE or role in ("user", "item")}
+
+
+def _is_encoding(name: str) -> bool:
+    """Whether it names a way to write text in which line ends and ASCII are single bytes."""
+    try:
+        return "\n,\"09azAZ".encode(name) == b'\n,"09azAZ'
+    except (LookupError, UnicodeError):
+        return False
+
+
+def time_pattern_fault(pattern: str) -> str:
+    """Why a pattern of letters, such as yyyy-MM-dd HH:mm:ss, does not give a date and a time; empty if it does."""
+    letters = set(re.findall("[A-Za-z]", re.sub("'[^']*'", "", pattern)))
+    if not letters & set("yu"):
+        return "the year (yyyy) is missing"
+    if not letters & set("ML") and "D" not in letters:
+        return "the month (MM) is missing; mm are minutes" if "m" in letters else "the month (MM) is missing"
+    if not letters & set("dD"):
+        return "the day (dd) is missing"
+    if letters & set("hK") and "a" not in letters:
+        return "AM or PM (a) is missing; hours from 0 to 23 are HH, not hh"
+    if "m" in letters and not letters & set("HhKk"):
+        return "there are minutes (mm) without hours (HH); the month is MM"
+    if "s" in letters and "m" not in letters:
+        return "there are seconds (ss) without minutes (mm)"
+    return "there is a fraction (S) without seconds (ss)" if "S" in letters and "s" not in letters else ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +124,8 @@ class TitlesSettings:
     """delimited text file in the raw directory; empty: no titles"""
     separator: str = ","
     """separator of the fields in a line; may have more than one character"""
+    quote: str = '"'
+    """quote character of fields; empty: none"""
     encoding: str = "utf-8"
     """utf-8, latin-1, ..."""
     header: bool = True
@@ -86,6 +141,7 @@ class TitlesSettings:
         relative = not self.file.startswith("/") and ".." not in self.file
         require(relative, "titles.file", self.file, "a name relative to the raw directory")
         require(self.separator != "", "titles.separator", self.separator, "at least one character")
+        require(len(self.quote) <= 1, "titles.quote", self.quote, "one character or empty")
         named = self.header or not self.file or {self.item, self.title} <= set(self.fields)
         way_out = f"column names with {self.item} and {self.title} among them, because the file has no header"
         require(named, "titles.fields", self.fields, way_out)
@@ -122,6 +178,12 @@ def _is_date(text: str) -> bool:
         return False
 
 
+def label_value(label: str) -> str | float:
+    """What labels are compared by: the number if it is one, so that 1 and 1.0 are equal, else lower-case text."""
+    text = label.strip().lower()
+    return float(text) if re.fullmatch(NUMBER, text) else text
+
+
 @dataclass(frozen=True)
 class FeedbackSettings:
     """What counts as positive."""
@@ -131,7 +193,7 @@ class FeedbackSettings:
     quantile: float | None = None
     """for threshold: quantile; which quantile, in [0, 1]; the nearest observed relevance is taken"""
     positive_labels: tuple[str, ...] = ()
-    """for threshold: labels; values of the relevance column that are positive (case is ignored)"""
+    """for threshold: labels; values of the relevance column that are positive (case is ignored; 1 equals 1.0)"""
     negative_labels: tuple[str, ...] = ()
     """for threshold: labels; values that are negative; others are unreadable. Empty: every other value is negative"""
 
@@ -151,7 +213,7 @@ class FeedbackSettings:
             for name in ("positive_labels", "negative_labels"):
                 labels = getattr(self, name)
                 require(not labels, f"feedback.{name}", labels, "left out, unless feedback.threshold is 'labels'")
-        both = {v.lower() for v in self.positive_labels} & {v.lower() for v in self.negative_labels}
+        both = set(map(label_value, self.positive_labels)) & set(map(label_value, self.negative_labels))
         require(not both, "feedback.negative_labels", self.negative_labels, "different from feedback.positive_labels")
 
 
@@ -227,6 +289,9 @@ class DatasetSettings:
     def __post_init__(self) -> None:
         require(self.max_history >= 2, "max_history", self.max_history, ">= 2")
         require(self.shard_mb >= 1, "shard_mb", self.shard_mb, ">= 1")
+        no_relevance = self.source.relevance == NONE
+        unused = not no_relevance or self.feedback == FeedbackSettings()
+        require(unused, "feedback.threshold", self.feedback.threshold, "left out, because source.relevance is none")
 
     def prepared(self) -> dict[str, Any]:
         """The settings that determine the content of the prepared data set."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from helpers.commands import called
 from pnfrec_dist.config.dataset_settings import (
@@ -15,12 +15,15 @@ from pnfrec_dist.config.dataset_settings import (
     FilterSettings,
     SourceSettings,
     SplitSettings,
+    TitlesSettings,
 )
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.files.locations import Location
 from spark_jobs import prepare
 from spark_jobs.build import Build
-from spark_jobs.sources import describe_sources, find_raw
+from spark_jobs.clean import typed_rows
+from spark_jobs.raw_files import describe_sources, find_raw
+from spark_jobs.times import timestamp_unit
 from spark_jobs.verify import verify
 
 START = 1_600_000_000
@@ -34,6 +37,7 @@ SMALL = DatasetSettings(
 class Place:
     raw: str
     source: SourceSettings
+    titles: TitlesSettings = dataclasses.field(default_factory=TitlesSettings)
 
 
 def build(
@@ -46,12 +50,17 @@ def build(
     reverse: bool = False,
 ) -> Manifest:
     """Builds a data set in this session and checks all of it. reverse: gives the files in reverse order."""
-    files = find_raw("tiny", Place(str(raw), wanted.source))
+    files = find_raw("tiny", Place(str(raw), wanted.source, wanted.titles))
     spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
     out.mkdir(parents=True)
     given = files[::-1] if reverse else files
     Build(spark, wanted, "tiny", given, partitions, time.monotonic()).run(Location(out), describe_sources(files))
     return verify(Location(out))
+
+
+def cleaned(rows: DataFrame, settings: DatasetSettings) -> DataFrame:
+    """typed_rows() in the unit of the source."""
+    return typed_rows(rows, settings, timestamp_unit(rows, settings.source))
 
 
 def prepared_in(spark: SparkSession, directory: Path, *args: str) -> str:

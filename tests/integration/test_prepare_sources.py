@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers.preparation import Place, build, events
+from helpers.preparation import Place, build, cleaned, events
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.config.conf_files import load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
-from spark_jobs.clean import INTERACTION, typed_rows
-from spark_jobs.sources import HEADER_AGAIN, find_raw, read_rows
+from spark_jobs.clean import INTERACTION
+from spark_jobs.raw_files import find_raw
+from spark_jobs.sources import read_rows
+from spark_jobs.text_rows import HEADER_AGAIN
 
 pytestmark = pytest.mark.integration
 
@@ -84,8 +86,8 @@ def test_each_source_is_read_in_its_real_shape(spark: SparkSession, tmp_path: Pa
     rows = events(np.random.default_rng(5))
     write_source(name, tmp_path / "raw", rows)
     wanted = load_conf("dataset", name, DatasetSettings())
-    files = find_raw(name, Place(str(tmp_path / "raw"), wanted.source))
-    typed = typed_rows(read_rows(spark, files, wanted.source), wanted).orderBy("position").collect()
+    files = find_raw(name, Place(str(tmp_path / "raw"), wanted.source, wanted.titles))
+    typed = cleaned(read_rows(spark, files, wanted.source), wanted).orderBy("position").collect()
     assert not [row for row in typed if row["reason"] is not None and row["reason"] != HEADER_AGAIN]
     found = [tuple(row[column] for column in INTERACTION) for row in typed if row["reason"] is None]
     assert found == canonical_rows(name, rows)

@@ -7,11 +7,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.preparation import Place, cleaned
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.config.dataset_settings import CleanSettings, DatasetSettings, FeedbackSettings, SourceSettings
-from spark_jobs.clean import accepted, epoch_ticks, rejected, timestamp_unit, typed_rows, unreadable
-from spark_jobs.sources import HEADER_AGAIN, RawFile, find_raw, read_rows
+from spark_jobs.clean import accepted, rejected, unreadable
+from spark_jobs.raw_files import RawFile, find_raw
+from spark_jobs.sources import read_rows
+from spark_jobs.text_rows import HEADER_AGAIN
+from spark_jobs.times import epoch_ticks, timestamp_unit
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +32,7 @@ FAULTS = {
     "java number": ("u1,i1,5f,1600000000", "rating is not a number"),
     "nan": ("u1,i1,NaN,1600000000", "rating is not finite"),
     "infinite": ("u1,i1,-Infinity,1600000000", "rating is not finite"),
-    "no time": ("u1,i1,3,yesterday", "timestamp is not a whole number (s since 1970)"),
+    "no time": ("u1,i1,3,yesterday", "timestamp is not a number (s since 1970)"),
     "empty time": ("u1,i1,3,", "timestamp is empty"),
     "milliseconds": ("u1,i1,3,1600000000000", "timestamp is not before 2100-01-01"),
     "too early": ("u1,i1,3,0", "timestamp is before 1990-01-01"),
@@ -47,12 +51,7 @@ def in_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def raw_files(source: SourceSettings) -> list[RawFile]:
-    class Place:
-        raw = "."
-
-    place = Place()
-    place.source = source  # type: ignore[attr-defined]
-    return find_raw("mine", place)  # type: ignore[arg-type]
+    return find_raw("mine", Place(".", source))
 
 
 def test_each_kind_of_fault_among_ten_thousand_rows_is_counted_exactly(spark: SparkSession) -> None:
@@ -66,7 +65,7 @@ def test_each_kind_of_fault_among_ten_thousand_rows_is_counted_exactly(spark: Sp
         Path(name).write_bytes("\n".join([HEADER, *part, ""]).encode(errors="surrogateescape"))
     settings = DatasetSettings()
     files = raw_files(settings.source)
-    typed = typed_rows(read_rows(spark, files, settings.source), settings)
+    typed = cleaned(read_rows(spark, files, settings.source), settings)
     quarantine = rejected(unreadable(typed), files).collect()
     expected: dict[str, int] = {}
     for _, reason in FAULTS.values():
@@ -89,7 +88,7 @@ def test_a_row_is_parsed_once_also_on_the_way_to_the_quarantine(spark: SparkSess
     """A filter that contains the parsing would parse a row several times, which is slow for quoted rows."""
     write_rows(("1", "1600000000"))
     settings = DatasetSettings()
-    typed = typed_rows(read_rows(spark, raw_files(settings.source), settings.source), settings)
+    typed = cleaned(read_rows(spark, raw_files(settings.source), settings.source), settings)
     copied = typed.where("reason is not null").groupBy("reason").count()
     for frame, is_copied in ((unreadable(typed), False), (accepted(typed, 2), False), (copied, True)):
         plan = frame._jdf.queryExecution().optimizedPlan().toString()  # type: ignore[operator]
@@ -102,7 +101,7 @@ def test_equal_rows_collapse_to_the_first_place(spark: SparkSession) -> None:
         f"{HEADER}\n1,10,5,1600000000\n1,10,5.0,1600000000\n1,10,4,1600000000\n 1 ,10,5,1600000000\n"
     )
     settings = DatasetSettings()
-    typed = typed_rows(read_rows(spark, raw_files(settings.source), settings.source), settings)
+    typed = cleaned(read_rows(spark, raw_files(settings.source), settings.source), settings)
     rows = accepted(typed, 2).orderBy("position").collect()
     assert [(r["raw_user_id"], r["relevance"], r["timestamp"]) for r in rows] == [
         ("1", 5.0, 1_600_000_000),
@@ -113,7 +112,7 @@ def test_equal_rows_collapse_to_the_first_place(spark: SparkSession) -> None:
 
 def typed_values(spark: SparkSession, settings: DatasetSettings) -> list[tuple]:
     rows = read_rows(spark, raw_files(settings.source), settings.source)
-    typed = typed_rows(rows, settings).orderBy("position").collect()
+    typed = cleaned(rows, settings).orderBy("position").collect()
     return [(r["relevance"], r["timestamp"], r["reason"]) for r in typed if r["reason"] != HEADER_AGAIN]
 
 
@@ -210,4 +209,4 @@ def test_parquet_types_times_and_booleans(spark: SparkSession) -> None:
         assert [row[:2] for row in found[:2]] == [(1.0, expected), (0.0, expected)]
         assert found[2][2] == "user is empty"
     found = typed_values(spark, DatasetSettings(source=replace(source, timestamp="fraction"), feedback=rule))
-    assert found[0][2] == "fraction is not a whole number (s since 1970)"
+    assert found[0][2] == "fraction is not a number (s since 1970)"

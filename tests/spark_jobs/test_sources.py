@@ -14,18 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import Row, SparkSession
 
-from pnfrec_dist.config.dataset_settings import SourceSettings
+from pnfrec_dist.config.dataset_settings import SourceSettings, TitlesSettings
 from pnfrec_dist.errors import InputError
 from spark_jobs import session
 from spark_jobs.fetch import obtain_raw
-from spark_jobs.sources import HEADER_AGAIN, ROLES, check_files, find_raw, position, read_rows
+from spark_jobs.raw_files import ROLES, find_raw
+from spark_jobs.sources import check_files, position, read_rows
 from spark_jobs.synthetic import generate
+from spark_jobs.text_rows import HEADER_AGAIN
 
 
 @dataclass(frozen=True)
 class Place:
     raw: str = ""
     source: SourceSettings = field(default_factory=SourceSettings)
+    titles: TitlesSettings = field(default_factory=TitlesSettings)
 
 
 CSV = SourceSettings(files="r.csv")

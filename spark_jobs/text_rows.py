@@ -1,0 +1,122 @@
+"""Delimited text and JSON lines: the four fields of a line as Spark columns, and why a line has none."""
+
+import contextlib
+import csv
+import re
+from collections.abc import Sequence
+
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructField, StructType
+
+from pnfrec_dist.config.dataset_settings import SourceSettings
+from pnfrec_dist.errors import InputError
+from spark_jobs.raw_files import RawFile, first_lines, require_columns
+
+CORRUPT = "_corrupt_record"
+HEADER_AGAIN = "a header line inside the file"
+EMPTY_LINE = "an empty line"
+
+
+Fields = tuple[dict[str, Column], Column, Column]
+"""(role -> its text, why there are no fields, the column `parts` that both use)."""
+
+
+def csv_fields(files: Sequence[RawFile], source: SourceSettings) -> Fields:
+    firsts = first_lines(files, source.encoding) if source.header else []
+    columns = _columns(files, firsts, source)
+    part = {role: F.get("parts", F.lit(columns.index(name))) for role, name in source.columns().items()}
+    # A header line of any file is not data in any file; clean.rejected() leaves out each file's own.
+    again = F.col("line").isin(sorted(set(firsts))) if source.header else F.lit(False)
+    wrong_size = F.coalesce(F.size("parts") != len(columns), F.lit(True))
+    why = _empty_or(f"not {len(columns)} fields")
+    if source.quote:
+        why = F.when(_has_open_quote(F.col("line"), source), F.lit("a quote that does not close")).otherwise(why)
+    broken = F.when(again, F.lit(HEADER_AGAIN)).when(wrong_size, why)
+    return part, broken, _csv_parts(F.col("line"), columns, source)
+
+
+def _has_open_quote(line: Column, source: SourceSettings) -> Column:
+    if source.escape:
+        line = F.regexp_replace(line, re.escape(source.escape) + ".", "")
+    return (F.length(line) - F.length(F.replace(line, F.lit(source.quote), F.lit("")))) % 2 == 1
+
+
+def json_fields(source: SourceSettings) -> Fields:
+    columns = source.columns()
+    record = StructType([StructField(name, StringType()) for name in dict.fromkeys(columns.values())])
+    # With brackets added, text after the object makes the array malformed, or longer than 1.
+    objects = F.from_json(F.concat(F.lit("["), F.col("line"), F.lit("]")), ArrayType(record))
+    first = F.get("parts", F.lit(0))
+    part = {role: first.getField(name) for role, name in columns.items()}
+    broken = F.when(F.coalesce(F.size("parts") != 1, F.lit(True)) | first.isNull(), _empty_or("not one JSON object"))
+    for role, name in columns.items():
+        broken = broken.when(_is_nested(part[role], name), F.lit(f"{name} is no text and no number"))
+    return part, broken, objects
+
+
+def _is_nested(text: Column, name: str) -> Column:
+    """Whether a JSON field is an array or an object. Its text may look like one: "[unknown]"."""
+
+    def is_a(kind: DataType) -> Column:
+        record = F.from_json(F.col("line"), StructType([StructField(name, kind)]))
+        return record.getField(name).isNotNull()
+
+    is_array, is_object = is_a(ArrayType(StringType())), is_a(MapType(StringType(), StringType()))
+    return F.when(text.startswith("["), is_array).when(text.startswith("{"), is_object).otherwise(F.lit(False))
+
+
+def _empty_or(problem: str) -> Column:
+    return F.when(F.trim("line") == "", F.lit(EMPTY_LINE)).otherwise(F.lit(problem))
+
+
+def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Column:
+    """The fields of a line as an array of text; null if a quote does not close. Lines without quotes are split."""
+    split = F.split(line, re.sub(r"(\W)", r"\\\1", source.separator))
+    if not source.quote:
+        return split
+    names = [f"c{number}" for number in range(len(columns))]
+    schema = ", ".join(f"{name} string" for name in [*names, CORRUPT])
+    options = {
+        "sep": source.separator,
+        "quote": source.quote,
+        "escape": source.escape or source.quote,
+        "mode": "PERMISSIVE",
+        "columnNameOfCorruptRecord": CORRUPT,
+    }
+    record = F.from_csv(line, schema, options)
+    is_whole = ~_has_open_quote(line, source) & record[CORRUPT].isNull()
+    quoted = F.when(is_whole, F.array(*[record[name] for name in names]))
+    return F.when(F.contains(line, F.lit(source.quote)), quoted).otherwise(split)
+
+
+def text_columns(files: Sequence[RawFile], source: SourceSettings) -> list[str]:
+    """The column names of delimited files. Raises InputError for files that differ or lack one."""
+    return _columns(files, first_lines(files, source.encoding) if source.header else [], source)
+
+
+def _columns(files: Sequence[RawFile], firsts: list[str], source: SourceSettings) -> list[str]:
+    if not source.header:
+        columns = list(source.fields)
+    else:
+        headers = [_fields(line, source) for line in firsts]
+        columns = headers[0]
+        for file, header in zip(files, headers, strict=True):
+            if not header:
+                what = "starts with an empty line instead of a header" if file.bytes else "is empty"
+                raise InputError(f"{file.location} {what}; check RAW (--raw) and source.header")
+            if header != columns:
+                raise InputError(
+                    f"{file.location} has columns {header}, {files[0].location} has {columns}; give all files the same"
+                )
+    require_columns(source, columns, files[0])
+    return columns
+
+
+def _fields(line: str, source: SourceSettings) -> list[str]:
+    if len(source.separator) == 1 and source.quote:
+        escape = source.escape or None
+        with contextlib.suppress(csv.Error):  # a line that is too long for it is no header
+            reader = csv.reader([line], delimiter=source.separator, quotechar=source.quote, escapechar=escape)
+            return next(reader, [])
+    return line.split(source.separator) if line else []
