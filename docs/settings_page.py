@@ -21,7 +21,7 @@ OPENING = """# Settings
 This page is generated from the code: `make settings-page` writes it, and a test compares it.
 
 A setting `a.b_c` is the flag `--a.b-c` of its command, and the key `b_c` under `a:` in a YAML file.
-A switch is turned on by `--name` and off by `--no-name`. `--help` of a command shows the same list."""
+`--train.compile` turns a switch on, `--train.no-compile` turns it off. `--help` of a command shows the same list."""
 SECTIONS = (
     (
         "Preparation",

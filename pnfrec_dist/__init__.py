@@ -58,6 +58,10 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
 class _Package(ModuleType):
     """Keeps the functions train and evaluate if the modules of the same names (commands) are imported."""
 

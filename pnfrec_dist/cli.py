@@ -3,9 +3,11 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,11 +21,21 @@ from pnfrec_dist.errors import InputError, RunError, one_line
 
 T = TypeVar("T")
 
+HOST = "127.0.0.1"
+"""Where servers listen: only this machine reaches them."""
+MODULES = {"tune": "tune", "prep": "spark_jobs"}
+"""Commands whose module is not pnfrec_dist.<name>."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 EXIT_FAILED = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
-EXTRA_OF = {"pyspark": "spark", "py4j": "spark", "optuna": "tune", "flask": "serve"}
-"""Package -> the extra of pnfrec-dist that brings it."""
+EXTRA_OF = {
+    "pyspark": ("PySpark", "spark"),
+    "py4j": ("PySpark", "spark"),
+    "optuna": ("Optuna", "tune"),
+    "flask": ("MLflow's full package", "serve"),
+}
+"""Package -> what it belongs to, and the extra of pnfrec-dist that brings it."""
 
 
 def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Settings:
@@ -36,6 +48,8 @@ def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Set
     chosen = selected(args, {"dataset": Settings.dataset, "model": Settings.model, "config": Settings.config})
     config = chosen["config"] or train_config(chosen["dataset"])
     found_for = conf_content("train", config).get("model", "")
+    if not isinstance(found_for, str):
+        raise InputError(f"conf/train/{config}.yaml: model is {found_for!r}; it must be a name of conf/model/")
     asked_for = selected(args, {"model": found_for})["model"]
     if not found_for:
         settings = load_conf("model", chosen["model"], load_conf("train", config, Settings()))
@@ -51,7 +65,7 @@ def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Set
     else:
         raise InputError(f"--config {config} is for --model {found_for}, not {asked_for}; leave out --model")
     settings = dataclasses.replace(settings, **{**chosen, "config": config})
-    return parse_flags(Settings, settings, args, "python -m pnfrec_dist.train")
+    return parse_flags(Settings, settings, args, command("train"))
 
 
 def selected(args: Sequence[str], names: dict[str, str]) -> dict[str, str]:
@@ -69,7 +83,7 @@ def selected(args: Sequence[str], names: dict[str, str]) -> dict[str, str]:
 
 def parse_flags(kind: type[T], default: T, args: Sequence[str], prog: str) -> T:
     """`default` (a settings dataclass) with the flags applied. Raises InputError in one line; --help exits."""
-    errors, prog = io.StringIO(), as_called(prog)
+    errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(kind, prog=prog, default=default, args=list(args))
@@ -83,24 +97,33 @@ class Parser(argparse.ArgumentParser):
     """For commands without a settings class: wrong flags raise a one-line InputError."""
 
     def __init__(self, prog: str, **keywords: Any) -> None:
-        super().__init__(prog=as_called(prog), **keywords)
+        super().__init__(prog=prog, **keywords)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-def as_called(prog: str) -> str:
-    """The name of this command as the user typed it: "pnfrec train", or prog ("python -m pnfrec_dist.train")."""
+def command(name: str) -> str:
+    """How the user calls a command, in the way in which this one was called: "pnfrec train" or "python -m ...train"."""
     script = Path(sys.argv[0])
     by_name = script.name == "pnfrec" or script.parts[-2:] == ("pnfrec_dist", "__main__.py")
-    return f"pnfrec {sys.argv[1]}" if by_name and prog.startswith("python -m") else prog
+    return f"pnfrec {name}" if by_name else f"python -m {MODULES.get(name, f'pnfrec_dist.{name}')}"
+
+
+def require_free(port: int) -> None:
+    """Raises InputError if nothing can listen at the port of this machine."""
+    try:
+        with socket.create_server((HOST, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--port is {port}, which cannot be used ({error}); choose another one") from error
 
 
 def _unboxed(text: str) -> str:
     """tyro's boxed error as one line: what is wrong, and the nearest flag if tyro names one."""
     lines = [re.sub(r"[╭╮╰╯│]", "", line).strip() for line in text.splitlines()]
     sections = "\n".join(re.sub(r"^─.*", "\f", line) for line in lines).strip("\f\n ").split("\f")
-    message = _wrong_value(re.sub(r"^Error parsing \w+: (?=\S+ is )", "", one_line(sections[0])))
+    message = _wrong_value(re.sub(r"^Error parsing \w+: (?=\S+ (is|has|contains) )", "", one_line(sections[0])))
     meant = re.search(r"Perhaps you meant[^-]*(--[\w.-]+)", text)
     return f"{message}; did you mean {meant.group(1)}?" if meant else message
 
@@ -111,7 +134,10 @@ def _wrong_value(message: str) -> str:
         message = re.sub(rf"^Error parsing (--\S+): {kind}: ('.*')$", rf"\1 is \2; it must be {meant}", message)
     switch = re.fullmatch(r"Unrecognized options: (true|false|yes|no|on|off)", message, re.IGNORECASE)
     if switch:
-        return f"{switch[1]!r} follows a switch, which takes no value: write --NAME, or --no-NAME to turn it off"
+        return f"{switch[1]!r} follows a switch, which takes no value; to turn it off: --train.no-compile, --no-dry-run"
+    unread = re.match(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", message)
+    if unread:
+        return f"{unread[1]} is {unread[2]}; it must be of the type that --help shows"
     choices = re.match(r"Error parsing (--\S+): no type matching FLOAT\|\{(.*?)\} .*? from \[('.*?')\]", message)
     return f"{choices[1]} is {choices[3]}; it must be a number or one of {choices[2]}" if choices else message
 
@@ -119,7 +145,9 @@ def _wrong_value(message: str) -> str:
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs a command's main(args) and exits: 0 done, 1 failed, 2 wrong input (errors in one line), 130 interrupted."""
     try:
+        _make_printable()
         code = main(sys.argv[1:])
+        sys.stdout.flush()
     except (InputError, RunError) as error:
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in one_line(str(error)))
         print(f"error: {text}", file=sys.stderr)
@@ -128,16 +156,30 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         needed = str(error.name).partition(".")[0]
         if needed not in EXTRA_OF:
             raise
-        way_out = f"install it: pip install 'pnfrec-dist[{EXTRA_OF[needed]}]'"
-        print(f"error: this command needs {needed}; {way_out}", file=sys.stderr)
+        package, extra = EXTRA_OF[needed]
+        print(f"error: this command needs {package}; pip install 'pnfrec-dist[{extra}]'", file=sys.stderr)
         code = EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of the output has closed it, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # that is: the reader of the output has closed it, as `| head` does
+            if error.errno not in DISK_ERRORS:
+                raise
+            print(f"error: {error}; make room", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit must not try to print once more
+        code = EXIT_FAILED
     sys.exit(code or 0)
+
+
+def _make_printable() -> None:
+    """Output that is closed is left out; characters that it does not know are written as \\u...."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_settings(settings: dict[str, Any]) -> None:

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 
-from pnfrec_dist.cli import parse_flags, run_command
+from pnfrec_dist.cli import command, parse_flags, run_command
 from pnfrec_dist.config.inference_settings import EvaluateSettings
 from pnfrec_dist.errors import InputError
-
-PROG = "python -m pnfrec_dist.evaluate"
 
 
 def main(args: Sequence[str]) -> int:
     """Evaluates and returns the exit code. Raises InputError for wrong input."""
-    settings = parse_flags(EvaluateSettings, EvaluateSettings(), args, PROG)
+    settings = parse_flags(EvaluateSettings, EvaluateSettings(), args, command("evaluate"))
     if not settings.run:
-        raise InputError(f"--run is missing; name the model, such as runs/<run>; see {PROG} --help")
+        raise InputError(f"--run is missing; name the model, such as runs/<run>; see {command('evaluate')} --help")
     from pnfrec_dist.inference.gamma_search import run  # torch takes seconds to import
 
     return run(settings)

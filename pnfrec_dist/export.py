@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pnfrec_dist.cli import Parser, run_command
-
-PROG = "python -m pnfrec_dist.export"
+from pnfrec_dist.cli import Parser, command, run_command
 
 
 def main(args: Sequence[str]) -> int:
     """Exports and returns the exit code. Raises InputError for wrong input."""
     parser = Parser(
-        prog=PROG,
+        prog=command("export"),
         allow_abbrev=False,
         description="Writes a trained model as item vectors (NumPy and Parquet, for any search index) and as an "
         "encoder of users (torch.export). A user vector times an item vector is the model's score. The files are "
         "compared with the model before they are moved to --out.",
-        epilog=f"Example: {PROG} --run models:/pnfrec-dist-ml1m@best --out exported/ml1m",
+        epilog=f"Example: {command('export')} --run models:/pnfrec-dist-ml1m@best --out exported/ml1m",
     )
     parser.add_argument(
         "--run",

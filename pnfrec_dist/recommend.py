@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 
-from pnfrec_dist.cli import parse_flags, run_command
+from pnfrec_dist.cli import command, parse_flags, run_command
 from pnfrec_dist.cluster.environment import stay_on_this_machine
 from pnfrec_dist.config.inference_settings import RecommendSettings
 from pnfrec_dist.errors import InputError
 
-PROG = "python -m pnfrec_dist.recommend"
-
 
 def main(args: Sequence[str]) -> int:
     """Writes or shows lists and returns the exit code. Raises InputError for wrong input."""
-    settings = parse_flags(RecommendSettings, RecommendSettings(), args, PROG)
+    settings = parse_flags(RecommendSettings, RecommendSettings(), args, command("recommend"))
     if not settings.run:
-        raise InputError(f"--run is missing; name the model, such as runs/<run>; see {PROG} --help")
+        raise InputError(f"--run is missing; name the model, such as runs/<run>; see {command('recommend')} --help")
     if "--show" in args and (settings.out or not settings.show):
         raise InputError("--show takes user ids and writes nothing; name some users, and leave out --out")
     if not (settings.out or settings.show):

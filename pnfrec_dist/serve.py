@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 
-from pnfrec_dist.cli import Parser, run_command
-from pnfrec_dist.inference.http_server import HOST, PORT, serve
-
-PROG = "python -m pnfrec_dist.serve"
+from pnfrec_dist.cli import HOST, Parser, command, run_command
+from pnfrec_dist.inference.http_server import PORT, serve
 
 
 def main(args: Sequence[str]) -> int:
     """Serves until it is stopped, and returns the exit code. Raises InputError for wrong input."""
     parser = Parser(
-        prog=PROG,
+        prog=command("serve"),
         allow_abbrev=False,
         description=f"Serves a trained model on {HOST}, to this machine only, until Ctrl-C.",
-        epilog=f"Example: {PROG} --run models:/pnfrec-dist-ml1m@best",
+        epilog=f"Example: {command('serve')} --run models:/pnfrec-dist-ml1m@best",
     )
     parser.add_argument(
         "--run",

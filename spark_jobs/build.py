@@ -1,6 +1,7 @@
 """One build: runs the stages in order and collects their counts. The steps are in the modules imported here."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
@@ -48,10 +49,12 @@ class Build:
         files: Sequence[RawFile],
         partitions: int,
         started: float,
+        conf: dict[str, Any] | None = None,
     ) -> None:
+        """conf: see Manifest."""
         self.spark, self.settings, self.name = spark, settings, name
         self.files = sorted(files, key=lambda file: file.name)
-        self.partitions = partitions
+        self.partitions, self.conf = partitions, conf
         self.log = StageLog(started)
         self.written: list[FileEntry] = []
         self.distributions = Distributions()
@@ -74,6 +77,7 @@ class Build:
             dataset=self.name,
             settings=self.settings.prepared(),
             settings_hash=settings_hash(self.settings.prepared()),
+            conf=self.conf,
             sources=sources,
             counts=self.log.counts,
             threshold=threshold,

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 
-from pnfrec_dist.cli import parse_flags, selected
+from pnfrec_dist.cli import command, parse_flags, selected
 from pnfrec_dist.config.conf_files import load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.data.schema import REPORT_NAME, Manifest, settings_hash
@@ -54,44 +55,46 @@ class PrepareSettings(DatasetSettings):
 def main(args: Sequence[str]) -> None:
     """The command: python -m spark_jobs."""
     name = selected(args, {"dataset": "synthetic"})["dataset"]
-    default = PrepareSettings(**vars(load_conf("dataset", name, DatasetSettings())), dataset=name)
-    command = parse_flags(PrepareSettings, default, args, "python -m spark_jobs")
+    in_conf = load_conf("dataset", name, DatasetSettings())
+    default = PrepareSettings(**vars(in_conf), dataset=name)
+    settings = parse_flags(PrepareSettings, default, args, command("prep"))
     if any(arg.partition("=")[0] == "--verify" for arg in args):
-        if not command.verify:
+        if not settings.verify:
             raise InputError("--verify is ''; it must be the directory of a prepared data set")
-        _verify(Location(command.verify))
+        _verify(Location(settings.verify))
         return
-    if command.partitions < 0:
-        raise InputError(f"--partitions is {command.partitions}; it must be >= 0 (0: one per 32 MB of input)")
+    if settings.partitions < 0:
+        raise InputError(f"--partitions is {settings.partitions}; it must be >= 0 (0: one per 32 MB of input)")
     logging.getLogger().addHandler(logging.NullHandler())  # py4j logs a trace there if Ctrl-C interrupts a call
-    final = (Location(command.data_dir) / name).resolved()
+    final = (Location(settings.data_dir) / name).resolved()
     if final.is_file():
         raise InputError(f"{final} is a file, but must be the data set's directory; choose another --data-dir")
     started = time.monotonic()
-    files = find_raw(name, command)
-    manifest = None if command.force else _up_to_date(final, command, files)
+    files = find_raw(name, settings)
+    manifest = None if settings.force else _up_to_date(final, settings, files)
     if manifest:
         source = "same source, same settings" if files else "same settings; the raw data are not there to compare"
         print(f"{final} is up to date ({source}); --force builds it again")
-        _complain(manifest, command)
+        _complain(manifest, settings)
         return
     if not files:
-        obtain_raw(name, command.source, command.titles.file)
-        files = find_raw(name, command)
+        obtain_raw(name, settings.source, settings.titles.file)
+        files = find_raw(name, settings)
         if not files:
-            raise InputError(f"{command.source.url} holds no file {command.source.files!r}; check source.files")
-    check_files(files, command.source)
+            raise InputError(f"{settings.source.url} holds no file {settings.source.files!r}; check source.files")
+    check_files(files, settings.source)
     sources = describe_sources(files)
-    partitions = command.partitions or partitions_for({f.name: f.bytes for f in files}, local_cores())
+    partitions = settings.partitions or partitions_for({f.name: f.bytes for f in files}, local_cores())
     spark = spark_session(
-        command.spark_master,
+        settings.spark_master,
         input_bytes=sum(f.bytes for f in files),
         partitions=partitions,
-        max_history=command.max_history,
+        max_history=settings.max_history,
     )
     try:
         with writing(str(final), "choose another --data-dir"), build_directory(final) as building:
-            build = Build(spark, command, name, files, partitions, started)
+            by_flags = in_conf.prepared() if in_conf.prepared() != settings.prepared() else None
+            build = Build(spark, settings, name, files, partitions, started, by_flags)
             manifest = build.run(building, sources)
             verify_content(building, manifest)
             publish(building, final)
@@ -99,12 +102,14 @@ def main(args: Sequence[str]) -> None:
         raise _input_error(error) from error
     finally:
         stop_session(spark)
-    print(f"\n{summary(manifest, command.expected)}\n")
+    print(f"\n{summary(manifest, settings.expected)}\n")
     print(f"wrote {final} in {time.monotonic() - started:.0f} s; report: {final / REPORT_NAME}")
-    print(f"next: make train DATASET={name}")
+    own_place = "" if settings.data_dir == PrepareSettings.data_dir else f" --data-dir {shlex.quote(settings.data_dir)}"
+    by_make = "" if by_flags or own_place else f" (or: make train DATASET={name})"
+    print(f"next: {command('train')} --dataset {name}{own_place}{by_make}")
     for warning in build.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
-    _complain(manifest, command)
+    _complain(manifest, settings)
 
 
 def _verify(directory: Location) -> None:

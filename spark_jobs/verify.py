@@ -18,6 +18,7 @@ from pnfrec_dist.data.schema import (
     TITLES_SCHEMA,
     USERS,
     Manifest,
+    how_to_prepare,
     read_manifest,
     verify_files,
 )
@@ -149,7 +150,7 @@ def _batches(file: Location, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 def _require(ok: bool, place: Location, found: str) -> None:
     if not ok:
-        raise InputError(f"{place} has {found}; rebuild it: make spark-prep DATASET={_data_set(place)}")
+        raise InputError(f"{place} has {found}; rebuild it: {how_to_prepare(_data_set(place))}")
 
 
 def _data_set(place: Location) -> str:

@@ -1,5 +1,6 @@
 """Flags over YAML, errors in one line, exit codes."""
 
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -49,7 +50,7 @@ def test_the_papers_data_sets_have_their_lengths(dataset: str, length: int) -> N
         (["stray"], "stray"),
         (["--optimizer.lr", "nan"], "optimizer.lr is nan"),
         (["--model", "../../etc/passwd"], "unknown model"),
-        (["--train.compile", "True"], "--no-NAME"),
+        (["--train.compile", "True"], "to turn it off: --train.no-compile"),
         (["--output-dir", "s3://bucket/runs"], "output_dir is 's3://bucket/runs'"),
         (["--stall-timeout", "inf"], "at most 30 days"),
         (
@@ -105,3 +106,30 @@ def test_a_command_that_is_done_ends_with_0(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_command_without_settings_names_a_wrong_flag() -> None:
     with pytest.raises(InputError, match="--port; see python -m x --help"):
         Parser(prog="python -m x").parse_args(["--port"])
+
+
+def test_a_switch_is_turned_off_as_its_error_says() -> None:
+    assert not parse_train_settings(["--train.no-compile", "--no-dry-run"]).train.compile
+
+
+ONE_COMMAND = """
+import sys
+from pnfrec_dist.cli import run_command
+sys.argv = ["command"]
+run_command(lambda _: print(sys.argv[0], "Mis\u00e9rables"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "out", "err"),
+    [
+        ("{} >&-", 0, "", ""),
+        ("{} > /dev/full", 1, "", "error: [Errno 28] No space left on device; make room\n"),
+        ("PYTHONIOENCODING=ascii {}", 0, "command Mis\\xe9rables\n", ""),
+        ("{} | true", 0, "", ""),
+    ],
+)
+def test_output_that_is_closed_full_or_ascii(shell: str, code: int, out: str, err: str) -> None:
+    line = shell.format(f"{sys.executable} -c '{ONE_COMMAND}'")
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)

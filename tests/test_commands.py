@@ -36,9 +36,9 @@ def test_an_unknown_command_is_one_line_with_the_nearest() -> None:
         main(["trian"])
 
 
-@pytest.mark.parametrize(("package", "extra"), EXTRA_OF.items())
+@pytest.mark.parametrize(("package", "whole", "extra"), [(name, *found) for name, found in EXTRA_OF.items()])
 def test_what_a_command_lacks_is_one_line(
-    package: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    package: str, whole: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lacking(module: str) -> int:
         raise ModuleNotFoundError(f"No module named '{module}'", name=module)
@@ -48,6 +48,6 @@ def test_what_a_command_lacks_is_one_line(
         run_command(lambda _: lacking(f"{package}.part"))
     assert stopped.value.code == EXIT_INPUT
     said = capsys.readouterr().err
-    assert said == f"error: this command needs {package}; install it: pip install 'pnfrec-dist[{extra}]'\n"
+    assert said == f"error: this command needs {whole}; pip install 'pnfrec-dist[{extra}]'\n"
     with pytest.raises(ModuleNotFoundError):  # a bug in this project keeps its traceback
         run_command(lambda _: lacking("pnfrec_dist.nowhere"))

@@ -48,7 +48,6 @@ COVERED_BY = {
     # experiments and sweeps
     "pnfrec_dist.experiments.logged_result": "integration/test_tracking.py",
     "pnfrec_dist.experiments.reproduction_plan": "experiments/test_reproduction.py",
-    "pnfrec_dist.experiments.python_api": "docs/test_python.py",
     "pnfrec_dist.experiments.plots": "experiments/test_reproduction.py",
     "pnfrec_dist.experiments.report": "experiments/test_reproduction.py",
     "pnfrec_dist.experiments.comparison": "experiments/test_reproduction.py",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pnfrec_dist.cli import as_called, parse_train_settings
+from pnfrec_dist.cli import command, parse_train_settings
 from pnfrec_dist.config.conf_files import conf_names
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
@@ -51,7 +51,7 @@ def parse(args: Sequence[str]) -> Options:
     try:
         found, flags = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
-        raise InputError(f"{error}; see python -m tune --help") from error
+        raise InputError(f"{error}; see {command('tune')} --help") from error
     _require_flags(flags, [option for action in parser._actions for option in action.option_strings])
     for name, least in (("num_samples", 1), ("workers_per_trial", 1), ("max_concurrent", 1), ("gpus_per_trial", 0)):
         value = getattr(found, name)
@@ -85,13 +85,13 @@ def parse(args: Sequence[str]) -> Options:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=as_called("python -m tune"),
+        prog=command("tune"),
         allow_abbrev=False,
         exit_on_error=False,
         description="Searches training settings with Ray Tune on validation users, stage by stage. Tests the winner "
         "once and writes best.yaml. Trials that ended are not run again, so the same command continues an interrupted "
         "sweep.",
-        epilog="Any other flag is a flag of python -m pnfrec_dist.train (--config best.yaml, --epochs 20, ...) and "
+        epilog=f"Any other flag is a flag of {command('train')} (--config best.yaml, --epochs 20, ...) and "
         "applies to all trials. Stages are files in conf/tune/: " + ", ".join(conf_names("tune")) + ".",
     )
     add = parser.add_argument
@@ -129,7 +129,7 @@ def _require_flags(flags: Sequence[str], own: Sequence[str]) -> None:
             "--resume is for a single training; the same command continues its sweep, a new sweep needs another --name"
         )
     if flags and not flags[0].startswith("-"):
-        raise InputError(f"{flags[0]!r} is not a flag; see python -m tune --help")
+        raise InputError(f"{flags[0]!r} is not a flag; see {command('tune')} --help")
     for name in names:
         if name.startswith("--") and "." not in name and (close := difflib.get_close_matches(name, own, 1, 0.85)):
             raise InputError(f"unknown flag {name}; did you mean {close[0]}?")

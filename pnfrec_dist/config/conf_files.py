@@ -1,6 +1,9 @@
 """YAML files in conf/: where they are found, what they may contain, and how they override defaults."""
 
+import contextlib
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +37,8 @@ def load_conf(kind: str, name: str, base: T) -> T:
                 raise InputError(f"{path}: {key!r} is set by its flag (--{key.replace('_', '-')}), not in a file")
         return override(base, {} if content is None else content, str(path))
     what = "config" if kind == "train" else kind
+    if kind == "train" and "/" in name:
+        raise InputError(f"--config is {name!r}; give a name of conf/train/, or the path of a file that ends in .yaml")
     raise InputError(f"unknown {what} {name!r} (no conf/{kind}/{name}.yaml); {nearest(name, conf_names(kind))}")
 
 
@@ -53,15 +58,36 @@ def _conf_file(kind: str, name: str) -> Path | None:
         return Path(name)
     if not re.fullmatch(r"[\w.-]+", name):
         return None
-    paths = (directory / kind / f"{name}.yaml" for directory in (Path("conf"), PROJECT_CONF))
-    return next((path for path in paths if path.is_file()), None)
+    paths = [directory / kind / f"{name}.yaml" for directory in (Path("conf"), PROJECT_CONF)]
+    with _readable(paths[0]):
+        return next((path for path in paths if os.path.lexists(path)), None)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); correct it or remove it") from error
 
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        with _readable(path):
+            return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {one_line(str(error))}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice; YAML itself would take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def train_config(dataset: str) -> str:

@@ -93,7 +93,7 @@ class SourceSettings:
 def _is_encoding(name: str) -> bool:
     """Whether it names a way to write text in which line ends and ASCII are single bytes."""
     try:
-        return "\n,\"09azAZ".encode(name) == b'\n,"09azAZ'
+        return '\n,"09azAZ'.encode(name) == b'\n,"09azAZ'
     except (LookupError, UnicodeError):
         return False
 

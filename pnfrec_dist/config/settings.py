@@ -232,7 +232,7 @@ class Settings:
     """
 
     dataset: str = "synthetic"
-    """name of the prepared data set (make spark-prep DATASET=...)"""
+    """name of the prepared data set (pnfrec prep --dataset ...)"""
     model: str = "pnfrec"
     """name of a file in conf/model/, which sets the encoders, alpha and beta"""
     config: str = ""

@@ -24,6 +24,7 @@ from pnfrec_dist.data.schema import (
     FileEntry,
     Manifest,
     check_listing,
+    how_to_prepare,
     read_manifest,
     require_content,
 )
@@ -202,6 +203,8 @@ def _read_parquet(file: Location, columns: list[str] | None = None) -> pa.Table:
 
 
 def _require_settings(directory: Location, manifest: Manifest, expected: dict[str, Any]) -> None:
+    if manifest.conf is not None and flatten(manifest.conf) == flatten(expected):
+        return  # flags of the preparation changed some settings; the YAML is as it was then
     built, wanted = flatten(manifest.settings), flatten(expected)
     differences = [
         f"{name} {built.get(name)!r} -> {wanted.get(name)!r}"
@@ -212,7 +215,7 @@ def _require_settings(directory: Location, manifest: Manifest, expected: dict[st
         name = directory.name
         raise InputError(
             f"{directory} was prepared with other settings than conf/dataset/{name}.yaml ({'; '.join(differences)}); "
-            f"correct the YAML, or prepare the data set again: make spark-prep DATASET={name}"
+            f"correct the YAML, or prepare the data set again: {how_to_prepare(name)}"
         )
 
 

@@ -97,8 +97,9 @@ class Manifest:
 
     counts: stage -> {"rows"|"users"|"items"|...: int}; settings: the data set's resolved settings;
     threshold: relevance at and above which feedback is positive (labels count as 1 and 0);
-    split_timestamp: T. It and target_timestamp are whole numbers of timestamp_unit ("s", "ms" or "us") since
-    1970-01-01 UTC.
+    split_timestamp: T. It and target_timestamp are whole numbers of timestamp_unit ("s", "ms", "us" or "ns") since
+    1970-01-01 UTC, or numbers of rows ("rows"); conf: the settings of conf/dataset/ at that time, if flags changed
+    them.
     """
 
     schema_version: int
@@ -111,6 +112,7 @@ class Manifest:
     split_timestamp: int
     timestamp_unit: str
     files: list[FileEntry]
+    conf: dict[str, Any] | None = None
 
     @property
     def num_items(self) -> int:
@@ -156,7 +158,9 @@ def read_manifest(directory: Path | Location) -> Manifest:
     path = directory / MANIFEST_NAME
     rebuild = _rebuild(directory)
     if not directory.is_dir():
-        raise InputError(f"no prepared data set at {directory}; build it: make spark-prep DATASET={directory.name}")
+        raise InputError(f"no prepared data set at {directory}; build it: {how_to_prepare(directory.name)}")
+    if not {MANIFEST_NAME, SUCCESS_NAME} & {child.partition("/")[0] for child in directory.files()}:
+        raise InputError(f"{directory} is no prepared data set: it has no {MANIFEST_NAME}; name one of its directories")
     if not (directory / SUCCESS_NAME).is_file():
         raise InputError(f"{directory} is half-written: it has no {SUCCESS_NAME}; {rebuild}")
     if not path.is_file():
@@ -217,4 +221,9 @@ def verify_files(directory: Path | Location, manifest: Manifest) -> None:
 
 
 def _rebuild(directory: Location) -> str:
-    return f"rebuild it: make spark-prep DATASET={directory.name}"
+    return f"rebuild it: {how_to_prepare(directory.name)}"
+
+
+def how_to_prepare(name: str) -> str:
+    """The commands that prepare a data set."""
+    return f"pnfrec prep --dataset {name} (or: make spark-prep DATASET={name})"

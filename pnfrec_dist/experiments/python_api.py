@@ -7,21 +7,32 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
+import torch
+
 from pnfrec_dist.cli import parse_train_settings
 from pnfrec_dist.cluster.single_worker import run_here
 from pnfrec_dist.cluster.worker_plan import WorkerOptions, WorkerPlan, plan_workers, this_machine
 from pnfrec_dist.config.mappings import override
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.tracked_training import Outcome, say_diverged, taken_up
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.inference.gamma_search import Split
-from pnfrec_dist.inference.loaded_model import Model
+from pnfrec_dist.inference.loaded_model import Model, require_gamma
 from pnfrec_dist.inference.trained_model import open_trained
 from pnfrec_dist.training.events import EpochDone, Event
 from pnfrec_dist.training.loop import Hooks
 from pnfrec_dist.training.run_directory import choose_run
+
+_WHAT = {"dataset": "prepared data set", "model": "file in conf/model/", "config": "file in conf/train/"}
+_TRAINING = threading.Lock()
+"""A training draws from torch's random state, which all threads share."""
+
+
+class _CallersError(RunError):
+    """Wraps an error of the caller's own function on its way through the training."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +52,65 @@ class TrainedRun:
 
 
 def train_settings(
-    dataset: str, *, model: str = "", config: str = "", changes: Mapping[str, Any] = MappingProxyType({})
+    dataset: str,
+    *,
+    model: str = "",
+    config: str | Path = "",
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Settings:
     """The settings of `pnfrec train --dataset DATASET --model MODEL --config CONFIG`, with changes.
 
     changes: {"epochs": 3, "encoder.hidden_size": 32, ...}, with the dotted names of docs and MLflow.
-    Raises InputError for unknown names and values out of range.
+    Raises InputError for unknown models, configs and settings, and for values out of range.
     """
-    flags = {"--dataset": dataset, "--model": model, "--config": config}
-    settings = parse_train_settings([part for flag, value in flags.items() if value for part in (flag, value)])
+    chosen = {"dataset": dataset, "model": model, "config": str(config) if isinstance(config, Path) else config}
+    for name, value in chosen.items():
+        if not isinstance(value, str) or (name == "dataset" and not value):
+            raise InputError(f"{name} is {value!r}; it must be the name of a {_WHAT[name]}")
+    if not isinstance(changes, Mapping) or not all(isinstance(name, str) for name in changes):
+        raise InputError(f"changes is {changes!r}; it must be a mapping such as {{'encoder.hidden_size': 32}}")
+    for name in chosen.keys() & changes.keys():
+        raise InputError(
+            f"changes has {name!r}; give it as {name}={changes[name]!r}, because it chooses files of conf/"
+        )
+    if "dry_run" in changes:
+        raise InputError("changes has 'dry_run'; train() has no dry run; use pnfrec train --dry-run")
+    settings = parse_train_settings([part for name, value in chosen.items() if value for part in (f"--{name}", value)])
+    return override(settings, _nested(changes), "changes")
+
+
+def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """{"encoder": {"hidden_size": 32}} from dotted names, with plain values."""
     nested: dict[str, Any] = {}
     for name, value in changes.items():
         section, dot, key = name.rpartition(".")
-        (nested.setdefault(section, {}) if dot else nested)[key] = value
-    return override(settings, nested, "changes")
+        if isinstance(value, Mapping):
+            nested.setdefault(name, {}).update(_nested(value))
+        elif dot:
+            nested.setdefault(section, {})[key] = _plain(value)
+        else:
+            nested[key] = _plain(value)
+    return nested
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def train(settings: Settings, *, on_event: Callable[[Event], None] = lambda _: None) -> TrainedRun:
     """Trains and tests one model in this process. The results equal those of the command with one worker; no MLflow.
 
     Resumes an unfinished run of the same settings and data, depending on settings.resume. on_event: called with every
-    event of the training, see pnfrec_dist.training.events. Raises InputError for settings that cannot be trained in one
-    process, a loss that is not finite, or data that are missing or damaged.
+    event of the training, see pnfrec_dist.training.events; an error that it raises ends the training and is raised
+    here. Trainings in several threads run one after another; torch's random state is the caller's again at the end.
+
+    Raises InputError for settings that cannot be trained in one process, a loss that is not finite, or data that are
+    missing or damaged.
     """
+    if not isinstance(settings, Settings):
+        raise InputError(f"settings is {settings!r}; it must be the result of train_settings()")
     data = open_data(settings)
     plan = _one_worker(settings)
     checked_plan(settings, data, plan)
@@ -71,12 +118,19 @@ def train(settings: Settings, *, on_event: Callable[[Event], None] = lambda _: N
 
     def report(event: Event) -> None:
         outcome.see(event)
-        on_event(event)
+        try:
+            on_event(event)
+        except Exception as error:
+            raise _CallersError("on_event raised an error") from error
 
-    with taken_up(run, settings):
-        run_here(settings, plan, data, run.directory, Hooks(report, threading.Event().is_set))
-        run.ended = "finished" if outcome.test is not None else "diverged" if outcome.diverged is not None else ""
-        run.write()
+    try:
+        with _TRAINING, torch.random.fork_rng(), taken_up(run, settings):
+            run_here(settings, plan, data, run.directory, Hooks(report, threading.Event().is_set))
+            run.ended = "finished" if outcome.test is not None else "diverged" if outcome.diverged is not None else ""
+            run.write()
+    except _CallersError as error:
+        assert error.__cause__ is not None
+        raise error.__cause__ from None
     if outcome.refused is not None:
         raise InputError(outcome.refused.text)
     if outcome.diverged is not None:
@@ -116,8 +170,15 @@ def evaluate(
     """Metrics of a model on held-out users, as `pnfrec evaluate` computes them: {"ndcg_p_at_10": ..., ...}.
 
     gamma: weight of the negative encoder's score, which is subtracted. Raises InputError for data on which the model
-    was not trained, and for gamma > 0 without a negative encoder.
+    was not trained, for gamma > 0 without a negative encoder, and for arguments of another kind.
     """
+    if not isinstance(model, Model):
+        raise InputError(f"model is {model!r}; it must be the result of load_model()")
+    if not isinstance(data, PreparedData):
+        raise InputError(f"data is {data!r}; it must be the result of open_prepared()")
+    if split not in ("validation", "test"):
+        raise InputError(f"split is {split!r}; it must be 'validation' or 'test'")
+    require_gamma(gamma)
     if model.exported.data_digest != data.manifest.digest:
         raise InputError(f"the model was trained on another state of the data than {data.directory}")
     return Split(model.exported, data.require_whole(split), split).evaluated(gamma).metrics

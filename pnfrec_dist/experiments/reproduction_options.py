@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pnfrec_dist.cli import as_called
+from pnfrec_dist.cli import command
 from pnfrec_dist.errors import InputError
 
 MAX_SEEDS = 100
@@ -68,14 +68,14 @@ def _values(weight: str, given: list[str] | None) -> tuple[float, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=as_called("python -m pnfrec_dist.reproduce"),
+        prog=command("reproduce"),
         allow_abbrev=False,
         exit_on_error=False,
-        description="Trains every model with every seed, as python -m pnfrec_dist.train does, and writes a report: "
+        description=f"Trains every model with every seed, as {command('train')} does, and writes a report: "
         "the paper's Table 2 and Figure 2 with the SD over seeds and intervals over test users. Trainings that have a "
         "result are not run again, so the same command continues after an interruption, and more seeds, models or "
         "values can be added.",
-        epilog="Any other flag is a flag of python -m pnfrec_dist.train (--epochs 20, --encoder.hidden-size 128, ...) "
+        epilog=f"Any other flag is a flag of {command('train')} (--epochs 20, --encoder.hidden-size 128, ...) "
         "and applies to all trainings; --dry-run lists them.",
     )
     parser.add_argument("--dataset", default="synthetic", help="name of a prepared data set (default: synthetic)")

@@ -13,6 +13,7 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, nearest
 from pnfrec_dist.evaluation.baselines import BASELINES
 from pnfrec_dist.experiments.reproduction_options import CURVES, Options
+from pnfrec_dist.tracking.run_name import run_name
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,16 @@ def planned(options: Options) -> list[Training]:
     trainings = []
     rows = {model: _settings(dataset, model, directory, flags) for model in options.models}
     for seed in options.seeds:
-        for model, settings in rows.items():
-            name = f"{model} {dataset} seed {seed}"
-            trainings.append(Training(dataclasses.replace(settings, seed=seed), name))
+        for settings in rows.values():
+            seeded = dataclasses.replace(settings, seed=seed)
+            trainings.append(Training(seeded, run_name(seeded)))
     for weight, values in options.curves.items():
         settings = _settings(dataset, CURVES[weight], directory, flags)
         for seed in options.seeds:
             for value in values:
                 loss = dataclasses.replace(settings.loss, **{weight: value})
-                name = f"{settings.model} {dataset} {weight} {value:g} seed {seed}"
-                trainings.append(Training(dataclasses.replace(settings, seed=seed, loss=loss), name, weight))
+                seeded = dataclasses.replace(settings, seed=seed, loss=loss)
+                trainings.append(Training(seeded, run_name(seeded, f"loss.{weight}"), weight))
     return trainings
 
 

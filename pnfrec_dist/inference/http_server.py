@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,9 +12,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from pnfrec_dist.cli import HOST, require_free
 from pnfrec_dist.errors import InputError, RunError
 
-HOST, PORT = "127.0.0.1", 5001
+PORT = 5001
 EXAMPLE = "serving_input_example.json"
 
 
@@ -38,14 +38,6 @@ def serve(reference: str, port: int) -> int:
             server.wait()
             raise RunError(f"the server ended unexpectedly (exit code {server.returncode}); see the reason above")
     return 0
-
-
-def require_free(port: int) -> None:
-    try:
-        with socket.create_server((HOST, port)):
-            pass
-    except (OSError, OverflowError) as error:
-        raise InputError(f"--port is {port}, which cannot be used ({error}); choose another one") from error
 
 
 @contextlib.contextmanager

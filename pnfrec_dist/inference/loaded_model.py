@@ -75,11 +75,12 @@ class Model:
 
         Raises InputError for users of another form, for k < 1, and for gamma > 0 without a negative encoder.
         """
-        if k < 1:
-            raise InputError(f"k is {k}; it must be >= 1")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InputError(f"k is {k!r}; it must be a whole number >= 1")
+        require_gamma(gamma)
         if users is None:
             return self.lists([Feedback(_texts(liked), _texts(disliked))], [k], gamma)[0]
-        if liked or disliked:
+        if len(_texts(liked)) or len(_texts(disliked)):
             raise InputError("give users, or liked and disliked, not both")
         found = _by_user(users)
         return dict(zip(found, self.lists(list(found.values()), [k] * len(found), gamma), strict=True))
@@ -116,17 +117,31 @@ class Model:
         liked, disliked, every = user.liked, user.disliked, [*user.disliked, *user.liked]
         if user.history:
             every = [item for item, _ in user.history]
-            is_liked = [float(relevance) >= self.exported.threshold for _, relevance in user.history]
+            is_liked = [relevance >= self.exported.threshold for _, relevance in user.history]
             liked = [raw for raw, is_one in zip(every, is_liked, strict=True) if is_one]
             disliked = [raw for raw, is_one in zip(every, is_liked, strict=True) if not is_one]
         kind = self.exported.settings.encoder.history_kind
         return kind.choose(positive_items=liked, negative_items=disliked, items=every), disliked, every
 
 
-def _texts(ids: Sequence[object]) -> list[str]:
-    if isinstance(ids, str):
-        raise InputError(f"{ids!r} is a text; item ids must be a list")
-    return [str(item) for item in ids]
+def require_gamma(gamma: object) -> None:
+    """Raises InputError unless gamma is a finite number >= 0."""
+    is_number = isinstance(gamma, int | float | np.number) and not isinstance(gamma, bool)
+    if not is_number or not 0 <= float(gamma) < math.inf:  # type: ignore[arg-type]
+        raise InputError(f"gamma is {gamma!r}; it must be a finite number >= 0")
+
+
+def _texts(ids: Any) -> list[str]:
+    """Raw ids as text. Raises InputError for a single text and for what is no sequence."""
+    if isinstance(ids, str | bytes) or not hasattr(ids, "__iter__"):
+        raise InputError(f"{ids!r} is no list; item ids must be a list")
+    return [_text(item) for item in ids]
+
+
+def _text(item: object) -> str:
+    """A raw id as the preparation spells it: 7.0 is 7."""
+    is_whole = isinstance(item, float | np.floating) and float(item).is_integer()
+    return str(int(item)) if is_whole else str(item)  # type: ignore[call-overload]
 
 
 def _by_user(users: Any) -> dict[Any, Feedback]:
@@ -137,20 +152,28 @@ def _by_user(users: Any) -> dict[Any, Feedback]:
     missing = [name for name in FRAME_COLUMNS if name not in users.columns]
     if missing:
         raise InputError(f"the DataFrame has no column {missing[0]!r}; it must have {', '.join(FRAME_COLUMNS)}")
+    if not users.columns.is_unique:
+        raise InputError("the DataFrame has several columns of one name; rename them")
     rows: dict[Any, list[tuple[str, float]]] = {}
     for user, item, is_liked in users[list(FRAME_COLUMNS)].itertuples(index=False, name=None):
-        rows.setdefault(user, []).append((str(item), math.inf if is_liked else -math.inf))
+        if not isinstance(is_liked, bool | np.bool_ | int | np.integer | float | np.floating) or is_liked not in (0, 1):
+            way_out = "give ratings as {user: [(item, rating), ...]}"
+            raise InputError(f"is_liked of user {user!r} is {is_liked!r}; it must be true or false; {way_out}")
+        rows.setdefault(user, []).append((_text(item), math.inf if is_liked else -math.inf))
     return {user: Feedback(history=history) for user, history in rows.items()}
 
 
 def _feedback(user: object, content: Any) -> Feedback:
     if isinstance(content, Feedback):
         return content
-    if isinstance(content, Mapping) and content.keys() <= {"liked", "disliked"}:
-        return Feedback(_texts(content.get("liked", ())), _texts(content.get("disliked", ())))
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        with contextlib.suppress(TypeError, ValueError):
-            if not any(isinstance(pair, str) for pair in content):  # "34" would be a pair of "3" and "4"
-                return Feedback(history=[(str(item), float(relevance)) for item, relevance in content])
+    with contextlib.suppress(TypeError, ValueError, InputError):
+        if isinstance(content, Mapping) and content.keys() <= {"liked", "disliked"}:
+            return Feedback(_texts(content.get("liked", ())), _texts(content.get("disliked", ())))
+        # "34" would be a pair of "3" and "4"
+        is_list = isinstance(content, Sequence) and not isinstance(content, str)
+        if is_list and not any(isinstance(pair, str) for pair in content):
+            history = [(_text(item), float(relevance)) for item, relevance in content]
+            if not any(math.isnan(relevance) for _, relevance in history):
+                return Feedback(history=history)
     way_out = "give {'liked': [...], 'disliked': [...]} or [(item, relevance), ...]"
     raise InputError(f"the feedback of user {user!r} cannot be read; {way_out}")

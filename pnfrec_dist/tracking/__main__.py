@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from mlflow.exceptions import MlflowException
 
-from pnfrec_dist.cli import Parser, run_command
+from pnfrec_dist.cli import HOST, Parser, command, require_free, run_command
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.tracking.address import shown, tracking_uri
 from pnfrec_dist.tracking.run_list import run_list_page
@@ -21,7 +21,7 @@ from pnfrec_dist.tracking.spool import RECORDS, Spool, locked
 def main(args: Sequence[str]) -> int:
     """Runs one of the two commands. Raises InputError if MLflow does not answer or refuses."""
     parser = Parser(
-        prog="python -m pnfrec_dist.tracking",
+        prog=command("tracking"),
         description="Show MLflow's pages, or send records that MLflow does not have yet.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -42,8 +42,9 @@ def _show_pages(port: int) -> NoReturn:
     uri = tracking_uri()
     if uri.startswith(("http", "databricks")):
         raise InputError(f"MLFLOW_TRACKING_URI is {shown(uri)!r}, a server with its own pages; open that address")
-    print(f"http://127.0.0.1:{port}/{run_list_page(uri)}  (Ctrl-C ends it)", flush=True)
-    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    require_free(port)
+    print(f"http://{HOST}:{port}/{run_list_page(uri)}  (Ctrl-C ends it)", flush=True)
+    where = ["--host", HOST, "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", uri, "--default-artifact-root", Path("mlartifacts").resolve().as_uri()]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", "server", *where, *stores], os.environ | quiet)

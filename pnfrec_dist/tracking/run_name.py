@@ -19,15 +19,16 @@ MOST = 6
 """Maximum number of differences in a name."""
 
 
-def run_name(settings: Settings) -> str:
+def run_name(settings: Settings, *always: str) -> str:
     """Such as "pnfrec ml1m d=231 bfloat16 seed 42".
 
     Compared with the defaults of the data set and the model (conf/train/, conf/model/). Settings that change only how
-    a run is executed, such as workers and directories, are left out. A name holds at most MOST differences.
+    a run is executed, such as workers and directories, are left out. A name holds at most MOST differences. always:
+    settings to name even if they have their default.
     """
     chosen, default = flatten(to_mapping(settings)), flatten(to_mapping(_defaults(settings)))
     left_out = {*AUTO_MAY_CHANGE, "dataset", "model", "config", "seed", "experiment"}
-    found = [_said(n, v) for n, v in chosen.items() if n not in left_out and v != default[n]]
+    found = [_said(n, v) for n, v in chosen.items() if n in always or (n not in left_out and v != default[n])]
     more = [f"and {len(found) - MOST} more"] * (len(found) > MOST)
     return " ".join([settings.model, settings.dataset, *found[:MOST], *more, f"seed {settings.seed}"])
 

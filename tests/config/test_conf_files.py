@@ -54,9 +54,30 @@ def test_a_wrong_file_is_one_line_that_names_it(own: Path, content: str, said: s
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("mime", "did you mean 'mine'"), ("../train/mine", "unknown config"), ("other.yaml", "there is no such file")],
+    [
+        ("mime", "did you mean 'mine'"),
+        ("../train/mine", "give a name of conf/train/, or the path"),
+        ("other.yaml", "there is no such file"),
+    ],
 )
 def test_a_file_that_is_not_there_is_named(own: Path, name: str, said: str) -> None:
     (own / "mine.yaml").write_text("epochs: 4\n")
     with pytest.raises(InputError, match=said):
         load_conf("train", name, Settings())
+
+
+def test_a_file_that_cannot_be_read_is_named(own: Path) -> None:
+    """A directory, a link to nothing: the project's own file must not be used instead without a word."""
+    (own / "ml1m.yaml").mkdir()
+    with pytest.raises(InputError, match=r"conf/train/ml1m.yaml cannot be read \(Is a directory\)"):
+        load_conf("train", "ml1m", Settings())
+    (own / "ml1m.yaml").rmdir()
+    (own / "ml1m.yaml").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"conf/train/ml1m.yaml cannot be read \(No such file"):
+        load_conf("train", "ml1m", Settings())
+
+
+def test_a_key_that_is_given_twice_is_refused(own: Path) -> None:
+    (own / "mine.yaml").write_text("epochs: 4\ntrain: {patience: 3}\nepochs: 5\n")
+    with pytest.raises(InputError, match="'epochs' is given twice"):
+        load_conf("train", "mine", Settings())

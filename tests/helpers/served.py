@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.mlflow_server import free_port
-from pnfrec_dist.inference.http_server import require_free
+from pnfrec_dist.cli import require_free
 
 ROOT = Path(__file__).parents[2]
 

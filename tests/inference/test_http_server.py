@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pnfrec_dist.cli import require_free
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.inference.http_server import EXAMPLE, _greeting, require_free, serve
+from pnfrec_dist.inference.http_server import EXAMPLE, _greeting, serve
 
 
 def test_a_port_that_is_taken_is_refused_before_the_model_is_looked_for() -> None:

@@ -1,9 +1,11 @@
 """A trained model called from Python: one user, several as a mapping or a frame, and what is refused."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers.tiny_training import SETTINGS, trained
@@ -11,7 +13,7 @@ from helpers.tiny_training import SETTINGS, trained
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.inference.artifact import of_checkpoint
-from pnfrec_dist.inference.loaded_model import Feedback, Model
+from pnfrec_dist.inference.loaded_model import FRAME_COLUMNS, Feedback, Model
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,9 @@ def test_the_forms_of_a_user_mean_the_same(model: Model) -> None:
         {"u": {"liked": ["3", "5"], "disliked": ["7"]}},
         {"u": Feedback(["3", "5"], ["7"])},
         {"u": [("3", 4), ("7", 3.9), ("5", 5)]},
+        {"u": {"liked": np.array([3, 5]), "disliked": np.array([7.0])}},
+        frame.astype({"item_id": float, "is_liked": int}),
+        frame.astype({"is_liked": "boolean"}),
         frame,
     ):
         assert model.recommend(users=users, k=4) == {"u": expected}
@@ -47,14 +52,25 @@ def test_what_the_model_does_not_know_is_told(model: Model) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"liked": ["3"], "k": 0}, "k is 0; it must be >= 1"),
-        ({"liked": "3"}, "'3' is a text; item ids must be a list"),
+        *(({"liked": ["3"], "k": k}, "it must be a whole number >= 1") for k in (0, 1.5, "5", None, True)),
+        *(({"gamma": gamma}, "it must be a finite number >= 0") for gamma in (-1, math.nan, math.inf, "x", None)),
+        *(({"liked": ids}, "is no list; item ids must be a list") for ids in ("3", b"3", 3)),
         ({"liked": ["3"], "users": {"u": []}}, "give users, or liked and disliked, not both"),
         ({"users": [1]}, "users is a list; it must be a mapping or a DataFrame"),
         ({"users": pd.DataFrame({"user_id": [1]})}, "the DataFrame has no column 'item_id'"),
         ({"users": {"u": {"likes": ["3"]}}}, "the feedback of user 'u' cannot be read"),
         ({"users": {"u": [("3", "x")]}}, "the feedback of user 'u' cannot be read"),
         ({"users": {"u": ["34", "56"]}}, "the feedback of user 'u' cannot be read"),
+        ({"users": {"u": [("3", math.nan)]}}, "the feedback of user 'u' cannot be read"),
+        ({"users": {"u": {"liked": ["3"], "disliked": None}}}, "the feedback of user 'u' cannot be read"),
+        (
+            {"users": pd.DataFrame([[1, 3, True, 4]], columns=pd.Index([*FRAME_COLUMNS, "item_id"]))},
+            "several columns of one name",
+        ),
+        *(
+            ({"users": pd.DataFrame([[1, 3, value]], columns=pd.Index(FRAME_COLUMNS))}, "it must be true or false")
+            for value in ("True", "no", 5, -1, math.nan, pd.NA, None)
+        ),
     ],
 )
 def test_what_is_of_no_known_form_is_one_line(model: Model, asked: dict[str, Any], said: str) -> None:

@@ -351,7 +351,8 @@ def test_without_a_time_the_order_of_rows_is_the_order(log: Log) -> None:
     finally:
         log.spark.conf.unset("spark.sql.files.maxPartitionBytes")
     assert cut.digest == by_row.digest
-    (log.raw / "a.csv").unlink(), (log.raw / "b.csv").unlink()
+    for name in ("a.csv", "b.csv"):
+        (log.raw / name).unlink()
     pq.write_table(pa.table({"user": USERS, "item": ITEMS, "rating": RATINGS}), log.raw / "log.parquet")
     assert log.prepare(source=source | PARQUET).split_timestamp == TIMES.index(SPLIT)
     said = log.refused(source={"timestamp": "none"})

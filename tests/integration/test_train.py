@@ -200,7 +200,10 @@ def test_more_gpus_than_there_are_is_one_line(workspace: Path) -> None:
     ("args", "said"),
     [
         (["--dataset", "tini"], "did you mean 'tiny'"),
-        (["--dataset", "ml1m"], "no prepared data set at .*ml1m; build it: make spark-prep DATASET=ml1m"),
+        (
+            ["--dataset", "ml1m"],
+            "no prepared data set at .*ml1m; build it: pnfrec prep --dataset ml1m",
+        ),
         (["--dataset", "tiny", "--model", "pnfrex"], "did you mean 'pnfrec'"),
         (["--dataset", "tiny", "--resume", "nowhere"], "--resume is 'nowhere', and there is no such directory"),
         (["--dataset", "../tiny"], "a name may only have letters"),
