@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -188,11 +189,12 @@ def page(place: Place, rows: dict[str, list[float]], overheads: list[float], bot
     ]
     opening = (
         f"# Start-up\n\n`make bench-start` writes this page. {os.cpu_count()} cores, data set {place.data.name}, "
-        f"{len(next(iter(rows.values())))} runs of each row in turn.\nThe first step begins when the first epoch "
-        "begins: the time of the epoch's line, minus the epoch's seconds."
+        f"{len(next(iter(rows.values())))} runs of each row in turn. The start of\nthe first step is computed: the "
+        "time at which the epoch's line appears, minus the epoch's duration."
     )
     table = markdown_table(["from the start of the command", "median, s", "range, s"], lines)
-    return f"{opening}\n\n{table}\n\nOne worker in the command's process and one worker under Ray: {both}.\n"
+    both = textwrap.fill(f"One worker in the command's process and one worker under Ray: {both}.", 100)
+    return f"{opening}\n\n{table}\n\n{both}\n"
 
 
 def main() -> None:

@@ -50,10 +50,11 @@ class WorkerPlan:
     """a single worker that needs no Ray"""
 
     def __str__(self) -> str:
-        each = "1 GPU" if self.use_gpu else f"{self.cpus_per_worker:g} CPU"
+        cpus = f"{self.cpus_per_worker:g} CPU{'s' if self.cpus_per_worker > 1 else ''}"
+        share = "1 GPU" if self.use_gpu else cpus
         least = f"{self.min_workers} to " if self.min_workers else ""
         workers = f"{self.num_workers} worker{'s' if self.num_workers != 1 else ''}"
-        return f"{least}{workers}, {each} each"
+        return f"{least}{workers}, {share}{' each' if self.num_workers != 1 else ''}"
 
 
 class Node(NamedTuple):

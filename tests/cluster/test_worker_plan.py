@@ -18,7 +18,7 @@ def test_every_worker_finds_a_place_on_one_node() -> None:
 
 @pytest.mark.parametrize(
     ("num_workers", "min_workers", "said"),
-    [(None, None, "2 workers, 4 CPU each"), (3, 1, "1 to 3 workers, 2 CPU each"), (1, 1, "1 worker, 8 CPU each")],
+    [(None, None, "2 workers, 4 CPUs each"), (3, 1, "1 to 3 workers, 2 CPUs each"), (1, 1, "1 worker, 8 CPUs")],
 )
 def test_the_plan_says_what_the_flags_mean(num_workers: int | None, min_workers: int | None, said: str) -> None:
     assert str(plan_workers(WorkerOptions(num_workers=num_workers, min_workers=min_workers), [Node(8)])) == said

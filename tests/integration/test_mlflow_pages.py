@@ -22,6 +22,7 @@ from playwright.sync_api import Error, Page, expect, sync_playwright
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 FLAGS = ["--epochs", "4", "--encoder.hidden-size", "8", "--encoder.max-length", "5", "--train.batch-size", "8"]
+NAMES = [f"{model} tiny epochs=4 d=8 l=5 batch=8 seed 1" for model in ("pnfrec", "sasrec_p")]
 PATIENCE = 60_000
 """Milliseconds that a page may take to show its content."""
 
@@ -98,7 +99,7 @@ def test_the_list_shows_the_reproduction_and_its_trainings(page: Page, address: 
     visit(page, address, f"experiments/{ids['experiment']}/runs")
     expect(page.get_by_text("reproduce tiny", exact=True).first).to_be_visible()
     page.locator(".ag-row").first.get_by_role("button").first.click()
-    for name in ("pnfrec tiny seed 1", "sasrec_p tiny seed 1"):
+    for name in NAMES:
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     keep(page, "list")
 
@@ -122,9 +123,9 @@ def test_the_printed_page_has_the_headline_metrics_as_columns(page: Page, worksp
 
 
 def test_a_run_has_its_table_curves_and_model(page: Page, address: str, ids: dict[str, str]) -> None:
-    run = f"experiments/{ids['experiment']}/runs/{ids['pnfrec tiny seed 1']}"
+    run = f"experiments/{ids['experiment']}/runs/{ids[NAMES[0]]}"
     visit(page, address, run)
-    expect(page.get_by_role("heading", name="pnfrec tiny seed 1")).to_be_visible()
+    expect(page.get_by_role("heading", name=NAMES[0])).to_be_visible()
     expect(page.get_by_text("the best on validation").first).to_be_visible()
     expect(page.get_by_role("cell", name="popularity_positive").first).to_be_attached()
     expect(page.get_by_role("link", name="reproduce tiny").first).to_be_visible()
@@ -157,10 +158,10 @@ def test_the_parent_shows_the_report(page: Page, address: str, ids: dict[str, st
 
 
 def test_two_runs_are_compared(page: Page, address: str, ids: dict[str, str]) -> None:
-    runs = json.dumps([ids["pnfrec tiny seed 1"], ids["sasrec_p tiny seed 1"]])
+    runs = json.dumps([ids[name] for name in NAMES])
     visit(page, address, f'compare-runs?runs={runs}&experiments=["{ids["experiment"]}"]')
     expect(page.get_by_text("Comparing 2 Runs from 1 Experiment").first).to_be_visible()
-    expect(page.get_by_text("sasrec_p tiny seed 1").first).to_be_visible()
+    expect(page.get_by_text(NAMES[1]).first).to_be_visible()
     expect(page.get_by_text("loss.alpha").first).to_be_visible()
     keep(page, "compare")
 

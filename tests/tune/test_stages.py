@@ -59,7 +59,7 @@ def test_trials_that_fit_one_by_one_alone_are_refused_side_by_side(
     assert largest["encoder.hidden_size"] == 512 and largest["encoder.num_blocks"] == 3
     settings, plan = with_point(Settings(), largest, "joint"), WorkerPlan(1, False, 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**31))
-    assert "1 worker, 1 CPU each" in checked_plan(settings, data, plan, at_a_time=1)
+    assert "plan: 1 worker, 1 CPU; " in checked_plan(settings, data, plan, at_a_time=1)
     with pytest.raises(InputError, match=r"8 trials at a time .* use --max-concurrent [2-7]$"):
         checked_plan(settings, data, plan, at_a_time=8)
 
