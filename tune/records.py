@@ -7,6 +7,7 @@
 import contextlib
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,11 +87,24 @@ def forget_failed(stage_directory: Path) -> None:
             (stage_directory / record.name / TRIAL).unlink()
 
 
-def best_of(records: list[Record]) -> Record | None:
-    """The best of the trials that have a score and did not fail. Among equal scores the greater name wins, so the order
-    of `records` does not matter."""
-    scored = [record for record in records if record.best_score is not None and record.state != "failed"]
-    return max(scored, key=lambda record: (record.best_score, record.name), default=None)
+def ranked(records: Iterable[Record]) -> list[Record]:
+    """Best first; trials that failed or have no score last. Of equal scores, the smaller values come first.
+
+    So the order of `records` does not matter, and every table and message has the same best trial.
+    """
+
+    def key(record: Record) -> tuple[bool, float, list[tuple[bool, Any]]]:
+        values = [(isinstance(value, str), value) for _, value in sorted(record.point.items())]
+        has_failed = record.state == "failed" or record.best_score is None
+        return has_failed, -(record.best_score or 0.0), values
+
+    return sorted(records, key=key)
+
+
+def best_of(records: Iterable[Record]) -> Record | None:
+    """The first of ranked(), if it has a score and did not fail."""
+    best = next(iter(ranked(records)), None)
+    return None if best is None or best.state == "failed" or best.best_score is None else best
 
 
 def _read(file: Path) -> Any:

@@ -18,7 +18,7 @@ from pnfrec_dist.files.atomic import write_text
 from pnfrec_dist.files.tables import markdown_table, write_csv
 from pnfrec_dist.files.text import duration, score
 from tune.options import FOUND_BY
-from tune.records import Record
+from tune.records import Record, ranked
 from tune.space import Stage, described
 
 SHOWN = 10
@@ -66,9 +66,8 @@ def _weight(names: Sequence[str]) -> str | None:
 def stage_markdown(stage: Stage, records: Sequence[Record]) -> str:
     """The best trials, how the others ended, and which setting matters."""
     names = [parameter.name for parameter in stage.parameters]
-    ranked = sorted(records, key=lambda record: -1.0 if record.best_score is None else record.best_score, reverse=True)
     rows = []
-    for record in ranked[:SHOWN]:
+    for record in ranked(records)[:SHOWN]:
         values = [record.point[name] for name in names]
         cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
         cells += [score(record.best_score), str(record.best_epoch or "-"), str(len(record.epochs)), record.state]

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pnfrec_dist.files.text import duration, score
-from tune.records import Record, State, begin_record, best_of, trial_name, write_record
+from tune.records import Record, State, begin_record, best_of, ranked, trial_name, write_record
 from tune.search import BROKEN, EPOCH, SILENCE
 from tune.space import Point, described
 
@@ -170,10 +170,9 @@ class Watch(Callback):
                 epoch, seconds = self.newest.get(key, {}).get(EPOCH, 0), time.monotonic() - self.started[key]
                 best = max((entry["score"] for entry in self.epochs[key]), default=None)
                 rows.append((described(point), "running", str(epoch), score(best), duration(seconds)))
-        ranked = sorted(self.records, key=lambda record: -(record.best_score or -1.0))
         rows += [
             (described(r.point), r.state, str(r.best_epoch or "-"), score(r.best_score), duration(r.seconds))
-            for r in ranked
+            for r in ranked(self.records)
         ]
         for row in rows[:SHOWN]:
             table.add_row(*row)

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from pnfrec_dist.cluster.stop_signals import kept_sigterm, terminated_as_interru
 from pnfrec_dist.cluster.worker_plan import Node, WorkerOptions, WorkerPlan, plan_workers, this_machine
 from pnfrec_dist.errors import InputError, RunError
 
+LONGEST_DIRECTORY = 107 - len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
+"""Characters of a temporary directory. 107 is the limit of a socket's path (AF_UNIX)."""
 _has_own_ray = False
 
 
@@ -105,7 +108,7 @@ def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
         ours["address"] = options.address
     else:  # a new Ray, even if another cluster runs or ran on this machine
         cpus = this_machine(options.num_workers).cpus
-        ours |= {"address": "local", "include_dashboard": dashboard, "num_cpus": int(cpus)}
+        ours |= {"address": "local", "include_dashboard": dashboard, "num_cpus": int(cpus), **_short_directory()}
     try:
         with kept_sigterm():
             ray.init(**ours)
@@ -116,6 +119,22 @@ def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
             raise RunError(f"Ray did not start on this machine: {reason} If it is busy, try again later.") from error
         way_out = "if the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (docs/cluster.md)"
         raise InputError(f"could not join Ray at --ray-address {options.address!r}: {reason}; {way_out}") from error
+
+
+def _short_directory() -> dict[str, str]:
+    """Ray's argument for a directory of its own if its usual one is too long, as with TMPDIR of some batch systems.
+
+    Ray puts sockets below it, whose paths have at most 107 characters. Raises InputError if RAY_TMPDIR is too long.
+    """
+    given = os.environ.get("RAY_TMPDIR", "")
+    if len(given or tempfile.gettempdir()) <= LONGEST_DIRECTORY:
+        return {}
+    if given:
+        what = (
+            f"RAY_TMPDIR is {given!r}; Ray puts sockets there, so it must have at most {LONGEST_DIRECTORY} characters"
+        )
+        raise InputError(f"{what}; set it to a shorter directory")
+    return {"_temp_dir": f"/tmp/ray-{os.getuid()}"}
 
 
 def has_own_ray() -> bool:

@@ -2,7 +2,9 @@
 
 import os
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -86,3 +88,25 @@ def test_where_the_process_has_a_ray_the_plan_is_for_its_machines(monkeypatch: p
         with planned_workers(wanted) as plan:
             assert (plan.num_workers, plan.use_gpu) == (wanted.num_gpus, True)
             assert plan.in_this_process == alone
+
+
+SHORT = """
+import ray
+from pnfrec_dist.cluster.session import WorkerOptions, ray_cluster
+with ray_cluster(WorkerOptions(num_workers=1)):
+    print(ray.get(ray.remote(lambda: "answered").remote()))
+"""
+
+
+@pytest.mark.integration
+def test_a_long_temporary_directory_does_not_keep_ray_from_starting(tmp_path: Path) -> None:
+    """As on machines of batch systems: sockets have short paths."""
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"} | {"TMPDIR": str(long)}
+    line = [sys.executable, "-c", SHORT]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "answered\n", done.stderr
+    named = environment | {"RAY_TMPDIR": str(long)}
+    refused = subprocess.run(line, env=named, capture_output=True, text=True, check=False)
+    assert "it must have at most" in refused.stderr and "set it to a shorter directory" in refused.stderr

@@ -11,7 +11,7 @@ from pnfrec_dist.config.conf_files import conf_names
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 from tune.options import base_settings, parse, planned_stages
-from tune.records import Record, best_of, trial_name
+from tune.records import Record, best_of, ranked, trial_name
 from tune.search import DistinctPoints, listed_points, scheduler
 from tune.space import Parameter, Stage, load_stage, require_space, with_point
 
@@ -196,10 +196,12 @@ def test_successive_halving_knows_the_trials_of_an_earlier_command() -> None:
 
 def test_the_winner_does_not_hang_on_the_order_of_ends() -> None:
     found = [record({"optimizer.lr": x}, [score]) for x, score in ((0.1, 0.5), (0.2, 0.7), (0.3, 0.7))]
-    assert best_of(found) == best_of(found[::-1])
+    assert best_of(found) == best_of(found[::-1]) == found[1], "of equal scores, the smaller value"
+    assert ranked(found) == ranked(found[::-1]) == [found[1], found[2], found[0]]
     assert best_of([]) is None
     lost = dataclasses.replace(found[1], state="failed", reason="it diverged", best_score=0.9)
     assert best_of([*found, lost]) == best_of(found)
+    assert ranked([lost, *found])[-1] == lost and best_of([lost]) is None
     assert trial_name({"a": 1, "b": 2}) == trial_name({"b": 2, "a": 1})
 
 
