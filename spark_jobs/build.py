@@ -34,6 +34,8 @@ from spark_jobs.titles import read_titles, write_titles
 from spark_jobs.writer import shard_count, write_items, write_users
 
 BINS = 60
+LIST_LENGTH = 10
+"""of the headline metrics"""
 USERS_AT_ONCE = 2_000
 """Users in a row group of users/. A worker makes lists for one row group at a time."""
 
@@ -283,12 +285,17 @@ class Build:
         ):
             part_rows = chosen.where(wanted)
             lists = ("items", "positive_items", "negative_items", "seen_items")
-            total, positive, entries = part_rows.agg(
+            total, positive, crowded, entries = part_rows.agg(
                 F.count("*"),
                 F.count_if("target_is_positive"),
+                F.count_if(F.size("seen_items") > self.num_items - LIST_LENGTH),
                 F.sum(sum((F.size(name) for name in lists), F.lit(0))),
             ).collect()[0]
             self.log.done(part, users=total, positive_targets=positive, negative_targets=total - positive)
+            if crowded > total / 2:
+                few = f"{crowded:,} of {total:,} {part} users have seen all but {LIST_LENGTH - 1} items or fewer"
+                what = f"a list of {LIST_LENGTH} holds the target whatever the model"
+                self.warnings.append(f"{few}: {what}, so metrics @{LIST_LENGTH} say nothing")
             transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
             shards = shard_count(entries, total, self.num_items, settings.shard_mb)
             self.written += write_users(part_rows, building / part, SCHEMAS[part], shards)

@@ -68,6 +68,8 @@ def recommend(settings: RecommendSettings) -> int:
         files.publish(made, {"run": settings.run, **request, "users": users, "popular": popular, "rows": rows})
     fallback = f"; {popular:,} of them, without a known like, have popular items" if popular else ""
     print(f"wrote {rows:,} rows for {users:,} users{fallback}, in {duration(time.monotonic() - started)}")
+    if not rows:
+        print("no user has a list: all have seen every item that may be listed; --keep-seen lists seen items, too")
     print(f"lists: {files.directory}")
     return 0
 

@@ -359,6 +359,17 @@ def test_without_a_time_the_order_of_rows_is_the_order(log: Log) -> None:
     assert "source.order is 'time'; it must be rows, because source.timestamp is none" in said
 
 
+# ---- what cannot be learned
+
+
+def test_users_who_have_met_every_item_are_told(log: Log) -> None:
+    """Any list then holds the target: popularity has NDCG 1 as well as every model."""
+    met = [(f"u{n % 10}", f"i{n // 10 % 12}", 1 + n % 5, 1_600_000_000 + n) for n in range(600)]
+    log.write(met)
+    log.prepare()
+    assert re.search(r"WARNING: \d+ of \d+ test users have seen all but 9 items or fewer", log.warned)
+
+
 # ---- text
 
 
