@@ -1,0 +1,153 @@
+"""The whole preparation in plain pandas, from rows as they were meant: T, threshold, catalog, lists and targets.
+
+Slow and simple. It shares no code with spark_jobs.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pnfrec_dist.config.dataset_settings import DatasetSettings, FilterSettings
+
+COLUMNS = ["user", "item", "relevance", "time"]
+
+
+@dataclass
+class Expected:
+    """What a build must hold."""
+
+    split: int
+    threshold: float
+    items: list[str]
+    train: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """user -> lists, by column"""
+    holdout: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """validation, test -> user -> lists and target"""
+    rows: int = 0
+    """after the filter"""
+    positives: int = 0
+
+
+class TooSmallError(Exception):
+    """The log has no train or no holdout."""
+
+
+def expected_build(rows: pd.DataFrame, settings: DatasetSettings) -> Expected:
+    """rows: COLUMNS in the order of the source; relevance is 1 or 0 for labels. Raises TooSmallError."""
+    log = rows.reset_index(drop=True).assign(place=range(len(rows))).drop_duplicates(COLUMNS)
+    if settings.filter.scope == "all":
+        items, users = support(log, settings.filter)
+        split = nearest(log[log.item.isin(items) & log.user.isin(users)].time, settings.split.quantile)
+    else:
+        split = nearest(log.time, settings.split.quantile)
+        items, users = support(log[log.time < split], settings.filter)
+    log = without_repeats(log, settings.clean.duplicates, split)
+    log = log[log.item.isin(items) & log.user.isin(users)]
+    train = log[log.time < split]
+    if train.empty:
+        raise TooSmallError
+    threshold = threshold_of(train.relevance, settings)
+    log = log.assign(liked=log.relevance >= threshold)
+    catalog = natural(set(log[log.time < split].item))
+    found = Expected(split, threshold, catalog, rows=len(log), positives=int(log.liked.sum()))
+    log = log[log.item.isin(catalog)].sort_values(["time", "place"], kind="stable")
+    histories = {str(user): history for user, history in log.groupby("user")}
+    fill(found, histories, settings)
+    return found
+
+
+def nearest(values: pd.Series, quantile: float) -> Any:
+    if values.empty:
+        raise TooSmallError
+    ordered = sorted(values)
+    return ordered[round(quantile * (len(ordered) - 1))]
+
+
+def support(log: pd.DataFrame, settings: FilterSettings) -> tuple[set[str], set[str]]:
+    """Items by distinct users, then users by distinct items among these."""
+    while True:
+        by_item = log.groupby("item").user.nunique()
+        items = set(by_item[by_item >= settings.min_users_per_item].index)
+        by_user = log[log.item.isin(items)].groupby("user").item.nunique()
+        users = set(by_user[by_user >= settings.min_items_per_user].index)
+        left = log[log.item.isin(items) & log.user.isin(users)]
+        if not settings.iterate or len(left) == len(log):
+            return items, users
+        log = left
+
+
+def without_repeats(log: pd.DataFrame, rule: str, split: Any) -> pd.DataFrame:
+    """keep_last keeps one row before T and one from T on."""
+    if rule == "keep_all":
+        return log
+    ordered = log.sort_values(["time", "place"])
+    if rule == "keep_first":
+        return ordered.drop_duplicates(["user", "item"], keep="first")
+    return ordered.assign(side=ordered.time < split).drop_duplicates(["user", "item", "side"], keep="last")
+
+
+def threshold_of(relevances: pd.Series, settings: DatasetSettings) -> float:
+    rule = settings.feedback.threshold
+    if rule == "labels":
+        return 0.5
+    if rule == "median":
+        return float(np.median(relevances))
+    return float(nearest(relevances, settings.feedback.quantile or 0) if rule == "quantile" else rule)
+
+
+def natural(ids: set[str]) -> list[str]:
+    """As numbers if all are whole numbers, else as text (by their bytes)."""
+    whole = all(raw.removeprefix("-").isascii() and raw.removeprefix("-").isdigit() for raw in ids)
+    return sorted(ids, key=lambda raw: (int(raw), raw.encode()) if whole else (0, raw.encode()))
+
+
+def lists(history: pd.DataFrame, numbers: dict[str, int], most: int) -> dict[str, Any]:
+    """The newest `most` of all, of the likes and of the dislikes."""
+    coded = history.item.map(numbers)
+    return {
+        "items": coded[-most:].tolist(),
+        "is_positive": history.liked[-most:].tolist(),
+        "positive_items": coded[history.liked][-most:].tolist(),
+        "negative_items": coded[~history.liked][-most:].tolist(),
+    }
+
+
+def fill(found: Expected, histories: dict[str, pd.DataFrame], settings: DatasetSettings) -> None:
+    """Train lists, and the lists and targets of validation and test users."""
+    least, most = settings.split.min_positives, settings.max_history
+    numbers = {raw: number for number, raw in enumerate(found.items, 1)}
+    holdout = []
+    for user, history in histories.items():
+        before = history[history.time < found.split]
+        if before.empty:
+            continue
+        if before.liked.sum() >= least:
+            found.train[user] = lists(before, numbers, most)
+        if len(before) < len(history):
+            holdout.append(user)
+    if not found.train:
+        raise TooSmallError
+    ordered = natural(set(holdout))
+    places = np.random.RandomState(settings.split.seed).permutation(len(ordered))
+    tests = {ordered[place] for place in places[: -(-len(ordered) // 2)]}
+    found.holdout = {"validation": {}, "test": {}}
+    for user in holdout:
+        history = histories[user]
+        later = history[history.time >= found.split]
+        target, earlier = history.iloc[-1], history.iloc[:-1]
+        if settings.clean.duplicates == "keep_last":
+            earlier = earlier[~(earlier.item.duplicated(keep="last") | (earlier.item == target["item"]))]
+        if user not in found.train or later.liked.sum() < least:
+            continue
+        if user in tests or target["liked"]:
+            found.holdout["test" if user in tests else "validation"][user] = {
+                **lists(earlier, numbers, most),
+                "seen_items": sorted({numbers[raw] for raw in earlier["item"]}),
+                "target_item": numbers[target["item"]],
+                "target_is_positive": bool(target["liked"]),
+                "target_timestamp": int(target["time"]),
+            }
+    if not all(found.holdout.values()):
+        raise TooSmallError
