@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pnfrec_dist.config.dataset_settings import DatasetSettings, FilterSettings
 
+Frame = Any
+"""A DataFrame or Series: the type checker knows too little about what pandas returns."""
 COLUMNS = ["user", "item", "relevance", "time"]
 
 
@@ -34,7 +35,7 @@ class TooSmallError(Exception):
     """The log has no train or no holdout."""
 
 
-def expected_build(rows: pd.DataFrame, settings: DatasetSettings) -> Expected:
+def expected_build(rows: Frame, settings: DatasetSettings) -> Expected:
     """rows: COLUMNS in the order of the source; relevance is 1 or 0 for labels. Raises TooSmallError."""
     log = rows.reset_index(drop=True).assign(place=range(len(rows))).drop_duplicates(COLUMNS)
     if settings.filter.scope == "all":
@@ -58,14 +59,14 @@ def expected_build(rows: pd.DataFrame, settings: DatasetSettings) -> Expected:
     return found
 
 
-def nearest(values: pd.Series, quantile: float) -> Any:
+def nearest(values: Frame, quantile: float) -> Any:
     if values.empty:
         raise TooSmallError
     ordered = sorted(values)
     return ordered[round(quantile * (len(ordered) - 1))]
 
 
-def support(log: pd.DataFrame, settings: FilterSettings) -> tuple[set[str], set[str]]:
+def support(log: Frame, settings: FilterSettings) -> tuple[set[str], set[str]]:
     """Items by distinct users, then users by distinct items among these."""
     while True:
         by_item = log.groupby("item").user.nunique()
@@ -78,7 +79,7 @@ def support(log: pd.DataFrame, settings: FilterSettings) -> tuple[set[str], set[
         log = left
 
 
-def without_repeats(log: pd.DataFrame, rule: str, split: Any) -> pd.DataFrame:
+def without_repeats(log: Frame, rule: str, split: Any) -> Frame:
     """keep_last keeps one row before T and one from T on."""
     if rule == "keep_all":
         return log
@@ -88,7 +89,7 @@ def without_repeats(log: pd.DataFrame, rule: str, split: Any) -> pd.DataFrame:
     return ordered.assign(side=ordered.time < split).drop_duplicates(["user", "item", "side"], keep="last")
 
 
-def threshold_of(relevances: pd.Series, settings: DatasetSettings) -> float:
+def threshold_of(relevances: Frame, settings: DatasetSettings) -> float:
     rule = settings.feedback.threshold
     if rule == "labels":
         return 0.5
@@ -103,7 +104,7 @@ def natural(ids: set[str]) -> list[str]:
     return sorted(ids, key=lambda raw: (int(raw), raw.encode()) if whole else (0, raw.encode()))
 
 
-def lists(history: pd.DataFrame, numbers: dict[str, int], most: int) -> dict[str, Any]:
+def lists(history: Frame, numbers: dict[str, int], most: int) -> dict[str, Any]:
     """The newest `most` of all, of the likes and of the dislikes."""
     coded = history.item.map(numbers)
     return {
@@ -114,7 +115,7 @@ def lists(history: pd.DataFrame, numbers: dict[str, int], most: int) -> dict[str
     }
 
 
-def fill(found: Expected, histories: dict[str, pd.DataFrame], settings: DatasetSettings) -> None:
+def fill(found: Expected, histories: dict[str, Frame], settings: DatasetSettings) -> None:
     """Train lists, and the lists and targets of validation and test users."""
     least, most = settings.split.min_positives, settings.max_history
     numbers = {raw: number for number, raw in enumerate(found.items, 1)}

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.plain_protocol import COLUMNS, Expected, TooSmallError, expected_build
+from helpers.plain_protocol import COLUMNS, Expected, Frame, TooSmallError, expected_build
 from helpers.preparation import build
 from pyspark.sql import SparkSession
 
@@ -86,7 +86,7 @@ def relevances(rng: np.random.Generator, stars: np.ndarray, text: bool) -> tuple
     return [int(star) for star in stars], [float(star) for star in stars], rule, pa.uint8()
 
 
-def random_log(rng: np.random.Generator, directory: Path) -> tuple[pd.DataFrame, DatasetSettings]:
+def random_log(rng: np.random.Generator, directory: Path) -> tuple[Frame, DatasetSettings]:
     """Writes one or two files; returns the rows as they are meant, and the settings."""
     count, fmt = int(rng.integers(250, 500)), str(rng.choice(["csv", "json", "parquet"]))
     kinds = [str(rng.choice(["whole", "text", "odd"])) for _ in range(2)]
