@@ -24,7 +24,7 @@ NAMED = 3
 def read_ids(path: str, flag: str) -> pa.Array:
     """The distinct ids of a text file, one per line. Raises InputError for a file without ids."""
     with reading(f"{flag} {path}", "give a text file with one raw id per line"):
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not ids:
         raise InputError(f"{flag} {path} is empty; give one raw id per line")

@@ -135,3 +135,9 @@ def test_evaluating_as_trained_gives_the_run_s_test_metrics(checkpoint: Path, pr
     wanted = json.loads((tmp_path / "run" / "result" / "result.json").read_text())["test"]
     found = json.loads(out.read_text())["test"]["0.0"]["all"]
     assert found == pytest.approx({name: value for name, value in wanted.items() if "coverage" not in name})
+
+
+def test_an_id_in_a_list_may_hold_any_character_but_a_line_feed(tmp_path: Path) -> None:
+    file = tmp_path / "ids.txt"
+    file.write_bytes("a\x85b\r\nc\u2028d\n\n e \n".encode())
+    assert read_ids(str(file), "--users").to_pylist() == ["a\x85b", "c\u2028d", "e"]
