@@ -58,8 +58,8 @@ COVERED_BY = {
     # preparation
     "spark_jobs.raw_files": "spark_jobs/test_sources.py",
     "spark_jobs.text_rows": "spark_jobs/test_sources.py",
-    "spark_jobs.parquet_rows": "integration/test_real_logs.py",
-    "spark_jobs.file_hints": "integration/test_real_logs.py",
+    "spark_jobs.parquet_rows": "integration/test_log_columns.py",
+    "spark_jobs.file_hints": "integration/test_log_files.py",
     "spark_jobs.times": "spark_jobs/test_clean.py",
     "spark_jobs.build": "integration/test_prepare_protocol.py",
     "spark_jobs.fetch": "spark_jobs/test_sources.py",

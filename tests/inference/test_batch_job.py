@@ -15,6 +15,7 @@ from pnfrec_dist.config.settings import LossSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluate import main as evaluate_command
+from pnfrec_dist.inference.item_filters import read_ids
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from filelock import FileLock
 from helpers.commands import started
+from helpers.logs import Log
 from helpers.mlflow_server import mlflow_server
+from pyspark.sql import SparkSession
 
 from spark_jobs.synthetic import generate
 
@@ -55,3 +57,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     directory = tmp_path_factory.mktemp("server")
     with mlflow_server(directory, "--artifacts-destination", str(directory / "artifacts")) as port:
         yield port
+
+
+@pytest.fixture
+def log(spark: SparkSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Log:
+    for name in ("raw", "conf/dataset"):
+        (tmp_path / name).mkdir(parents=True)
+    return Log(spark, tmp_path, capsys)

@@ -1,0 +1,136 @@
+"""Columns of logs as people have them: read right, or refused in one line."""
+
+import json
+import re
+from collections.abc import Callable
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers.logs import ITEMS, PARQUET, RATINGS, ROWS, Log, positives
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_float32_counts_as_its_shortest_decimal(log: Log) -> None:
+    shares = [x / 10 + 0.3 for x in RATINGS]
+    log.write_parquet(rating=pa.array(shares, pa.float32()))
+    expected = sum(round(share, 6) >= 0.7 for share in shares)
+    assert expected == 273
+    assert positives(log.prepare(source=PARQUET, feedback={"threshold": 0.7})) == expected
+    by_quantile = log.prepare("--force", source=PARQUET, feedback={"threshold": "quantile", "quantile": 0.6})
+    assert by_quantile.threshold in {0.4, 0.5, 0.6, 0.7, 0.8}
+    rule = {"threshold": "labels", "positive_labels": ["0.7", "0.80"]}
+    assert positives(log.prepare("--force", source=PARQUET, feedback=rule)) == expected
+
+
+def test_a_label_that_is_a_number_is_compared_as_one(log: Log) -> None:
+    likes = [int(x >= 4) for x in RATINGS]
+    half = len(ROWS) // 2
+    spelled = [str(x) for x in likes[:half]] + [f"{x}.0" for x in likes[half:]]
+    log.write([(u, i, x, t) for (u, i, _, t), x in zip(ROWS, spelled, strict=True)])
+    assert positives(log.prepare(feedback={"threshold": "labels", "positive_labels": ["1"]})) == sum(likes)
+    counts = {f"1 ({sum(likes[:half])})", f"1.0 ({sum(likes[half:])})"}
+    assert set(re.findall(r"positive: (.*); negative", log.printed)[0].split(", ")) == counts
+
+
+def test_labels_that_do_not_match_are_said_with_counts(log: Log) -> None:
+    names = {5: "like", 4: "like", 3: "skip", 2: "skip", 1: "pause"}
+    log.write([(u, i, names[x], t) for u, i, x, t in ROWS])
+    count = {label: sum(names[x] == label for x in RATINGS) for label in ("like", "skip", "pause")}
+    log.prepare(feedback={"threshold": "labels", "positive_labels": ["like", "love"]})
+    assert (
+        f"positive: like ({count['like']}); negative: skip ({count['skip']}), pause ({count['pause']})" in log.printed
+    )
+    assert "WARNING: no row has the label love" in log.warned
+    said = log.refused("--force", feedback={"threshold": "labels", "positive_labels": ["liked"]})
+    assert (
+        "no row has a label of feedback.positive_labels (liked); rating has " in said
+        and f"like ({count['like']})" in said
+    )
+    rule = {"threshold": "labels", "positive_labels": ["like"], "negative_labels": ["skip"]}
+    log.prepare("--force", feedback=rule, clean={"max_quarantine_share": 0.5})
+    assert f"are no label and were left out: pause ({count['pause']})" in log.warned
+
+
+READ = {
+    "uint8": pa.uint8(),
+    "uint16": pa.uint16(),
+    "uint32": pa.uint32(),
+    "uint64": pa.uint64(),
+    "decimal": pa.decimal128(20, 0),
+    "decimal with a fraction": pa.decimal128(12, 2),
+    "string_view": pa.string_view(),
+    "large_string": pa.large_string(),
+    "binary": pa.binary(),
+    "large_binary": pa.large_binary(),
+    "double": pa.float64(),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_ids_of_every_type_are_read(log: Log, kind: str) -> None:
+    whole = [int(item[1:]) for item in ITEMS]
+    values = [Decimal(number) for number in whole] if "decimal" in kind else whole
+    texts = [str(number).encode() if "binary" in kind else str(number) for number in whole]
+    log.write_parquet(item=pa.array(texts if "string" in kind or "binary" in kind else values, READ[kind]))
+    assert [row["raw_item_id"] for row in log.cleaned(source=PARQUET)] == [str(number) for number in whole]
+
+
+REFUSED: dict[str, Callable[[], pa.Array]] = {
+    "halffloat": lambda: pa.array(np.arange(600) % 20, pa.float32()).cast(pa.float16()),
+    "time64[us]": lambda: pa.array(np.arange(600), pa.time64("us")),
+    "duration[s]": lambda: pa.array(np.arange(600), pa.duration("s")),
+    "null": lambda: pa.nulls(600),
+    "list<element: int64>": lambda: pa.array([[n] for n in range(600)]),
+    "struct<a: int64>": lambda: pa.array([{"a": n} for n in range(600)]),
+    "decimal256(40, 0)": lambda: pa.array(range(600), pa.decimal256(40, 0)),
+}
+
+
+@pytest.mark.parametrize("role", ["item", "rating", "timestamp"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_columns_of_other_types_are_refused(log: Log, kind: str, role: str) -> None:
+    log.write_parquet(**{role: REFUSED[kind]()})
+    assert re.search(
+        rf"column '{role}' \(source\.\w+\) is {re.escape(kind)}; write it as ", log.refused(source=PARQUET)
+    )
+
+
+def test_one_item_spelled_in_two_ways_is_one_item(log: Log) -> None:
+    """A column of whole numbers that once had a gap was written as fractions."""
+    rows = [(u[1:], i[1:], x, t) for u, i, x, t in ROWS]
+    log.write(rows[:300], "a.csv")
+    log.write([(f"{u}.0", f"{i}.0", x, t) for u, i, x, t in rows[300:]], "b.csv")
+    two_files = log.prepare()
+    assert len(log.items()) == 20 and two_files.counts["filtered"]["users"] == 30
+    assert "item: 300 whole numbers like 104.0 are read as 104" in log.printed
+    (log.raw / "a.csv").unlink()
+    log.write(rows, "b.csv")
+    assert log.prepare().digest == two_files.digest
+    lines = [
+        {"user": int(u), "item": float(i) if t % 7200 else int(i), "rating": x, "timestamp": t} for u, i, x, t in rows
+    ]
+    (log.raw / "log.json").write_text("\n".join(map(json.dumps, lines)))
+    assert log.prepare(source={"format": "json", "files": "*.json"}).digest == two_files.digest
+
+
+def test_two_spellings_among_other_ids_are_warned_of(log: Log) -> None:
+    log.write([(u, {"i3": "3", "i4": "3.0"}.get(i, i), x, t) for u, i, x, t in ROWS])
+    log.prepare()
+    assert len(log.items()) == 20
+    assert "WARNING: item has '3' and '3.0'; they are kept as two ids" in log.warned
+
+
+def test_text_ids_in_json_may_look_like_arrays_and_objects(log: Log) -> None:
+    odd = {"i3": "[unknown]", "i4": "{untitled}", "i5": '["a"]', "i6": "[]"}
+    lines = [json.dumps({"user": u, "item": odd.get(i, i), "rating": x, "timestamp": t}) for u, i, x, t in ROWS]
+    for nested in ('["a"]', '{"a": 1}', "[]", "{}"):
+        lines.append(f'{{"user": "u1", "item": {nested}, "rating": 1, "timestamp": 1600000000}}')
+    (log.raw / "log.json").write_text("\n".join(lines))
+    manifest = log.prepare(source={"format": "json", "files": "*.json"})
+    assert set(odd.values()) < set(log.items()) and manifest.counts["quarantined"] == {
+        "rows": 4,
+        "item is no text and no number": 4,
+    }
