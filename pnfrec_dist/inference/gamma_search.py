@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from pnfrec_dist.config.inference_settings import EvaluateSettings
-from pnfrec_dist.config.settings import EvaluationSettings
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
@@ -50,10 +49,11 @@ def run(settings: EvaluateSettings) -> int:
     shown = list(dict.fromkeys([0.0, *[gamma for gamma in by_score if gamma][:1]]))
     split = Split(trained, data, "test")
     tested = {gamma: split.groups(split.evaluated(gamma), settings.few) for gamma in shown}
-    own = [name for name in measures_of(trained.settings.evaluation.measures) if name not in measures_of()]
+    measures = measures_of(trained.settings.evaluation.measures)
+    columns = [name for name in measures if name in HEADLINE_MEASURES or name not in measures_of()]
     for group, count in split.group_sizes(settings.few).items():
         print(f"test, {group} ({count} users)")
-        print(_table({gamma: groups[group] for gamma, groups in tested.items()}, own), end="\n\n")
+        print(_table({gamma: groups[group] for gamma, groups in tested.items()}, columns), end="\n\n")
     if settings.out:
         content = {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested}
         with _writing(out):
@@ -85,7 +85,7 @@ class Split:
         is_positive_U = self.holdout.target_is_positive.astype(bool)
         measures = measures_of(self.settings.measures)
         return {
-            name: summarize(found.target_rank[chosen_U], is_positive_U[chosen_U], EvaluationSettings.cutoffs, measures)
+            name: summarize(found.target_rank[chosen_U], is_positive_U[chosen_U], self.settings.cutoffs, measures)
             for name, chosen_U in self._chosen(few).items()
         }
 
@@ -98,9 +98,8 @@ class Split:
         return {name: chosen_U for name, chosen_U in found.items() if chosen_U.any()}
 
 
-def _table(rows: dict[float, dict[str, float]], own: Sequence[str]) -> str:
-    """own: measures beyond the default ones."""
-    shown = [*HEADLINE_MEASURES, *own]
+def _table(rows: dict[float, dict[str, float]], shown: Sequence[str]) -> str:
+    """shown: names of measures."""
     columns = [f"{name}_{group}_at_10" for name in shown for group in "pn"]
     columns += [f"{name}_delta_at_10" for name in shown]
     head = ["gamma", *map(metric_title, columns)]

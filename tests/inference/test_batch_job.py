@@ -11,7 +11,7 @@ import pytest
 from helpers.tiny_training import SETTINGS, trained
 
 from pnfrec_dist import recommend
-from pnfrec_dist.config.settings import LossSettings
+from pnfrec_dist.config.settings import EvaluationSettings, LossSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluate import main as evaluate_command
@@ -138,7 +138,17 @@ def test_evaluating_as_trained_gives_the_run_s_test_metrics(checkpoint: Path, pr
     assert found == pytest.approx({name: value for name, value in wanted.items() if "coverage" not in name})
 
 
-def test_an_id_in_a_list_may_hold_any_character_but_a_line_feed(tmp_path: Path) -> None:
-    file = tmp_path / "ids.txt"
-    file.write_bytes("a\x85b\r\nc\u2028d\n\n e \n".encode())
-    assert read_ids(str(file), "--users").to_pylist() == ["a\x85b", "c\u2028d", "e"]
+
+
+def test_cutoffs_and_measures_are_those_of_the_training(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = EvaluationSettings(cutoffs=(10, 7), measures=("ndcg", "mrr"))
+    of_training = trained(open_prepared(prepared), replace(SETTINGS, evaluation=evaluation), tmp_path / "run")
+    evaluate_command(line(of_training, prepared, "--gammas", "0", "--out", str(tmp_path / "gamma.json")))
+    tested = json.loads((tmp_path / "gamma.json").read_text())["test"]["0.0"]
+    for metrics in tested.values():
+        assert {name.rpartition("_")[2] for name in metrics} == {"7", "10"}
+        assert {name.partition("_")[0] for name in metrics} == {"ndcg", "mrr"}
+    printed = capsys.readouterr().out
+    assert "NDCG_p@10" in printed and "HR" not in printed, "no column is empty"
