@@ -5,6 +5,7 @@ A measure is a function (1-based target ranks of any shape, k) -> values of the 
 the measures by their names in config/registry.py.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -42,16 +43,27 @@ def mrr(target_rank: np.ndarray, k: int) -> np.ndarray:
 
 
 def measures_of(names: Sequence[str] = EvaluationSettings.measures) -> dict[str, Measure]:
-    """evaluation.measures -> {start of the metric names: function}; for module:object, that start is the object's name.
+    """evaluation.measures -> {start of the metric names: function}; for module:object, that start is the last part.
 
-    Raises InputError if one is not a function.
+    Raises InputError if one is not a function, and for two of the same start.
     """
-    found: dict[str, Measure] = {}
-    for name in names:
-        measure = MEASURES.load(name)
-        require(callable(measure), MEASURES.setting, name, "a function of target ranks and k")
-        found[name if name in MEASURES.known else measure.__name__] = measure
-    return found
+    starts = [re.split("[:.]", name)[-1] for name in names]
+    MEASURES.require_names(starts)
+    return {start: MEASURES.load(name) for start, name in zip(starts, names, strict=True)}
+
+
+def require_measures(settings: EvaluationSettings) -> None:
+    """Raises InputError for a measure that fails on some target ranks, or gives anything but a number for each."""
+    for name, measure in zip(settings.measures, measures_of(settings.measures).values(), strict=True):
+        for k, shape in itertools.product(settings.cutoffs, ((6,), (2, 3))):
+            ranks = np.array([1, 2, 9, 10, 11, 12345]).reshape(shape)
+            ranks.flags.writeable = False  # other measures read them too
+            with MEASURES.own_code(name, "fails on target ranks"):
+                values = measure(ranks, k)
+            fits = isinstance(values, np.ndarray) and values.shape == shape and values.dtype.kind in "bif"
+            require(
+                fits, MEASURES.setting, name, "a function that returns an array of numbers, one for each target rank"
+            )
 
 
 def metric_parts(metric: str) -> tuple[str, str, int] | None:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pnfrec_dist.evaluation.bootstrap import Spread
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, metric_title
-from pnfrec_dist.losses.terms import term_title
+from pnfrec_dist.losses.terms import NO_LOSSES, term_title
 from pnfrec_dist.training.events import EpochDone
 
 COLORS = {
@@ -26,8 +26,6 @@ COLORS = {
 }
 OTHERS = ("#6a4c93", "#4d908e", "#577590", "#9c6644")
 FLOOR, INK = "#9aa0a6", "#33363b"
-NO_LOSSES = ("train/users_per_s", "train/skipped_steps")
-"""Names under train/ that are not the loss or one of its terms."""
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -35,15 +33,16 @@ def save_png(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def learning_curves(runs: Mapping[str, Sequence[Sequence[EpochDone]]]) -> Figure:
+def learning_curves(runs: Mapping[str, Sequence[Sequence[EpochDone]]], own_terms: Iterable[str] = ()) -> Figure:
     """Each loss term and the validation score over epochs: each model's mean and range over its seeds.
 
-    runs: model -> the epochs of each seed. A curve ends with the shortest training.
+    runs: model -> the epochs of each seed. A curve ends with the shortest training. own_terms: further terms of the
+    trainings' settings, for their titles.
     """
     logged = dict.fromkeys(
         name for seeds in runs.values() for epochs in seeds for entry in epochs for name in entry.metrics
     )
-    panels = [(name, term_title(name.removeprefix("train/"))) for name in _losses(logged)]
+    panels = [(name, term_title(name.removeprefix("train/"), own_terms)) for name in _losses(logged)]
     panels.append((LOGGED_SELECTION, "validation NDCG_p@10"))
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -65,7 +64,7 @@ def learning_curves(runs: Mapping[str, Sequence[Sequence[EpochDone]]]) -> Figure
 
 def _losses(logged: Iterable[str]) -> list[str]:
     """The logged names of the loss and its terms, in order."""
-    return [name for name in logged if name.startswith("train/") and name not in NO_LOSSES]
+    return [name for name in logged if name.startswith("train/") and name.removeprefix("train/") not in NO_LOSSES]
 
 
 def comparison_bars(models: dict[str, dict[str, Spread]], metrics: Sequence[tuple[str, str, str]]) -> Figure:

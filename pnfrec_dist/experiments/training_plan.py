@@ -12,6 +12,7 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
 from pnfrec_dist.data.prepared import TRAINING_PARTS, PreparedData, TrainData, open_prepared
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluation.metrics import require_measures
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import memory_size
 from pnfrec_dist.losses.catalog_loss import CatalogLoss
@@ -33,10 +34,12 @@ def open_data(settings: Settings) -> PreparedData:
 
 
 def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, at_a_time: int = 1) -> str:
-    """Describes the training for people. Raises InputError if there are too few users or too little memory.
+    """Describes the training for people. Raises InputError if there are too few users or too little memory, and for
+    own code that is not of its kind.
 
     at_a_time: how many such trainings a sweep runs at the same time.
     """
+    require_measures(settings.evaluation)
     train_data = data.train(settings.encoder.history)
     require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
     step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)

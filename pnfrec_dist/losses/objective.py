@@ -6,11 +6,21 @@ T real targets of both sides, J terms.
 import torch
 from torch import Tensor
 
-from pnfrec_dist.config.registry import CROSS_ENTROPIES
+from pnfrec_dist.config.registry import CROSS_ENTROPIES, TERMS
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.batches import TrainBatch
+from pnfrec_dist.errors import require
 from pnfrec_dist.losses.catalog_loss import CatalogLoss, Samples, Targets
-from pnfrec_dist.losses.terms import CrossEntropyTerm, DirectTerm, StepTensors, Term, needed_parts, terms_of
+from pnfrec_dist.losses.terms import (
+    LOSS,
+    CrossEntropyTerm,
+    DirectTerm,
+    StepTensors,
+    Term,
+    logged_names,
+    needed_parts,
+    terms_of,
+)
 from pnfrec_dist.model.item_table import ItemTable, take
 
 
@@ -18,18 +28,16 @@ class Objective:
     """The terms, their weights, and their cross-entropy. Terms are in the order of LossSettings.weights."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises InputError for names that cannot be imported, and for settings that do not fit a loss."""
+        """Raises InputError for names that cannot be imported, for settings that do not fit a loss, and for names that
+        cannot be logged."""
         self.settings = settings
         self.cross_entropy: CatalogLoss = CROSS_ENTROPIES.load(settings.loss.cross_entropy)
         self.cross_entropy.require(settings)
         self.terms: dict[str, Term] = terms_of(settings.loss)
         self.weights_J = torch.tensor(list(settings.loss.weights.values()), dtype=torch.float64)
         self.parts = needed_parts(settings.loss)
-
-    @property
-    def logged_names(self) -> dict[str, str]:
-        """Term -> its name in MLflow, after train/."""
-        return {name: term.name(self.settings.encoder) for name, term in self.terms.items()}
+        self.logged_names = logged_names(self.terms, settings.encoder)
+        """term -> its name in MLflow, after train/"""
 
     def counts(self, batch: TrainBatch) -> Tensor:
         """Number of tokens of each term in this batch, [J]."""
@@ -51,6 +59,12 @@ class Objective:
         for name, term in self.terms.items():
             if isinstance(term, DirectTerm):
                 total = term.total(tensors, self.settings)
+                require(
+                    isinstance(total, Tensor) and total.ndim == 0,
+                    TERMS.setting,
+                    name,
+                    "a term whose total is a 0-d tensor",
+                )
                 totals_J[places[name]] = total.detach()
                 loss = loss + weights_J[places[name]] * total
         return loss, totals_J
@@ -75,6 +89,6 @@ class Objective:
         means_J = totals_J / counts_J.clamp(min=1)
         of_terms = dict(zip(self.logged_names.values(), means_J.tolist(), strict=True))
         return {
-            "train/loss": float((self.weights_J * means_J).sum()),
+            f"train/{LOSS}": float((self.weights_J * means_J).sum()),
             **{f"train/{name}": mean for name, mean in of_terms.items()},
         }

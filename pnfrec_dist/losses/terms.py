@@ -3,7 +3,9 @@
 P tokens of a side, D width, U distinct items of a batch.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,9 +15,13 @@ from pnfrec_dist.config.histories import HISTORIES
 from pnfrec_dist.config.registry import TERMS
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.batches import BatchParts, Sequences, TrainBatch
-from pnfrec_dist.errors import require
+from pnfrec_dist.errors import InputError
 
 NOTHING_MORE = BatchParts()
+LOSS = "loss"
+"""The logged name of the whole loss."""
+NO_LOSSES = ("users_per_s", "skipped_steps")
+"""Names logged beside the loss and its terms, after train/ too."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,13 @@ class CrossEntropyTerm(Term):
     needs: BatchParts = NOTHING_MORE
 
     def name(self, encoder: EncoderSettings) -> str:
-        """ce_negative, or ce_positive, ce_all, ... by what the main encoder reads."""
-        return f"ce_{encoder.history if self.side == 'main' else self.side}"
+        """ce_negative, or ce_positive, ce_all, ... by what the main encoder reads; ce_main if it reads negatives."""
+        reads = encoder.history if self.side == "main" else self.side
+        return "ce_main" if (self.side, reads) == ("main", "negative") else f"ce_{reads}"
 
     def title(self, encoder: EncoderSettings) -> str:
-        return f"CE over {encoder.history_kind.title if self.side == 'main' else 'dislikes'}"
+        title = f"CE over {encoder.history_kind.title if self.side == 'main' else 'dislikes'}"
+        return f"{title} (main encoder)" if self.name(encoder) == "ce_main" else title
 
     def sequences(self, batch: TrainBatch) -> Sequences:
         side = batch.main if self.side == "main" else batch.negative
@@ -93,17 +101,23 @@ class CrossEntropyTerm(Term):
         return len(self.sequences(batch).targets_T)
 
 
+AnyTerm = CrossEntropyTerm | DirectTerm
 CE_MAIN = CrossEntropyTerm("main")
 CE_NEGATIVE = CrossEntropyTerm("negative", BatchParts(negative=True))
 
 
 def terms_of(loss: LossSettings) -> dict[str, Term]:
-    """The terms with a weight above 0, by name. Raises InputError for one that cannot be imported."""
-    found: dict[str, Term] = {}
-    for name in loss.weights:
-        term = TERMS.load(name)
-        require(isinstance(term, CrossEntropyTerm | DirectTerm), TERMS.setting, name, "an object of DirectTerm")
-        found[name] = term
+    """The terms with a weight above 0, by name. Raises InputError for one that cannot be imported or is no term."""
+    return {name: TERMS.load(name) for name in loss.weights}
+
+
+def logged_names(terms: dict[str, Term], encoder: EncoderSettings) -> dict[str, str]:
+    """Term -> its name in the log. Raises InputError for a name that MLflow does not take or that is there already."""
+    found: dict[str, str] = {}
+    for name, term in terms.items():
+        with TERMS.own_code(name, "cannot be named"):
+            found[name] = str(term.name(encoder))
+    TERMS.require_names([LOSS, *NO_LOSSES, *found.values()])
     return found
 
 
@@ -115,12 +129,20 @@ def needed_parts(loss: LossSettings) -> BatchParts:
     )
 
 
-def term_title(name: str) -> str:
-    """A term's title, from its logged name; for other names the name itself."""
-    for history in HISTORIES:
-        encoder = EncoderSettings(history=history)
-        for known in TERMS.known:
-            term: Term = TERMS.load(known)
+def term_title(name: str, own: Iterable[str] = ()) -> str:
+    """A term's title, from its logged name; for other names the name itself.
+
+    own: terms of the settings; those that can no longer be imported are left out.
+    """
+    for term in _importable((*TERMS.known, *own)):
+        for history in HISTORIES:
+            encoder = EncoderSettings(history=history)
             if term.name(encoder) == name:
                 return term.title(encoder)
     return name
+
+
+def _importable(names: Iterable[str]) -> Iterator[Term]:
+    for name in names:
+        with contextlib.suppress(InputError):
+            yield TERMS.load(name)

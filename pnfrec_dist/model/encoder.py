@@ -12,7 +12,7 @@ from pnfrec_dist.config.registry import BLOCKS
 from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import Groups
 from pnfrec_dist.errors import require
-from pnfrec_dist.model.block import LAYER_NORM_EPS, Block
+from pnfrec_dist.model.block import LAYER_NORM_EPS, Block, BlockSize
 from pnfrec_dist.model.dropout import Dropout
 
 INIT_STD = 0.02
@@ -20,9 +20,15 @@ INIT_STD = 0.02
 
 def block_class(settings: EncoderSettings) -> type[Block]:
     """The class that settings.block names. Raises InputError if it is no block."""
-    found = BLOCKS.load(settings.block)
-    require(isinstance(found, type) and issubclass(found, Block), BLOCKS.setting, settings.block, "a class of Block")
-    return found
+    return BLOCKS.load(settings.block)
+
+
+def block_size(settings: EncoderSettings, length: int) -> BlockSize:
+    """The size of one block, as Block.size says. Raises InputError if a user's own block does not tell it."""
+    with BLOCKS.own_code(settings.block, "cannot tell its size"):
+        size = block_class(settings).size(settings, length)
+    require(isinstance(size, BlockSize), BLOCKS.setting, settings.block, "a class of Block whose size is a BlockSize")
+    return size
 
 
 class Encoder(nn.Module):

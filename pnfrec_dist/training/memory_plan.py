@@ -11,7 +11,7 @@ from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.catalog_loss import FLOAT, StepExtent
 from pnfrec_dist.losses.objective import Objective
-from pnfrec_dist.model.encoder import block_class
+from pnfrec_dist.model.encoder import block_size
 
 LIBRARIES = (600 if torch.version.cuda is None else 900) * 2**20
 """Bytes of Python, torch, and Ray or MLflow in one worker. A torch that supports GPUs is larger."""
@@ -76,7 +76,7 @@ def plan_step(
     shards = num_workers if is_sharded else 1
     tokens = -(-targets // settings.train.accumulation)
     length = min(encoder.positions, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
-    block = block_class(encoder).size(encoder, length)
+    block = block_size(encoder, length)
     per_token = encoder.num_blocks * block.activations_per_token + 6 * width
     softmax = (1 + 3 * shards) * tokens * width
     # From the second part on, the softmax's gradient of all rows exists before it is added to the sum.

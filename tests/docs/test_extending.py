@@ -12,7 +12,9 @@ import pytest
 import torch
 from helpers.commands import called, started
 
+from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.histories import HISTORIES
+from pnfrec_dist.config.mappings import override
 from pnfrec_dist.config.settings import (
     EncoderSettings,
     EvaluationSettings,
@@ -26,6 +28,7 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluate import main as evaluate_command
 from pnfrec_dist.experiments.plots import learning_curves
+from pnfrec_dist.experiments.training_plan import checked_plan
 from pnfrec_dist.inference.artifact import of_checkpoint
 from pnfrec_dist.inference.loaded_model import Model
 from pnfrec_dist.training.checkpoint_manager import checkpoints
@@ -35,6 +38,37 @@ from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.memory_plan import plan_step
 
 GUIDE = Path(__file__).parents[2] / "docs" / "extending.md"
+MISTAKEN = """
+import torch
+from additions import MeanBlock, NormTerm
+from pnfrec_dist.model.block import Block
+
+class Named(NormTerm):
+    def __init__(self, given): self.given = given
+    def name(self, encoder): return self.given() if callable(self.given) else self.given
+
+class OfTotal(NormTerm):
+    def __init__(self, given): self.given = given
+    def total(self, tensors, settings): return self.given
+
+class Sizeless(Block):
+    def forward(self, x_PD, groups): return x_PD
+
+class Countless(MeanBlock):
+    @staticmethod
+    def size(settings, length): return 1000
+
+class NotStatic(MeanBlock):
+    def size(self, settings, length): return 1000
+
+TWIN, SLASH, AGAIN, NAMELESS = Named("ce_positive"), Named("norm/2"), Named("norm"), Named(lambda: 1 / 0)
+VECTOR, NUMBER = OfTotal(torch.ones(3)), OfTotal(1.0)
+
+def no_k(target_rank): return target_rank
+def scalar(target_rank, k): return 1.0
+def hr(target_rank, k): return target_rank <= k
+"""
+"""Own code that is wrong, each in its way."""
 FLAGS = ["--epochs", "2", "--train.batch-size", "8", "--encoder.hidden-size", "8", "--encoder.max-length", "4"]
 
 
@@ -48,7 +82,8 @@ def additions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield directory
     sys.path.remove(str(directory))
     HISTORIES.pop("negative", None)  # type: ignore[arg-type]
-    sys.modules.pop("additions", None)
+    for name in ("additions", "mistaken"):
+        sys.modules.pop(name, None)
 
 
 def settings(**changed: object) -> Settings:
@@ -156,16 +191,63 @@ def test_a_history_is_trained_evaluated_and_listed(prepared: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"loss": LossSettings(terms=("additions:NormTerm=1",))}, "it must be an object of DirectTerm"),
-        ({"loss": LossSettings(terms=("additions:GONE=1",))}, "which cannot be imported"),
-        ({"encoder": EncoderSettings(block="additions:NORM")}, "it must be a class of Block"),
-        ({"loss": LossSettings(cross_entropy="nowhere:LOSS")}, "which cannot be imported"),
+        ({"loss": {"terms": ["additions:NormTerm=1"]}}, "it must be an object of DirectTerm"),
+        ({"loss": {"terms": ["additions:BPR_LOSS=1"]}}, "it must be an object of DirectTerm"),
+        ({"loss": {"terms": ["additions:GONE=1"]}}, "which cannot be imported"),
+        ({"loss": {"terms": ["broken:NORM=1"]}}, "which cannot be imported .SyntaxError: .*broken.py, line 1"),
+        ({"loss": {"terms": ["mistaken:TWIN=1"]}}, "more than one value is named 'ce_positive' in the log"),
+        ({"loss": {"terms": ["mistaken:SLASH=1"]}}, "a value is named 'norm/2' in the log; use only letters"),
+        ({"loss": {"terms": ["additions:NORM=1", "mistaken:AGAIN=1"]}}, "more than one value is named 'norm'"),
+        ({"loss": {"terms": ["mistaken:NAMELESS=1"]}}, "cannot be named .*ZeroDivisionError.*mistaken.py line"),
+        ({"loss": {"cross_entropy": "nowhere:LOSS"}}, "which cannot be imported"),
+        ({"loss": {"cross_entropy": "additions:NORM"}}, "it must be an object of CatalogLoss"),
+        ({"loss": {"cross_entropy": "additions:BPR"}}, "it must be an object of CatalogLoss"),
+        ({"encoder": {"block": "additions:NORM"}}, "it must be a class of Block"),
+        ({"encoder": {"block": "additions:NormTerm"}}, "it must be a class of Block"),
+        ({"encoder": {"block": "mistaken:Sizeless"}}, "it must be a class of Block with the method size"),
+        ({"encoder": {"block": "mistaken:Countless"}}, "it must be a class of Block whose size is a BlockSize"),
+        ({"encoder": {"block": "mistaken:NotStatic"}}, "which cannot tell its size .TypeError.*missing 1"),
+        ({"encoder": {"history": "additions:NORM"}}, "it must be one of 'positive', 'all'"),
+        ({"evaluation": {"measures": ["ndcg", "nowhere:first"]}}, "which cannot be imported"),
+        (
+            {"evaluation": {"measures": ["ndcg", "additions:second"]}},
+            "which cannot be imported .*no attribute 'second'",
+        ),
+        ({"evaluation": {"measures": ["ndcg", "additions:NORM"]}}, "it must be a function of target ranks and k"),
+        ({"evaluation": {"measures": ["ndcg", "mistaken:no_k"]}}, "which fails on target ranks .TypeError"),
+        ({"evaluation": {"measures": ["ndcg", "mistaken:scalar"]}}, "must be a function that returns an array"),
+        ({"evaluation": {"measures": ["ndcg", "hr", "mistaken:hr"]}}, "more than one value is named 'hr' in the log"),
     ],
+    ids=str,
 )
-def test_what_is_not_of_the_kind_is_said_before_training(prepared: Path, changed: dict[str, object], said: str) -> None:
-    data = open_prepared(prepared)
-    with pytest.raises(InputError, match=said):
-        plan_step(settings(**changed), data.train(), data.num_items, 1)
+def test_what_is_not_of_the_kind_is_said_before_training(
+    prepared: Path, additions: Path, changed: dict[str, object], said: str
+) -> None:
+    (additions / "mistaken.py").write_text(MISTAKEN)
+    (additions / "broken.py").write_text("NORM = (1")
+    with pytest.raises(InputError, match=said) as error:
+        checked_plan(override(settings(), changed, "the flags"), open_prepared(prepared), WorkerPlan(1, False, 1.0))
+    assert "\n" not in str(error.value)
+
+
+def test_a_total_of_another_shape_is_said(prepared: Path, additions: Path, tmp_path: Path) -> None:
+    (additions / "mistaken.py").write_text(MISTAKEN)
+    for term in ("VECTOR", "NUMBER"):
+        wanted = settings(loss=LossSettings(terms=(f"mistaken:{term}=1",)))
+        with pytest.raises(InputError, match=rf"^loss\.terms is 'mistaken:{term}'.*a term whose total is a 0-d tensor"):
+            run(wanted, prepared, tmp_path / term)
+
+
+def test_a_history_of_dislikes_and_alpha_are_logged_apart(prepared: Path, tmp_path: Path) -> None:
+    importlib.import_module("additions")
+    encoder = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, history="negative")  # type: ignore[arg-type]
+    events = run(settings(encoder=encoder, loss=LossSettings(0.5)), prepared, tmp_path / "run")
+    titles = [axes.get_title(loc="left") for axes in learning_curves({"own": [_done(events)]}).axes]
+    assert titles[:3] == ["loss", "CE over dislikes (main encoder)", "CE over dislikes"]
+    for metrics in epochs(events):
+        assert 0 < metrics["train/ce_main"] != metrics["train/ce_negative"] > 0
+        parts = metrics["train/ce_main"] + 0.5 * metrics["train/ce_negative"]
+        assert metrics["train/loss"] == pytest.approx(parts, rel=1e-6)
 
 
 @pytest.mark.integration

@@ -1,9 +1,67 @@
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pnfrec_dist.evaluation.metrics import coverage, measures_of, summarize
+from pnfrec_dist.config.settings import EvaluationSettings
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluation.metrics import coverage, hit_rate, measures_of, require_measures, summarize
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "of_one_number": (lambda target_rank: target_rank, "which fails on target ranks .*TypeError.*; correct it"),
+    "scalar": (lambda target_rank, k: 1.0, "must be a function that returns an array"),
+    "mean": (lambda target_rank, k: (target_rank <= k).mean(), "must be a function that returns an array"),
+    "as_a_list": (lambda target_rank, k: list(target_rank), "must be a function that returns an array"),
+    "text": (lambda target_rank, k: target_rank.astype(str), "must be a function that returns an array"),
+    "flat": (lambda target_rank, k: target_rank.flatten(), "must be a function that returns an array"),
+    "changing": (lambda target_rank, k: np.multiply(target_rank, 2, out=target_rank), "read-only"),
+    "small_k": (lambda target_rank, k: target_rank / {10: 1.0, 20: 2.0}[k], "KeyError: 5"),
+    "number": (3, "must be a function of target ranks and k"),
+}
+
+
+class Least:
+    """A callable object; it has no __name__."""
+
+    def __call__(self, target_rank: np.ndarray, k: int) -> np.ndarray:
+        return (target_rank <= k).astype(float)
+
+
+globals().update({f"wrong_{name}": measure for name, (measure, _) in WRONG.items()})
+partial: Callable[..., Any] = functools.partial(hit_rate)
+least, hr = Least(), hit_rate
+
+
+def own(name: str) -> str:
+    return f"{__name__}:{name}"
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_measure_is_said_before_training(name: str) -> None:
+    settings = EvaluationSettings(measures=("ndcg", own(f"wrong_{name}")))
+    with pytest.raises(
+        InputError, match=rf"^evaluation\.measures is '{own('wrong_' + name)}'.*{WRONG[name][1]}"
+    ) as error:
+        require_measures(settings)
+    assert "\n" not in str(error.value)
+
+
+def test_measures_are_named_by_their_last_part() -> None:
+    names = ("ndcg", own("partial"), own("least"), own("Least.__call__"), own("hr"))
+    assert list(measures_of(names)) == ["ndcg", "partial", "least", "__call__", "hr"]
+    require_measures(EvaluationSettings(measures=("hr", "ndcg", "mrr", own("partial"), own("least"))))
+
+
+@pytest.mark.parametrize(
+    ("names", "repeated"),
+    [(("hr", own("hr")), "hr"), ((own("least"), "elsewhere:least"), "least"), (("hr", "hr"), "hr")],
+)
+def test_two_measures_of_one_name_are_said(names: tuple[str, ...], repeated: str) -> None:
+    with pytest.raises(InputError, match=f"^evaluation.measures: more than one value is named '{repeated}' in the log"):
+        measures_of(names)
 
 
 def test_closed_forms() -> None:
