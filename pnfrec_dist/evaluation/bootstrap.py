@@ -62,12 +62,14 @@ def paired_intervals(
 
     model_SU, reference_SU: target ranks under each seed. A user's value is the mean over seeds. Users are drawn with
     replacement, separately for positive and for negative targets, and the same users for both models. The result has no
-    metrics of a group without users and none that is not a mean over users. measures: by name; default: those of the
-    default settings. resamples: 0 for resample_count().
+    metrics of a group without users, of a measure that is not in `measures`, or that is not a mean over users.
+    measures: by name; default: those of the default settings. resamples: 0 for resample_count().
     """
     measures = measures_of() if measures is None else measures
     resamples = resamples or resample_count(len(is_positive_U))
-    parts = {metric: found for metric in metrics if (found := metric_parts(metric)) is not None}
+    parts = {metric: found for metric in metrics if (found := metric_parts(metric)) and found[0] in measures}
+    if not parts:
+        return {}
     names = list(dict.fromkeys((name, k) for name, _, k in parts.values()))
     values_UC = np.stack(
         [measures[name](model_SU, k).mean(0) - measures[name](reference_SU, k).mean(0) for name, k in names], axis=1

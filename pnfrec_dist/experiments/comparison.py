@@ -62,6 +62,12 @@ class Comparison:
         """evaluation.measures of the trainings; the default for older ones without this setting."""
         return self.any_run().result.settings["evaluation"].get("measures", list(EvaluationSettings.measures))
 
+    @property
+    def own_terms(self) -> list[str]:
+        """The further terms of loss.terms of the trainings, without their weights; older ones have none."""
+        entries = [entry for runs in self.runs.values() for entry in runs[0].result.settings["loss"].get("terms", [])]
+        return list(dict.fromkeys(entry.rpartition("=")[0] for entry in entries))
+
     def spreads(self) -> dict[str, dict[str, Spread]]:
         """Model or baseline -> metric -> spread over seeds. A baseline has one value and no SD."""
         if not self.runs:

@@ -35,7 +35,7 @@ from pnfrec_dist.files.tables import markdown_table
 from pnfrec_dist.files.text import counted, duration, four, signed, span
 
 REPORT, PAGE = "report.md", "report.html"
-BARS = [(f"{measure}_p_at_10", f"{measure}_n_at_10", f"{measure}_delta_at_10") for measure in HEADLINE_MEASURES]
+BARS = {name: (f"{name}_p_at_10", f"{name}_n_at_10", f"{name}_delta_at_10") for name in HEADLINE_MEASURES}
 CURVE_METRICS = (SELECTION_METRIC, "ndcg_delta_at_10", LOGGED_SELECTION)
 FEW_USERS = 100
 SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
@@ -112,9 +112,11 @@ def _write_all(directory: Path, about: About, comparison: Comparison, curves: di
 
 def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[str]:
     """The sections that compare the models of the table."""
-    plots.save_png(plots.comparison_bars(comparison.spreads(), BARS), directory / "figures" / "bars.png")
+    bars = [BARS[measure] for measure in BARS if measure in measures_of(comparison.measures)]
+    plots.save_png(plots.comparison_bars(comparison.spreads(), bars), directory / "figures" / "bars.png")
     lines = {model: [run.result.epochs for run in runs] for model, runs in comparison.runs.items()}
-    plots.save_png(plots.learning_curves(lines), directory / "figures" / "learning_curves.png")
+    curves = plots.learning_curves(lines, comparison.own_terms)
+    plots.save_png(curves, directory / "figures" / "learning_curves.png")
     parts = ["## Table 2" if comparison.published else "## Test users", _table2_text(comparison)]
     parts += [headline_markdown(comparison), "![p, n and delta of every model](figures/bars.png)"]
     if REFERENCE in comparison.runs:

@@ -90,6 +90,13 @@ def test_a_group_without_users_has_no_interval() -> None:
     assert found.keys() == {metric for metric in METRICS if "_p_" in metric}
 
 
+def test_a_measure_that_is_not_given_has_no_interval() -> None:
+    is_positive = np.arange(9) % 2 == 0
+    for names in (("ndcg",), ("mrr",)):
+        found = paired_intervals(METRICS, ranks(1, 9, 0), ranks(1, 9, 1), is_positive, measures=measures_of(names))
+        assert found.keys() == {metric for metric in METRICS if metric.startswith(names)}
+
+
 def test_equal_draws_give_equal_intervals_in_any_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     is_positive = np.arange(30) % 2 == 0
     ours, theirs = ranks(2, 30, 1), ranks(2, 30, 2)

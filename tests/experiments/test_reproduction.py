@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.comparison import Comparison, Recorded, curve_points
 from pnfrec_dist.experiments.paper_figures import published_figures
 from pnfrec_dist.experiments.report import About, write_report
@@ -154,6 +155,64 @@ def report(workspace: Path, found: list[Recorded], directory: Path, planned: int
     html = page.read_text()
     assert html.count("data:image/png;base64") == len(re.findall(r"<img", html)) >= 2 and "<script" not in html
     return (directory / "report.md").read_text()
+
+
+def alone(run: Recorded, measure: str, further: Sequence[str] = ()) -> Recorded:
+    """The run as a training with one measure, and with further terms of the loss, would have recorded it."""
+
+    def kept(metrics: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in metrics.items() if name.startswith((measure, "coverage"))}
+
+    settings = run.result.settings | {
+        "evaluation": run.result.settings["evaluation"] | {"measures": [measure]},
+        "loss": run.result.settings["loss"] | {"terms": list(further)},
+    }
+    floors = {floor: kept(metrics) for floor, metrics in run.result.floors.items()}
+    result = dataclasses.replace(run.result, settings=settings, test=kept(run.result.test), floors=floors)
+    return dataclasses.replace(run, result=result)
+
+
+def test_a_measure_that_was_not_computed_is_missing_in_the_report(
+    workspace: Path, found: list[Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[list[str]] = []
+    drawn = plots.comparison_bars
+    monkeypatch.setattr(
+        plots, "comparison_bars", lambda models, metrics: (bars.extend(map(list, metrics)), drawn(models, metrics))[1]
+    )
+    text = report(workspace, [alone(run, "ndcg") for run in found], tmp_path)
+    table, against = text.split("## Table 2")[1], text.split("## Difference from")[1]
+    for part, model in ((table, "sasrec_p"), (against, "pnfrec")):
+        (line,) = [row for row in part.splitlines() if row.startswith(f"| `{model}`")][:1]
+        hr_p, ndcg_p, hr_delta, ndcg_delta = line.split("|")[3:7]
+        assert hr_p.strip() == hr_delta.strip() == "-" and "." in ndcg_p and "." in ndcg_delta
+    assert bars == [["ndcg_p_at_10", "ndcg_n_at_10", "ndcg_delta_at_10"]]
+
+
+def test_an_own_term_has_its_title_in_the_report(
+    workspace: Path, found: list[Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "terms_of_mine.py").write_text(
+        "from pnfrec_dist.losses.terms import CrossEntropyTerm\n"
+        "class Mine(CrossEntropyTerm):\n"
+        "    def name(self, encoder): return 'mine'\n"
+        "    def title(self, encoder): return 'a title of mine'\n"
+        "MINE = Mine('main')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    runs = [alone(run, "ndcg", ["terms_of_mine:MINE=0.1"]) for run in found if not run.weight]
+    for run in runs:
+        for epoch in run.result.epochs:
+            epoch.metrics["train/mine"] = 1.0
+    titles: list[str] = []
+    save = plots.save_png
+    monkeypatch.setattr(
+        plots,
+        "save_png",
+        lambda figure, path: (titles.extend(axes.get_title(loc="left") for axes in figure.axes), save(figure, path)),
+    )
+    report(workspace, runs, tmp_path / "report")
+    assert {"CE over likes", "a title of mine"} <= set(titles) and "mine" not in titles
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
