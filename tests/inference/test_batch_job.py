@@ -15,7 +15,6 @@ from pnfrec_dist.config.settings import EvaluationSettings, LossSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluate import main as evaluate_command
-from pnfrec_dist.inference.item_filters import read_ids
 
 
 @pytest.fixture
@@ -136,8 +135,6 @@ def test_evaluating_as_trained_gives_the_run_s_test_metrics(checkpoint: Path, pr
     wanted = json.loads((tmp_path / "run" / "result" / "result.json").read_text())["test"]
     found = json.loads(out.read_text())["test"]["0.0"]["all"]
     assert found == pytest.approx({name: value for name, value in wanted.items() if "coverage" not in name})
-
-
 
 
 def test_cutoffs_and_measures_are_those_of_the_training(
