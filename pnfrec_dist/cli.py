@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import io
 import os
@@ -15,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from pnfrec_dist.config.conf_files import conf_content, load_conf, train_config
+from pnfrec_dist.config.conf_files import settings_from_conf
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, RunError, one_line
 
@@ -39,32 +38,9 @@ EXTRA_OF = {
 
 
 def parse_train_settings(args: Sequence[str], *, any_model: bool = False) -> Settings:
-    """Flags override conf/model/<model>.yaml, which overrides conf/train/<config>.yaml, which overrides the defaults of
-    config/settings.py.
-
-    A file in conf/train/ that names its model overrides conf/model/<model>.yaml instead. any_model: such a file may be
-    used for another model too. That model's file then overrides it, except for loss weights above 0 in both.
-    """
-    chosen = selected(args, {"dataset": Settings.dataset, "model": Settings.model, "config": Settings.config})
-    config = chosen["config"] or train_config(chosen["dataset"])
-    found_for = conf_content("train", config).get("model", "")
-    if not isinstance(found_for, str):
-        raise InputError(f"conf/train/{config}.yaml: model is {found_for!r}; it must be a name of conf/model/")
-    asked_for = selected(args, {"model": found_for})["model"]
-    if not found_for:
-        settings = load_conf("model", chosen["model"], load_conf("train", config, Settings()))
-    elif asked_for == found_for:
-        chosen["model"] = found_for
-        settings = load_conf("train", config, load_conf("model", found_for, Settings()))
-    elif any_model:
-        base = load_conf("train", config, Settings())
-        settings = load_conf("model", asked_for, base)
-        weights = {name: getattr(base.loss, name) for name in ("alpha", "beta")}
-        kept = {name: value for name, value in weights.items() if value and getattr(settings.loss, name)}
-        settings = dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, **kept))
-    else:
-        raise InputError(f"--config {config} is for --model {found_for}, not {asked_for}; leave out --model")
-    settings = dataclasses.replace(settings, **{**chosen, "config": config})
+    """Flags override settings_from_conf()."""
+    chosen = selected(args, {"dataset": Settings.dataset, "model": "", "config": ""})
+    settings = settings_from_conf(**chosen, any_model=any_model)
     return parse_flags(Settings, settings, args, command("train"))
 
 

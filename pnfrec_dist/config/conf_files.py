@@ -1,6 +1,7 @@
 """YAML files in conf/: where they are found, what they may contain, and how they override defaults."""
 
 import contextlib
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from pnfrec_dist.config.mappings import override
+from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError, nearest, one_line
 
 T = TypeVar("T")
@@ -93,6 +95,33 @@ class _Loader(yaml.SafeLoader):
 def train_config(dataset: str) -> str:
     """The file of conf/train/ that a training on the data set uses unless --config names another."""
     return dataset if dataset in conf_names("train") else "default"
+
+
+def settings_from_conf(dataset: str, model: str = "", config: str = "", *, any_model: bool = False) -> Settings:
+    """conf/model/<model>.yaml overrides conf/train/<config>.yaml, which overrides the defaults of config/settings.py.
+
+    config: empty: the file of the data set. model: empty: the one that the file in conf/train/ names, else the default.
+    A file in conf/train/ that names its model overrides conf/model/<model>.yaml instead. any_model: such a file may be
+    used for another model too. That model's file then overrides it, except for loss weights above 0 in both.
+    """
+    config = config or train_config(dataset)
+    named = conf_content("train", config).get("model", "")
+    if not isinstance(named, str):
+        raise InputError(f"conf/train/{config}.yaml: model is {named!r}; it must be a name of conf/model/")
+    model = model or named or Settings.model
+    if not named:
+        settings = load_conf("model", model, load_conf("train", config, Settings()))
+    elif model == named:
+        settings = load_conf("train", config, load_conf("model", model, Settings()))
+    elif any_model:
+        base = load_conf("train", config, Settings())
+        settings = load_conf("model", model, base)
+        weights = {name: getattr(base.loss, name) for name in ("alpha", "beta")}
+        kept = {name: value for name, value in weights.items() if value and getattr(settings.loss, name)}
+        settings = dataclasses.replace(settings, loss=dataclasses.replace(settings.loss, **kept))
+    else:
+        raise InputError(f"--config {config} is for --model {named}, not {model}; leave out --model")
+    return dataclasses.replace(settings, dataset=dataset, model=model, config=config)
 
 
 def conf_names(kind: str) -> list[str]:

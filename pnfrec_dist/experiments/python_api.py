@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pnfrec_dist.cli import parse_train_settings
 from pnfrec_dist.cluster.single_worker import run_here
 from pnfrec_dist.cluster.worker_plan import WorkerOptions, WorkerPlan, plan_workers, this_machine
+from pnfrec_dist.config.conf_files import settings_from_conf
 from pnfrec_dist.config.mappings import override
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
@@ -75,8 +75,7 @@ def train_settings(
         )
     if "dry_run" in changes:
         raise InputError("changes has 'dry_run'; train() has no dry run; use pnfrec train --dry-run")
-    settings = parse_train_settings([part for name, value in chosen.items() if value for part in (f"--{name}", value)])
-    return override(settings, _nested(changes), "changes")
+    return override(settings_from_conf(dataset, model, chosen["config"]), _nested(changes), "changes")
 
 
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
