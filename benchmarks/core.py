@@ -11,61 +11,17 @@ import os
 import platform
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from benchmarks import gpu
-
-CATALOGS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
-CURVES = {
-    "materialised": "F.cross_entropy on all logits",
-    "chunked": "exact, chunked",
-    "tiled": "exact, tiled",
-    "sampled": "sampled softmax, 1,024 items",
-    "sharded": "a training step, table sharded over 2 workers",
-}
-ROW_SECONDS = 200.0
-"""A point of the plot that would take longer, judged by the one before, is left out."""
-
-
-INTRODUCTION = (
-    "`make bench` writes this page in half an hour. Rows that name a GPU were measured on it, all others on this "
-    "machine:"
-)
-READING = (
-    "N is the number of items, d the hidden size, T the number of targets. Each measurement runs in a process of its "
-    "own, on one thread unless its row says otherwise. Times are medians. The ratio is the first result divided by the "
-    "second. For time and memory, a ratio below 1 means that this project needs less; for users/s, a ratio above 1 "
-    "means that it is faster. Useful FLOP/s count the matmuls over real targets, but not padding, nor logits that are "
-    "computed again."
-)
-READING_CURVES = (
-    "Each cell is seconds / peak MiB. The first four rows are forward and backward of the cross-entropy with d = 64, "
-    "T = 512, fp32; memory is counted beyond the start, with the table's gradient. The last row is a whole training "
-    "step with 256 targets on each of 2 workers, and the whole memory of a worker. A dash means that it does not fit "
-    f"this machine or would take more than {ROW_SECONDS:.0f} s."
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    what: str
-    result: str
-    other: str = "-"
-    """what it is compared with"""
-    other_result: str = "-"
-    ratio: str = "-"
+from benchmarks.core_page import CATALOGS, CURVES, ROW_SECONDS, Row, draw, page
 
 
 def case(module: str, **request: Any) -> dict[str, Any]:
@@ -266,19 +222,6 @@ def curves() -> dict[str, list[list[float]]]:
     return points
 
 
-def draw(points: dict[str, list[list[float]]], file: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
-    for axis, column, label in zip(axes, (1, 2), ("seconds", "peak MiB"), strict=True):
-        for name, found in points.items():
-            axis.loglog([p[0] for p in found], [p[column] for p in found], marker="o", label=CURVES[name])
-        axis.set_xlabel("items in the catalog")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-
-
 @functools.cache
 def has_fast_bf16() -> bool:
     """Whether a bf16 matmul beats that in fp32 on this processor."""
@@ -303,46 +246,6 @@ def machine(has_bf16: bool) -> str:
         f"{'with' if has_bf16 else 'no'} bf16 instructions; Python {platform.python_version()}, "
         f"torch {torch.__version__}, numpy {np.__version__}"
     )
-
-
-def page(results: dict[str, Any]) -> str:
-    rows = [row for name in PARTS for row in results["rows"].get(name, [])]
-    curve_rows = [
-        f"| {CURVES[name]} | " + " | ".join(_point(found, items) for items in CATALOGS) + " |"
-        for name, found in results["curves"].items()
-    ]
-    return "\n".join(
-        [
-            "# Benchmarks",
-            "",
-            *_wrapped(f"{INTRODUCTION} {results['machine']}."),
-            "",
-            *_wrapped(READING),
-            "",
-            "| measurement | this project | compared with | its result | ratio |",
-            "|---|---|---|---|---|",
-            *(f"| {' | '.join(row.values())} |" for row in rows),
-            "",
-            "## Cost over the size of the catalog",
-            "",
-            *_wrapped(READING_CURVES),
-            "",
-            "| | " + " | ".join(f"N = {n:,}" for n in CATALOGS) + " |",
-            "|---|" + "---|" * len(CATALOGS),
-            *curve_rows,
-            "",
-            "![seconds and memory over the number of items](benchmarks.svg)",
-            "",
-        ]
-    )
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 100, break_on_hyphens=False)
-
-
-def _point(found: list[list[float]], items: int) -> str:
-    return next((f"{seconds:.3g} / {mib:.0f}" for n, seconds, mib in found if n == items), "-")
 
 
 PARTS: dict[str, Callable[[], list[Row]]] = {
@@ -373,7 +276,7 @@ def main() -> None:
     draw(results["curves"], arguments.out / "benchmarks.svg")
     kept.write_text(json.dumps(results, indent=1) + "\n")
     notes = arguments.out / "benchmarks-notes.md"
-    text = page(results) + ("\n" + notes.read_text() if notes.exists() else "")
+    text = page(results, PARTS) + ("\n" + notes.read_text() if notes.exists() else "")
     (arguments.out / "benchmarks.md").write_text(text)
     print(text)
 

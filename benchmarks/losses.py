@@ -20,6 +20,7 @@ from benchmarks.cases import status_kib
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, SampledSettings, Settings, TrainSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
+from pnfrec_dist.files.tables import markdown_table
 from pnfrec_dist.training.events import BestTested, EpochDone, Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
@@ -81,16 +82,15 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(train(arguments.only, arguments.data, arguments.epochs)))
         return
-    print("| loss | users/s | GiB | HR_p@10 | NDCG_p@10 | dHR@10 | dNDCG@10 | best epoch |")
-    print("|" + "---|" * 8)
+    rows = []
     for name in LOSSES:
         line = [sys.executable, "-m", "benchmarks.losses", "--only", name, "--data", arguments.data]
         done = subprocess.run([*line, "--epochs", str(arguments.epochs)], stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        quality = " | ".join(f"{found[key]:.4f}" for key in list(found)[2:6])
-        print(
-            f"| `{name}` | {found['users_per_s']:.0f} | {found['gib']:.2f} | {quality} | {found['epoch']} |", flush=True
-        )
+        quality = [f"{found[key]:.4f}" for key in list(found)[2:6]]
+        rows.append([f"`{name}`", f"{found['users_per_s']:.0f}", f"{found['gib']:.2f}", *quality, str(found["epoch"])])
+    head = ["loss", "users/s", "GiB", "HR_p@10", "NDCG_p@10", "dHR@10", "dNDCG@10", "best epoch"]
+    print(markdown_table(head, rows))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.csv as pc
 
+from pnfrec_dist.files.tables import text_table
+
 ITEMS = 50_000
 PROGRAMS = {"job": "this job", "naive": "plain Spark job", "pandas": "pandas"}
 """Name on the command line -> name in the table."""
+HEAD = ["rows", "program", "seconds", "rows/s", "us/row", "peak GB", "of the plain Spark job"]
 CONF = "source: {files: log.csv}\nfeedback: {threshold: 3.5}\n"
 
 
@@ -103,32 +106,31 @@ def main() -> None:
     options = parser.parse_args()
     memory = psutil.virtual_memory().total / 1e9
     runs_of_each = "one run" if options.repeats == 1 else f"medians of {options.repeats} runs"
-    print(f"{psutil.cpu_count(logical=False)} cores, {memory:.0f} GB; {runs_of_each} of each program")
-    print(
-        f"{'rows':>6}  {'program':<15}{'seconds':>9}{'rows/s':>10}{'us/row':>8}{'peak GB':>9}"
-        f"{'of the plain Spark job':>24}",
-        flush=True,
-    )
-    for millions in options.millions:
-        rows = int(millions * 1e6)
-        with tempfile.TemporaryDirectory(prefix="pnfrec-bench-") as scratch:
-            work = Path(scratch)
-            write_log(work / "raw/log.csv", rows)
-            (work / "conf/dataset").mkdir(parents=True)
-            (work / "conf/dataset/bench.yaml").write_text(CONF)
-            runs = {program: [] for program in options.programs}
-            for _ in range(options.repeats):
-                for program in options.programs:
-                    runs[program].append(measure(program, work))
-            seconds = {program: statistics.median(s for s, _ in runs[program]) for program in options.programs}
-            for program in options.programs:
-                peak = statistics.median(p for _, p in runs[program])
-                ratio = f"{seconds[program] / seconds['naive']:.2f}" if "naive" in seconds else ""
-                print(
-                    f"{millions:>5g}M  {PROGRAMS[program]:<15}{seconds[program]:>9.1f}"
-                    f"{rows / seconds[program]:>10,.0f}{seconds[program] / rows * 1e6:>8.2f}{peak:>9.1f}{ratio:>24}",
-                    flush=True,
-                )
+    print(f"{psutil.cpu_count(logical=False)} cores, {memory:.0f} GB; {runs_of_each} of each program", flush=True)
+    rows = [row for millions in options.millions for row in _rows(millions, options.programs, options.repeats)]
+    print(text_table(HEAD, rows, "><>>>>>"))
+
+
+def _rows(millions: float, programs: list[str], repeats: int) -> list[list[str]]:
+    """The rows of the table for one size: one of each program."""
+    rows, found = int(millions * 1e6), []
+    with tempfile.TemporaryDirectory(prefix="pnfrec-bench-") as scratch:
+        work = Path(scratch)
+        write_log(work / "raw/log.csv", rows)
+        (work / "conf/dataset").mkdir(parents=True)
+        (work / "conf/dataset/bench.yaml").write_text(CONF)
+        runs = {program: [] for program in programs}
+        for _ in range(repeats):
+            for program in programs:
+                runs[program].append(measure(program, work))
+                print(f"{millions:g}M rows, {PROGRAMS[program]}: {runs[program][-1][0]:.1f} s", file=sys.stderr)
+    seconds = {program: statistics.median(s for s, _ in runs[program]) for program in programs}
+    for program, took in seconds.items():
+        peak = statistics.median(p for _, p in runs[program])
+        ratio = f"{took / seconds['naive']:.2f}" if "naive" in seconds else ""
+        speed, share = f"{rows / took:,.0f}", f"{took / rows * 1e6:.2f}"
+        found.append([f"{millions:g}M", PROGRAMS[program], f"{took:.1f}", speed, share, f"{peak:.1f}", ratio])
+    return found
 
 
 if __name__ == "__main__":

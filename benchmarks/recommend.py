@@ -31,6 +31,7 @@ from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.user_histories import UserLists, read_users, user_parts
 from pnfrec_dist.distributed import World
+from pnfrec_dist.files.tables import text_table
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings, joined
 from pnfrec_dist.training.initial_model import build_model
@@ -104,19 +105,17 @@ def case(method: str, items: int, times: int) -> Result:
 
 def compare() -> None:
     print(f"top {K} of {USERS:,} users, d = 64, 2 threads, beside plain PyTorch (matmul, mask, torch.topk)")
-    head = ("items", "users/s", "plain", "ratio", "MiB", "plain", "ratio", "  lists")
-    print("".join(f"{title:>10}" for title in head), flush=True)
+    head, rows = ["items", "users/s", "plain", "ratio", "MiB", "plain", "ratio", "lists"], []
     for items in CATALOGS:
         ours, plain = (case(method, items, 3) for method in ("ours", "plain"))
         speed, plain_speed = USERS / ours["seconds"], USERS / plain["seconds"]
         is_same = np.array(ours["ids"]) == np.array(plain["ids"])
         near = np.allclose(ours["scores"], plain["scores"], rtol=1e-5, atol=1e-5)
         same = "equal" if is_same.all() else f"{(~is_same).sum()} swapped" if near else "DIFFER"
-        print(
-            f"{items:>10,}{speed:>10,.0f}{plain_speed:>10,.0f}{speed / plain_speed:>9.2f}x{ours['mib']:>10,.0f}"
-            f"{plain['mib']:>10,.0f}{ours['mib'] / plain['mib']:>10.1%}{same:>12}",
-            flush=True,
-        )
+        speeds = [f"{speed:,.0f}", f"{plain_speed:,.0f}", f"{speed / plain_speed:.2f}x"]
+        memory = [f"{ours['mib']:,.0f}", f"{plain['mib']:,.0f}", f"{ours['mib'] / plain['mib']:.1%}"]
+        rows.append([f"{items:,}", *speeds, *memory, same])
+    print(text_table(head, rows, ">" * len(head)))
 
 
 def kills(count: int, users: int) -> None:

@@ -19,6 +19,7 @@ import mlflow.pyfunc
 import numpy as np
 
 from pnfrec_dist.config.settings import LossSettings, Settings
+from pnfrec_dist.files.tables import markdown_table
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.http_server import HOST
 from pnfrec_dist.inference.pyfunc import save_model
@@ -90,12 +91,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = saved_model(Path(scratch))
         served = mlflow.pyfunc.load_model(str(model))
-        rows = {"in process": waits(asked, lambda query: served.predict([query])), "over HTTP": over_http(model, asked)}
+        in_process = waits(asked, lambda query: served.predict([query]))
+        rows = [("in process", in_process), ("over HTTP", over_http(model, asked))]
     what = f"{REQUESTS:,} requests of one user, {ITEMS:,} items, d = 64"
-    print(f"| {what} | p50 | p95 | slowest |\n| --- | ---: | ---: | ---: |")
-    for name, ms in rows.items():
-        p50, p95 = np.percentile(ms, [50, 95])
-        print(f"| {name} | {p50:.1f} ms | {p95:.1f} ms | {ms.max():.1f} ms |")
+    lines = [[name, *(f"{ms:.1f} ms" for ms in [*np.percentile(found, [50, 95]), found.max()])] for name, found in rows]
+    print(markdown_table([what, "p50", "p95", "slowest"], lines))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 from pnfrec_dist.config.conf_files import load_conf
 from pnfrec_dist.config.inference_settings import EvaluateSettings, RecommendSettings
 from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.files.tables import markdown_table
 from spark_jobs.prepare import PrepareSettings
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -65,11 +66,10 @@ def page() -> str:
 
 def _table(settings: Any, fields: typing.Iterable[dataclasses.Field[Any]], prefix: str) -> str:
     told, kinds = _docstrings(type(settings)), typing.get_type_hints(type(settings))
-    lines = ["| setting | default | values | meaning |", "|---|---|---|---|"]
-    for field in fields:
-        cells = (f"`{prefix}{field.name}`", _shown(getattr(settings, field.name)), _values(kinds[field.name]))
-        lines.append(f"| {' | '.join(cells)} | {_escaped(told[field.name])} |")
-    return "\n".join(lines)
+    rows = [
+        [f"`{prefix}{f.name}`", _shown(getattr(settings, f.name)), _values(kinds[f.name]), told[f.name]] for f in fields
+    ]
+    return markdown_table(["setting", "default", "values", "meaning"], rows, "<<<<")
 
 
 def _docstrings(kind: type) -> dict[str, str]:
@@ -98,8 +98,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return f"`{_escaped(' '.join(map(str, value)))}`"
-    return f"`{_escaped(str(value))}`"
+        return f"`{' '.join(map(str, value))}`"
+    return f"`{value}`"
 
 
 def _values(kind: Any) -> str:
@@ -113,10 +113,6 @@ def _values(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return f"list: {_values(arguments[0])}"
     return " or ".join(_values(choice) for choice in arguments)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pnfrec_dist.experiments.terminal_progress import HEADLINE
 from pnfrec_dist.experiments.tracked_training import WAY_OUT, Job, train
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
+from pnfrec_dist.files.tables import text_table
 from pnfrec_dist.files.text import duration
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
 from pnfrec_dist.tracking.address import tracking_uri
@@ -91,6 +92,17 @@ def still_missing(trainings: Sequence[Training], data_digest: str) -> list[Train
     return [t for t in trainings if firsts[trained(t.settings)] is t and recorded(t, data_digest) is None]
 
 
+def planned_states(trainings: Sequence[Training], data_digest: str) -> str:
+    """The table of a dry run: each training has a result, is to be trained, or equals one that is."""
+    missing = {trained(training.settings): training for training in still_missing(trainings, data_digest)}
+    rows = []
+    for training in trainings:
+        twin = missing.get(trained(training.settings), training)
+        state = "has a result" if recorded(training, data_digest) is not None else "to be trained"
+        rows.append([training.name, state if twin is training else f"equals {twin.name}"])
+    return text_table(["training", "state"], rows, "<<")
+
+
 def _time_left(started: float, done: int, left: int) -> str:
     if not done:
         return ""
@@ -104,13 +116,8 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
     data, uri = open_data(trainings[0].settings), tracking_uri()
     digest = data.manifest.digest
     if trainings[0].settings.dry_run:
-        missing = still_missing(trainings, digest)
-        for training in trainings:
-            state = "has a result" if recorded(training, digest) is not None else "to be trained"
-            if state == "to be trained" and training not in missing:
-                state = f"equals {next(t.name for t in missing if trained(t.settings) == trained(training.settings))}"
-            print(f"{training.name:<50}{state}")
-        print(f"dry run: nothing was trained; {len(missing)} trainings are missing")
+        print(planned_states(trainings, digest))
+        print(f"dry run: nothing was trained; {len(still_missing(trainings, digest))} trainings are missing")
         return 0
     if options.report_only:
         with writing(f"to {options.directory}", WAY_OUT):

@@ -16,7 +16,7 @@ from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.comparison import Comparison, Recorded, curve_points
 from pnfrec_dist.experiments.paper_figures import published_figures
 from pnfrec_dist.experiments.report import About, write_report
-from pnfrec_dist.experiments.reproduction import recorded, still_missing
+from pnfrec_dist.experiments.reproduction import planned_states, recorded, still_missing
 from pnfrec_dist.experiments.reproduction_options import Options
 from pnfrec_dist.experiments.reproduction_plan import Training, planned
 from pnfrec_dist.training.events import Event
@@ -92,6 +92,16 @@ def test_what_is_missing_is_counted_once(workspace: Path) -> None:
     assert [t.name for t in still_missing(plan(workspace, seeds=1), "another")][3:] == [
         "pnfrec_pn tiny epochs=2 d=8 l=5 alpha=0.45 batch=8 seed 1"
     ]
+
+
+def test_a_dry_run_shows_what_is_to_be_trained(workspace: Path, found: list[Recorded]) -> None:
+    trainings, digest = plan(workspace, seeds=3), data(workspace).manifest.digest
+    lines = dict(re.split(r" {2,}", line) for line in planned_states(trainings, digest).splitlines())
+    assert lines.pop("training") == "state"
+    assert list(lines) == [training.name for training in trainings]
+    assert {lines[training.name] for training in trainings if training.settings.seed < 3} == {"has a result"}
+    assert lines["pnfrec tiny seed 3"] == lines["pnfrec_pn tiny alpha 0.45 seed 3"] == "to be trained"
+    assert lines["pnfrec_pn tiny alpha 0 seed 3"] == "equals sasrec_p tiny seed 3"
 
 
 def test_equal_trainings_are_run_once(workspace: Path, found: list[Recorded]) -> None:

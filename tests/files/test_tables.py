@@ -1,4 +1,5 @@
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from markdown_it import MarkdownIt
 
 from pnfrec_dist.files.tables import markdown_table, text_table, write_csv
 
+ROOT = Path(__file__).parents[2]
 HEAD = ["model", "HR", "users"]
 ROWS = [["`a`", ".1", "1,000"], ["longer", "-", ""]]
 
@@ -64,3 +66,12 @@ def test_csv(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_csv(file, ["n", "x", "text"], broken())
     assert file.read_bytes().startswith(b"n,x,text\n1,") and [p.name for p in file.parent.iterdir()] == ["a.csv"]
+
+
+def test_no_other_module_writes_the_marks_of_a_table() -> None:
+    own, found = Path("pnfrec_dist/files/tables.py"), []
+    for place in ("pnfrec_dist", "spark_jobs", "tune", "benchmarks", "docs"):
+        for path in (ROOT / place).rglob("*.py"):
+            if re.search(r"\|\s?:?---|\"\| | \|\"", path.read_text(encoding="utf-8")):
+                found.append(path.relative_to(ROOT))
+    assert found == [own]
