@@ -32,6 +32,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}"
 
 
+def first_line(error: BaseException, *, with_class: bool = False) -> str:
+    """The first line of an error's text, or its class if it has none. More may follow, so a final full stop is left
+    out. with_class: after the name of its class.
+    """
+    kind, text = type(error).__name__, str(error).strip()
+    line = text.splitlines()[0].rstrip(".") if text else kind
+    return f"{kind}: {line}" if with_class and line != kind else line
+
+
 def one_line(text: str) -> str:
     """An error's text in one line, up to a line of dashes, if there is one, and without the final full stop."""
     return " ".join(re.sub(r"[-─]{4,}.*", "", text, flags=re.DOTALL).split()).rstrip(".")

@@ -17,7 +17,7 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.errors import InputError, first_line
 from pnfrec_dist.files.atomic import replaced
 from spark_jobs.package import packaged_source
 
@@ -244,7 +244,7 @@ def _java_messages_kept() -> Iterator[None]:
             log.seek(0)
             text = f"{error}\n{log.read().decode(errors='replace')}"
             reasons = re.findall(r"^(?:Exception in thread .*?|Caused by: \S+?|Error|\S*Exception): (.+)$", text, re.M)
-            reason = reasons[-1] if reasons else str(error).strip().splitlines()[-1]
+            reason = reasons[-1] if reasons else first_line(error)
             raise InputError(f"Spark did not start: {reason}; check --spark-master and Java") from error
         finally:
             os.dup2(stderr, 2)

@@ -17,7 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 
 from pnfrec_dist.cluster.stop_signals import stop_requests
 from pnfrec_dist.cluster.worker_plan import Node, WorkerOptions, WorkerPlan, plan_workers
-from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.errors import InputError, RunError, first_line
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.training.run_directory import RUN_FILE, read_run
 from tune.ending import Ending
@@ -153,8 +153,7 @@ def _fit(assignment: Assignment, space: dict[str, Any], how: dict[str, Any], wat
     try:
         tuner.fit()
     except (tune.TuneError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(f"the search stopped: {reason}; run the same command again to continue") from error
+        raise RunError(f"the search stopped: {first_line(error)}; run the same command again to continue") from error
     finally:
         shutil.rmtree(files, ignore_errors=True)
 

@@ -23,7 +23,7 @@ from pnfrec_dist.cluster.worker_plan import WorkerPlan, worker_options
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
-from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.errors import InputError, RunError, first_line
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.experiments.tracked_training import Job, Outcome, run_tracked, taken_up
 from pnfrec_dist.files.locations import Location
@@ -143,7 +143,7 @@ class Trial(tune.Trainable):
         except (InputError, RunError) as error:  # as a result: the searcher learns that the point is bad
             ending["failed"] = str(error)
         except BaseException as error:
-            ending["failed"] = f"{type(error).__name__}: {error}"
+            ending["failed"] = first_line(error, with_class=True)
             self.line(traceback.format_exc())
         self.items.put(self.newest | ending | self._times())
 

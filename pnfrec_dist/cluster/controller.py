@@ -10,6 +10,7 @@ import ray
 import ray.train
 from ray.train.backend import BackendConfig
 
+from pnfrec_dist.errors import first_line
 from pnfrec_dist.training.events import WorkersFailed
 
 
@@ -37,7 +38,5 @@ class FailureReport(ray.train.UserCallback):
 
 def _reason(error: Exception) -> str:
     """The line of an error that says most: the last of a worker's traceback, or the first of Ray's own errors."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
+    text = str(error).strip()
+    return text.splitlines()[-1].strip() if "Traceback" in text else first_line(error)

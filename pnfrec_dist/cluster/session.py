@@ -13,7 +13,7 @@ from typing import Any
 from pnfrec_dist.cluster.environment import RAY_ENVIRONMENT
 from pnfrec_dist.cluster.stop_signals import kept_sigterm, terminated_as_interrupted
 from pnfrec_dist.cluster.worker_plan import Node, WorkerOptions, WorkerPlan, plan_workers, this_machine
-from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.errors import InputError, RunError, first_line
 
 LONGEST_DIRECTORY = 107 - len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 """Characters of a temporary directory. 107 is the limit of a socket's path (AF_UNIX)."""
@@ -114,9 +114,9 @@ def start_ray(options: WorkerOptions, *, dashboard: bool = False) -> None:
             ray.init(**ours)
         _has_own_ray = not options.address
     except Exception as error:  # Ray raises errors of many classes
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if not options.address:
-            raise RunError(f"Ray did not start on this machine: {reason} If it is busy, try again later.") from error
+            raise RunError(f"Ray did not start on this machine: {reason}; if it is busy, try again later") from error
         way_out = "if the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (docs/cluster.md)"
         raise InputError(f"could not join Ray at --ray-address {options.address!r}: {reason}; {way_out}") from error
 

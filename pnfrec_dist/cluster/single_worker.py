@@ -8,7 +8,7 @@ from pnfrec_dist.cluster.worker_plan import WorkerPlan
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.distributed import World, torch_threads
-from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.errors import InputError, RunError, first_line
 from pnfrec_dist.training.events import Refused
 from pnfrec_dist.training.loop import Hooks, Phase, TrainLoop
 from pnfrec_dist.training.run_directory import write_failure
@@ -36,6 +36,5 @@ def run_here(
         except (RunError, BrokenPipeError):  # raised by a hook
             raise
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [""])[0]
-            what = f"{type(error).__name__}{': ' * bool(reason)}{reason}"
+            what = first_line(error, with_class=True)
             raise WorkerError(f"the training failed: {what}{write_failure(run_dir, error)}") from error

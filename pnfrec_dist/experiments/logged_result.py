@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
+from pnfrec_dist.errors import first_line
 from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.terminal_progress import headline_markdown_table
 from pnfrec_dist.files.tables import write_csv
@@ -55,7 +56,7 @@ def _try(say: Callable[[str], None], what: str, write: Callable[[], object]) -> 
     try:
         write()
     except Exception as error:
-        say(f"warning: cannot write the {what} ({str(error).strip() or type(error).__name__}); the rest is kept")
+        say(f"warning: cannot write the {what} ({first_line(error)}); the rest is kept")
         return False
     return True
 

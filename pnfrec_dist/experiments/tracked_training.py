@@ -15,7 +15,7 @@ from pnfrec_dist.cluster.worker_plan import WorkerPlan, worker_options
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
-from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.errors import InputError, RunError, first_line
 from pnfrec_dist.experiments.terminal_progress import ProgressReport, headline_table
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
@@ -193,7 +193,7 @@ def run_tracked(job: Job, display: Display, stop: threading.Event, at_end: AtEnd
             _run_workers(job, tracked, on_event, stop)
         outcome.status = _status(outcome, job.phase)
     except Exception as error:
-        outcome.failed, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        outcome.failed = first_line(error)
         raise
     except KeyboardInterrupt:
         outcome.status = KILLED

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.errors import InputError, first_line
 
 CHUNK = 4 << 20
 
@@ -82,7 +82,7 @@ class Location:
             return fs.FileSystem.from_uri(self.uri.replace("s3a://", "s3://", 1))
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             raise InputError(
-                f"cannot open {self.uri} ({_first_line(error)}); see docs/data.md for other storage"
+                f"cannot open {self.uri} ({first_line(error)}); see docs/data.md for other storage"
             ) from None
 
     @property
@@ -178,7 +178,7 @@ def reading(place: object, way_out: str) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {_first_line(error)}"
+        reason = getattr(error, "strerror", None) or first_line(error, with_class=True)
         raise InputError(f"{place} cannot be read ({reason}); {way_out}") from error
 
 
@@ -194,7 +194,3 @@ def sync_to_disk(path: Path) -> None:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

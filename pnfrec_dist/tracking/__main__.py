@@ -11,7 +11,7 @@ from typing import NoReturn
 from mlflow.exceptions import MlflowException
 
 from pnfrec_dist.cli import HOST, Parser, command, require_free, run_command
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.errors import InputError, first_line
 from pnfrec_dist.tracking.address import shown, tracking_uri
 from pnfrec_dist.tracking.run_list import run_list_page
 from pnfrec_dist.tracking.sender import NotYetError, Sender
@@ -88,7 +88,7 @@ def _flush(directory: Path, uri: str) -> str:
         except (InputError, NotYetError) as error:
             return f"{directory}: {error}"
         except (MlflowException, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown(uri))
+            reason = first_line(error).replace(uri, shown(uri))
             raise InputError(
                 f"{directory}: {spool.unsent} records are not sent; MLflow at {shown(uri)}: {reason}; check "
                 "MLFLOW_TRACKING_URI, and try again when MLflow answers"

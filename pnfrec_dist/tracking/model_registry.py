@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
-from pnfrec_dist.errors import InputError, nearest
+from pnfrec_dist.errors import InputError, first_line, nearest
 from pnfrec_dist.tracking.address import shown
 from pnfrec_dist.tracking.sender import models_of
 
@@ -80,7 +80,7 @@ def _told(what: str, uri: str) -> Iterator[MlflowClient]:
     try:
         yield MlflowClient(tracking_uri=uri, registry_uri=uri)
     except (MlflowException, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, shown(uri))
+        reason = first_line(error).replace(uri, shown(uri))
         code = getattr(error, "error_code", "")
         what_now = "name another one" if code in NO_SUCH else "check MLFLOW_TRACKING_URI"
         raise InputError(f"MLflow at {shown(uri)} gives no model {what!r} ({reason}); {what_now}") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.errors import InputError, first_line
 from pnfrec_dist.tracking.address import shown
 from pnfrec_dist.tracking.run_start import Opening, dataset_input, origin_tags
 from pnfrec_dist.tracking.spool import RECORDS, RUNNING, Spool, locked
@@ -211,5 +211,4 @@ class TrackedRun:
         return Sender(self.spool, self.key, self.uri)
 
     def _reason(self, error: Exception) -> str:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return lines[0].replace(self.uri, shown(self.uri))
+        return first_line(error).replace(self.uri, shown(self.uri))

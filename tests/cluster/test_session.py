@@ -25,7 +25,8 @@ def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have left one running
     with (
         pytest.raises(
-            RunError, match=r"^Ray did not start on this machine: The current node timed out during startup\. "
+            RunError,
+            match=r"^Ray did not start on this machine: The current node timed out during startup; if it is busy, try",
         ),
         ray_cluster(WorkerOptions()),
     ):
