@@ -9,7 +9,7 @@ import psutil
 
 from pnfrec_dist.data.schema import SUCCESS_NAME, Manifest, read_manifest, verify_files
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.atomic import writing
+from pnfrec_dist.files.atomic import move_back, move_over, writing
 from pnfrec_dist.files.locations import Location
 
 
@@ -38,10 +38,9 @@ def clear_leftovers(final: Location) -> None:
             if not name.startswith(prefix) or _is_alive(name.removeprefix(prefix)):
                 continue
             leftover = final.parent / name
-            if kind == "old" and not final.is_dir() and whole_manifest(leftover) is not None:
-                leftover.rename(final)
-            else:
-                leftover.delete()
+            if kind == "old" and (final.is_dir() or whole_manifest(leftover) is not None):
+                move_back(final, leftover)
+            leftover.delete()
 
 
 def _is_alive(owner: str) -> bool:
@@ -58,15 +57,11 @@ def publish(building: Location, final: Location) -> None:
     """
     if final.renames:
         if final.is_local:
-            for name in [*building.entries(), ""]:
-                (building / name if name else building).sync()
+            for name in building.entries():
+                (building / name).sync()
         old = final.parent / building.name.replace(".building-", ".old-")
         old.delete()
-        if final.is_dir():
-            final.rename(old)
-        building.rename(final)
-        final.parent.sync()
-        old.delete()
+        move_over(building, final, old)
         return
     (final / SUCCESS_NAME).delete()
     final.delete()

@@ -3,8 +3,8 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.files.atomic import writing
+from pnfrec_dist.files.atomic import scratch_directory, writing
 from pnfrec_dist.files.content_hash import UNUSED_DAYS, has_sha256, remove_unused_notes
 from pnfrec_dist.files.locations import Location, sha256_of
 
@@ -63,9 +63,8 @@ def _is_whole(directory: Path) -> bool:
 
 
 def _write(directory: Path, arrays: dict[str, Ragged]) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=directory.parent))
-    try:
+    """Any process may write at any time, so each has a draft of its own, and what lies there whole stays."""
+    with scratch_directory(directory.with_name(f"{DRAFT}{secrets.token_hex(8)}")) as draft:
         for name, ragged in arrays.items():
             for field in FIELDS:
                 np.save(_file(draft, name, field), getattr(ragged, field))
@@ -73,9 +72,8 @@ def _write(directory: Path, arrays: dict[str, Ragged]) -> None:
         (draft / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
         if directory.is_dir() and not _is_whole(directory):
             shutil.rmtree(directory, ignore_errors=True)
-        draft.rename(directory)
-    except OSError:
-        if not _is_whole(directory):  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            draft.rename(directory)
+        except OSError:
+            if not _is_whole(directory):  # else another process was faster
+                raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.locations import sync_to_disk
+from pnfrec_dist.files.locations import Location, sync_to_disk
 
 
 @contextmanager
@@ -109,27 +109,37 @@ def move_in(draft: Path, path: Path) -> None:
 
     A kill between the two moves leaves no directory; put_back then restores the old one.
     """
-    sync_to_disk(draft)
-    old = old_of(path)
-    has_old = path.exists()
-    if has_old:
-        path.rename(old)
-    try:
-        draft.rename(path)
-    except OSError:
-        if has_old:
-            old.rename(path)
-        raise
-    sync_to_disk(path.parent)
-    _remove(old)
+    move_over(*(Location(place.absolute()) for place in (draft, path, old_of(path))))
 
 
 def put_back(path: Path) -> None:
     """Cleans up after a kill in move_in."""
-    old = old_of(path)
-    if old.exists() and not path.exists():
-        old.rename(path)
-    _remove(old)
+    move_back(*(Location(place.absolute()) for place in (path, old_of(path))))
+
+
+def move_over(draft: Location, place: Location, old: Location) -> None:
+    """move_in for any file system that renames directories. old: to which the old directory is moved meanwhile."""
+    draft.sync()
+    has_old = place.exists()
+    if has_old:
+        place.rename(old)
+    try:
+        draft.rename(place)
+    except OSError:
+        if has_old:
+            old.rename(place)
+        raise
+    place.parent.sync()
+    with contextlib.suppress(OSError):
+        old.delete()
+
+
+def move_back(place: Location, old: Location) -> None:
+    """Cleans up after a kill in move_over."""
+    if old.exists() and not place.exists():
+        old.rename(place)
+    with contextlib.suppress(OSError):
+        old.delete()
 
 
 def _remove(path: Path) -> None:

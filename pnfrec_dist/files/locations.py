@@ -96,6 +96,9 @@ class Location:
     def info(self) -> fs.FileInfo:
         return self.filesystem.get_file_info([self.fs_path])[0]
 
+    def exists(self) -> bool:
+        return self.info().type != fs.FileType.NotFound
+
     def is_file(self) -> bool:
         return self.info().type == fs.FileType.File
 

@@ -8,7 +8,7 @@ checksums.json          sha256 of the files above
 COMMITTED               sha256 of checksums.json, written last
 
 Any number of ranks, with the table sharded or not, can open the checkpoint of any other number. Each rank writes its
-part into a draft next to the checkpoints, and rank 0 renames the draft to a checkpoint (checkpoint_manager.py).
+part into a draft next to the checkpoints, and rank 0 moves the draft to a checkpoint (checkpoint_manager.py).
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.atomic import write_json, write_text
+from pnfrec_dist.files.atomic import move_in, write_json, write_text
 from pnfrec_dist.files.locations import sha256_of, sync_to_disk
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.item_table import ItemTable
@@ -90,17 +90,11 @@ def commit(draft: Path, directory: Path, ranks: int) -> None:
         note.unlink()
     write_json(draft / CHECKSUMS, checksums, indent=2, sort_keys=True)
     write_text(draft / COMMITTED, sha256_of(draft / CHECKSUMS) + "\n")
-    sync_to_disk(draft)
-    if directory.exists():
-        try:
-            read_state(directory)
-        except InputError:
-            shutil.rmtree(directory)
-        else:
-            shutil.rmtree(draft)
-            return
-    draft.rename(directory)
-    sync_to_disk(directory.parent)
+    with contextlib.suppress(InputError):
+        read_state(directory)
+        shutil.rmtree(draft)
+        return
+    move_in(draft, directory)
 
 
 def _part_note(draft: Path, rank: int) -> Path:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from pnfrec_dist.config.settings import CheckpointSettings
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import draft_of
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training.checkpoint import (
     Files,
@@ -137,7 +138,7 @@ class Saver:
             self._problems.append(f"rank {self.world.rank} could not write {target} ({reason}); earlier ones are kept")
 
     def _draft(self, path: Path) -> Path:
-        return path.with_name(f".{path.name}.{self.attempt}.writing")
+        return draft_of(path, f"{self.attempt}.writing")
 
     def _wait_for_parts(self, draft: Path, failed: Path) -> None:
         deadline = time.monotonic() + PART_SECONDS
@@ -149,8 +150,9 @@ class Saver:
             time.sleep(POLL_SECONDS)
 
     def _remove_drafts(self, but: Path | None = None) -> None:
-        """Removes drafts of lost attempts, and of saves that rank 0 gave up while others were writing."""
-        for draft in (self.run_dir / "checkpoints").glob(".step-*.writing"):
+        """Removes drafts of lost attempts, and of saves that rank 0 gave up while others were writing; also damaged
+        checkpoints that a new one was replacing."""
+        for draft in (self.run_dir / "checkpoints").glob(".step-*"):
             if draft != but:
                 shutil.rmtree(draft, ignore_errors=True)
 

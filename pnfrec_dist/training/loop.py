@@ -4,7 +4,6 @@ Knows neither Ray nor MLflow: it reports events, and asks a hook whether to stop
 from the newest complete checkpoint of its run directory.
 """
 
-import json
 import math
 import secrets
 import time
@@ -26,6 +25,7 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
 from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, model_scores
 from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
+from pnfrec_dist.files.atomic import write_json
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
@@ -178,7 +178,7 @@ class TrainLoop:
             content = {**where, "seed": self.settings.seed, "totals": totals, "user_ids_of_ranks": ids}
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                write_json(file, content, indent=1)
             except OSError as error:
                 self._report(Warned(f"cannot write {file} ({error.strerror})"))
         state.skip_step()

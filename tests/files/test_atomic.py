@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.files import atomic
+from pnfrec_dist.files import atomic, locations
 from pnfrec_dist.files.atomic import (
     draft_of,
     move_in,
@@ -163,7 +163,8 @@ def test_every_file_of_a_directory_is_on_the_disk_before_it_is_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, before, after = tmp_path / "d", [], []
-    monkeypatch.setattr(atomic, "sync_to_disk", lambda path: (after if place.exists() else before).append(path))
+    for module in (atomic, locations):
+        monkeypatch.setattr(module, "sync_to_disk", lambda path: (after if place.exists() else before).append(path))
     write_directory(place, "text")
     draft = draft_of(place)
     assert set(before) == {draft, draft / "below", draft / "below" / "a"} and after == [tmp_path]
@@ -221,7 +222,7 @@ def test_where_the_second_move_fails_the_old_directory_comes_back(
     write_directory(tmp_path / "d", "old")
     with pytest.raises(FileNotFoundError), scratch_directory(tmp_path / "draft") as draft:
         draft.rmdir()
-        monkeypatch.setattr(atomic, "sync_to_disk", lambda _: None)
+        monkeypatch.setattr(locations, "sync_to_disk", lambda _: None)
         move_in(draft, tmp_path / "d")
     assert (tmp_path / "d" / "below" / "a").read_text() == "old" and names(tmp_path) == ["d"]
 

@@ -1,5 +1,6 @@
 """A kill at any step of publishing leaves the old data set, the new one or none, never an incomplete one."""
 
+import errno
 import os
 import shutil
 import socket
@@ -89,6 +90,24 @@ def test_killed_at_every_step_of_publishing(
             assert after == new
             break
     assert outcomes == {"old", "new", "none"}
+
+
+def test_where_the_second_move_fails_the_old_data_set_comes_back(
+    prepared_writer: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = prepared_writer(tmp_path / "tiny", seed=1)
+    building = prepared_writer(tmp_path / ".tiny.building-1", seed=2)
+    old, real = digest(final), Location.rename
+
+    def rename(self: Location, to: Location) -> None:
+        if self.path == building:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        real(self, to)
+
+    monkeypatch.setattr(Location, "rename", rename)
+    with pytest.raises(PermissionError):
+        publish(Location(building), Location(final))
+    assert digest(final) == old and {path.name for path in tmp_path.iterdir()} == {"tiny", building.name}
 
 
 def test_leftovers_of_the_living_and_of_other_data_sets_stay(tmp_path: Path) -> None:

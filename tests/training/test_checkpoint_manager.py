@@ -66,8 +66,10 @@ def test_what_another_attempt_left_half_written_goes(tmp_path: Path) -> None:
     draft = tmp_path / "checkpoints/.step-000000003.dead.writing"
     draft.mkdir(parents=True)
     (draft / "model.safetensors").write_bytes(b"half")
+    replaced = tmp_path / "checkpoints/.step-000000002.old"
+    replaced.mkdir()
     Saver(tmp_path, World(), "a", CheckpointSettings())
-    assert not draft.exists() and newest_usable(tmp_path) == (None, [])
+    assert not draft.exists() and not replaced.exists() and newest_usable(tmp_path) == (None, [])
 
 
 def test_the_newest_stay_and_the_best_epochs_they_know(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The loop with one rank, without Ray: resuming, early stopping, the best epoch, steps that are not finite, reports."""
 
+import errno
 import json
 import math
 import multiprocessing
@@ -28,6 +29,7 @@ from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.evaluation.baselines import BASELINES
 from pnfrec_dist.evaluation.holdout import Evaluation
+from pnfrec_dist.files import atomic
 from pnfrec_dist.training import loop
 from pnfrec_dist.training.checkpoint import read_state
 from pnfrec_dist.training.checkpoint_manager import checkpoint_path, checkpoints
@@ -273,6 +275,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_its_users_are_kept(prepared:
     (tmp_path / "full/non_finite").touch()
     events = run(replace(SETTINGS, optimizer=OptimizerSettings(lr=1e30)), prepared, tmp_path / "full")
     assert "cannot write" in of_kind(events, Warned)[0].text and of_kind(events, Diverged)
+
+
+def test_the_file_of_those_users_is_whole_or_not_there(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(atomic, "sync_to_disk", full)
+    events = run(replace(SETTINGS, optimizer=OptimizerSettings(lr=1e30)), prepared, tmp_path)
+    assert any("non_finite" in event.text and "No space left" in event.text for event in of_kind(events, Warned))
+    assert of_kind(events, Diverged) and not list((tmp_path / "non_finite").iterdir())
 
 
 @pytest.mark.parametrize("bad", [(2,), (3, 4, 5), (4,), (1, 2, 3, 4)])
