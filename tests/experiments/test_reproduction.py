@@ -100,8 +100,9 @@ def test_a_dry_run_shows_what_is_to_be_trained(workspace: Path, found: list[Reco
     assert lines.pop("training") == "state"
     assert list(lines) == [training.name for training in trainings]
     assert {lines[training.name] for training in trainings if training.settings.seed < 3} == {"has a result"}
-    assert lines["pnfrec tiny seed 3"] == lines["pnfrec_pn tiny alpha 0.45 seed 3"] == "to be trained"
-    assert lines["pnfrec_pn tiny alpha 0 seed 3"] == "equals sasrec_p tiny seed 3"
+    new = {(t.settings.model, t.weight and t.value): t.name for t in trainings if t.settings.seed == 3}
+    assert lines[new["pnfrec", ""]] == lines[new["pnfrec_pn", 0.45]] == "to be trained"
+    assert lines[new["pnfrec_pn", 0.0]] == f"equals {new['sasrec_p', '']}"
 
 
 def test_equal_trainings_are_run_once(workspace: Path, found: list[Recorded]) -> None:
