@@ -166,14 +166,14 @@ def step(kind: str, width: int, precision: str = "float32", batch_size: int = 50
             return plain_step(model, optimizer, sides[0], sides[1], contrast, loss)
     else:
         ours = build_model(ITEMS, settings)
-        optimizer = torch.optim.Adam(ours.parameters(), fused=True)
+        optimizer, objective = torch.optim.Adam(ours.parameters(), fused=True), Objective(settings)
 
         def call() -> float:
             rows = order[(next(number) * batch_size) % 5_000 :][:batch_size]
             batch = train_batch(data, rows, encoder, needed_parts(loss), world.device)
             flops.append(useful_flops(batch.main.targets_T, batch.negative.targets_T, width))  # type: ignore[union-attr]
-            sums = train_step(ours, ours.encoders, optimizer, [batch], Objective(settings), world, Requests())
-            return float(np.dot(list(sums.means.values()), [1.0, 0.45, 0.25]))
+            sums = train_step(ours, ours.encoders, optimizer, [batch], objective, world, Requests())
+            return objective.means(sums.totals, sums.counts)["train/loss"]
 
     result, value = measure(call, times)
     speed = {"users_per_s": batch_size / result["seconds"], "loss": value}

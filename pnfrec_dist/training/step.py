@@ -42,11 +42,6 @@ class StepSums:
     requests: Requests
     """requests of any rank"""
 
-    @property
-    def means(self) -> dict[str, float]:
-        """Mean loss of each term over its tokens; 0 if it has none."""
-        return {name: total / max(self.counts[name], 1) for name, total in self.totals.items()}
-
 
 def train_step(
     model: PNFRec,
