@@ -35,7 +35,7 @@ from pnfrec_dist.tracking.run import TrackedRun, model_name
 from pnfrec_dist.tracking.run_start import Opening, code_versions, opening_of_training
 from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED, SCORE_TAG
 from pnfrec_dist.training.result import read_result, read_test_users
-from pnfrec_dist.training.run_directory import RUN_FILE, Run, choose_run, finished_run, read_run, trained
+from pnfrec_dist.training.run_directory import RUN_FILE, Run, choose_run, finished_run, read_run, training_key
 
 
 def recorded(training: Training, data_digest: str) -> Recorded | None:
@@ -88,16 +88,16 @@ def run_missing(
 
 def still_missing(trainings: Sequence[Training], data_digest: str) -> list[Training]:
     """The trainings without a result, without repeats: a point of a curve may equal a model of the table."""
-    firsts = {trained(training.settings): training for training in reversed(trainings)}
-    return [t for t in trainings if firsts[trained(t.settings)] is t and recorded(t, data_digest) is None]
+    firsts = {training_key(training.settings): training for training in reversed(trainings)}
+    return [t for t in trainings if firsts[training_key(t.settings)] is t and recorded(t, data_digest) is None]
 
 
 def planned_states(trainings: Sequence[Training], data_digest: str) -> str:
     """The table of a dry run: each training has a result, is to be trained, or equals one that is."""
-    missing = {trained(training.settings): training for training in still_missing(trainings, data_digest)}
+    missing = {training_key(training.settings): training for training in still_missing(trainings, data_digest)}
     rows = []
     for training in trainings:
-        twin = missing.get(trained(training.settings), training)
+        twin = missing.get(training_key(training.settings), training)
         state = "has a result" if recorded(training, data_digest) is not None else "to be trained"
         rows.append([training.name, state if twin is training else f"equals {twin.name}"])
     return text_table(["training", "state"], rows, "<<")

@@ -116,7 +116,7 @@ def finished_run(settings: Settings, data_digest: str) -> Run | None:
     return next((run for run in same if run.ended == "finished"), None)
 
 
-def trained(settings: Settings) -> str:
+def training_key(settings: Settings) -> str:
     """A text that is equal for settings that train the same, whatever the name of the model; see finished_run."""
     left_out = {*AUTO_MAY_CHANGE, "model"}
     return repr(sorted((n, v) for n, v in flatten(to_mapping(settings)).items() if n not in left_out))
