@@ -19,9 +19,13 @@ def main(args: Sequence[str]) -> int:
         raise InputError("--out is missing; name a directory for the lists, or show some users with --show USER")
     stay_on_this_machine(settings.ray_address)
     # Ray and torch take seconds to import: too slow for --help or a typo.
-    from pnfrec_dist.inference.batch_job import recommend, show
+    if settings.show:
+        from pnfrec_dist.inference.user_cards import show_cards
 
-    return show(settings) if settings.show else recommend(settings)
+        return show_cards(settings)
+    from pnfrec_dist.inference.batch_job import recommend
+
+    return recommend(settings)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
 """A training with its run in MLflow: starts the workers, shows and logs their events, records how it ended."""
 
 import contextlib
-import shlex
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pnfrec_dist.cli import EXIT_INTERRUPTED, parse_train_settings
+from pnfrec_dist.cli import EXIT_INTERRUPTED
 from pnfrec_dist.cluster.session import planned_workers, start_ray
 from pnfrec_dist.cluster.single_worker import run_here
 from pnfrec_dist.cluster.stop_signals import stop_requests
 from pnfrec_dist.cluster.worker_plan import WorkerPlan, worker_options
-from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError, first_line
+from pnfrec_dist.experiments.continuing_command import continuing_command
 from pnfrec_dist.experiments.terminal_progress import ProgressReport, headline_table
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
@@ -46,7 +45,7 @@ def drive(settings: Settings) -> int:
         done = train(Job(settings, plan, data, run, uri, opening))
     if done is None:
         print("to continue, run:")
-        print(f"  python -m pnfrec_dist.train {_same_run(settings)} --resume {shlex.quote(str(run.directory))}")
+        print(f"  {continuing_command(settings, run.directory)}")
         return EXIT_INTERRUPTED
     print()
     print(headline_table({settings.model: done.test.metrics, **done.test.floors}))
@@ -260,20 +259,3 @@ def say_diverged(event: Diverged, settings: Settings) -> str:
         what = f"the loss or a gradient is not finite in {where}"
         way_out = f"lower --optimizer.lr {settings.optimizer.lr:g}, or skip such steps with --train.non-finite skip"
     return f"{what}; the users of this step are in {event.batch}; {way_out}"
-
-
-def _same_run(settings: Settings) -> str:
-    """Flags that describe this run: what differs from the defaults in YAML files."""
-    base = parse_train_settings(["--dataset", settings.dataset, "--model", settings.model, "--config", settings.config])
-    chosen, default = flatten(to_mapping(settings)), flatten(to_mapping(base))
-    flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]
-    for name, value in chosen.items():
-        if value == default[name] or name in ("resume", "dry_run"):
-            continue
-        if isinstance(value, bool):
-            group, dot, switch = name.rpartition(".")
-            flags.append(f"--{group}{dot}{'' if value else 'no-'}{switch}".replace("_", "-"))
-        else:
-            text = " ".join(shlex.quote(str(v)) for v in (value if isinstance(value, list) else [value]))
-            flags.append(f"--{name.replace('_', '-')} {text}")
-    return " ".join(flags)

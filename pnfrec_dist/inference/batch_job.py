@@ -1,4 +1,4 @@
-"""The command recommend: makes lists for all users, part by part on workers, or shows cards of some users."""
+"""The command recommend: makes lists for all users, part by part on workers."""
 
 import contextlib
 import hashlib
@@ -17,19 +17,16 @@ from pnfrec_dist.cluster.tasks import run_units
 from pnfrec_dist.cluster.worker_plan import WorkerOptions
 from pnfrec_dist.config.inference_settings import RecommendSettings
 from pnfrec_dist.config.mappings import to_mapping
-from pnfrec_dist.data.prepared import PreparedData, open_prepared
-from pnfrec_dist.data.user_histories import UserPart, find_users, read_users
+from pnfrec_dist.data.prepared import PreparedData
+from pnfrec_dist.data.user_histories import UserPart, read_users
 from pnfrec_dist.distributed import torch_threads
-from pnfrec_dist.errors import InputError
-from pnfrec_dist.files.locations import Location, sha256_of
+from pnfrec_dist.files.locations import sha256_of
 from pnfrec_dist.files.text import counted, duration
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.item_filters import parts_with, read_filters, read_ids
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
 from pnfrec_dist.inference.list_output import ListFiles, Part, write_part
-from pnfrec_dist.inference.recommender import require_gamma
-from pnfrec_dist.inference.trained_model import open_trained
-from pnfrec_dist.inference.user_cards import card_text, cards
+from pnfrec_dist.inference.trained_model import open_with_data
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 LINE_SECONDS = 10.0
@@ -37,7 +34,7 @@ LINE_SECONDS = 10.0
 
 def recommend(settings: RecommendSettings) -> int:
     """Writes the lists of all requested users. Raises InputError, and RunError if workers are lost."""
-    trained, data = _opened(settings)
+    trained, data = open_with_data(settings)
     filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
     wanted = read_ids(settings.users, "--users") if settings.users else None
     parts = parts_with(data, wanted)
@@ -61,7 +58,7 @@ def recommend(settings: RecommendSettings) -> int:
                     done[part.number] = made
                     progress.show(part.rows)
 
-                job = _Job(files.making, trained, data.raw_item_ids(), _list_settings(settings), filters, wanted)
+                job = _Job(files.making, trained, data.raw_item_ids(), ListSettings.of(settings), filters, wanted)
                 run_units(plan, _make_part, [job], missing, on_done)
         made = [done[number] for number in sorted(done)]
         users, popular, rows = (sum(getattr(part, name) for part in made) for name in ("users", "popular", "rows"))
@@ -98,37 +95,6 @@ def _make_part(use_gpu: bool, cpus: float, part: UserPart, job: _Job) -> Part:
         lists = maker.make(users)
     popular = pc.sum(pc.and_(lists["is_popular"], pc.equal(lists["rank"], 1))).as_py() or 0
     return write_part(job.making, part.number, lists, len(users), popular)
-
-
-def show(settings: RecommendSettings) -> int:
-    """Prints the cards of settings.show. Raises InputError for users that are not in the data set."""
-    trained, data = _opened(settings)
-    filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
-    raw_ids = data.raw_item_ids()
-    maker = ListMaker(trained, raw_ids, _list_settings(settings), filters, torch.device("cpu"))
-    wanted = pa.array(settings.show, pa.string())
-    found = {card.user_id: card for users in find_users(data, wanted) for card in cards(maker, raw_ids, users)}
-    if missing := [user for user in settings.show if user not in found]:
-        raise InputError(f"--show: {data.directory} has no user {missing[0]!r}; give user ids of the source data")
-    titles = data.titles()
-    print("\n\n".join(card_text(found[user], titles) for user in dict.fromkeys(settings.show)))
-    return 0
-
-
-def _opened(settings: RecommendSettings) -> tuple[Exported, PreparedData]:
-    trained = open_trained(settings.run, settings.data_dir)
-    data = open_prepared(Location(settings.data_dir) / (settings.dataset or trained.settings.dataset))
-    if data.manifest.threshold != trained.threshold:
-        raise InputError(
-            f"in {data.directory}, a like has relevance >= {data.manifest.threshold:g}, for the model >= "
-            f"{trained.threshold:g}; prepare the data with the same feedback.threshold"
-        )
-    require_gamma(trained.model, settings.gamma)
-    return trained, data
-
-
-def _list_settings(settings: RecommendSettings) -> ListSettings:
-    return ListSettings(settings.top_k, settings.gamma, settings.keep_seen, settings.batch_size)
 
 
 def _request(settings: RecommendSettings, trained: Exported, data: PreparedData) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pyarrow.compute
 import pyarrow.dataset as ds
 import torch
 
+from pnfrec_dist.config.inference_settings import RecommendSettings
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.data.user_histories import UserLists
@@ -40,6 +41,10 @@ class ListSettings:
     keep_seen: bool
     batch_size: int
     """users ranked at once"""
+
+    @staticmethod
+    def of(settings: RecommendSettings) -> "ListSettings":
+        return ListSettings(settings.top_k, settings.gamma, settings.keep_seen, settings.batch_size)
 
 
 @dataclass(frozen=True)

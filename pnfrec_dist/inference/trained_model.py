@@ -3,12 +3,14 @@
 import tempfile
 from pathlib import Path
 
+from pnfrec_dist.config.inference_settings import RecommendSettings
 from pnfrec_dist.config.mappings import override
 from pnfrec_dist.config.settings import Settings
-from pnfrec_dist.data.prepared import open_prepared
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.inference.artifact import IN_MLFLOW, MODEL_DIRECTORY, Exported, load_exported, of_checkpoint
+from pnfrec_dist.inference.recommender import require_gamma
 from pnfrec_dist.training.checkpoint import COMMITTED, STATE, read_state, stored_state
 from pnfrec_dist.training.checkpoint_manager import checkpoint_path, newest_usable
 from pnfrec_dist.training.run_directory import RUN_FILE
@@ -35,6 +37,19 @@ def open_trained(reference: str, data_dir: str) -> Exported:
             return load_exported(directory / IN_MLFLOW)
         except InputError as error:
             raise InputError(f"{reference}: {str(error).replace(f'{directory}/', '')}") from error
+
+
+def open_with_data(settings: RecommendSettings) -> tuple[Exported, PreparedData]:
+    """The model, and the data set for whose users it makes lists. Raises InputError also if they do not fit."""
+    trained = open_trained(settings.run, settings.data_dir)
+    data = open_prepared(Location(settings.data_dir) / (settings.dataset or trained.settings.dataset))
+    if data.manifest.threshold != trained.threshold:
+        raise InputError(
+            f"in {data.directory}, a like has relevance >= {data.manifest.threshold:g}, for the model >= "
+            f"{trained.threshold:g}; prepare the data with the same feedback.threshold"
+        )
+    require_gamma(trained.model, settings.gamma)
+    return trained, data
 
 
 def trained_directory(reference: str, scratch: Path) -> Path:

@@ -8,12 +8,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pnfrec_dist.config.inference_settings import RecommendSettings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.user_histories import UserLists, find_users
+from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import write_text
 from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.item_filters import read_filters
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
+from pnfrec_dist.inference.trained_model import open_with_data
 
 LAST = 5
 """Most likes, and most dislikes, on a card."""
@@ -62,6 +66,21 @@ def cards(maker: ListMaker, raw_ids: pa.Array, users: UserLists) -> list[Card]:
         )
         found.append(card)
     return found
+
+
+def show_cards(settings: RecommendSettings) -> int:
+    """Prints the cards of settings.show. Raises InputError for users that are not in the data set."""
+    trained, data = open_with_data(settings)
+    filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
+    raw_ids = data.raw_item_ids()
+    maker = ListMaker(trained, raw_ids, ListSettings.of(settings), filters, torch.device("cpu"))
+    wanted = pa.array(settings.show, pa.string())
+    found = {card.user_id: card for users in find_users(data, wanted) for card in cards(maker, raw_ids, users)}
+    if missing := [user for user in settings.show if user not in found]:
+        raise InputError(f"--show: {data.directory} has no user {missing[0]!r}; give user ids of the source data")
+    titles = data.titles()
+    print("\n\n".join(card_text(found[user], titles) for user in dict.fromkeys(settings.show)))
+    return 0
 
 
 def write_cards(file: Path, trained: Exported, data: PreparedData) -> None:

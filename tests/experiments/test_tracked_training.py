@@ -1,12 +1,8 @@
 """The outcome of a training, and what is printed."""
 
-import shlex
-from dataclasses import replace
-
 import pytest
 
-from pnfrec_dist.cli import parse_train_settings
-from pnfrec_dist.experiments.tracked_training import Outcome, _same_run, _status
+from pnfrec_dist.experiments.tracked_training import Outcome, _status
 from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED
 from pnfrec_dist.training.events import (
     BestTested,
@@ -20,15 +16,6 @@ from pnfrec_dist.training.events import (
     WorkersFailed,
 )
 from pnfrec_dist.training.loop import Phase
-
-
-def test_the_line_that_goes_on_is_read_as_the_same_settings() -> None:
-    flags = "--checkpoint.no-background --train.compile --epochs 7 --evaluation.cutoffs 10 20 --experiment 'it is'"
-    settings = parse_train_settings(shlex.split(flags))
-    assert not settings.checkpoint.background and settings.train.compile
-    assert parse_train_settings(shlex.split(_same_run(settings))) == settings
-    assert parse_train_settings(shlex.split(_same_run(replace(settings, resume="never")))) == settings
-
 
 EPOCHS = [EpochDone(number, {"val/ndcg_p_at_10": 0.1 * number}, 1.0, is_best=True) for number in (1, 2, 3)]
 TESTED = BestTested({"hr_p_at_10": 0.5}, {}, 3, "checkpoints/step-3")

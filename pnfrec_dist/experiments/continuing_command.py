@@ -1,0 +1,29 @@
+"""The command that continues an interrupted training."""
+
+import shlex
+from pathlib import Path
+
+from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.config.mappings import flatten, to_mapping
+from pnfrec_dist.config.settings import Settings
+
+
+def continuing_command(settings: Settings, run_dir: Path) -> str:
+    """A line for the shell. Its flags are the settings that differ from the defaults in YAML files."""
+    return f"python -m pnfrec_dist.train {_flags(settings)} --resume {shlex.quote(str(run_dir))}"
+
+
+def _flags(settings: Settings) -> str:
+    base = parse_train_settings(["--dataset", settings.dataset, "--model", settings.model, "--config", settings.config])
+    chosen, default = flatten(to_mapping(settings)), flatten(to_mapping(base))
+    flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]
+    for name, value in chosen.items():
+        if value == default[name] or name in ("resume", "dry_run"):
+            continue
+        if isinstance(value, bool):
+            group, dot, switch = name.rpartition(".")
+            flags.append(f"--{group}{dot}{'' if value else 'no-'}{switch}".replace("_", "-"))
+        else:
+            text = " ".join(shlex.quote(str(v)) for v in (value if isinstance(value, list) else [value]))
+            flags.append(f"--{name.replace('_', '-')} {text}")
+    return " ".join(flags)
