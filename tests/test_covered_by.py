@@ -65,3 +65,67 @@ COVERED_BY = {
     "spark_jobs.text_rows": "spark_jobs/test_sources.py",
     "spark_jobs.parquet_rows": "spark_jobs/test_sources.py > spark_jobs.sources",
     "spark_jobs.file_hints": "integration/test_log_files.py > spark_jobs.raw_files",
+    "spark_jobs.times": "spark_jobs/test_clean.py",
+    "spark_jobs.build": "integration/test_prepare_protocol.py",
+    "spark_jobs.fetch": "spark_jobs/test_sources.py",
+    "spark_jobs.report_figures": "integration/test_prepare.py > spark_jobs.build",
+    "spark_jobs.reading": "integration/test_prepare_protocol.py > spark_jobs.build",
+    "spark_jobs.stage_log": "integration/test_prepare.py > spark_jobs.build",
+    "spark_jobs.report": "integration/test_prepare.py > spark_jobs.build",
+    "spark_jobs.synthetic": "spark_jobs/test_sources.py",
+    "spark_jobs.transforms": "spark_jobs/test_protocol.py",
+}
+
+
+"""Module -> the file that tests it and imports it. "FILE > A > B": FILE imports A, A imports B, and B the module."""
+
+
+def own_test(path: Path) -> str:
+    """pnfrec_dist/training/loop.py -> "training/test_loop.py", tune/space.py -> "tune/test_space.py" (in tests/)."""
+    folders = path.parent.parts[path.parts[0] == "pnfrec_dist" :]
+    return Path(*folders, f"test_{path.name}").as_posix()
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, without __init__."""
+    files = [file for package in PACKAGES for file in sorted((TESTS.parent / package).rglob("*.py"))]
+    places = {file: file.relative_to(TESTS.parent).with_suffix("") for file in files if file.stem != "__init__"}
+    return {".".join(place.parts): file for file, place in places.items()}
+
+
+def names(file: Path, module: str) -> bool:
+    """Whether a file, or one of tests/helpers that it imports, imports a module, or names it in a string: as the
+    command `python -m`, as "module:object", or by its file.
+    """
+    text = file.read_text(encoding="utf-8")
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    helpers = [TESTS / f"{name.replace('.', '/')}.py" for name in imported if name.startswith("helpers.")]
+    command, last = module.removesuffix(".__main__"), module.rpartition(".")[2]
+    in_string = re.search(rf'"{re.escape(command)}[":]|"{last}\.py"', text)
+    return module in imported or bool(in_string) or any(names(helper, module) for helper in helpers if helper.is_file())
+
+
+def test_every_module_has_a_test_file_of_its_name_or_a_line_in_the_list() -> None:
+    """A line must be removed if its module is gone or has its own test file."""
+    own = {module: own_test(file.relative_to(TESTS.parent)) for module, file in modules().items()}
+    without = {module for module, test in own.items() if not (TESTS / test).exists()}
+    missing = [f"{module}: tests/{own[module]}" for module in sorted(without - COVERED_BY.keys())]
+    assert not missing, "neither a test file of its name nor a line in COVERED_BY:\n" + "\n".join(missing)
+    stale = sorted(COVERED_BY.keys() - without)
+    assert not stale, f"remove these lines of COVERED_BY: {stale}"
+
+
+def test_the_test_that_a_line_names_imports_the_module() -> None:
+    files, wrong = modules(), []
+    for module, line in COVERED_BY.items():
+        test, *through = line.split(" > ")
+        chain = [TESTS / test, *(files[name] for name in through)]
+        for link, target in zip(chain, [*through, module], strict=True):
+            if not names(link, target):
+                wrong.append(f"{module}: {link.relative_to(TESTS.parent)} does not import {target}")
+    assert not wrong, "\n".join(wrong)

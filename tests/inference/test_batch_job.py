@@ -15,6 +15,7 @@ from pnfrec_dist.config.settings import EvaluationSettings, LossSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluate import main as evaluate_command
+from pnfrec_dist.inference.item_filters import read_ids
 
 
 @pytest.fixture
@@ -149,3 +150,9 @@ def test_cutoffs_and_measures_are_those_of_the_training(
         assert {name.partition("_")[0] for name in metrics} == {"ndcg", "mrr"}
     printed = capsys.readouterr().out
     assert "NDCG_p@10" in printed and "HR" not in printed, "no column is empty"
+
+
+def test_an_id_in_a_list_may_hold_any_character_but_a_line_feed(tmp_path: Path) -> None:
+    file = tmp_path / "ids.txt"
+    file.write_bytes("a\x85b\r\nc\u2028d\n\n e \n".encode())
+    assert read_ids(str(file), "--users").to_pylist() == ["a\x85b", "c\u2028d", "e"]
