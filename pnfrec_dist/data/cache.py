@@ -65,6 +65,7 @@ def _is_whole(directory: Path) -> bool:
 def _write(directory: Path, arrays: dict[str, Ragged]) -> None:
     """Any process may write at any time, so each has a draft of its own, and what lies there whole stays."""
     with scratch_directory(directory.with_name(f"{DRAFT}{secrets.token_hex(8)}")) as draft:
+        draft.chmod(0o700)  # what users like is theirs, also in a cache that several people share
         for name, ragged in arrays.items():
             for field in FIELDS:
                 np.save(_file(draft, name, field), getattr(ragged, field))

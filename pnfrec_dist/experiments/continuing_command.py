@@ -3,18 +3,19 @@
 import shlex
 from pathlib import Path
 
-from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.cli import command
+from pnfrec_dist.config.conf_files import settings_from_conf
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 
 
 def continuing_command(settings: Settings, run_dir: Path) -> str:
     """A line for the shell. Its flags are the settings that differ from the defaults in YAML files."""
-    return f"python -m pnfrec_dist.train {_flags(settings)} --resume {shlex.quote(str(run_dir))}"
+    return f"{command('train')} {_flags(settings)} --resume {shlex.quote(str(run_dir))}"
 
 
 def _flags(settings: Settings) -> str:
-    base = parse_train_settings(["--dataset", settings.dataset, "--model", settings.model, "--config", settings.config])
+    base = settings_from_conf(settings.dataset, settings.model, settings.config)
     chosen, default = flatten(to_mapping(settings)), flatten(to_mapping(base))
     flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]
     for name, value in chosen.items():

@@ -39,7 +39,7 @@ def log_outcome(
         trained.append(of_checkpoint(checkpoint, settings, data))
         save_model(model, trained[0])
 
-    _try(tracked.say, "curves", lambda: _write_curves(result, settings.model, epochs))
+    _try(tracked.say, "curves", lambda: _write_curves(result, settings, epochs))
     has_model = _try(tracked.say, "model", write_model)
     if has_model and result.is_dir():
         _try(tracked.say, "lists of some users", lambda: write_cards(result / LISTS, trained[0], data))
@@ -68,8 +68,9 @@ def _description(rows: dict[str, dict[str, float]], settings: Settings, best: in
     return f"{headline_markdown_table(rows)}\n\n{what}, the best on validation NDCG_p@10; {more}."
 
 
-def _write_curves(directory: Path, model: str, epochs: Sequence[EpochDone]) -> None:
-    plots.save_png(plots.learning_curves({model: [epochs]}), directory / "learning_curves.png")
+def _write_curves(directory: Path, settings: Settings, epochs: Sequence[EpochDone]) -> None:
+    own_terms = [entry.rpartition("=")[0] for entry in settings.loss.terms]
+    plots.save_png(plots.learning_curves({settings.model: [epochs]}, own_terms), directory / "learning_curves.png")
     names = list(dict.fromkeys(name for entry in epochs for name in entry.metrics))
     rows = ([entry.epoch, *(entry.metrics.get(name, "") for name in names)] for entry in epochs)
     write_csv(directory / "learning_curves.csv", ["epoch", *names], rows)

@@ -55,7 +55,7 @@ def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: Wo
             f"data: {data.directory}, {len(train):,} training users, {data.num_items:,} items, "
             f"{counts['validation']['users']:,} validation and {counts['test']['users']:,} test users",
             f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
-            f"at most {settings.epochs} epochs",
+            f"at most {settings.epochs} epoch{'s' if settings.epochs != 1 else ''}",
             f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}",
             f"memory per worker, about: {memory_size(step.table)} item table, "
             f"{memory_size(step.table_training + step.passing)} its gradients and Adam, "
