@@ -76,7 +76,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _yaml(path: Path) -> Any:
     try:
         with _readable(path):
-            return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+            return _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {one_line(str(error))}") from error
 
