@@ -51,14 +51,12 @@ def test_an_escape_before_quotes_inside_quotes(log: Log) -> None:
 
 
 def test_a_blank_last_line_is_no_row(log: Log) -> None:
-    for ends in ("", "\n", "\n\n \n"):
-        log.write(ROWS[:95], "a.csv")
-        log.write(ROWS[95:190], "b.csv")
-        for name in ("a.csv", "b.csv"):
-            with (log.raw / name).open("a") as file:
-                file.write(ends)
-        manifest = log.prepare("--force", filter={"min_users_per_item": 0, "min_items_per_user": 0})
-        assert manifest.counts["read"]["rows"] == 190 and manifest.counts["quarantined"]["rows"] == 0
+    log.write(ROWS[:95], "a.csv")
+    log.write(ROWS[95:190], "b.csv")
+    with (log.raw / "a.csv").open("a") as file:
+        file.write("\n\n \n")
+    manifest = log.prepare(filter={"min_users_per_item": 0, "min_items_per_user": 0})
+    assert manifest.counts["read"]["rows"] == 190 and manifest.counts["quarantined"]["rows"] == 0
     lines = (log.raw / "a.csv").read_text().splitlines()
     (log.raw / "a.csv").write_text("\n".join([*lines[:50], "", *lines[50:]]))
     assert "because an empty line" in log.refused("--force", clean={"max_quarantine_share": 0.001})
@@ -123,46 +121,8 @@ def test_the_next_command_trains_what_flags_prepared(log: Log, monkeypatch: pyte
         called(train, log.directory, "--dataset", "mylogs", "--dry-run")
 
 
-def write_titles(log: Log, lines: list[str], name: str = "items.csv", encoding: str = "utf-8") -> None:
-    (log.raw / name).write_bytes("\n".join(lines).encode(encoding))
-
-
-def test_a_title_that_begins_with_a_quote_takes_no_other_title_with_it(log: Log) -> None:
-    log.write(ROWS)
-    names = {f"i{n}": f"Title {n}" for n in range(20)}
-    names["i7"] = '"Heroes'
-    names["i9"] = 'The "Best" of' + " long" * 40_000
-    write_titles(log, ["item\ttitle", *(f"{item}\t{title}" for item, title in names.items())], "items.tsv")
-    log.prepare(titles={"file": "items.tsv", "separator": "\t"})
-    assert log.titles() == names
-    quoted = {f"i{n}": f"Title {n}" for n in range(20)} | {"i3": 'Say "yes",\nplease', "i4": "a, b"}
-    lines = [f'{item},"{title.replace(chr(34), chr(34) * 2)}"' for item, title in quoted.items()]
-    write_titles(log, ["item,title", *lines], "items.csv")
-    log.prepare(titles={"file": "items.csv"})
-    assert log.titles() == quoted
-    plain = [f'{item},"{item}"' for item in names]
-    write_titles(log, ["item,title", *plain], "items.csv")
-    log.prepare(titles={"file": "items.csv", "quote": ""})
-    assert log.titles() == {item: f'"{item}"' for item in names}
-
-
-@pytest.mark.parametrize("byte", [b"\x85", b"\x1c", b"\x0b", b"\xa0"])
-def test_a_title_ends_at_a_line_feed_alone(log: Log, byte: bytes) -> None:
-    log.write(ROWS)
-    (log.raw / "items.csv").write_bytes(b"item,title\r\ni3,Wait" + byte + b" What\r\n")
-    log.prepare(titles={"file": "items.csv", "encoding": "latin-1"})
-    assert log.titles() == {"i3": f"Wait{byte.decode('latin-1')} What"}
-
-
-def test_the_file_of_titles_is_no_log(log: Log) -> None:
-    log.write(ROWS)
-    write_titles(log, ["item_id,name", "i3,Three"])
-    log.prepare(titles={"file": "items.csv", "item": "item_id", "title": "name"})
-    assert log.titles() == {"i3": "Three"}
-
-
-def test_titles_of_whole_numbers_with_zeros_find_their_items(log: Log) -> None:
+def test_the_file_of_titles_is_no_log_and_whole_numbers_with_zeros_find_their_items(log: Log) -> None:
     log.write([(u, i[1:], x, t) for u, i, x, t in ROWS])
-    write_titles(log, ["item,title", "3.0,Three", "4,Four"])
-    log.prepare(titles={"file": "items.csv"})
+    (log.raw / "items.csv").write_text("item_id,name\n3.0,Three\n4,Four\n")
+    log.prepare(titles={"file": "items.csv", "item": "item_id", "title": "name"})
     assert log.titles() == {"3": "Three", "4": "Four"}

@@ -134,6 +134,6 @@ def test_without_a_time_the_order_of_rows_is_the_order(log: Log) -> None:
     for name in ("a.csv", "b.csv"):
         (log.raw / name).unlink()
     pq.write_table(pa.table({"user": USERS, "item": ITEMS, "rating": RATINGS}), log.raw / "log.parquet")
-    assert log.prepare(source=source | PARQUET).split_timestamp == TIMES.index(SPLIT)
+    assert [row["timestamp"] for row in log.cleaned(source=source | PARQUET)] == list(range(600))
     said = log.refused(source={"timestamp": "none"})
     assert "source.order is 'time'; it must be rows, because source.timestamp is none" in said

@@ -54,3 +54,27 @@ def test_titles_are_by_item_id(tmp_path: Path) -> None:
         {"item_id": 1, "title": "B"},
         {"item_id": 3, "title": "A"},
     ]
+
+
+def test_a_title_that_begins_with_a_quote_takes_no_other_title_with_it(tmp_path: Path) -> None:
+    names = {f"i{n}": f"Title {n}" for n in range(20)}
+    names |= {"i7": '"Heroes', "i9": 'The "Best" of' + " long" * 40_000}
+    text = "\n".join(["item\ttitle", *(f"{item}\t{title}" for item, title in names.items())])
+    file = write(tmp_path / "items.tsv", text.encode())
+    assert read_titles(file, TitlesSettings(file="items.tsv", separator="\t")) == names
+
+
+def test_a_quoted_title_may_have_several_lines_and_without_quotes_they_are_letters(tmp_path: Path) -> None:
+    quoted = {"i1": "One", "i3": 'Say "yes",\nplease', "i4": "a, b"}
+    lines = [f'{item},"{title.replace(chr(34), chr(34) * 2)}"' for item, title in quoted.items()]
+    file = write(tmp_path / "items.csv", "\n".join(["item,title", *lines]).encode())
+    assert read_titles(file, TitlesSettings(file="items.csv")) == quoted
+    file = write(tmp_path / "items.csv", b'item,title\ni1,"One"\n')
+    assert read_titles(file, TitlesSettings(file="items.csv", quote="")) == {"i1": '"One"'}
+
+
+@pytest.mark.parametrize("byte", [b"\x85", b"\x1c", b"\x0b", b"\xa0"])
+def test_a_title_ends_at_a_line_feed_alone(tmp_path: Path, byte: bytes) -> None:
+    file = write(tmp_path / "items.csv", b"item,title\r\ni3,Wait" + byte + b" What\r\n")
+    found = read_titles(file, TitlesSettings(file="items.csv", encoding="latin-1"))
+    assert found == {"i3": f"Wait{byte.decode('latin-1')} What"}
