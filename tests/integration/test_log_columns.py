@@ -125,8 +125,5 @@ def test_text_ids_in_json_may_look_like_arrays_and_objects(log: Log) -> None:
     for nested in ('["a"]', '{"a": 1}', "[]", "{}"):
         lines.append(f'{{"user": "u1", "item": {nested}, "rating": 1, "timestamp": 1600000000}}')
     (log.raw / "log.json").write_text("\n".join(lines))
-    manifest = log.prepare(source={"format": "json", "files": "*.json"})
-    assert set(odd.values()) < set(log.items()) and manifest.counts["quarantined"] == {
-        "rows": 4,
-        "item is no text and no number": 4,
-    }
+    found = [row["raw_item_id"] for row in log.cleaned(source={"format": "json", "files": "*.json"})]
+    assert found == [odd.get(item, item) for item in ITEMS], "without the nested ones"

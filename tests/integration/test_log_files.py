@@ -83,6 +83,7 @@ def test_what_a_file_of_another_format_looks_like_is_said(log: Log, hint: str) -
     assert f"the file looks like {hint}" in said and "max-quarantine-share" not in said
 
 
+@pytest.mark.slow
 def test_the_shells_language_and_other_spark_do_not_matter(log: Log) -> None:
     """A file name with an accent in the C locale; variables of another Spark and another Python."""
     log.write(ROWS, "donn\u00e9es.csv")

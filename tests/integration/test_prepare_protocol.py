@@ -1,4 +1,4 @@
-"""Whole builds in one Spark session: the same bytes in any order, every list against the protocol."""
+"""Whole builds in one Spark session: the same bytes in any order of files, blocks and partitions."""
 
 from pathlib import Path
 
