@@ -133,7 +133,7 @@ def run_command(main: Callable[[Sequence[str]], int | None]) -> None:
         if needed not in EXTRA_OF:
             raise
         package, extra = EXTRA_OF[needed]
-        print(f"error: this command needs {package}; pip install 'pnfrec-dist[{extra}]'", file=sys.stderr)
+        print(f"error: this command needs {package}; install it: pip install 'pnfrec-dist[{extra}]'", file=sys.stderr)
         code = EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

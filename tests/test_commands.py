@@ -48,6 +48,6 @@ def test_what_a_command_lacks_is_one_line(
         run_command(lambda _: lacking(f"{package}.part"))
     assert stopped.value.code == EXIT_INPUT
     said = capsys.readouterr().err
-    assert said == f"error: this command needs {whole}; pip install 'pnfrec-dist[{extra}]'\n"
+    assert said == f"error: this command needs {whole}; install it: pip install 'pnfrec-dist[{extra}]'\n"
     with pytest.raises(ModuleNotFoundError):  # a bug in this project keeps its traceback
         run_command(lambda _: lacking("pnfrec_dist.nowhere"))
