@@ -288,14 +288,14 @@ class Build:
             total, positive, crowded, entries = part_rows.agg(
                 F.count("*"),
                 F.count_if("target_is_positive"),
-                F.count_if(F.size("seen_items") > self.num_items - LIST_LENGTH),
+                F.count_if(F.size("seen_items") >= self.num_items - LIST_LENGTH),
                 F.sum(sum((F.size(name) for name in lists), F.lit(0))),
             ).collect()[0]
             self.log.done(part, users=total, positive_targets=positive, negative_targets=total - positive)
             if crowded > total / 2:
-                few = f"{crowded:,} of {total:,} {part} users have seen all but {LIST_LENGTH - 1} items or fewer"
-                what = f"a list of {LIST_LENGTH} holds the target whatever the model"
-                self.warnings.append(f"{few}: {what}, so metrics @{LIST_LENGTH} say nothing")
+                few = f"{crowded:,} of {total:,} {part} users have seen all but {LIST_LENGTH} items or fewer"
+                what = f"for them, HR@{LIST_LENGTH} is 1 whatever the model, and NDCG@{LIST_LENGTH} says little"
+                self.warnings.append(f"{few}; {what}")
             transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
             shards = shard_count(entries, total, self.num_items, settings.shard_mb)
             self.written += write_users(part_rows, building / part, SCHEMAS[part], shards)

@@ -16,6 +16,7 @@ from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import file_size
 from spark_jobs.clean import (
     INTERACTION,
+    POSITIVE_LABEL,
     accepted,
     blank_ends,
     collapsed,
@@ -71,7 +72,7 @@ class Pass:
     times: list[Row]
     """see Reader.count_times()"""
     seen: dict[str, Any]
-    """rows with a reason; fractions; for each of IDS, those spelled like 104.0; labels with their counts"""
+    """rows with a reason; fractions; for each of IDS, those spelled like 104.0; the commonest labels, and the likes"""
 
 
 class Reader:
@@ -92,21 +93,22 @@ class Reader:
             require_pattern(self.spark, source.time_format)
         rows = read_rows(self.spark, self.files, source)
         unit = timestamp_unit(rows, source)
-        first = self.pass_over(rows, unit, partitions)
-        if first.seen["fractions"] and unit in FINER:
-            first.interactions.unpersist()
+        parsed = self.pass_over(rows, unit, partitions)
+        if parsed.seen["fractions"] and unit in FINER:
+            parsed.interactions.unpersist()
             unit = FINER[unit]
             self.log.say("times", f"numbers with a fraction: kept in {unit}")
-            first = self.pass_over(rows, unit, partitions)
-        interactions, times = self.one_spelling(first, unit, partitions)
+            parsed = self.pass_over(rows, unit, partitions)
+        interactions, times = self.one_spelling(parsed, unit, partitions)
         kept, good = (sum(row[name] for row in times) for name in ("count", "copies"))
-        entries, examples = self.quarantine(first.typed, first.seen["rows"], good, building)
+        entries, examples = self.quarantine(parsed.typed, parsed.seen["rows"], good, building)
         if good == 0:
             others = f" (and {len(self.files) - 1:,} more files)" if len(self.files) > 1 else ""
             way_out = "check RAW (--raw) and `source` in the YAML"
             raise InputError(f"no row of {self.files[0].location}{others} could be read as an interaction; {way_out}")
         if self.settings.feedback.threshold == "labels":
-            self.tell_labels([(row["item"], row["count"]) for row in first.seen["labels"] if row["item"]])
+            labels = [(row["item"], row["count"]) for row in parsed.seen["labels"] if row["item"]]
+            self.tell_labels(labels, parsed.seen["likes"])
         self.tell_future(times[-1]["high"], unit)
         self.log.done("deduplicated", rows=good - kept)
         buckets = [Bucket(row["low"], row["high"], row["count"]) for row in times]
@@ -123,6 +125,7 @@ class Reader:
         ]
         if self.settings.feedback.threshold == "labels":
             wanted.append(F.expr(f"approx_top_k(label, {LABELS}, {100 * LABELS})").alias("labels"))
+            wanted.append(F.count_if(F.col("relevance") == POSITIVE_LABEL).alias("likes"))
         seen = typed.select(*INTERACTION, "position", "reason", "label", "is_fraction").observe(observed, *wanted)
         interactions = accepted(seen, partitions).persist(StorageLevel.DISK_ONLY)
         times = self.count_times(interactions, unit)
@@ -135,14 +138,14 @@ class Reader:
         counted = interactions.groupBy(place).agg(*ends, F.count("*").alias("count"), F.sum("copies").alias("copies"))
         return sorted(counted.collect(), key=lambda row: row["low"])
 
-    def one_spelling(self, first: "Pass", unit: str, partitions: int) -> tuple[DataFrame, list[Row]]:
+    def one_spelling(self, parsed: "Pass", unit: str, partitions: int) -> tuple[DataFrame, list[Row]]:
         """Ids that are whole numbers, in one spelling: 104.0 becomes 104 if all ids of the column are whole numbers.
 
         A column of whole numbers with a gap is often written as fractions, so one file has 104 and another 104.0.
         """
-        interactions, times = first.interactions, first.times
+        interactions, times = parsed.interactions, parsed.times
         for name, column in zip(IDS, (self.settings.source.user, self.settings.source.item), strict=True):
-            if not first.seen[name]:
+            if not parsed.seen[name]:
                 continue
             if interactions.agg(F.bool_and(F.col(name).rlike(r"^-?\d+(\.0+)?$"))).collect()[0][0]:
                 before = interactions
@@ -150,7 +153,7 @@ class Reader:
                 interactions = collapsed(respelled, partitions).persist(StorageLevel.DISK_ONLY)
                 times = self.count_times(interactions, unit)
                 before.unpersist()
-                self.log.say("ids", f"{column}: {first.seen[name]:,} whole numbers like 104.0 are read as 104")
+                self.log.say("ids", f"{column}: {parsed.seen[name]:,} whole numbers like 104.0 are read as 104")
                 continue
             spelled = interactions.where(spelled_with_zeros(name)).select(F.col(name).alias("long"))
             pairs = spelled.distinct().withColumn(name, F.regexp_replace("long", r"\.0+$", ""))
@@ -164,8 +167,11 @@ class Reader:
                 )
         return interactions, times
 
-    def tell_labels(self, found: list[tuple[str, int]]) -> None:
-        """Says which labels occur, how often, and what they count as. Raises InputError if no row is positive."""
+    def tell_labels(self, found: list[tuple[str, int]], likes: int) -> None:
+        """Says which labels occur, how often, and what they count as. Raises InputError if no row is positive.
+
+        found: the commonest LABELS labels. likes: number of rows with a positive label, which need not be among them.
+        """
         feedback, name = self.settings.feedback, self.settings.source.relevance
         sides: dict[str, list[str]] = {"positive": [], "negative": [], "no label": []}
         named = {label_value(text): "positive" for text in feedback.positive_labels}
@@ -173,7 +179,7 @@ class Reader:
         other = "no label" if feedback.negative_labels else "negative"
         for text, count in found:
             sides[named.get(label_value(text), other)].append(f"{text} ({count:,})")
-        if not sides["positive"]:
+        if not likes:
             values = ", ".join(sides["negative"] + sides["no label"])
             positive = ", ".join(feedback.positive_labels)
             raise InputError(f"no row has a label of feedback.positive_labels ({positive}); {name} has {values}")
@@ -203,7 +209,7 @@ class Reader:
         source = self.settings.source
         own_headers = len(self.files) if source.format == "csv" and source.header else 0
         reasons: dict[str, int] = {}
-        bad_rows = unreadable(typed).persist(StorageLevel.DISK_ONLY)
+        bad_rows = kept = unreadable(typed).persist(StorageLevel.DISK_ONLY)
         if with_reason != own_headers:
             reasons = {row["reason"]: row["count"] for row in bad_rows.groupBy("reason").count().collect()}
             reasons[HEADER_AGAIN] = reasons.get(HEADER_AGAIN, 0) - own_headers
@@ -223,7 +229,7 @@ class Reader:
         examples = [(row["source_file"], row["row"], row["reason"]) for row in first]
         self.require_readable(good + bad, reasons, examples)
         entries = write_quarantine(quarantine, building, bad)
-        bad_rows.unpersist()
+        kept.unpersist()
         return entries, examples
 
     def require_readable(self, read: int, reasons: dict[str, int], examples: Sequence[Example]) -> None:

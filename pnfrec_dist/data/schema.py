@@ -159,9 +159,9 @@ def read_manifest(directory: Path | Location) -> Manifest:
     rebuild = _rebuild(directory)
     if not directory.is_dir():
         raise InputError(f"no prepared data set at {directory}; build it: {how_to_prepare(directory.name)}")
-    if not {MANIFEST_NAME, SUCCESS_NAME} & {child.partition("/")[0] for child in directory.files()}:
-        raise InputError(f"{directory} is no prepared data set: it has no {MANIFEST_NAME}; name one of its directories")
     if not (directory / SUCCESS_NAME).is_file():
+        if not path.is_file():
+            raise InputError(f"{directory} holds no whole data set (no {MANIFEST_NAME}); name another, or {rebuild}")
         raise InputError(f"{directory} is half-written: it has no {SUCCESS_NAME}; {rebuild}")
     if not path.is_file():
         raise InputError(f"{directory} has no {MANIFEST_NAME}; {rebuild}")

@@ -69,8 +69,8 @@ def _description(rows: dict[str, dict[str, float]], settings: Settings, best: in
 
 
 def _write_curves(directory: Path, settings: Settings, epochs: Sequence[EpochDone]) -> None:
-    own_terms = [entry.rpartition("=")[0] for entry in settings.loss.terms]
-    plots.save_png(plots.learning_curves({settings.model: [epochs]}, own_terms), directory / "learning_curves.png")
+    curves = plots.learning_curves({settings.model: [epochs]}, settings.loss.weights)
+    plots.save_png(curves, directory / "learning_curves.png")
     names = list(dict.fromkeys(name for entry in epochs for name in entry.metrics))
     rows = ([entry.epoch, *(entry.metrics.get(name, "") for name in names)] for entry in epochs)
     write_csv(directory / "learning_curves.csv", ["epoch", *names], rows)

@@ -13,14 +13,15 @@ import torch
 from pnfrec_dist.cluster.single_worker import run_here
 from pnfrec_dist.cluster.worker_plan import WorkerOptions, WorkerPlan, plan_workers, this_machine
 from pnfrec_dist.config.conf_files import settings_from_conf
-from pnfrec_dist.config.mappings import override
+from pnfrec_dist.config.mappings import flatten, override
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.tracked_training import Outcome, say_diverged, taken_up
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.inference.gamma_search import Split
-from pnfrec_dist.inference.loaded_model import Model, require_gamma
+from pnfrec_dist.inference.loaded_model import Model
+from pnfrec_dist.inference.recommender import require_gamma
 from pnfrec_dist.inference.trained_model import open_trained
 from pnfrec_dist.training.events import EpochDone, Event
 from pnfrec_dist.training.loop import Hooks
@@ -81,14 +82,11 @@ def train_settings(
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
     """{"encoder": {"hidden_size": 32}} from dotted names, with plain values."""
     nested: dict[str, Any] = {}
-    for name, value in changes.items():
+    for name, value in flatten(dict(changes)).items():
         section, dot, key = name.rpartition(".")
-        if isinstance(value, Mapping):
-            nested.setdefault(name, {}).update(_nested(value))
-        elif dot:
-            nested.setdefault(section, {})[key] = _plain(value)
-        else:
-            nested[key] = _plain(value)
+        inner = nested.setdefault(section, {}) if dot else nested
+        if isinstance(inner, dict):  # else it is not a section's mapping, and override() says so
+            inner[key] = _plain(value)
     return nested
 
 
@@ -123,7 +121,8 @@ def train(settings: Settings, *, on_event: Callable[[Event], None] = lambda _: N
             raise _CallersError("on_event raised an error") from error
 
     try:
-        with _TRAINING, torch.random.fork_rng(), taken_up(run, settings):
+        gpus = [torch.cuda.current_device()] if plan.use_gpu else []
+        with _TRAINING, torch.random.fork_rng(gpus), taken_up(run, settings):
             run_here(settings, plan, data, run.directory, Hooks(report, threading.Event().is_set))
             run.ended = "finished" if outcome.test is not None else "diverged" if outcome.diverged is not None else ""
             run.write()
@@ -177,7 +176,7 @@ def evaluate(
         raise InputError(f"data is {data!r}; it must be the result of open_prepared()")
     if split not in ("validation", "test"):
         raise InputError(f"split is {split!r}; it must be 'validation' or 'test'")
-    require_gamma(gamma)
+    require_gamma(model.exported.model, gamma)
     if model.exported.data_digest != data.manifest.digest:
         raise InputError(f"the model was trained on another state of the data than {data.directory}")
     return Split(model.exported, data.require_whole(split), split).evaluated(gamma).metrics

@@ -77,10 +77,9 @@ class Model:
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is {k!r}; it must be a whole number >= 1")
-        require_gamma(gamma)
         if users is None:
             return self.lists([Feedback(_texts(liked), _texts(disliked))], [k], gamma)[0]
-        if len(_texts(liked)) or len(_texts(disliked)):
+        if _texts(liked) or _texts(disliked):
             raise InputError("give users, or liked and disliked, not both")
         found = _by_user(users)
         return dict(zip(found, self.lists(list(found.values()), [k] * len(found), gamma), strict=True))
@@ -117,18 +116,11 @@ class Model:
         liked, disliked, every = user.liked, user.disliked, [*user.disliked, *user.liked]
         if user.history:
             every = [item for item, _ in user.history]
-            is_liked = [relevance >= self.exported.threshold for _, relevance in user.history]
+            is_liked = [float(relevance) >= self.exported.threshold for _, relevance in user.history]
             liked = [raw for raw, is_one in zip(every, is_liked, strict=True) if is_one]
             disliked = [raw for raw, is_one in zip(every, is_liked, strict=True) if not is_one]
         kind = self.exported.settings.encoder.history_kind
         return kind.choose(positive_items=liked, negative_items=disliked, items=every), disliked, every
-
-
-def require_gamma(gamma: object) -> None:
-    """Raises InputError unless gamma is a finite number >= 0."""
-    is_number = isinstance(gamma, int | float | np.number) and not isinstance(gamma, bool)
-    if not is_number or not 0 <= float(gamma) < math.inf:  # type: ignore[arg-type]
-        raise InputError(f"gamma is {gamma!r}; it must be a finite number >= 0")
 
 
 def _texts(ids: Any) -> list[str]:
@@ -140,8 +132,9 @@ def _texts(ids: Any) -> list[str]:
 
 def _text(item: object) -> str:
     """A raw id as the preparation spells it: 7.0 is 7."""
-    is_whole = isinstance(item, float | np.floating) and float(item).is_integer()
-    return str(int(item)) if is_whole else str(item)  # type: ignore[call-overload]
+    if isinstance(item, float | np.floating) and float(item).is_integer():
+        return str(int(item))
+    return str(item)
 
 
 def _by_user(users: Any) -> dict[Any, Feedback]:

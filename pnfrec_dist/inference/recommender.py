@@ -113,7 +113,10 @@ class Recommender:
 
 
 def require_gamma(model: PNFRec, gamma: float) -> None:
-    """Raises InputError for gamma > 0 without a negative encoder."""
+    """Raises InputError unless gamma is a finite number >= 0, and for gamma > 0 without a negative encoder."""
+    is_number = isinstance(gamma, int | float | np.number) and not isinstance(gamma, bool)
+    if not is_number or not 0 <= gamma < float("inf"):
+        raise InputError(f"gamma is {gamma!r}; it must be a finite number >= 0")
     if gamma and model.encoders.negative is None:
         raise InputError(f"gamma is {gamma:g}, but the model has no negative encoder; use 0, or train pnfrec")
 

@@ -48,6 +48,8 @@ def test_changes_are_the_flags_and_stay_the_callers() -> None:
         ({"changes": {"epochs": "1"}}, "epochs is '1'; it must be a whole number"),
         ({"changes": None}, "changes is None; it must be a mapping"),
         ({"changes": {5: 3}}, "it must be a mapping such as"),
+        ({"changes": {"encoder": {5: 3}}}, "unknown setting 'encoder.5'"),
+        ({"changes": {"encoder": 5, "encoder.hidden_size": 32}}, "encoder must be a mapping, not 5"),
         ({"model": 5}, "model is 5; it must be the name of a file in conf/model/"),
         ({"model": "sasrek"}, "unknown model 'sasrek'"),
         ({"config": Path("nowhere.yaml")}, "--config is 'nowhere.yaml', and there is no such file"),

@@ -23,7 +23,7 @@ def test_users_who_have_met_every_item_are_told(log: Log) -> None:
     met = [(f"u{n % 10}", f"i{n // 10 % 12}", 1 + n % 5, 1_600_000_000 + n) for n in range(600)]
     log.write(met)
     log.prepare()
-    assert re.search(r"WARNING: \d+ of \d+ test users have seen all but 9 items or fewer", log.warned)
+    assert re.search(r"WARNING: \d+ of \d+ test users have seen all but 10 items or fewer", log.warned)
 
 
 def test_likes_alone_need_no_relevance(log: Log) -> None:
