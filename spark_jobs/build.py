@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 
 from pnfrec_dist.config.dataset_settings import DatasetSettings
@@ -20,9 +20,9 @@ from pnfrec_dist.data.schema import (
 )
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
-from spark_jobs import transforms
+from spark_jobs import repeats, transforms
 from spark_jobs.quantile import histograms
-from spark_jobs.raw_files import RawFile
+from spark_jobs.raw_files import RawFile, in_order
 from spark_jobs.reading import Readable, Reader
 from spark_jobs.report import LENGTHS, length_quantiles, render_report
 from spark_jobs.report_figures import Distributions, draw
@@ -55,7 +55,7 @@ class Build:
     ) -> None:
         """conf: see Manifest."""
         self.spark, self.settings, self.name = spark, settings, name
-        self.files = sorted(files, key=lambda file: file.name)
+        self.files = in_order(files, settings.source.sort_files)
         self.partitions, self.conf = partitions, conf
         self.log = StageLog(started)
         self.written: list[FileEntry] = []
@@ -97,24 +97,34 @@ class Build:
         """(interactions that pass the filter, T)."""
         settings, interactions = self.settings, read.interactions
         quantile = settings.split.quantile
+        can_be_undone = bool(settings.feedback.undone)
         if settings.filter.scope == "all":
-            support = transforms.Support(interactions, settings.filter)
+            support = transforms.Support(repeats.standing(interactions), settings.filter)
             passed = support.filter(interactions)
             transforms.require_rows(int(not passed.isEmpty()), "the data set after the filter", "lower --filter.*")
             split = transforms.split_timestamp(passed, quantile)
         else:
             split = transforms.split_timestamp(interactions, quantile, read.times)
             self.require_times(read, split)
-            support = transforms.Support(transforms.before(interactions, split), settings.filter)
+            counted = repeats.not_undone(interactions, split) if can_be_undone else interactions
+            support = transforms.Support(transforms.before(counted, split), settings.filter)
         self.log.say("split", f"T = {split} ({date_of(split, self.unit)})")
-        if settings.clean.duplicates != "keep_all":
-            collapsed = transforms.collapse_pairs(interactions, settings.clean.duplicates, split)
+        undone = 0
+        if can_be_undone or settings.clean.duplicates != "keep_all":
+            observed = Observation()
+            left = repeats.not_undone(interactions, split) if can_be_undone else interactions
+            left = left.observe(observed, F.count("*").alias("rows"))
+            collapsed = repeats.collapse_pairs(left, settings.clean.duplicates, split)
             self.interactions = collapsed.persist(StorageLevel.DISK_ONLY)
-            kept = self.interactions.count()
-            self.log.counts["deduplicated"] = {"rows": read.rows - kept}
-            self.log.say("pairs", f"{read.rows - kept:,} rows deduplicated in total")
+            kept, standing = self.interactions.count(), observed.get["rows"]
+            equal = self.log.counts["deduplicated"]["rows"]
+            undone = read.rows - equal - standing
+            self.log.counts["deduplicated"] = {"rows": equal + standing - kept}
+            if can_be_undone:
+                self.log.done("undone", rows=undone)
+            self.log.say("pairs", f"{equal + standing - kept:,} rows deduplicated in total")
             interactions.unpersist()
-        self.log.done("interactions", rows=read.rows - self.log.counts["deduplicated"]["rows"])
+        self.log.done("interactions", rows=read.rows - undone - self.log.counts["deduplicated"]["rows"])
         self.numbers = transforms.settled(transforms.number_items(support.items))
         numbered = transforms.by_number(self.interactions.drop("copies"), self.numbers, self.partitions)
         self.filtered = support.of_users(numbered).persist(StorageLevel.DISK_ONLY)
@@ -159,7 +169,7 @@ class Build:
         items = transforms.settled(transforms.catalog(counted, self.numbers))
         self.num_items = items.count()
         self.require_train(self.num_items, split)
-        encoded = transforms.mark_newest(transforms.encode(labelled, items, self.partitions), settings.clean.duplicates)
+        encoded = repeats.mark_newest(transforms.encode(labelled, items, self.partitions), settings.clean.duplicates)
         sequences = user_sequences(encoded, settings.max_history, split).persist(StorageLevel.DISK_ONLY)
         users = transforms.settled(sequences.drop("train", "whole", "holdout"))
         self.count_splits(counted, users)

@@ -1,7 +1,4 @@
-"""Turns rows as read into typed interactions; unreadable rows go to the quarantine, and equal rows collapse.
-
-Every row is kept, quarantined with its reason, or counted as a duplicate.
-"""
+"""Turns rows as read into typed interactions. Every row is kept, left out, or quarantined with its reason."""
 
 import functools
 import operator
@@ -9,32 +6,40 @@ from collections.abc import Sequence
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import DecimalType, DoubleType, FloatType, StringType
+from pyspark.sql.types import DecimalType, DoubleType, FloatType
 
-from pnfrec_dist.config.dataset_settings import NUMBER, DatasetSettings, FeedbackSettings, SourceSettings, label_value
+from pnfrec_dist.config.dataset_settings import DatasetSettings, SourceSettings
+from spark_jobs.conditions import met
+from spark_jobs.feedback import empty_or, is_both, label_of, relevance_of, relevance_reason, rules_met
 from spark_jobs.raw_files import RawFile
 from spark_jobs.sources import FILE_SHIFT, position
 from spark_jobs.text_rows import EMPTY_LINE, HEADER_AGAIN
 from spark_jobs.times import has_fraction, no_time_reason, parsed_time, range_reason
 
 INTERACTION = ("raw_user_id", "raw_item_id", "relevance", "timestamp")
+UNDOING = ("undone", "undone_by")
+"""Bits of the rules that can take a row back, and of those by which it takes others back."""
+UNWANTED, NEITHER = "where", "neither"
+"""Why a row is left out: it does not meet source.where, or is neither a like nor a dislike."""
 BLANKS = " \t\u00a0"
-POSITIVE_LABEL, NEGATIVE_LABEL = 1.0, 0.0
-NO_LABEL = "is no label that the settings name"
 
 
-def typed_rows(rows: DataFrame, settings: DatasetSettings, unit: str) -> DataFrame:
-    """Columns INTERACTION, position, line, `reason` (null when the row is good), label, and is_fraction.
+def typed_rows(rows: DataFrame, settings: DatasetSettings, unit: str, whole: Sequence[str] = ()) -> DataFrame:
+    """Columns INTERACTION, UNDOING, position, line, `reason` (null when the row is good), left_out, label, is_fraction.
 
-    raw ids: non-empty text; relevance: finite double (a label: 1 positive, 0 negative); timestamp: bigint in `unit`.
-    label: the label as read, if labels say what is positive; is_fraction: see times.has_fraction().
+    raw ids: non-empty text; relevance: finite double (a label or condition: 1 positive, 0 negative, null neither);
+    timestamp: bigint in `unit`. left_out: why a row that could be read is no interaction. label: the label as read, if
+    labels say what is positive; is_fraction: see times.has_fraction(). whole: ids whose 104.0 is spelled as 104.
     """
-    source = settings.source
+    source, feedback = settings.reading(), settings.feedback
     # In two steps, so that each value is parsed once; the reason is looked for only where parsing gave no value.
+    ids = {f"raw_{role}_id": _raw_id(rows, role) for role in ("user", "item")}
     values = rows.select(
-        _raw_id(rows, "user").alias("raw_user_id"),
-        _raw_id(rows, "item").alias("raw_item_id"),
-        _relevance(rows, settings.feedback).alias("relevance"),
+        *[(without_zeros(raw_id) if name in whole else raw_id).alias(name) for name, raw_id in ids.items()],
+        relevance_of(rows, feedback).alias("relevance"),
+        rules_met(feedback.undone, "undone").alias("undone"),
+        rules_met(feedback.undone_by, "undone_by").alias("undone_by"),
+        (~met("source.where") if source.where else F.lit(False)).alias("is_unwanted"),
         parsed_time(rows, source, unit).alias("timestamp"),
         F.col("relevance").alias("relevance_read"),
         F.col("timestamp").alias("timestamp_read"),
@@ -42,23 +47,28 @@ def typed_rows(rows: DataFrame, settings: DatasetSettings, unit: str) -> DataFra
         # copies the parsing into the condition of every filter on `reason` (20 M rows: 200 s instead of 25 s).
         position(source).alias("position"),
         "line",
-        "problem",
+        F.coalesce("problem", is_both(feedback)).alias("problem"),
     )
+    left_out = F.when(F.col("problem").isNotNull(), None).when(F.col("is_unwanted"), F.lit(UNWANTED))
+    if feedback.positive:
+        left_out = left_out.when(F.col("relevance").isNull() & (F.col("undone_by") == 0), F.lit(NEITHER))
     reason = F.coalesce(
         F.col("problem"),
         _id_reason("raw_user_id", source.user, source),
         _id_reason("raw_item_id", source.item, source),
-        _relevance_reason(values, settings.feedback, source.relevance),
-        F.when(F.col("timestamp").isNull(), _empty(source.timestamp, "timestamp_read", no_time_reason(source))),
+        relevance_reason(values, feedback, source.relevance),
+        F.when(F.col("timestamp").isNull(), empty_or(source.timestamp, "timestamp_read", no_time_reason(source))),
         range_reason(settings.clean, source.timestamp, unit),
     )
-    by_label = settings.feedback.threshold == "labels"
-    label = _label(F.col("relevance_read")) if by_label else F.lit(None).cast("string")
+    by_label = feedback.threshold == "labels"
+    label = label_of(F.col("relevance_read")) if by_label else F.lit(None).cast("string")
     return values.select(
         *INTERACTION,
+        *UNDOING,
         "position",
         "line",
-        reason.alias("reason"),
+        F.when(left_out.isNull(), reason).alias("reason"),
+        left_out.alias("left_out"),
         label.alias("label"),
         has_fraction(values, source).alias("is_fraction"),
     )
@@ -86,65 +96,14 @@ def _id_reason(column: str, name: str, source: SourceSettings) -> Column:
     return reason
 
 
-def _relevance(rows: DataFrame, feedback: FeedbackSettings) -> Column:
-    """The relevance as double (a label: 1 for positive, 0 for negative), or null if it cannot be read.
-
-    A float32 counts as its shortest decimal: 0.7, not 0.699999988079071.
-    """
-    value = F.col("relevance")
-    if isinstance(rows.schema["relevance"].dataType, FloatType):
-        value = value.cast("string")
-    if feedback.threshold != "labels":
-        return value.try_cast("double")
-    label = _label(value)
-    known = _is_one_of(label, feedback.negative_labels) if feedback.negative_labels else label != ""
-    positive = _is_one_of(label, feedback.positive_labels)
-    return F.when(positive, F.lit(POSITIVE_LABEL)).when(known, F.lit(NEGATIVE_LABEL))
-
-
-def _label(value: Column) -> Column:
-    return F.lower(F.trim(value.cast("string")))
-
-
-def _is_one_of(label: Column, labels: Sequence[str]) -> Column:
-    """Whether a label is one of some; numbers are compared as numbers."""
-    values = [label_value(text) for text in labels]
-    found = label.isin([value for value in values if isinstance(value, str)])
-    numbers = [value for value in values if isinstance(value, float)]
-    if numbers:
-        found |= F.when(label.rlike(f"^{NUMBER}$"), label.try_cast("double").isin(numbers)).otherwise(F.lit(False))
-    return found
-
-
-def _relevance_reason(values: DataFrame, feedback: FeedbackSettings, name: str) -> Column:
-    relevance, read = F.col("relevance"), F.col("relevance_read")
-    if feedback.threshold == "labels":
-        return F.when(relevance.isNull(), _empty(name, "relevance_read", f"{name} {NO_LABEL}"))
-    not_number = f"{name} is not a number"
-    reason = F.when(relevance.isNull(), _empty(name, "relevance_read", not_number))
-    reason = reason.when(F.isnan(relevance) | (F.abs(relevance) == float("inf")), F.lit(f"{name} is not finite"))
-    if isinstance(values.schema["relevance_read"].dataType, StringType):
-        # Java reads 5d and 5f as 5, and 0x1p3 as 8.
-        java_only = functools.reduce(operator.or_, (read.contains(letter) for letter in "dDfFxX"))
-        reason = reason.when(java_only, F.lit(not_number))
-    return reason
-
-
-def _empty(name: str, column: str, otherwise: str) -> Column:
-    """The reason for a value that cannot be read: it is empty, or another one."""
-    read = F.col(column)
-    is_empty = read.isNull() | (F.trim(read.cast("string")) == "")
-    return F.when(is_empty, F.lit(f"{name} is empty")).otherwise(F.lit(otherwise))
-
-
-def spelled_with_zeros(name: str) -> Column:
+def spelled_with_zeros(raw_id: Column) -> Column:
     """Whether an id is a whole number that is spelled with a fraction, such as 104.0."""
-    return F.contains(F.col(name), F.lit(".")) & F.col(name).rlike(r"^-?\d+\.0+$")
+    return F.contains(raw_id, F.lit(".")) & raw_id.rlike(r"^-?\d+\.0+$")
 
 
-def without_zeros(name: str) -> Column:
+def without_zeros(raw_id: Column) -> Column:
     """The id with 104.0 spelled as 104."""
-    return F.when(spelled_with_zeros(name), F.regexp_replace(F.col(name), r"\.0+$", "")).otherwise(F.col(name))
+    return F.when(spelled_with_zeros(raw_id), F.regexp_replace(raw_id, r"\.0+$", "")).otherwise(raw_id)
 
 
 def unreadable(typed: DataFrame) -> DataFrame:
@@ -180,27 +139,3 @@ def rejected(bad_rows: DataFrame, files: list[RawFile]) -> DataFrame:
         .join(F.broadcast(names), on="file_number", how="inner")
         .select("source_file", F.col("line").alias("row"), "reason", "position")
     )
-
-
-def accepted(typed: DataFrame, partitions: int) -> DataFrame:
-    """The good rows of typed_rows(), collapsed()."""
-    good = typed.where(F.col("reason").isNull()).select(*INTERACTION, "position", F.lit(1).alias("copies"))
-    return collapsed(good, partitions)
-
-
-def collapsed(interactions: DataFrame, partitions: int) -> DataFrame:
-    """INTERACTION, position, copies. All rows of a user are in one partition, sorted by user and item.
-
-    Rows equal in all of INTERACTION collapse to the first; copies is how many there were. All later steps use these
-    partitions, and mostly their order: this is the only shuffle of the whole log.
-    """
-    placed = interactions.repartition(partitions, "raw_user_id")
-    # Spark would plan two aggregations for a key of doubles; for a single number, xxhash64 is one-to-one.
-    keys = ("raw_user_id", "raw_item_id", "timestamp", "bits")
-    ordered = placed.withColumn("bits", F.xxhash64("relevance")).sortWithinPartitions(*keys)
-    kept = ordered.groupBy(*keys).agg(
-        F.first("relevance").alias("relevance"),
-        F.min("position").alias("position"),
-        F.sum("copies").cast("int").alias("copies"),
-    )
-    return kept.select(*INTERACTION, "position", "copies")

@@ -99,10 +99,15 @@ def column_type(kind: pa.DataType, physical: str = "") -> ColumnType | None:
     return next((ColumnType(spark) for is_kind, spark in READ if is_kind(kind)), None)
 
 
-def parquet_types(files: Sequence[RawFile], source: SourceSettings) -> dict[str, ColumnType]:
-    """How the four columns are read, by name. Raises InputError for types that are not read or that differ."""
+def parquet_types(
+    files: Sequence[RawFile], source: SourceSettings, others: Sequence[str] = ()
+) -> dict[str, ColumnType]:
+    """How the columns of the roles, and others, are read, by name.
+
+    Raises InputError for types that are not read or that differ.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda file: _types_of(file, source), files))
+        found = list(pool.map(lambda file: _types_of(file, source, others), files))
     for file, types in zip(files, found, strict=True):
         for name, (kind, how) in types.items():
             first, first_how = found[0][name]
@@ -114,25 +119,54 @@ def parquet_types(files: Sequence[RawFile], source: SourceSettings) -> dict[str,
     return {name: how for name, (_, how) in found[0].items()}
 
 
-def _types_of(file: RawFile, source: SourceSettings) -> dict[str, tuple[pa.DataType, ColumnType]]:
-    """The type of each of the four columns in one file, and how it is read."""
+def _types_of(
+    file: RawFile, source: SourceSettings, others: Sequence[str]
+) -> dict[str, tuple[pa.DataType, ColumnType]]:
+    """The type of each column in one file, and how it is read."""
+    kinds = _kinds(file)
+    require_columns(source, list(kinds), file)
+    found = {}
+    for role, name in source.columns().items():
+        kind, how = kinds[name]
+        if how is None or not _can_be(role, how):
+            raise InputError(f"{file.location}: column {name!r} (source.{role}) is {kind}; {WAY_OUT[role]}")
+        found[name] = (kind, how)
+    for name in others:
+        if name not in kinds:
+            raise InputError(f"{file.location} has no column {name!r}; give all files the same columns")
+        kind, how = kinds[name]
+        if how is None:
+            raise InputError(f"{file.location}: column {name!r} is {kind}; no condition can use it")
+        found[name] = (kind, how)
+    return found
+
+
+def _kinds(file: RawFile) -> dict[str, tuple[pa.DataType, ColumnType | None]]:
+    """The type of each column of a file, and how it is read; None: it is not."""
     try:
         with file.location.open() as content:
             metadata = pq.read_metadata(content)
             schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file.location} is not a Parquet file ({error})") from error
-    require_columns(source, schema.names, file)
     columns = [metadata.schema.column(number) for number in range(len(metadata.schema))]
     physical = {column.path: column.physical_type for column in columns}
-    found = {}
-    for role, name in source.columns().items():
-        kind = schema.field(name).type
-        how = column_type(kind, physical.get(name, ""))
-        if how is None or not _can_be(role, how):
-            raise InputError(f"{file.location}: column {name!r} (source.{role}) is {kind}; {WAY_OUT[role]}")
-        found[name] = (kind, how)
-    return found
+    return {field.name: (field.type, column_type(field.type, physical.get(field.name, ""))) for field in schema}
+
+
+def condition_kinds(file: RawFile) -> tuple[dict[str, DataType], dict[str, str]]:
+    """(the type that conditions see of each column that can be read, why the others cannot)."""
+    kinds = _kinds(file)
+    seen = {name: _seen_type(how) for name, (_, how) in kinds.items() if how}
+    return seen, {name: f"it is {kind}, which is not read" for name, (kind, how) in kinds.items() if not how}
+
+
+def _seen_type(how: ColumnType) -> DataType:
+    if how.is_nanos:
+        return TimestampType()
+    if _is_float(how):
+        return DoubleType()
+    return StringType() if isinstance(how.spark, BinaryType) else how.spark
 
 
 def _can_be(role: str, how: ColumnType) -> bool:
@@ -142,15 +176,32 @@ def _can_be(role: str, how: ColumnType) -> bool:
     return role != "timestamp" or is_time or isinstance(how.spark, TIMES)
 
 
-def parquet_columns(
-    files: Sequence[RawFile], source: SourceSettings
-) -> tuple[StructType, Mapping[str, Column], Column]:
-    """(the schema to read with, role -> its value for those that the source has, the record as text)."""
-    types = parquet_types(files[:1], source)
+@dataclass(frozen=True)
+class Record:
+    """How records are read."""
+
+    schema: StructType
+    """the columns, as Spark reads them"""
+    values: Mapping[str, Column]
+    """column -> its value"""
+    seen: Mapping[str, Column]
+    """column -> its value in conditions: a float32 is its shortest decimal"""
+    text: Column
+    """the record as text"""
+
+
+def parquet_record(files: Sequence[RawFile], source: SourceSettings, others: Sequence[str] = ()) -> Record:
+    """others: columns that conditions use."""
+    types = parquet_types(files if others else files[:1], source, others)
     schema = StructType([StructField(name, how.spark) for name, how in types.items()])
     values = {name: _value(name, how) for name, how in types.items()}
     text = F.to_json(F.struct(*[value.alias(name) for name, value in values.items()]))
-    return schema, {role: values[name] for role, name in source.columns().items()}, text
+    shorter = {name: values[name].cast("string").cast("double") for name in others if _is_float(types[name])}
+    return Record(schema, values, {name: values[name] for name in others} | shorter, text)
+
+
+def _is_float(how: ColumnType) -> bool:
+    return isinstance(how.spark, FloatType)
 
 
 def _value(name: str, how: ColumnType) -> Column:

@@ -21,6 +21,7 @@ from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import file_size
 from spark_jobs.build import Build
+from spark_jobs.conditions import evaluation_error
 from spark_jobs.fetch import obtain_raw
 from spark_jobs.publish import build_directory, publish, whole_manifest
 from spark_jobs.raw_files import RawFile, describe_sources, find_raw
@@ -83,7 +84,7 @@ def main(args: Sequence[str]) -> None:
         files = find_raw(name, settings)
         if not files:
             raise InputError(f"{settings.source.url} holds no file {settings.source.files!r}; check source.files")
-    check_files(files, settings.source)
+    check_files(files, settings.reading())
     sources = describe_sources(files)
     partitions = settings.partitions or partitions_for({f.name: f.bytes for f in files}, local_cores())
     spark = spark_session(
@@ -146,6 +147,9 @@ def _complain(manifest: Manifest, command: PrepareSettings) -> None:
 def _input_error(error: Exception) -> Exception:
     """InputError for a source file that cannot be read to its end, else the error itself."""
     text = str(error)
+    failed = evaluation_error(text)
+    if failed:
+        return failed
     missing = re.search(r"ModuleNotFoundError: No module named '(pyarrow|numpy|pnfrec_dist|spark_jobs|pandas)'", text)
     if missing:
         python = os.environ.get("PYSPARK_PYTHON", "python3")

@@ -66,6 +66,13 @@ def find_raw(name: str, place: RawPlace) -> list[RawFile]:
     return files
 
 
+def in_order(files: Sequence[RawFile], by: str) -> list[RawFile]:
+    """The files by their `path` in the raw directory, or by their `name` without directories."""
+    if by == "path":
+        return sorted(files, key=lambda file: file.name)
+    return sorted(files, key=lambda file: (file.name.rsplit("/", 1)[-1], file.name))
+
+
 def _logs(directory: Location, place: RawPlace) -> list[RawFile]:
     """The files that match source.files, without the file of the titles."""
     files = _matches(directory, place.source.files)

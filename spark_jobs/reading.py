@@ -9,26 +9,27 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, Observation, Row, SparkSession
 from pyspark.sql import functions as F
 
-from pnfrec_dist.config.dataset_settings import EPOCH_UNITS, DatasetSettings, label_value
+from pnfrec_dist.config.dataset_settings import EPOCH_UNITS, NUMBERS, DatasetSettings, label_value
 from pnfrec_dist.data.schema import FileEntry
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import file_size
 from spark_jobs.clean import (
     INTERACTION,
-    POSITIVE_LABEL,
-    accepted,
+    NEITHER,
+    UNDOING,
+    UNWANTED,
     blank_ends,
-    collapsed,
     rejected,
     spelled_with_zeros,
     typed_rows,
     unreadable,
-    without_zeros,
 )
+from spark_jobs.feedback import NEGATIVE_LABEL, POSITIVE_LABEL
 from spark_jobs.file_hints import looks_like
 from spark_jobs.quantile import BUCKETS, Bucket, bucket_of
 from spark_jobs.raw_files import RawFile
+from spark_jobs.repeats import accepted
 from spark_jobs.sources import read_rows
 from spark_jobs.stage_log import StageLog
 from spark_jobs.text_rows import EMPTY_LINE, HEADER_AGAIN
@@ -72,7 +73,8 @@ class Pass:
     times: list[Row]
     """see Reader.count_times()"""
     seen: dict[str, Any]
-    """rows with a reason; fractions; for each of IDS, those spelled like 104.0; the commonest labels, and the likes"""
+    """rows with a reason; fractions; for each of IDS, those spelled like 104.0; rows left out, by why; likes, dislikes
+    and the commonest labels"""
 
 
 class Reader:
@@ -87,11 +89,11 @@ class Reader:
 
         Raises InputError if too many rows cannot be read, or if no row can.
         """
-        source = self.settings.source
+        source = self.settings.reading()
         self.log.say("reading", f"{len(self.files):,} files, {file_size(sum(f.bytes for f in self.files))}")
-        if source.order == "time" and source.time_format not in (*EPOCH_UNITS, "iso"):
+        if source.order == "time" and source.time_format not in (*EPOCH_UNITS, NUMBERS, "iso"):
             require_pattern(self.spark, source.time_format)
-        rows = read_rows(self.spark, self.files, source)
+        rows = read_rows(self.spark, self.files, source, self.settings.conditions())
         unit = timestamp_unit(rows, source)
         parsed = self.pass_over(rows, unit, partitions)
         if parsed.seen["fractions"] and unit in FINER:
@@ -99,9 +101,20 @@ class Reader:
             unit = FINER[unit]
             self.log.say("times", f"numbers with a fraction: kept in {unit}")
             parsed = self.pass_over(rows, unit, partitions)
-        interactions, times = self.one_spelling(parsed, unit, partitions)
-        kept, good = (sum(row[name] for row in times) for name in ("count", "copies"))
-        entries, examples = self.quarantine(parsed.typed, parsed.seen["rows"], good, building)
+        respelled = self.one_spelling(parsed)
+        if respelled:
+            parsed.interactions.unpersist()
+            parsed = self.pass_over(rows, unit, partitions, respelled)
+        kept, good = (sum(row[name] for row in parsed.times) for name in ("count", "copies"))
+        left_out = parsed.seen["left_out"]
+        entries, examples = self.quarantine(parsed, good, building)
+        if self.settings.source.where:
+            self.log.done("where", rows=left_out[UNWANTED])
+            if not good and left_out[UNWANTED]:
+                where = self.settings.source.where
+                raise InputError(f"no row meets source.where {where!r}; {left_out[UNWANTED]:,} rows were read")
+        if self.settings.feedback.positive:
+            self.tell_conditions(parsed.seen)
         if good == 0:
             others = f" (and {len(self.files) - 1:,} more files)" if len(self.files) > 1 else ""
             way_out = "check RAW (--raw) and `source` in the YAML"
@@ -109,27 +122,37 @@ class Reader:
         if self.settings.feedback.threshold == "labels":
             labels = [(row["item"], row["count"]) for row in parsed.seen["labels"] if row["item"]]
             self.tell_labels(labels, parsed.seen["likes"])
-        self.tell_future(times[-1]["high"], unit)
+        self.tell_future(parsed.times[-1]["high"], unit)
         self.log.done("deduplicated", rows=good - kept)
-        buckets = [Bucket(row["low"], row["high"], row["count"]) for row in times]
-        return Readable(interactions, good, unit, buckets, entries, examples)
+        buckets = [Bucket(row["low"], row["high"], row["count"]) for row in parsed.times]
+        return Readable(parsed.interactions, good, unit, buckets, entries, examples)
 
-    def pass_over(self, rows: DataFrame, unit: str, partitions: int) -> "Pass":
-        """Parses and cleans all rows."""
-        typed = typed_rows(rows, self.settings, unit)
+    def pass_over(self, rows: DataFrame, unit: str, partitions: int, respelled: Sequence[str] = ()) -> "Pass":
+        """Parses and cleans all rows. respelled: those of IDS whose 104.0 is 104."""
+        feedback = self.settings.feedback
+        typed = typed_rows(rows, self.settings, unit, respelled)
         observed = Observation()
         wanted = [
             F.count("reason").alias("rows"),
             F.count_if("is_fraction").alias("fractions"),
-            *(F.count_if(spelled_with_zeros(name)).alias(name) for name in IDS),
+            *(F.count_if(spelled_with_zeros(F.col(name))).alias(name) for name in IDS),
+            *(F.count_if(F.col("left_out") == why).alias(why) for why in (UNWANTED, NEITHER)),
         ]
-        if self.settings.feedback.threshold == "labels":
+        is_good = F.col("reason").isNull() & F.col("left_out").isNull()
+        if feedback.threshold == "labels":
             wanted.append(F.expr(f"approx_top_k(label, {LABELS}, {100 * LABELS})").alias("labels"))
-            wanted.append(F.count_if(F.col("relevance") == POSITIVE_LABEL).alias("likes"))
-        seen = typed.select(*INTERACTION, "position", "reason", "label", "is_fraction").observe(observed, *wanted)
-        interactions = accepted(seen, partitions).persist(StorageLevel.DISK_ONLY)
+        if feedback.positive or feedback.threshold == "labels":
+            wanted.append(F.count_if(is_good & (F.col("relevance") == POSITIVE_LABEL)).alias("likes"))
+            wanted.append(F.count_if(is_good & (F.col("relevance") == NEGATIVE_LABEL)).alias("dislikes"))
+            wanted.append(F.count_if(is_good & F.col("relevance").isNull()).alias("undo_only"))
+        columns = (*INTERACTION, *UNDOING, "position", "reason", "left_out", "label", "is_fraction")
+        interactions = accepted(typed.select(*columns).observe(observed, *wanted), partitions, len(feedback.undone))
+        interactions = interactions.persist(StorageLevel.DISK_ONLY)
         times = self.count_times(interactions, unit)
-        return Pass(typed, interactions, times, observed.get)
+        found = dict(observed.get)
+        found["left_out"] = {why: found.pop(why) for why in (UNWANTED, NEITHER)}
+        found["left_out"][NEITHER] += found.get("undo_only", 0)
+        return Pass(typed, interactions, times, found)
 
     def count_times(self, interactions: DataFrame, unit: str) -> list[Row]:
         """low, high, count and copies of all timestamps, in buckets, in order."""
@@ -138,24 +161,20 @@ class Reader:
         counted = interactions.groupBy(place).agg(*ends, F.count("*").alias("count"), F.sum("copies").alias("copies"))
         return sorted(counted.collect(), key=lambda row: row["low"])
 
-    def one_spelling(self, parsed: "Pass", unit: str, partitions: int) -> tuple[DataFrame, list[Row]]:
-        """Ids that are whole numbers, in one spelling: 104.0 becomes 104 if all ids of the column are whole numbers.
+    def one_spelling(self, parsed: "Pass") -> list[str]:
+        """Those of IDS whose 104.0 is to be spelled 104, because all ids of the column are whole numbers.
 
         A column of whole numbers with a gap is often written as fractions, so one file has 104 and another 104.0.
         """
-        interactions, times = parsed.interactions, parsed.times
+        found, interactions = [], parsed.interactions
         for name, column in zip(IDS, (self.settings.source.user, self.settings.source.item), strict=True):
             if not parsed.seen[name]:
                 continue
             if interactions.agg(F.bool_and(F.col(name).rlike(r"^-?\d+(\.0+)?$"))).collect()[0][0]:
-                before = interactions
-                respelled = before.withColumn(name, without_zeros(name))
-                interactions = collapsed(respelled, partitions).persist(StorageLevel.DISK_ONLY)
-                times = self.count_times(interactions, unit)
-                before.unpersist()
+                found.append(name)
                 self.log.say("ids", f"{column}: {parsed.seen[name]:,} whole numbers like 104.0 are read as 104")
                 continue
-            spelled = interactions.where(spelled_with_zeros(name)).select(F.col(name).alias("long"))
+            spelled = interactions.where(spelled_with_zeros(F.col(name))).select(F.col(name).alias("long"))
             pairs = spelled.distinct().withColumn(name, F.regexp_replace("long", r"\.0+$", ""))
             both = (
                 pairs.join(interactions.select(name).distinct(), on=name, how="inner").orderBy(name).limit(1).collect()
@@ -165,7 +184,18 @@ class Reader:
                     f"{column} has {row[name]!r} and {row['long']!r}; they are kept as two ids, "
                     "because not all ids are whole numbers"
                 )
-        return interactions, times
+        return found
+
+    def tell_conditions(self, seen: dict[str, Any]) -> None:
+        """Says how many rows are likes, dislikes and neither. Raises InputError if no row is a like."""
+        feedback, neither = self.settings.feedback, seen["left_out"][NEITHER]
+        self.log.done(NEITHER, rows=neither)
+        text = f"{seen['likes']:,} likes, {seen['dislikes']:,} dislikes, {neither:,} rows are neither and are left out"
+        self.log.say("feedback", text)
+        if not seen["likes"]:
+            raise InputError(f"no row meets feedback.positive {feedback.positive!r}; {text}")
+        if not seen["dislikes"] and feedback.negative:
+            self.warnings.append(f"no row meets feedback.negative {feedback.negative!r}")
 
     def tell_labels(self, found: list[tuple[str, int]], likes: int) -> None:
         """Says which labels occur, how often, and what they count as. Raises InputError if no row is positive.
@@ -195,18 +225,13 @@ class Reader:
 
     def tell_future(self, newest: int, unit: str) -> None:
         """Warns of times after today."""
-        if unit != ROWS and newest > (time.time() + 86_400) * TICKS[unit]:
+        if unit not in (ROWS, NUMBERS) and newest > (time.time() + 86_400) * TICKS[unit]:
             name, text = self.settings.source.timestamp, date_of(newest, unit)
             self.warnings.append(f"the newest {name} is {text}, after today; check source.time_format")
 
-    def quarantine(
-        self, typed: DataFrame, with_reason: int, good: int, building: Location
-    ) -> tuple[list[FileEntry], list[Example]]:
-        """Counts and writes the rows that could not be read; parses again only if there are any.
-
-        with_reason: the number of these rows and of the files' own headers.
-        """
-        source = self.settings.source
+    def quarantine(self, parsed: "Pass", good: int, building: Location) -> tuple[list[FileEntry], list[Example]]:
+        """Counts and writes the rows that could not be read; parses again only if there are any."""
+        source, typed, with_reason = self.settings.source, parsed.typed, parsed.seen["rows"]
         own_headers = len(self.files) if source.format == "csv" and source.header else 0
         reasons: dict[str, int] = {}
         bad_rows = kept = unreadable(typed).persist(StorageLevel.DISK_ONLY)
@@ -219,15 +244,15 @@ class Reader:
             reasons[EMPTY_LINE] -= ends.count()
             bad_rows = bad_rows.join(F.broadcast(ends), on="position", how="left_anti")
         reasons = {reason: count for reason, count in sorted(reasons.items()) if count}
-        bad = sum(reasons.values())
-        self.log.done("read", rows=good + bad)
+        bad, readable = sum(reasons.values()), good + sum(parsed.seen["left_out"].values())
+        self.log.done("read", rows=readable + bad)
         self.log.done("quarantined", rows=bad, **reasons)
         if not bad:
             return [write_no_quarantine(building)], []
         quarantine = rejected(bad_rows, self.files)
         first = quarantine.orderBy("position").limit(EXAMPLES).collect()
         examples = [(row["source_file"], row["row"], row["reason"]) for row in first]
-        self.require_readable(good + bad, reasons, examples)
+        self.require_readable(readable + bad, reasons, examples)
         entries = write_quarantine(quarantine, building, bad)
         kept.unpersist()
         return entries, examples

@@ -124,5 +124,13 @@ def render_report(
 
 def _accounting(manifest: Manifest) -> list[list[str]]:
     counts = manifest.counts
-    names = {"interactions": "kept", "quarantined": "quarantined", "deduplicated": "duplicates", "read": "read"}
-    return [[shown, f"{counts[stage]['rows']:,}"] for stage, shown in names.items()]
+    names = {
+        "interactions": "kept",
+        "neither": "neither likes nor dislikes",
+        "undone": "taken back",
+        "where": "left out by source.where",
+        "quarantined": "quarantined",
+        "deduplicated": "duplicates",
+        "read": "read",
+    }
+    return [[shown, f"{counts[stage]['rows']:,}"] for stage, shown in names.items() if stage in counts]

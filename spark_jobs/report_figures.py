@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pnfrec_dist.config.dataset_settings import NUMBERS
 from spark_jobs.quantile import Bucket
 from spark_jobs.times import ROWS, TICKS, date_of
 
@@ -87,12 +88,12 @@ def _relevance_figure(relevance: list[Bucket], threshold: float) -> str:
 
 def _activity_figure(activity: list[Bucket], split: int, unit: str) -> str:
     figure, axes = _axes("Activity over time", "", "interactions")
-    days = 1 if unit == ROWS else 86_400 * TICKS[unit]  # matplotlib's dates are days since 1970
+    days = 1 if unit in (ROWS, NUMBERS) else 86_400 * TICKS[unit]  # matplotlib's dates are days since 1970
     if activity:
         span = max(activity[-1].high - activity[0].low, 1) / days
         middles = [(b.low + b.high) / 2 / days for b in activity]
         axes.bar(middles, [b.count for b in activity], width=span / 60, color=INK)
-        if unit != ROWS and date_of(int(activity[-1].high), unit)[0].isdigit():
+        if unit not in (ROWS, NUMBERS) and date_of(int(activity[-1].high), unit)[0].isdigit():
             axes.xaxis_date()
     axes.axvline(split / days, color=NEGATIVE, linewidth=1.5)
     axes.tick_params(axis="x", labelrotation=30, labelsize=8)

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
+from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.errors import InputError, first_line
@@ -159,6 +160,7 @@ def spark_session(
             .config("spark.driver.extraJavaOptions", _jvm_flags(input_bytes))
         )
     logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it prints a trace for every call that Ctrl-C interrupts
+    PySparkLogger.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)  # and this one for every error of SQL
     with _java_messages_kept(), _utf8_file_names():
         session = builder.getOrCreate()
         session.sparkContext.setLogLevel("ERROR")

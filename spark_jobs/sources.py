@@ -11,16 +11,20 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StringType
 
 from pnfrec_dist.config.dataset_settings import SourceSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
-from spark_jobs.parquet_rows import parquet_columns, parquet_types
+from spark_jobs.conditions import Conditions
+from spark_jobs.parquet_rows import condition_kinds, parquet_record, parquet_types
 from spark_jobs.raw_files import ROLES, THREADS, RawFile
-from spark_jobs.text_rows import csv_fields, json_fields, text_columns
+from spark_jobs.text_rows import csv_fields, json_fields, one_item_a_row, text_columns
 
 MISSING = {"relevance": "1", "timestamp": None}
 PLACE = ("file_number", "in_file")
+SAMPLE = 10_000
+"""JSON objects in which the columns of conditions are looked for first."""
 FILE_SHIFT = 44
 """position() = file number << FILE_SHIFT | place in the file. Enough for 2^19 files of up to 16 TiB."""
 ROW_BITS = 33
@@ -35,8 +39,16 @@ def check_files(files: Sequence[RawFile], source: SourceSettings) -> None:
         parquet_types(files, source)
 
 
-def read_rows(spark: SparkSession, files: Sequence[RawFile], source: SourceSettings) -> DataFrame:
+def read_rows(
+    spark: SparkSession,
+    files: Sequence[RawFile],
+    source: SourceSettings,
+    texts: Mapping[str, str] | None = None,
+) -> DataFrame:
     """One row per line (text) or record (Parquet): ROLES as text (Parquet: own types), line, problem, and PLACE.
+
+    texts: setting -> condition; each becomes a boolean column, see conditions.met(). A line that lists several items
+    gives a row for each.
 
     line: the row's text; problem: why the line has no fields, or null; PLACE: the input of position(). Text is read as
     lines and split here, because Spark's own readers drop blank lines, replace invalid UTF-8 by U+FFFD, and turn
@@ -44,11 +56,13 @@ def read_rows(spark: SparkSession, files: Sequence[RawFile], source: SourceSetti
     number of the row, from 0.
     """
     read = _read_parquet if source.format == "parquet" else _read_text
-    rows = read(spark, files, source)
+    rows = read(spark, files, source, Conditions(spark, texts or {}))
     return _by_row_number(rows, files, source) if source.order == "rows" else rows
 
 
-def _read_text(spark: SparkSession, files: Sequence[RawFile], source: SourceSettings) -> DataFrame:
+def _read_text(
+    spark: SparkSession, files: Sequence[RawFile], source: SourceSettings, conditions: Conditions
+) -> DataFrame:
     lines = spark.read.text([_spark_path(f.location) for f in files]).withColumnRenamed("value", "line")
     charset = codecs.lookup(source.encoding).name
     is_valid = F.is_valid_utf8("line")
@@ -57,23 +71,37 @@ def _read_text(spark: SparkSession, files: Sequence[RawFile], source: SourceSett
         lines = lines.withColumn("line", F.decode(F.col("line").cast("binary"), charset))
         is_valid = ~F.contains("line", F.lit("\ufffd"))
     rows = _with_place(lines, files, F.col("_metadata.file_block_start"))
-    if source.format == "csv":
-        part, broken, parts = csv_fields(files, source)
-    else:
-        part, broken, parts = json_fields(source)
+    known = text_columns(files, source) if source.format == "csv" else list(conditions.names)
+    conditions.resolve(dict.fromkeys(known, StringType()))
+    names = list(dict.fromkeys([*source.columns().values(), *conditions.names]))
+    part, broken, parts = csv_fields(files, source, names) if source.format == "csv" else json_fields(names)
     line = F.col("line")
     problem = F.when(~is_valid, F.lit(f"not valid {source.encoding.upper()}")).otherwise(broken)
-    return rows.withColumn("parts", parts).select(
-        *_fields(part),
-        F.make_valid_utf8(line).alias("line"),
-        problem.alias("problem"),
-        *PLACE,
-    )
+    rows = rows.withColumn("parts", parts)
+    if source.format == "json":
+        _require_json_columns(rows, part, conditions)
+    own = [*_roles(part, source), F.make_valid_utf8(line).alias("line"), problem.alias("problem"), *map(F.col, PLACE)]
+    seen = {name: F.nullif(part[name], F.lit("")) for name in conditions.names}
+    rows = conditions.evaluate(rows, own, seen)
+    return one_item_a_row(rows, source) if source.item_separator else rows
 
 
-def _fields(found: Mapping[str, Column]) -> list[Column]:
-    """ROLES; those that the source does not have are filled."""
-    return [found.get(role, F.lit(MISSING.get(role))).alias(role) for role in ROLES]
+def _require_json_columns(rows: DataFrame, part: Mapping[str, Column], conditions: Conditions) -> None:
+    """Raises InputError for a column of a condition that no object has. Few objects are read, if they have all."""
+    names = list(conditions.names)
+    for looked_at in (rows.limit(SAMPLE), rows) if names else ():
+        found = looked_at.agg(*[F.count(part[name]) for name in names]).collect()[0]
+        names = [name for name, count in zip(names, found, strict=True) if not count]
+        if not names:
+            return
+    for name in names:
+        raise InputError(f"{conditions.names[name]} names the column {name!r}, which no object of the source has")
+
+
+def _roles(values: Mapping[str, Column], source: SourceSettings) -> list[Column]:
+    """ROLES from the columns of the source; those that it does not have are filled."""
+    columns = source.columns()
+    return [(values[columns[r]] if r in columns else F.lit(MISSING.get(r))).alias(r) for r in ROLES]
 
 
 def require_charset(spark: SparkSession, encoding: str) -> None:
@@ -93,12 +121,17 @@ def position(source: SourceSettings) -> Column:
     return F.shiftleft("file_number", FILE_SHIFT) + in_file
 
 
-def _read_parquet(spark: SparkSession, files: Sequence[RawFile], source: SourceSettings) -> DataFrame:
-    schema, values, text = parquet_columns(files, source)
+def _read_parquet(
+    spark: SparkSession, files: Sequence[RawFile], source: SourceSettings, conditions: Conditions
+) -> DataFrame:
+    if conditions.texts:
+        conditions.resolve(*condition_kinds(files[0]))
+    record = parquet_record(files, source, list(conditions.names))
     # Other columns are not read: Spark would fail on a column that it has no type for.
-    records = spark.read.schema(schema).parquet(*[_spark_path(f.location) for f in files])
+    records = spark.read.schema(record.schema).parquet(*[_spark_path(f.location) for f in files])
     rows = _with_place(records, files, F.col("_metadata.row_index"))
-    return rows.select(*_fields(values), text.alias("line"), F.lit(None).cast("string").alias("problem"), *PLACE)
+    own = [*_roles(record.values, source), record.text.alias("line"), F.lit(None).cast("string").alias("problem")]
+    return conditions.evaluate(rows, [*own, *map(F.col, PLACE)], record.seen)
 
 
 def _by_row_number(rows: DataFrame, files: Sequence[RawFile], source: SourceSettings) -> DataFrame:

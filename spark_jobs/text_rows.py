@@ -5,7 +5,7 @@ import csv
 import re
 from collections.abc import Sequence
 
-from pyspark.sql import Column
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructField, StructType
 
@@ -19,13 +19,14 @@ EMPTY_LINE = "an empty line"
 
 
 Fields = tuple[dict[str, Column], Column, Column]
-"""(role -> its text, why there are no fields, the column `parts` that both use)."""
+"""(column -> its text, why there are no fields, the column `parts` that both use)."""
 
 
-def csv_fields(files: Sequence[RawFile], source: SourceSettings) -> Fields:
+def csv_fields(files: Sequence[RawFile], source: SourceSettings, names: Sequence[str]) -> Fields:
+    """names: the columns that are read."""
     firsts = first_lines(files, source.encoding) if source.header else []
     columns = _columns(files, firsts, source)
-    part = {role: F.get("parts", F.lit(columns.index(name))) for role, name in source.columns().items()}
+    part = {name: F.get("parts", F.lit(columns.index(name))) for name in names}
     # A header line of any file is not data in any file; clean.rejected() leaves out each file's own.
     again = F.col("line").isin(sorted(set(firsts))) if source.header else F.lit(False)
     wrong_size = F.coalesce(F.size("parts") != len(columns), F.lit(True))
@@ -42,16 +43,16 @@ def _has_open_quote(line: Column, source: SourceSettings) -> Column:
     return (F.length(line) - F.length(F.replace(line, F.lit(source.quote), F.lit("")))) % 2 == 1
 
 
-def json_fields(source: SourceSettings) -> Fields:
-    columns = source.columns()
-    record = StructType([StructField(name, StringType()) for name in dict.fromkeys(columns.values())])
+def json_fields(names: Sequence[str]) -> Fields:
+    """names: the columns that are read."""
+    record = StructType([StructField(name, StringType()) for name in names])
     # With brackets added, text after the object makes the array malformed, or longer than 1.
     objects = F.from_json(F.concat(F.lit("["), F.col("line"), F.lit("]")), ArrayType(record))
     first = F.get("parts", F.lit(0))
-    part = {role: first.getField(name) for role, name in columns.items()}
+    part = {name: first.getField(name) for name in names}
     broken = F.when(F.coalesce(F.size("parts") != 1, F.lit(True)) | first.isNull(), _empty_or("not one JSON object"))
-    for role, name in columns.items():
-        broken = broken.when(_is_nested(part[role], name), F.lit(f"{name} is no text and no number"))
+    for name, text in part.items():
+        broken = broken.when(_is_nested(text, name), F.lit(f"{name} is no text and no number"))
     return part, broken, objects
 
 
@@ -72,7 +73,7 @@ def _empty_or(problem: str) -> Column:
 
 def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Column:
     """The fields of a line as an array of text; null if a quote does not close. Lines without quotes are split."""
-    split = F.split(line, re.sub(r"(\W)", r"\\\1", source.separator))
+    split = F.split(line, _pattern(source.separator))
     if not source.quote:
         return split
     names = [f"c{number}" for number in range(len(columns))]
@@ -88,6 +89,29 @@ def _csv_parts(line: Column, columns: list[str], source: SourceSettings) -> Colu
     is_whole = ~_has_open_quote(line, source) & record[CORRUPT].isNull()
     quoted = F.when(is_whole, F.array(*[record[name] for name in names]))
     return F.when(F.contains(line, F.lit(source.quote)), quoted).otherwise(split)
+
+
+def one_item_a_row(rows: DataFrame, source: SourceSettings) -> DataFrame:
+    """A row for each item of the column `item`, which lists several: N1 N2, or with their relevance N1-1 N2-0."""
+    is_whole = F.col("problem").isNull()
+    listed = F.when(is_whole, F.split(F.trim("item"), _pattern(source.item_separator)))
+    rows = rows.withColumn("item", F.explode_outer(listed))
+    between = source.relevance_separator
+    if not between:
+        return rows
+    relevance = F.substring_index("item", between, -1)
+    item = F.substring("item", F.lit(1), F.length("item") - F.length(relevance) - len(between))
+    is_pair = F.contains("item", F.lit(between))
+    what = F.lit(f"an item of {source.item} without {between!r} and its relevance")
+    problem = F.coalesce("problem", F.when((F.col("item") != "") & ~is_pair, what))
+    return rows.withColumns(
+        {"item": F.when(is_pair, item).otherwise(F.col("item")), "relevance": relevance, "problem": problem}
+    )
+
+
+def _pattern(text: str) -> str:
+    """A regular expression for a text."""
+    return re.sub(r"(\W)", r"\\\1", text)
 
 
 def text_columns(files: Sequence[RawFile], source: SourceSettings) -> list[str]:

@@ -8,7 +8,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DateType, DoubleType, StringType, TimestampNTZType, TimestampType
 
-from pnfrec_dist.config.dataset_settings import EPOCH_UNITS, CleanSettings, SourceSettings
+from pnfrec_dist.config.dataset_settings import EPOCH_UNITS, NUMBERS, CleanSettings, SourceSettings
 from pnfrec_dist.errors import InputError
 
 TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -30,7 +30,7 @@ def timestamp_unit(rows: DataFrame, source: SourceSettings) -> str:
         return "us"
     if isinstance(kind, DateType):
         return "s"
-    if source.time_format in EPOCH_UNITS:
+    if source.time_format in (*EPOCH_UNITS, NUMBERS):
         return source.time_format
     return "us" if source.time_format == "iso" or "S" in source.time_format else "s"
 
@@ -40,9 +40,9 @@ def _is_time(kind: DataType) -> bool:
 
 
 def _is_number(kind: DataType, source: SourceSettings) -> bool:
-    """Whether the column holds numbers since 1970 in the unit source.time_format."""
-    is_text = isinstance(kind, StringType)
-    return not (_is_time(kind) or isinstance(kind, DateType) or (is_text and source.time_format not in EPOCH_UNITS))
+    """Whether the column holds numbers, in the unit source.time_format."""
+    is_text = isinstance(kind, StringType) and source.time_format not in (*EPOCH_UNITS, NUMBERS)
+    return not (_is_time(kind) or isinstance(kind, DateType) or is_text)
 
 
 def parsed_time(rows: DataFrame, source: SourceSettings, unit: str) -> Column:
@@ -58,12 +58,17 @@ def parsed_time(rows: DataFrame, source: SourceSettings, unit: str) -> Column:
             return F.when(text.rlike(r"^\d{4}-\d{2}-\d{2}"), _ticks(F.try_to_timestamp(text), unit))
         return _ticks(_by_pattern(value, source.time_format), unit)
     # A column of whole numbers with gaps is often written as floats, such as 978300760.0.
-    factor = TICKS[unit] // TICKS[source.time_format if source.time_format in EPOCH_UNITS else "s"]
+    factor = 1 if unit == NUMBERS else TICKS[unit] // TICKS[_epoch_unit(source)]
     decimal = value.try_cast("decimal(38,9)")
     if factor > 1:
         return F.round(F.try_multiply(decimal, F.lit(factor))).try_cast("bigint")
     whole = F.when(decimal == F.floor(decimal), decimal.try_cast("bigint"))
     return whole if isinstance(kind, DoubleType) else F.coalesce(value.try_cast("bigint"), whole)
+
+
+def _epoch_unit(source: SourceSettings) -> str:
+    """The unit of numbers since 1970."""
+    return source.time_format if source.time_format in EPOCH_UNITS else "s"
 
 
 def has_fraction(values: DataFrame, source: SourceSettings) -> Column:
@@ -102,6 +107,8 @@ def _ticks(time: Column, unit: str) -> Column:
 
 def no_time_reason(source: SourceSettings) -> str:
     """The reason for a time that cannot be read."""
+    if source.time_format == NUMBERS:
+        return f"{source.timestamp} is not a whole number"
     if source.time_format in EPOCH_UNITS:
         return f"{source.timestamp} is not a number ({source.time_format} since 1970)"
     return f"{source.timestamp} is no time like {source.time_format}"
@@ -109,7 +116,7 @@ def no_time_reason(source: SourceSettings) -> str:
 
 def range_reason(clean: CleanSettings, name: str, unit: str) -> Column:
     """The reason for timestamps outside the allowed range, or null."""
-    if unit == ROWS:
+    if unit in (ROWS, NUMBERS):
         return F.lit(None).cast("string")
     timestamp = F.col("timestamp")
     early = timestamp < epoch_ticks(clean.earliest, unit) if clean.earliest else F.lit(False)
@@ -121,8 +128,8 @@ def range_reason(clean: CleanSettings, name: str, unit: str) -> Column:
 
 def timestamp_range(clean: CleanSettings, unit: str) -> tuple[int, int]:
     """The lowest and the highest timestamp that a good row may have."""
-    if unit == ROWS:
-        return 0, 2**62
+    if unit in (ROWS, NUMBERS):
+        return -(2**62), 2**62
     low = epoch_ticks(clean.earliest, unit) if clean.earliest else -(2**63)
     return low, epoch_ticks(clean.latest, unit) - 1 if clean.latest else 2**63 - 1
 
@@ -137,6 +144,8 @@ def date_of(timestamp: int, unit: str) -> str:
     """A timestamp as text, with its time zone."""
     if unit == ROWS:
         return f"row {timestamp:,} of the source"
+    if unit == NUMBERS:
+        return "on the source's own clock"
     try:
         found = datetime.datetime.fromtimestamp(timestamp // TICKS[unit], datetime.UTC)
         return f"{found:%Y-%m-%d %H:%M:%S} UTC"

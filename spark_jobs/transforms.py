@@ -1,7 +1,7 @@
 """The protocol's steps, DataFrame -> DataFrame: feedback, filter, split, catalog.
 
 An interaction has clean.INTERACTION (raw_user_id, raw_item_id, relevance, timestamp) and position. All rows of a user
-are in one partition (clean.accepted). Grouping and joining by user keep it so, and only small tables are shuffled.
+are in one partition (repeats.accepted). Grouping and joining by user keep it so, and only small tables are shuffled.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from pnfrec_dist.config.dataset_settings import FeedbackSettings, FilterSettings, SplitSettings
 from pnfrec_dist.errors import InputError
-from spark_jobs.clean import NEGATIVE_LABEL, POSITIVE_LABEL
+from spark_jobs.feedback import NEGATIVE_LABEL, POSITIVE_LABEL
 from spark_jobs.quantile import Bucket, order_statistics
 
 BROADCAST_ROWS = 2_000_000
@@ -30,7 +30,7 @@ def settled(table: DataFrame) -> DataFrame:
 def resolve_threshold(interactions: DataFrame, feedback: FeedbackSettings) -> float:
     """The threshold as a number. interactions: those before T, so that no later row can change a label."""
     rule = feedback.threshold
-    if rule == "labels":
+    if rule == "labels" or feedback.positive:
         return (POSITIVE_LABEL + NEGATIVE_LABEL) / 2
     if rule == "median":
         return order_statistics(interactions, "relevance", [0.5], method="median")[0]
@@ -94,24 +94,6 @@ def small(items: DataFrame) -> DataFrame:
     return F.broadcast(items) if items.count() <= BROADCAST_ROWS else items
 
 
-def collapse_pairs(interactions: DataFrame, rule: str, split: int) -> DataFrame:
-    """One interaction per user and item: the first ("keep_first") or the newest ("keep_last"). "keep_all": all.
-
-    keep_last is applied to train and holdout separately: a row from T (`split`) on must not remove one from train. In
-    the history of a holdout user, mark_newest() then leaves only the newest.
-    """
-    if rule == "keep_all":
-        return interactions
-    keys = ["raw_user_id", "raw_item_id"]
-    order = [F.col("timestamp"), F.col("position")]
-    if rule == "keep_last":
-        order = [key.desc() for key in order]
-        interactions = interactions.withColumn("is_train", F.col("timestamp") < split)
-        keys.append("is_train")
-    place = F.row_number().over(Window.partitionBy(*keys).orderBy(*order))
-    return interactions.withColumn("place", place).where(F.col("place") == 1).drop("place", "is_train")
-
-
 def natural_order(name: str, all_whole_numbers: bool) -> list[Column]:
     """Sort keys of raw ids: as numbers if all of them are whole numbers, else as text."""
     return [F.col(name).cast("decimal(38,0)"), F.col(name)] if all_whole_numbers else [F.col(name)]
@@ -170,16 +152,6 @@ def catalog(counted: DataFrame, numbers: DataFrame) -> DataFrame:
 def encode(interactions: DataFrame, items: DataFrame, partitions: int) -> DataFrame:
     """Interactions of the catalog's items, with item_id. All rows of a user stay in one partition."""
     return _exchange_item(interactions, items.select("item_number", "item_id"), "item_number", partitions)
-
-
-def mark_newest(encoded: DataFrame, rule: str) -> DataFrame:
-    """Adds is_newest: false for a row that a later one of the same user and item replaces ("keep_last")."""
-    if rule != "keep_last":
-        return encoded.withColumn("is_newest", F.lit(True))
-    newest_first = Window.partitionBy("raw_user_id", "item_id").orderBy(
-        F.col("timestamp").desc(), F.col("position").desc()
-    )
-    return encoded.withColumn("is_newest", F.row_number().over(newest_first) == 1)
 
 
 def is_in_train() -> Column:

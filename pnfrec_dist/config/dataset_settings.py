@@ -1,5 +1,6 @@
 """Settings of a data set (conf/dataset/<name>.yaml): typed, frozen, each checked where it is defined."""
 
+import dataclasses
 import datetime
 import math
 import re
@@ -9,8 +10,11 @@ from typing import Any, Literal
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.errors import require
 
+MAX_UNDONE = 31
 EPOCH_UNITS = ("s", "ms", "us", "ns")
 """Units of time since 1970-01-01 UTC."""
+NUMBERS = "number"
+"""Times that are numbers of a clock of the source's own."""
 NONE = "none"
 """Instead of a column: the source does not have it."""
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
@@ -46,12 +50,21 @@ class SourceSettings:
     relevance: str = "rating"
     """column that holds the relevance (a rating, a watched share, ...) or the label (liked, skipped, true, ...); none:
     there is none, and every row is a like"""
+    item_separator: str = ""
+    """text between the items, if the item column lists several (N1 N2), each of which is a row; empty: it has one"""
+    relevance_separator: str = ""
+    """with item_separator: text between an item and its relevance (N1-1 N2-0); empty: the relevance has a column"""
     timestamp: str = "timestamp"
     """column that holds the time; none: there is none (needs order: rows)"""
     order: Literal["time", "rows"] = "time"
-    """rows: the interactions are in the order of the rows, file after file in the order of names; no time is read"""
+    """rows: the interactions are in the order of the rows, file after file (sort_files); no time is read"""
+    sort_files: Literal["path", "name"] = "path"
+    """order of several files: by their path in the raw directory, or by their name without directories"""
     time_format: str = "s"
-    """s, ms, us, ns: numbers since 1970-01-01 UTC; iso: ISO 8601 text; or a pattern such as yyyy-MM-dd HH:mm:ss"""
+    """s, ms, us, ns: numbers since 1970-01-01 UTC; number: whole numbers of a clock of the source's own; iso: ISO 8601
+    text; or a pattern such as yyyy-MM-dd HH:mm:ss"""
+    where: str = ""
+    """condition in Spark SQL over the columns, such as is_test = 0; only rows that meet it are read; empty: all"""
     url: str = ""
     """official file (zip, or the file itself) to download if no raw directory is given; empty: none"""
     md5: str = ""
@@ -68,6 +81,11 @@ class SourceSettings:
         escapes = not self.escape or (self.quote != "" and self.escape != self.quote)
         require(escapes, "source.escape", self.escape, "empty, unless source.quote is another character")
         require(_is_encoding(self.encoding), "source.encoding", self.encoding, "utf-8, latin-1, cp1252, gb18030, ...")
+        listed = not self.item_separator or self.format != "parquet"
+        require(listed, "source.item_separator", self.item_separator, "empty, because the format is parquet")
+        paired = not self.relevance_separator or bool(self.item_separator)
+        way_out = "empty, unless source.item_separator is given"
+        require(paired, "source.relevance_separator", self.relevance_separator, way_out)
         by_rows = self.order == "rows"
         require(not by_rows or self.timestamp == NONE, "source.timestamp", self.timestamp, "none, as order is rows")
         way_out = "rows, because source.timestamp is none; the rows must be in the order of the interactions"
@@ -78,15 +96,17 @@ class SourceSettings:
             self.fields,
             "the column names in order, because the file has no header (source.header: false)",
         )
-        if self.time_format not in (*EPOCH_UNITS, "iso"):
+        if self.time_format not in (*EPOCH_UNITS, NUMBERS, "iso"):
             fault = time_pattern_fault(self.time_format)
-            what = f"s, ms, us, ns, iso, or a pattern such as yyyy-MM-dd HH:mm:ss; here, {fault}"
+            what = f"s, ms, us, ns, number, iso, or a pattern such as yyyy-MM-dd HH:mm:ss; here, {fault}"
             require(not fault, "source.time_format", self.time_format, what)
 
     def columns(self) -> dict[str, str]:
         """The column of user, item, relevance and timestamp, by role; without those that the source does not have."""
         roles = ("user", "item", "relevance", "timestamp")
         named = {role: getattr(self, role) for role in roles}
+        if self.relevance_separator:
+            del named["relevance"]
         return {role: name for role, name in named.items() if name != NONE or role in ("user", "item")}
 
 
@@ -196,6 +216,15 @@ class FeedbackSettings:
     """for threshold: labels; values of the relevance column that are positive (case is ignored; 1 equals 1.0)"""
     negative_labels: tuple[str, ...] = ()
     """for threshold: labels; values that are negative; others are unreadable. Empty: every other value is negative"""
+    positive: str = ""
+    """instead of the relevance: which rows are likes, as a condition in Spark SQL over the source's columns, such as
+    event = 'like' or played >= 0.8"""
+    negative: str = ""
+    """with positive: which rows are dislikes, as a condition; rows that are neither are left out. Empty: all others"""
+    undone: tuple[str, ...] = ()
+    """with positive: rows (as conditions) that a later one of the same user and item takes back: event = 'like'"""
+    undone_by: tuple[str, ...] = ()
+    """the rows that take them back, one condition for each of undone, such as event = 'unlike'"""
 
     def __post_init__(self) -> None:
         rule = self.threshold
@@ -213,6 +242,14 @@ class FeedbackSettings:
             for name in ("positive_labels", "negative_labels"):
                 labels = getattr(self, name)
                 require(not labels, f"feedback.{name}", labels, "left out, unless feedback.threshold is 'labels'")
+        for name in ("negative", "undone"):
+            unused = bool(self.positive) or not getattr(self, name)
+            require(unused, f"feedback.{name}", getattr(self, name), "left out, unless feedback.positive is given")
+        rules = not self.positive or rule == FeedbackSettings.threshold
+        require(rules, "feedback.threshold", rule, "left out, because feedback.positive says which rows are likes")
+        pairs = len(self.undone) == len(self.undone_by)
+        require(pairs, "feedback.undone_by", self.undone_by, "one condition for each of feedback.undone")
+        require(len(self.undone) <= MAX_UNDONE, "feedback.undone", self.undone, f"at most {MAX_UNDONE} conditions")
         both = set(map(label_value, self.positive_labels)) & set(map(label_value, self.negative_labels))
         require(not both, "feedback.negative_labels", self.negative_labels, "different from feedback.positive_labels")
 
@@ -290,8 +327,25 @@ class DatasetSettings:
         require(self.max_history >= 2, "max_history", self.max_history, ">= 2")
         require(self.shard_mb >= 1, "shard_mb", self.shard_mb, ">= 1")
         no_relevance = self.source.relevance == NONE
-        unused = not no_relevance or self.feedback == FeedbackSettings()
+        by_condition = bool(self.feedback.positive)
+        unused = not no_relevance or by_condition or self.feedback == FeedbackSettings()
         require(unused, "feedback.threshold", self.feedback.threshold, "left out, because source.relevance is none")
+        relevance = self.source.relevance
+        unused = not by_condition or relevance in (NONE, SourceSettings.relevance)
+        require(unused, "source.relevance", relevance, "left out, because feedback.positive says which rows are likes")
+
+    def reading(self) -> SourceSettings:
+        """The source as it is read: without the relevance, if conditions say which rows are likes."""
+        return dataclasses.replace(self.source, relevance=NONE) if self.feedback.positive else self.source
+
+    def conditions(self) -> dict[str, str]:
+        """The conditions in Spark SQL, by setting."""
+        feedback = self.feedback
+        named = {"source.where": self.source.where, "feedback.positive": feedback.positive}
+        named["feedback.negative"] = feedback.negative
+        for name in ("undone", "undone_by"):
+            named |= {f"feedback.{name}[{place}]": text for place, text in enumerate(getattr(feedback, name))}
+        return {name: text for name, text in named.items() if text}
 
     def prepared(self) -> dict[str, Any]:
         """The settings that determine the content of the prepared data set."""

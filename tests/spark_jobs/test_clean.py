@@ -11,8 +11,9 @@ from helpers.preparation import Place, cleaned
 from pyspark.sql import SparkSession
 
 from pnfrec_dist.config.dataset_settings import CleanSettings, DatasetSettings, FeedbackSettings, SourceSettings
-from spark_jobs.clean import accepted, rejected, unreadable
+from spark_jobs.clean import rejected, unreadable
 from spark_jobs.raw_files import RawFile, find_raw
+from spark_jobs.repeats import accepted
 from spark_jobs.sources import read_rows
 from spark_jobs.text_rows import HEADER_AGAIN
 from spark_jobs.times import epoch_ticks, timestamp_unit

@@ -7,7 +7,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from pnfrec_dist.config.dataset_settings import FeedbackSettings, FilterSettings, SplitSettings
-from spark_jobs import transforms
+from spark_jobs import repeats, transforms
 from spark_jobs.sequences import user_sequences
 
 pytestmark = pytest.mark.integration
@@ -156,10 +156,10 @@ def test_a_pair_met_again_stays_by_the_rule_and_train_never_looks_ahead(
     spark: SparkSession, rule: str, kept: set[float], newest: set[float]
 ) -> None:
     frame = interactions(spark, PAIRS)
-    collapsed = transforms.collapse_pairs(frame, rule, 6)
+    collapsed = repeats.collapse_pairs(frame, rule, 6)
     assert as_set(collapsed, "relevance") == {(v,) for v in kept}
     assert collapsed.columns == frame.columns
-    marked = transforms.mark_newest(collapsed.withColumnRenamed("raw_item_id", "item_id"), rule)
+    marked = repeats.mark_newest(collapsed.withColumnRenamed("raw_item_id", "item_id"), rule)
     assert as_set(marked.where("is_newest"), "relevance") == {(v,) for v in newest}
     assert marked.count() == len(kept)
 
@@ -199,7 +199,7 @@ def numbered(frame: DataFrame) -> DataFrame:
 
 
 def sequences_of(encoded: DataFrame, split: int, max_history: int = 200) -> DataFrame:
-    return user_sequences(transforms.mark_newest(encoded, "keep_all"), max_history, split)
+    return user_sequences(repeats.mark_newest(encoded, "keep_all"), max_history, split)
 
 
 def lists_of(labelled: DataFrame, split: int, max_history: int, part: str) -> dict[str, dict]:
