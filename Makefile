@@ -11,6 +11,7 @@ BETAS   ?=
 STAGES  ?=
 ARGS    ?=
 PREP_ARGS ?=
+YAMBDA  ?= 5 50
 RUN     ?=
 OUT     ?=
 PORT    ?=
@@ -83,8 +84,9 @@ bench: $(STAMP)  ## compare losses, steps and ranking with plain PyTorch, and wr
 bench-start: $(STAMP)  ## time the start of commands and of Ray alone, and write docs/start-up.md (10 minutes)
 	@$(BIN)/python -m benchmarks.start $(ARGS)
 
-bench-prep: $(STAMP)  ## compare the preparation of 1, 5 and 20 M rows with pandas and a plain Spark job (half an hour)
+bench-prep: $(STAMP)  ## compare the preparation of 1, 5 and 20 M rows with pandas and a plain Spark job, and of logs like Yambda's (an hour; YAMBDA="5 50" million rows)
 	@$(BIN)/python -m benchmarks.prep $(ARGS)
+	@$(if $(YAMBDA),$(BIN)/python -m benchmarks.prep_yambda --millions $(YAMBDA))
 
 bench-recommend: $(STAMP)  ## time lists for all users and single requests, compare with plain PyTorch, test kills (10 minutes)
 	@$(BIN)/python -m benchmarks.recommend $(ARGS)

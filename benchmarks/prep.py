@@ -6,14 +6,10 @@ the whole program; peak memory is that of its process tree. Compare figures with
 """
 
 import argparse
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +17,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.csv as pc
 
+from benchmarks.watched import Usage, watched
 from pnfrec_dist.files.tables import text_table
 
 ITEMS = 50_000
@@ -54,47 +51,16 @@ def write_log(path: Path, rows: int) -> None:
     pc.write_csv(table, path, pc.WriteOptions(quoting_style="none"))
 
 
-def measure(program: str, work: Path) -> tuple[float, float]:
-    """(seconds, peak GB) of one program over work/raw/log.csv."""
+def measure(program: str, work: Path) -> Usage:
+    """The usage of one program over work/raw/log.csv."""
     out = work / f"out-{program}"
     if program == "job":
         line = [sys.executable, "-m", "spark_jobs", "--dataset", "bench", "--raw", "raw", "--data-dir", str(out)]
     else:
         line = [sys.executable, "-m", f"benchmarks.prep_{program}", "raw/log.csv", str(out)]
-    root = str(Path(__file__).resolve().parents[1])
-    started = time.monotonic()
-    with (work / f"{program}.log").open("wb") as log:
-        process = subprocess.Popen(line, cwd=work, stdout=log, stderr=log, env=_environment(root))
-        peak, stop = [0.0], threading.Event()
-        watcher = threading.Thread(target=_watch, args=(process.pid, peak, stop))
-        watcher.start()
-        code = process.wait()
-        stop.set()
-        watcher.join()
-    seconds = time.monotonic() - started
-    if code:
-        raise SystemExit(f"{program} failed:\n{(work / f'{program}.log').read_text()[-2000:]}")
+    usage = watched(line, work, work / f"{program}.log")
     shutil.rmtree(out)
-    return seconds, peak[0]
-
-
-def _environment(root: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": root}
-
-
-def _watch(pid: int, peak: list[float], stop: threading.Event) -> None:
-    while not stop.wait(0.5):
-        total = 0
-        try:
-            tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        except psutil.Error:
-            return
-        for process in tree:
-            try:
-                total += process.memory_info().rss
-            except psutil.Error:
-                continue
-        peak[0] = max(peak[0], total / 1e9)
+    return usage
 
 
 def main() -> None:
@@ -123,10 +89,10 @@ def _rows(millions: float, programs: list[str], repeats: int) -> list[list[str]]
         for _ in range(repeats):
             for program in programs:
                 runs[program].append(measure(program, work))
-                print(f"{millions:g}M rows, {PROGRAMS[program]}: {runs[program][-1][0]:.1f} s", file=sys.stderr)
-    seconds = {program: statistics.median(s for s, _ in runs[program]) for program in programs}
+                print(f"{millions:g}M rows, {PROGRAMS[program]}: {runs[program][-1].seconds:.1f} s", file=sys.stderr)
+    seconds = {program: statistics.median(run.seconds for run in runs[program]) for program in programs}
     for program, took in seconds.items():
-        peak = statistics.median(p for _, p in runs[program])
+        peak = statistics.median(run.memory for run in runs[program])
         ratio = f"{took / seconds['naive']:.2f}" if "naive" in seconds else ""
         speed, share = f"{rows / took:,.0f}", f"{took / rows * 1e6:.2f}"
         found.append([f"{millions:g}M", PROGRAMS[program], f"{took:.1f}", speed, share, f"{peak:.1f}", ratio])
