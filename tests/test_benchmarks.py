@@ -14,8 +14,11 @@ import pytest
 
 from benchmarks.core import PARTS
 from benchmarks.core_page import page
+from benchmarks.prep_yambda import CONF
 from benchmarks.watched import size_of, watched
-from benchmarks.yambda_like import make_tracks, write_yambda_like
+from benchmarks.yambda_like import FILE, SCHEMA, make_tracks, write_yambda_like
+from pnfrec_dist.config.conf_files import load_conf
+from pnfrec_dist.config.dataset_settings import DatasetSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(f"benchmarks.{file.stem}" for file in (ROOT / "benchmarks").glob("[a-z]*.py"))
@@ -181,3 +184,11 @@ def test_a_watched_program_is_measured(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"(?s)failed:.*the value is 7"):
         line = [sys.executable, "-c", "import os, sys; sys.exit('the value is ' + os.environ['VALUE'])"]
         watched(line, tmp_path, tmp_path / "log", variables={"VALUE": "7"})
+
+
+def test_the_settings_for_logs_like_yambdas_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf/dataset").mkdir(parents=True)
+    (tmp_path / "conf/dataset/bench.yaml").write_text(CONF)
+    source = load_conf("dataset", "bench", DatasetSettings()).source
+    assert source.files == FILE and {source.user, source.item, source.timestamp} <= set(SCHEMA.names)
