@@ -8,7 +8,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import DecimalType, DoubleType, FloatType
 
-from pnfrec_dist.config.dataset_settings import DatasetSettings, SourceSettings
+from pnfrec_dist.config.dataset_settings import DatasetSettings
+from pnfrec_dist.config.source_settings import SourceSettings
 from spark_jobs.conditions import met
 from spark_jobs.feedback import empty_or, is_both, label_of, relevance_of, relevance_reason, rules_met
 from spark_jobs.raw_files import RawFile

@@ -9,7 +9,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from pnfrec_dist.config.dataset_settings import SourceSettings
+from pnfrec_dist.config.source_settings import SourceSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import replaced
 from spark_jobs.synthetic import write_ratings

@@ -4,7 +4,7 @@ import re
 
 import pyarrow as pa
 
-from pnfrec_dist.config.dataset_settings import SourceSettings
+from pnfrec_dist.config.source_settings import SourceSettings
 from pnfrec_dist.files.locations import Location
 
 START_BYTES = 1 << 16

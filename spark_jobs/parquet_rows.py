@@ -27,7 +27,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from pnfrec_dist.config.dataset_settings import SourceSettings
+from pnfrec_dist.config.source_settings import SourceSettings
 from pnfrec_dist.errors import InputError
 from spark_jobs.raw_files import THREADS, RawFile, require_columns
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from pnfrec_dist.config.dataset_settings import SourceSettings, TitlesSettings
+from pnfrec_dist.config.source_settings import SourceSettings, TitlesSettings
 from pnfrec_dist.data.schema import FileEntry
 from pnfrec_dist.errors import InputError, nearest
 from pnfrec_dist.files.locations import Location

@@ -9,7 +9,8 @@ from pyspark import StorageLevel
 from pyspark.sql import DataFrame, Observation, Row, SparkSession
 from pyspark.sql import functions as F
 
-from pnfrec_dist.config.dataset_settings import EPOCH_UNITS, NUMBERS, DatasetSettings, label_value
+from pnfrec_dist.config.dataset_settings import DatasetSettings, label_value
+from pnfrec_dist.config.source_settings import EPOCH_UNITS, NUMBERS
 from pnfrec_dist.data.schema import FileEntry
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location

@@ -4,6 +4,7 @@ import html
 import textwrap
 
 from pnfrec_dist.config.dataset_settings import ExpectedSettings
+from pnfrec_dist.config.source_settings import NONE
 from pnfrec_dist.data.schema import SPLITS, Manifest
 from pnfrec_dist.files.html_pages import html_table, page, paragraph
 from pnfrec_dist.files.tables import GAP, text_table
@@ -63,13 +64,25 @@ def summary(manifest: Manifest, expected: ExpectedSettings) -> str:
     return "\n\n".join(blocks)
 
 
+def _rule(manifest: Manifest) -> str:
+    """What is positive."""
+    feedback = manifest.settings["feedback"]
+    if manifest.settings["source"].get("relevance") == NONE and not feedback.get("positive"):
+        return "every row is positive"
+    if feedback.get("positive"):
+        return f"positive is {feedback['positive']}"
+    if feedback["threshold"] == "labels":
+        return f"positive is {' or '.join(feedback['positive_labels'])}"
+    return f"relevance >= {manifest.threshold:g} is positive"
+
+
 def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, list[list[str]]]]:
     """(title, rows) with the first row as header."""
     counts = manifest.counts
     size, train = counts["filtered"], counts["train"]
     tables = [
         (
-            f"{manifest.dataset}: relevance >= {manifest.threshold:g} is positive, "
+            f"{manifest.dataset}: {_rule(manifest)}, "
             f"T = {manifest.split_timestamp} ({date_of(manifest.split_timestamp, manifest.timestamp_unit)})",
             [
                 ["users", "items", "actions", "negative"],

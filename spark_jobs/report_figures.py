@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pnfrec_dist.config.dataset_settings import NUMBERS
+from pnfrec_dist.config.source_settings import NUMBERS
 from spark_jobs.quantile import Bucket
 from spark_jobs.times import ROWS, TICKS, date_of
 

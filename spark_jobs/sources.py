@@ -13,7 +13,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StringType
 
-from pnfrec_dist.config.dataset_settings import SourceSettings
+from pnfrec_dist.config.source_settings import SourceSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 from spark_jobs.conditions import Conditions

@@ -9,7 +9,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, MapType, StringType, StructField, StructType
 
-from pnfrec_dist.config.dataset_settings import SourceSettings
+from pnfrec_dist.config.source_settings import SourceSettings
 from pnfrec_dist.errors import InputError
 from spark_jobs.raw_files import RawFile, first_lines, require_columns
 

@@ -8,7 +8,8 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import DataType, DateType, DoubleType, StringType, TimestampNTZType, TimestampType
 
-from pnfrec_dist.config.dataset_settings import EPOCH_UNITS, NUMBERS, CleanSettings, SourceSettings
+from pnfrec_dist.config.dataset_settings import CleanSettings
+from pnfrec_dist.config.source_settings import EPOCH_UNITS, NUMBERS, SourceSettings
 from pnfrec_dist.errors import InputError
 
 TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}

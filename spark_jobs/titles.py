@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pnfrec_dist.config.dataset_settings import TitlesSettings
+from pnfrec_dist.config.source_settings import TitlesSettings
 from pnfrec_dist.data.schema import ITEMS_NAME, TITLES_NAME, TITLES_SCHEMA, FileEntry
 from pnfrec_dist.errors import InputError, nearest
 from pnfrec_dist.files.locations import Location

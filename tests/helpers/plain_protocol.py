@@ -4,11 +4,15 @@ Slow and simple. It shares no code with spark_jobs.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 
 from pnfrec_dist.config.dataset_settings import DatasetSettings, FilterSettings
+from pnfrec_dist.data.schema import Manifest
 
 Frame = Any
 """A DataFrame or Series: the type checker knows too little about what pandas returns."""
@@ -36,15 +40,24 @@ class TooSmallError(Exception):
 
 
 def expected_build(rows: Frame, settings: DatasetSettings) -> Expected:
-    """rows: COLUMNS in the order of the source; relevance is 1 or 0 for labels. Raises TooSmallError."""
-    log = rows.reset_index(drop=True).assign(place=range(len(rows))).drop_duplicates(COLUMNS)
+    """rows: COLUMNS in the order of the source; relevance is 1 or 0 for labels and conditions. Raises TooSmallError.
+
+    A column `undone` holds the time at which a later row takes this one back, or NaN. Rows that are no interactions are
+    left out of `rows`.
+    """
+    if "undone" not in rows:
+        rows = rows.assign(undone=np.nan)
+    log = rows.reset_index(drop=True).assign(place=range(len(rows)))
+    stays = log.assign(stays=log.undone.isna()).groupby(COLUMNS).stays.transform("any")
+    log = log.assign(undone=log.undone.where(~stays)).drop_duplicates(COLUMNS)
     if settings.filter.scope == "all":
-        items, users = support(log, settings.filter)
+        items, users = support(log[log.undone.isna()], settings.filter)
         split = nearest(log[log.item.isin(items) & log.user.isin(users)].time, settings.split.quantile)
     else:
         split = nearest(log.time, settings.split.quantile)
-        items, users = support(log[log.time < split], settings.filter)
-    log = without_repeats(log, settings.clean.duplicates, split)
+        before = standing_at(log, split)
+        items, users = support(before[before.time < split], settings.filter)
+    log = without_repeats(standing_at(log, split), settings.clean.duplicates, split)
     log = log[log.item.isin(items) & log.user.isin(users)]
     train = log[log.time < split]
     if train.empty:
@@ -57,6 +70,12 @@ def expected_build(rows: Frame, settings: DatasetSettings) -> Expected:
     histories = {str(user): history for user, history in log.groupby("user")}
     fill(found, histories, settings)
     return found
+
+
+def standing_at(log: Frame, split: Any) -> Frame:
+    """Without what was taken back on its own side of T. What only a row from T on takes back stays for train."""
+    stays_in_train = (log.time < split) & (log.undone >= split)
+    return log[log.undone.isna() | stays_in_train]
 
 
 def nearest(values: Frame, quantile: float) -> Any:
@@ -91,7 +110,7 @@ def without_repeats(log: Frame, rule: str, split: Any) -> Frame:
 
 def threshold_of(relevances: Frame, settings: DatasetSettings) -> float:
     rule = settings.feedback.threshold
-    if rule == "labels":
+    if rule == "labels" or settings.feedback.positive:
         return 0.5
     if rule == "median":
         return float(np.median(relevances))
@@ -138,6 +157,7 @@ def fill(found: Expected, histories: dict[str, Frame], settings: DatasetSettings
         history = histories[user]
         later = history[history.time >= found.split]
         target, earlier = history.iloc[-1], history.iloc[:-1]
+        earlier = earlier[earlier.undone.isna()]
         if settings.clean.duplicates == "keep_last":
             earlier = earlier[~(earlier.item.duplicated(keep="last") | (earlier.item == target["item"]))]
         if user not in found.train or later.liked.sum() < least:
@@ -152,3 +172,20 @@ def fill(found: Expected, histories: dict[str, Frame], settings: DatasetSettings
             }
     if not all(found.holdout.values()):
         raise TooSmallError
+
+
+def lists_of(directory: Path, part: str) -> dict[str, dict[str, Any]]:
+    """user -> the columns of a prepared part."""
+    rows = [row for file in sorted((directory / part).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return {row.pop("user_id"): row for row in rows}
+
+
+def require_equal(directory: Path, manifest: Manifest, wanted: Expected) -> None:
+    """The prepared data set in `directory` holds what is expected."""
+    assert (manifest.split_timestamp, manifest.threshold) == (wanted.split, pytest.approx(wanted.threshold, abs=1e-12))
+    assert pq.read_table(directory / "items.parquet")["raw_item_id"].to_pylist() == wanted.items
+    assert manifest.counts["filtered"]["rows"] == wanted.rows
+    assert manifest.counts["filtered"]["positives"] == wanted.positives
+    assert lists_of(directory, "train") == wanted.train
+    for part, users in wanted.holdout.items():
+        assert lists_of(directory, part) == users, part

@@ -9,14 +9,8 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from helpers.commands import called
-from pnfrec_dist.config.dataset_settings import (
-    DatasetSettings,
-    FeedbackSettings,
-    FilterSettings,
-    SourceSettings,
-    SplitSettings,
-    TitlesSettings,
-)
+from pnfrec_dist.config.dataset_settings import DatasetSettings, FeedbackSettings, FilterSettings, SplitSettings
+from pnfrec_dist.config.source_settings import SourceSettings, TitlesSettings
 from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.files.locations import Location
 from spark_jobs import prepare

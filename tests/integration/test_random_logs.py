@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.plain_protocol import COLUMNS, Expected, Frame, TooSmallError, expected_build
+from helpers.plain_protocol import COLUMNS, Frame, TooSmallError, expected_build, require_equal
 from helpers.preparation import build
 from pyspark.sql import SparkSession
 
@@ -173,21 +173,6 @@ def write(
             file, sep=separator, index=False, lineterminator=end_of_line, encoding=settings["encoding"]
         )
     return settings
-
-
-def lists_of(directory: Path, part: str) -> dict[str, dict[str, Any]]:
-    rows = [row for file in sorted((directory / part).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-    return {row.pop("user_id"): row for row in rows}
-
-
-def require_equal(directory: Path, manifest: Any, wanted: Expected) -> None:
-    assert (manifest.split_timestamp, manifest.threshold) == (wanted.split, pytest.approx(wanted.threshold, abs=1e-12))
-    assert pq.read_table(directory / "items.parquet")["raw_item_id"].to_pylist() == wanted.items
-    assert manifest.counts["filtered"]["rows"] == wanted.rows
-    assert manifest.counts["filtered"]["positives"] == wanted.positives
-    assert lists_of(directory, "train") == wanted.train
-    for part, users in wanted.holdout.items():
-        assert lists_of(directory, part) == users, part
 
 
 def run_cases(spark: SparkSession, directory: Path, seeds: range) -> int:

@@ -10,7 +10,8 @@ import pytest
 from helpers.preparation import Place, cleaned
 from pyspark.sql import SparkSession
 
-from pnfrec_dist.config.dataset_settings import CleanSettings, DatasetSettings, FeedbackSettings, SourceSettings
+from pnfrec_dist.config.dataset_settings import CleanSettings, DatasetSettings, FeedbackSettings
+from pnfrec_dist.config.source_settings import SourceSettings
 from spark_jobs.clean import rejected, unreadable
 from spark_jobs.raw_files import RawFile, find_raw
 from spark_jobs.repeats import accepted

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import Row, SparkSession
 
-from pnfrec_dist.config.dataset_settings import SourceSettings, TitlesSettings
+from pnfrec_dist.config.source_settings import SourceSettings, TitlesSettings
 from pnfrec_dist.errors import InputError
 from spark_jobs import session
 from spark_jobs.fetch import obtain_raw

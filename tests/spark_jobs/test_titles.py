@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pnfrec_dist.config.dataset_settings import TitlesSettings
+from pnfrec_dist.config.source_settings import TitlesSettings
 from pnfrec_dist.data.schema import ITEMS_SCHEMA
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
