@@ -1,5 +1,6 @@
 """A raw log in a directory of its own, with the settings of conf/dataset/mylogs.yaml, and builds of it."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from pnfrec_dist.config.mappings import override
 from pnfrec_dist.data.schema import Manifest, read_manifest
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
-from spark_jobs.raw_files import find_raw
+from spark_jobs.raw_files import find_raw, in_order
+from spark_jobs.reading import Reader
 from spark_jobs.sources import check_files, read_rows
+from spark_jobs.stage_log import StageLog
+from spark_jobs.transforms import split_timestamp
 
 ROWS = [
     (f"u{t % 30}", f"i{(t * 7 + t // 30) % 20}", 1 + (t * t // 7 + t) % 5, 1_600_000_000 + 3600 * t) for t in range(600)
@@ -27,6 +31,25 @@ ROWS = [
 USERS, ITEMS, RATINGS, TIMES = (list(column) for column in zip(*ROWS, strict=True))
 HEADER = "user,item,rating,timestamp"
 SPLIT = int(np.quantile(TIMES, 0.9, method="nearest"))
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a build reads, before the filter."""
+
+    rows: list[Row]
+    """the interactions, in the order of the source"""
+    counts: dict[str, dict[str, int]]
+    split: int
+    """T"""
+    unit: str
+    printed: str
+    warnings: str
+
+    @property
+    def likes(self) -> int:
+        """Rows of relevance 1, for labels and conditions."""
+        return sum(row["relevance"] == 1 for row in self.rows)
 
 
 @dataclass
@@ -64,6 +87,20 @@ class Log:
         check_files(files, settings.source)
         rows = cleaned(read_rows(self.spark, files, settings.source), settings)
         return rows.where("reason IS NULL").orderBy("position").collect()
+
+    def read(self, **sections: dict[str, Any]) -> Read:
+        """The first part of prepare(), up to T."""
+        conf = {"split": {"min_positives": 0}, "feedback": {"threshold": 4}, **sections}
+        settings = override(DatasetSettings(), conf, "conf")
+        files = in_order(find_raw("mylogs", Place(str(self.raw), settings.source)), settings.source.sort_files)
+        check_files(files, settings.reading())
+        log = StageLog(time.monotonic())
+        reader = Reader(self.spark, settings, files, log)
+        found = reader.read(2, Location(self.directory / "read"))
+        split = split_timestamp(found.interactions, settings.split.quantile, found.times)
+        rows = found.interactions.orderBy("position").collect()
+        found.interactions.unpersist()
+        return Read(rows, log.counts, split, found.unit, self.capsys.readouterr().out, "\n".join(reader.warnings))
 
     def refused(self, *flags: str, **sections: dict[str, Any]) -> str:
         with pytest.raises(InputError) as caught:

@@ -18,7 +18,7 @@ def test_a_float32_counts_as_its_shortest_decimal(log: Log) -> None:
     log.write_parquet(rating=pa.array(shares, pa.float32()))
     expected = sum(round(share, 6) >= 0.7 for share in shares)
     assert expected == 273
-    assert positives(log.prepare(source=PARQUET, feedback={"threshold": 0.7})) == expected
+    assert positives(log.prepare(source=PARQUET, feedback={"threshold": 0.7})) == expected  # a whole build
     found = log.cleaned(source=PARQUET, feedback={"threshold": "labels", "positive_labels": ["0.7", "0.80"]})
     assert sum(row["relevance"] for row in found) == expected
     assert {row["relevance"] for row in log.cleaned(source=PARQUET)} == {0.4, 0.5, 0.6, 0.7, 0.8}
@@ -29,9 +29,10 @@ def test_a_label_that_is_a_number_is_compared_as_one(log: Log) -> None:
     half = len(ROWS) // 2
     spelled = [str(x) for x in likes[:half]] + [f"{x}.0" for x in likes[half:]]
     log.write([(u, i, x, t) for (u, i, _, t), x in zip(ROWS, spelled, strict=True)])
-    assert positives(log.prepare(feedback={"threshold": "labels", "positive_labels": ["1"]})) == sum(likes)
+    found = log.read(feedback={"threshold": "labels", "positive_labels": ["1"]})
+    assert found.likes == sum(likes)
     counts = {f"1 ({sum(likes[:half])})", f"1.0 ({sum(likes[half:])})"}
-    assert set(re.findall(r"positive: (.*); negative", log.printed)[0].split(", ")) == counts
+    assert set(re.findall(r"positive: (.*); negative", found.printed)[0].split(", ")) == counts
 
 
 def test_labels_that_do_not_match_are_said_with_counts(log: Log) -> None:
@@ -39,9 +40,8 @@ def test_labels_that_do_not_match_are_said_with_counts(log: Log) -> None:
     log.write([(u, i, names[x], t) for u, i, x, t in ROWS])
     count = {label: sum(names[x] == label for x in RATINGS) for label in ("like", "skip", "pause")}
     log.prepare(feedback={"threshold": "labels", "positive_labels": ["like", "love"]})
-    assert (
-        f"positive: like ({count['like']}); negative: skip ({count['skip']}), pause ({count['pause']})" in log.printed
-    )
+    told = f"positive: like ({count['like']}); negative: skip ({count['skip']}), pause ({count['pause']})"
+    assert told in log.printed
     assert "WARNING: no row has the label love" in log.warned
     said = log.refused("--force", feedback={"threshold": "labels", "positive_labels": ["liked"]})
     assert (
@@ -49,15 +49,15 @@ def test_labels_that_do_not_match_are_said_with_counts(log: Log) -> None:
         and f"like ({count['like']})" in said
     )
     rule = {"threshold": "labels", "positive_labels": ["like"], "negative_labels": ["skip"]}
-    log.prepare("--force", feedback=rule, clean={"max_quarantine_share": 0.5})
-    assert f"are no label and were left out: pause ({count['pause']})" in log.warned
+    found = log.read(feedback=rule, clean={"max_quarantine_share": 0.5})
+    assert f"are no label and were left out: pause ({count['pause']})" in found.warnings
 
 
 def test_likes_may_be_rarer_than_the_labels_that_are_listed(log: Log) -> None:
     log.write([(u, i, "like" if n % 50 == 49 else f"other {n % 30}", t) for n, (u, i, _, t) in enumerate(ROWS)])
-    manifest = log.prepare(feedback={"threshold": "labels", "positive_labels": ["like"]})
-    assert positives(manifest) == 12 and "like (" not in log.printed and "negative: other" in log.printed
-    assert "no row has the label" not in log.warned
+    found = log.read(feedback={"threshold": "labels", "positive_labels": ["like"]})
+    assert found.likes == 12 and "like (" not in found.printed and "negative: other" in found.printed
+    assert "no row has the label" not in found.warnings
 
 
 READ = {
@@ -109,21 +109,23 @@ def test_one_item_spelled_in_two_ways_is_one_item(log: Log) -> None:
     rows = [(u[1:], i[1:], x, t) for u, i, x, t in ROWS]
     log.write(rows[:300], "a.csv")
     log.write([(f"{u}.0", f"{i}.0", x, t) for u, i, x, t in rows[300:]], "b.csv")
-    two_files = log.prepare()
-    assert len(log.items()) == 20 and two_files.counts["filtered"]["users"] == 30
-    assert "item: 300 whole numbers like 104.0 are read as 104" in log.printed
+    two_files = log.read()
+    assert [(row["raw_user_id"], row["raw_item_id"]) for row in two_files.rows] == [(u, i) for u, i, *_ in rows]
+    assert "item: 300 whole numbers like 104.0 are read as 104" in two_files.printed
     lines = [
         {"user": int(u), "item": float(i) if t % 7200 else int(i), "rating": x, "timestamp": t} for u, i, x, t in rows
     ]
     (log.raw / "log.json").write_text("\n".join(map(json.dumps, lines)))
-    assert log.prepare(source={"format": "json", "files": "*.json"}).digest == two_files.digest
+    from_json = log.read(source={"format": "json", "files": "*.json"})
+    pairs = [[row[:4] for row in found.rows] for found in (from_json, two_files)]
+    assert pairs[0] == pairs[1]
 
 
 def test_two_spellings_among_other_ids_are_warned_of(log: Log) -> None:
     log.write([(u, {"i3": "3", "i4": "3.0"}.get(i, i), x, t) for u, i, x, t in ROWS])
-    log.prepare()
-    assert len(log.items()) == 20
-    assert "WARNING: item has '3' and '3.0'; they are kept as two ids" in log.warned
+    found = log.read()
+    assert len({row["raw_item_id"] for row in found.rows}) == 20
+    assert "item has '3' and '3.0'; they are kept as two ids" in found.warnings
 
 
 def test_text_ids_in_json_may_look_like_arrays_and_objects(log: Log) -> None:

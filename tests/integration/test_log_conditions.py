@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.logs import ITEMS, PARQUET, RATINGS, TIMES, USERS, Log, positives
+from helpers.logs import ITEMS, PARQUET, RATINGS, TIMES, USERS, Log, Read
 
 pytestmark = pytest.mark.integration
 EVENTS = ["play", "like", "skip", "play", "dislike"]
@@ -15,17 +15,16 @@ SHARES = [((t * 37) % 101) / 100 for t in range(600)]
 LIKES = sum(event == "like" or share >= 0.7 for event, share in zip(NAMED, SHARES, strict=True))
 SKIPS = sum(event == "skip" and share < 0.7 for event, share in zip(NAMED, SHARES, strict=True))
 RULES = {"positive": "event = 'like' or share >= 0.7", "negative": "event = 'skip' and share < 0.7"}
-NO_FILTER = {"min_users_per_item": 0, "min_items_per_user": 0}
 HEADER = "user,item,event,share,timestamp"
 TABLE = list(zip(USERS, ITEMS, NAMED, SHARES, TIMES, strict=True))
 
 
-def prepared(log: Log, **sections: Any) -> Any:
-    return log.prepare(**({"feedback": {"threshold": "median", **RULES}, "filter": NO_FILTER} | sections))
+def read(log: Log, **sections: Any) -> Read:
+    return log.read(**({"feedback": RULES} | sections))
 
 
 def refused(log: Log, **sections: Any) -> str:
-    return log.refused(**({"feedback": {"threshold": "median", **RULES}} | sections))
+    return log.refused(**({"feedback": RULES} | sections))
 
 
 def write_json(log: Log, rows: list[dict[str, Any]]) -> None:
@@ -52,44 +51,42 @@ def test_conditions_choose_likes_and_dislikes(log: Log, kind: str) -> None:
         }
         pq.write_table(pa.table(table), log.raw / "log.parquet")
         source = PARQUET
-    manifest = prepared(log, source=source)
-    counts = manifest.counts
-    assert positives(manifest) == LIKES
-    assert counts["filtered"]["rows"] == LIKES + SKIPS
-    assert counts["neither"] == {"rows": 600 - LIKES - SKIPS}
-    assert counts["read"]["rows"] == 600
-    assert f"{LIKES} likes, {SKIPS} dislikes, {600 - LIKES - SKIPS} rows are neither" in log.printed
+    found = read(log, source=source)
+    assert (found.likes, len(found.rows)) == (LIKES, LIKES + SKIPS)
+    assert found.counts["neither"] == {"rows": 600 - LIKES - SKIPS}
+    assert found.counts["read"]["rows"] == 600
+    assert f"{LIKES} likes, {SKIPS} dislikes, {600 - LIKES - SKIPS} rows are neither" in found.printed
 
 
 def test_without_a_negative_condition_every_other_row_is_a_dislike(log: Log) -> None:
     log.write(TABLE, header=HEADER)
-    manifest = prepared(log, feedback={"threshold": "median", "positive": RULES["positive"]})
-    assert (positives(manifest), manifest.counts["filtered"]["rows"]) == (LIKES, 600)
+    found = read(log, feedback={"positive": RULES["positive"]})
+    assert (found.likes, len(found.rows)) == (LIKES, 600)
 
 
 def test_where_filters_rows_before_they_are_checked(log: Log) -> None:
     rows = [*TABLE, *[("", "i1", "like", "", "no time")] * 50]
     log.write(rows, header=HEADER)
-    manifest = prepared(log, source={"where": "user is not null and event != 'play'"})
+    found = read(log, source={"where": "user is not null and event != 'play'"})
     plays = NAMED.count("play")
-    assert manifest.counts["where"] == {"rows": plays + 50}
-    assert manifest.counts["quarantined"] == {"rows": 0}
-    assert manifest.counts["read"] == {"rows": 650}
+    assert found.counts["where"] == {"rows": plays + 50}
+    assert found.counts["quarantined"] == {"rows": 0}
+    assert found.counts["read"] == {"rows": 650}
     wanted = sum(e != "play" and (e == "like" or s >= 0.7) for e, s in zip(NAMED, SHARES, strict=True))
-    assert positives(manifest) == wanted
+    assert found.likes == wanted
 
 
 def test_text_that_is_no_number_goes_to_the_quarantine(log: Log) -> None:
     log.write([*TABLE, ("u1", "i1", "like", "much", TIMES[-1])], header=HEADER)
-    manifest = prepared(log)
-    assert manifest.counts["quarantined"] == {"rows": 1, "share is not a number": 1}
+    found = read(log)
+    assert found.counts["quarantined"] == {"rows": 1, "share is not a number": 1}
 
 
 def test_an_empty_field_is_null(log: Log) -> None:
     log.write([(u, i, e, s if s > 0.5 else "", t) for u, i, e, s, t in TABLE], header=HEADER)
-    manifest = prepared(log, feedback={"threshold": "median", "positive": "share >= 0.7", "negative": "share is null"})
-    assert positives(manifest) == sum(share >= 0.7 for share in SHARES)
-    assert manifest.counts["filtered"]["rows"] - positives(manifest) == sum(share <= 0.5 for share in SHARES)
+    found = read(log, feedback={"positive": "share >= 0.7", "negative": "share is null"})
+    assert found.likes == sum(share >= 0.7 for share in SHARES)
+    assert len(found.rows) - found.likes == sum(share <= 0.5 for share in SHARES)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +118,7 @@ def test_an_empty_field_is_null(log: Log) -> None:
 )
 def test_a_wrong_condition_is_refused_in_a_line(log: Log, condition: str, said: str) -> None:
     log.write(TABLE, header=HEADER)
-    assert said in refused(log, feedback={**RULES, "threshold": "median", "positive": condition})
+    assert said in refused(log, feedback=RULES | {"positive": condition})
 
 
 def test_a_column_that_no_json_object_has_is_refused(log: Log) -> None:
@@ -129,21 +126,21 @@ def test_a_column_that_no_json_object_has_is_refused(log: Log) -> None:
     said = refused(
         log,
         source={"format": "json", "files": "*.json"},
-        feedback={"threshold": "median", "positive": "evnt = 'like'"},
+        feedback={"positive": "evnt = 'like'"},
     )
     assert "feedback.positive names the column 'evnt', which no object of the source has" in said
 
 
 def test_a_column_of_a_type_that_is_not_read_is_named(log: Log) -> None:
     log.write_parquet(event=pa.array([[name] for name in NAMED]))
-    said = refused(log, source=PARQUET, feedback={"threshold": "median", "positive": "event = 'like'"})
+    said = refused(log, source=PARQUET, feedback={"positive": "event = 'like'"})
     assert "feedback.positive names the column 'event'; it is list<" in said
 
 
 def test_a_condition_that_no_row_meets_is_warned_of(log: Log) -> None:
     log.write(TABLE, header=HEADER)
-    prepared(log, feedback={**RULES, "threshold": "median", "negative": "event = 'hate'"})
-    assert "no row meets feedback.negative \"event = 'hate'\"" in log.warned
+    found = read(log, feedback=RULES | {"negative": "event = 'hate'"})
+    assert "no row meets feedback.negative \"event = 'hate'\"" in found.warnings
 
 
 @pytest.mark.parametrize(
@@ -151,7 +148,7 @@ def test_a_condition_that_no_row_meets_is_warned_of(log: Log) -> None:
     [
         ({"positive": "event = 'like'", "threshold": 4}, "feedback.threshold is 4"),
         ({"negative": "event = 'like'", "threshold": 4}, "feedback.negative"),
-        ({"positive": "event = 'like'", "threshold": "median", "undone": ["event = 'like'"]}, "feedback.undone_by"),
+        ({"positive": "event = 'like'", "undone": ["event = 'like'"]}, "feedback.undone_by"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(log: Log, feedback: dict[str, Any], said: str) -> None:

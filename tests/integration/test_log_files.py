@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from helpers.commands import ENVIRONMENT, called
-from helpers.logs import HEADER, ITEMS, ROWS, USERS, Log, positives
+from helpers.logs import HEADER, ITEMS, ROWS, USERS, Log
 
 from pnfrec_dist.data.schema import read_manifest
 from pnfrec_dist.errors import InputError
@@ -28,8 +28,7 @@ def test_users_who_have_met_every_item_are_told(log: Log) -> None:
 
 def test_likes_alone_need_no_relevance(log: Log) -> None:
     log.write([(u, i, t) for u, i, _, t in ROWS], header="user,item,timestamp")
-    manifest = log.prepare(source={"relevance": "none"}, feedback={})
-    assert positives(manifest) == 600 and manifest.counts["filtered"]["rows"] == 600
+    assert log.read(source={"relevance": "none"}, feedback={}).likes == 600
     assert "left out, because source.relevance is none" in log.refused(source={"relevance": "none"})
 
 
@@ -55,8 +54,8 @@ def test_a_blank_last_line_is_no_row(log: Log) -> None:
     log.write(ROWS[95:190], "b.csv")
     with (log.raw / "a.csv").open("a") as file:
         file.write("\n\n \n")
-    manifest = log.prepare(filter={"min_users_per_item": 0, "min_items_per_user": 0})
-    assert manifest.counts["read"]["rows"] == 190 and manifest.counts["quarantined"]["rows"] == 0
+    counts = log.read().counts
+    assert counts["read"]["rows"] == 190 and counts["quarantined"]["rows"] == 0
     lines = (log.raw / "a.csv").read_text().splitlines()
     (log.raw / "a.csv").write_text("\n".join([*lines[:50], "", *lines[50:]]))
     assert "because an empty line" in log.refused("--force", clean={"max_quarantine_share": 0.001})

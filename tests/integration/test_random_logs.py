@@ -86,6 +86,38 @@ def relevances(rng: np.random.Generator, stars: np.ndarray, text: bool) -> tuple
     return [int(star) for star in stars], [float(star) for star in stars], rule, pa.uint8()
 
 
+def by_conditions(rng: np.random.Generator, meant: Frame) -> tuple[Frame, dict[str, Any], dict[str, Any]]:
+    """(the rows that are likes or dislikes, settings of feedback, settings of the source) for rules as conditions.
+
+    meant: COLUMNS, and `read`, the value of the column `how`: a label, stars, or a share.
+    """
+    values, feedback, source = meant["read"], {}, {}
+    if isinstance(values[0], str):
+        likes, dislikes, third = values == "Liked", values == "skip", values == "?"
+        feedback = {"positive": "how = 'Liked'", "negative": "how LIKE 'sk%'"}
+    else:
+        low, high = (0.5, 0.7) if values.max() < 1 else (2, 4)
+        likes, dislikes, third = values >= high, values <= low, (values > low) & (values < high)
+        feedback = {"positive": f"how >= {high}", "negative": f"how <= {low}"}
+        if rng.random() < 0.6:  # the rows between take likes back
+            feedback |= {"undone": [feedback["positive"]], "undone_by": [f"how > {low} and how < {high}"]}
+    if rng.random() < 0.3:
+        dislikes = ~likes
+        del feedback["negative"]
+    wanted = values == values
+    if rng.random() < 0.3:
+        wanted = values != values[0]
+        source = {"where": f"how != {values[0]!r}" if isinstance(values[0], str) else f"NOT how = {values[0]}"}
+    undone = np.full(len(meant), np.nan)
+    if "undone" in feedback:
+        for _, rows in meant[wanted].sort_values("time", kind="stable").groupby(["user", "item"]):
+            for place, row in enumerate(rows.index):
+                later = [rows.time[other] for other in rows.index[place + 1 :] if third[other]]
+                undone[row] = later[0] if later and likes[row] else np.nan
+    meant = meant.assign(relevance=likes.astype(float), undone=undone)
+    return meant[wanted & (likes | dislikes)], feedback, source
+
+
 def random_log(rng: np.random.Generator, directory: Path) -> tuple[Frame, DatasetSettings]:
     """Writes one or two files; returns the rows as they are meant, and the settings."""
     count, fmt = int(rng.integers(250, 500)), str(rng.choice(["csv", "json", "parquet"]))
@@ -112,6 +144,10 @@ def random_log(rng: np.random.Generator, directory: Path) -> tuple[Frame, Datase
         "relevance": "how",
         "timestamp": "when",
     }
+    if rng.random() < 0.4:
+        read = [float(v) if isinstance(v, int | Decimal) else v for v in written_relevances]
+        meant, feedback, where = by_conditions(rng, meant.assign(read=read))
+        source = {name: value for name, value in source.items() if name != "relevance"} | where
     source |= time_settings | write(rng, directory, fmt, written, kinds, relevance_type, time_type)
     sections = {
         "source": source,
@@ -130,7 +166,7 @@ def random_log(rng: np.random.Generator, directory: Path) -> tuple[Frame, Datase
         },
         "max_history": int(rng.choice([2, 5, 200])),
     }
-    return meant[COLUMNS], override(DatasetSettings(), sections, "case")
+    return meant[[*COLUMNS, *(["undone"] if "undone" in meant else [])]], override(DatasetSettings(), sections, "case")
 
 
 def write(
