@@ -103,13 +103,13 @@ class Conditions:
             named[name], problem = self._read_as(F.col(places[name]), name)
             problems += problem
         kept = [name for name in beside.columns if name not in places.values() and name != "problem"]
-        whole = F.col("problem").isNull()
         ready = beside.select(
             *[F.col(name).alias(INTERNAL + name) for name in kept],
             F.coalesce(*problems).alias(f"{INTERNAL}problem"),
-            *[F.when(whole, value).alias(name) for name, value in named.items()],
+            *[value.alias(name) for name, value in named.items()],
         )
-        met_ones = [F.expr(f"({text}\n)").alias(setting) for setting, text in self.texts.items()]
+        whole = F.col(f"{INTERNAL}problem").isNull()
+        met_ones = [F.when(whole, F.expr(f"({text}\n)")).alias(setting) for setting, text in self.texts.items()]
         return ready.select(*[F.col(INTERNAL + name).alias(name) for name in (*kept, "problem")], *met_ones)
 
     def _read_as(self, value: Column, name: str) -> tuple[Column, list[Column]]:
@@ -138,14 +138,25 @@ def _names(spark: SparkSession, setting: str, text: str) -> list[str]:
     except PySparkException as error:
         raise InputError(f"{setting} {text!r} cannot be read: {_reason(error)}") from error
     names = []
-    for node in _nodes(parsed):
-        if node.getClass().getSimpleName() == "UnresolvedAttribute":
-            parts = list(_sequence(node.nameParts()))
-            if len(parts) > 1:
-                name = ".".join(parts)
-                raise InputError(f"{setting} names {name}; write `{name}` in backquotes if it is one column")
-            names.append(parts[0])
+    for parts in _named(parsed, frozenset()):
+        if len(parts) > 1:
+            name = ".".join(parts)
+            raise InputError(f"{setting} names {name}; write `{name}` in backquotes if it is one column")
+        names.append(parts[0])
     return names
+
+
+def _named(node: Any, bound: frozenset[str]) -> Iterator[list[str]]:
+    """The parts of each name in a parsed expression; bound: names of the arguments of functions x -> ..."""
+    kind = node.getClass().getSimpleName()
+    if kind == "LambdaFunction":
+        bound |= {part for argument in _sequence(node.arguments()) for part in _sequence(argument.nameParts())}
+    if kind in ("UnresolvedAttribute", "UnresolvedNamedLambdaVariable"):
+        parts = list(_sequence(node.nameParts()))
+        if parts[0] not in bound:
+            yield parts
+    for child in _sequence(node.children()):
+        yield from _named(child, bound)
 
 
 def _is_changing(node: Any) -> bool:

@@ -61,6 +61,8 @@ COVERED_BY = {
     "tune.search": "tune/test_space.py",
     "tune.trial": "integration/test_tune.py > tune.__main__ > tune.sweep",
     # preparation
+    "pnfrec_dist.config.source_settings": "spark_jobs/test_sources.py",
+    "spark_jobs.feedback": "spark_jobs/test_clean.py > spark_jobs.clean",
     "spark_jobs.raw_files": "spark_jobs/test_sources.py",
     "spark_jobs.text_rows": "spark_jobs/test_sources.py",
     "spark_jobs.parquet_rows": "spark_jobs/test_sources.py > spark_jobs.sources",
