@@ -98,8 +98,8 @@ class Manifest:
     counts: stage -> {"rows"|"users"|"items"|...: int}; settings: the data set's resolved settings;
     threshold: relevance at and above which feedback is positive (labels count as 1 and 0);
     split_timestamp: T. It and target_timestamp are whole numbers of timestamp_unit ("s", "ms", "us" or "ns") since
-    1970-01-01 UTC, numbers of rows ("rows"), or numbers of a clock of the source's own ("number"); conf: the settings of conf/dataset/ at that time, if flags changed
-    them.
+    1970-01-01 UTC, numbers of rows ("rows"), or numbers of a clock of the source's own ("number"); conf: the settings
+    of conf/dataset/ at that time, if flags changed them.
     """
 
     schema_version: int

@@ -28,6 +28,11 @@ class Evaluation:
     """1-based rank of each user's target, int64 [U]"""
 
 
+def users_of_full_lists(holdout: HoldoutData, num_items: int, length: int) -> int:
+    """The users who have at most `length` unseen items, so that every list of this length holds their target."""
+    return int(np.count_nonzero(holdout.seen.lengths >= num_items - length))
+
+
 def model_scores(model: PNFRec, holdout: HoldoutData, world: World) -> ScoreRows:
     """Scores of the main encoder from each user's newest items."""
 

@@ -12,6 +12,7 @@ from pnfrec_dist.files.text import duration, score
 from pnfrec_dist.training.events import EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
 HEADLINE = tuple((metric_title(name), name) for name in HEADLINE_METRICS)
+HIT = "hr_p_at_10"
 LINE_SECONDS = 30.0
 
 
@@ -101,6 +102,17 @@ class ProgressReport:
 def headline_table(rows: dict[str, dict[str, float]]) -> str:
     """Models by headline metrics; a missing metric (of a group without users) is shown as -."""
     return text_table(*_headline(rows), other_width=9)
+
+
+def warning_of_full_lists(rows: dict[str, dict[str, float]]) -> str:
+    """A warning if every list of every model holds the target, popularity's too; else empty."""
+    hits = [metrics.get(HIT, 0.0) for metrics in rows.values()]
+    if min(hits) < 1:
+        return ""
+    return (
+        "WARNING: every list holds the target, whatever the model: the test users have seen nearly every item, so "
+        "these metrics say nothing"
+    )
 
 
 def headline_markdown_table(rows: dict[str, dict[str, float]]) -> str:

@@ -1,6 +1,7 @@
 """A training with its run in MLflow: starts the workers, shows and logs their events, records how it ended."""
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError, first_line
 from pnfrec_dist.experiments.continuing_command import continuing_command
-from pnfrec_dist.experiments.terminal_progress import ProgressReport, headline_table
+from pnfrec_dist.experiments.terminal_progress import ProgressReport, headline_table, warning_of_full_lists
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.tracking.address import shown, tracking_uri
@@ -48,8 +49,11 @@ def drive(settings: Settings) -> int:
         print(f"  {continuing_command(settings, run.directory)}")
         return EXIT_INTERRUPTED
     print()
-    print(headline_table({settings.model: done.test.metrics, **done.test.floors}))
+    tested = {settings.model: done.test.metrics, **done.test.floors}
+    print(headline_table(tested))
     print()
+    if warning := warning_of_full_lists(tested):
+        print(warning, file=sys.stderr)
     print(f"best epoch {done.test.best_epoch}, checkpoint {done.test.checkpoint}")
     where = f"at {shown(uri)}" if uri.startswith("http") else "with: make mlflow-ui (or: pnfrec tracking ui)"
     print(f"MLflow run {done.run_id or '(not known yet)'}; see it {where}")

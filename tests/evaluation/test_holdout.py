@@ -11,7 +11,7 @@ from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
-from pnfrec_dist.evaluation.holdout import evaluate, model_scores
+from pnfrec_dist.evaluation.holdout import evaluate, model_scores, users_of_full_lists
 from pnfrec_dist.evaluation.metrics import measures_of, summarize
 from pnfrec_dist.model.dual_encoder import PNFRec
 
@@ -43,4 +43,9 @@ def test_evaluate_equals_one_user_at_a_time(prepared: Path) -> None:
         listed |= set(sorted(left, key=lambda i: -scores[i])[:3])
     expected = summarize(np.array(ranks), test.target_is_positive, (3, 10), measures_of())
     assert {k: v for k, v in result.items() if "coverage" not in k} == pytest.approx(expected)
+    for length in (2, 5, 10):
+        left_U = [
+            12 - len(set(test.seen.values[a:b])) for a, b in zip(test.seen.offsets, test.seen.offsets[1:], strict=False)
+        ]
+        assert users_of_full_lists(test, 12, length) == sum(left <= length for left in left_U)
     assert result["coverage_at_3"] == pytest.approx(len(listed) / 12)

@@ -4,7 +4,13 @@ import pytest
 
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.experiments import terminal_progress
-from pnfrec_dist.experiments.terminal_progress import LINE_SECONDS, ProgressReport, duration, headline_table
+from pnfrec_dist.experiments.terminal_progress import (
+    LINE_SECONDS,
+    ProgressReport,
+    duration,
+    headline_table,
+    warning_of_full_lists,
+)
 from pnfrec_dist.training.events import Alive, EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
 
@@ -41,6 +47,13 @@ def test_a_long_epoch_has_a_line_now_and_then(
             now += 0.6 * LINE_SECONDS
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "epoch 1/2  step 3/10  loss 1.5000  100 users/s  at most 5m06s left"
+
+
+def test_lists_that_hold_every_target_are_warned_of() -> None:
+    full, other = {"hr_p_at_10": 1.0}, {"hr_p_at_10": 0.99}
+    assert "whatever the model" in warning_of_full_lists({"pnfrec": full, "popularity": full})
+    assert warning_of_full_lists({"pnfrec": full, "popularity": other}) == ""
+    assert warning_of_full_lists({"pnfrec": {"ndcg_p_at_10": 1.0}}) == "", "HR is not measured"
 
 
 def test_durations_and_tables_for_people() -> None:

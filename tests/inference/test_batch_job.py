@@ -1,6 +1,7 @@
 """The command's errors, its plan and its cards; what it writes is tested in integration/test_recommend.py."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,8 +118,9 @@ def test_gamma_is_picked_on_validation_and_tested_once(
     assert found["validation"][str(found["best_gamma"])] == best
     above = max(("0.5", "2.0"), key=lambda gamma: found["validation"][gamma])
     assert set(found["test"]) == {"0.0", above}
-    text = capsys.readouterr().out
-    assert "test, all (10 users)" in text and "at most 4 likes" in text
+    said = capsys.readouterr()
+    assert "test, all (10 users)" in said.out and "at most 4 likes" in said.out
+    assert re.search(r"WARNING: \d+ of 10 test users have seen all but 10 items or fewer", said.err)
 
 
 def test_where_figures_cannot_be_written_it_is_said_at_once(
