@@ -1,6 +1,6 @@
 """python -m benchmarks.prep_yambda: times the preparation of logs like Yambda's (benchmarks/yambda_like.py).
 
-A log has 100 rows per user and 50 per track. Peak disk is that of Spark's scratch files and of the data set that is
+Peak disk is that of Spark's scratch files and of the data set that is
 written; the log itself is not counted. Compare figures within one run only.
 """
 
@@ -16,8 +16,19 @@ from benchmarks.watched import Usage, size_of, watched
 from benchmarks.yambda_like import FILE, write_yambda_like
 from pnfrec_dist.files.tables import text_table
 
-ROWS_PER_USER, ROWS_PER_TRACK = 100, 50
-HEAD = ["rows", "seconds", "rows/s", "us/row", "of the smallest", "peak GB", "peak disk GB", "log GB", "prepared GB"]
+HEAD = [
+    "rows",
+    "users",
+    "tracks",
+    "seconds",
+    "rows/s",
+    "us/row",
+    "of the smallest",
+    "peak GB",
+    "peak disk GB",
+    "log GB",
+    "prepared GB",
+]
 CONF = f"""
 source: {{format: parquet, files: {FILE}, user: uid, item: item_id, timestamp: timestamp, time_format: number}}
 feedback:
@@ -29,10 +40,10 @@ clean: {{duplicates: keep_last}}
 """
 
 
-def measure(work: Path, rows: int) -> tuple[Usage, float, float]:
+def measure(work: Path, rows: int, users: int, tracks: int) -> tuple[Usage, float, float]:
     """(usage, GB of the log, GB of the prepared data set) of the preparation of one log in an empty directory."""
     raw, scratch, out = work / "raw", work / "spark", work / "out"
-    write_yambda_like(raw / FILE, rows, max(rows // ROWS_PER_USER, 1), max(rows // ROWS_PER_TRACK, 1))
+    write_yambda_like(raw / FILE, rows, users, tracks)
     scratch.mkdir()
     (work / "conf/dataset").mkdir(parents=True)
     (work / "conf/dataset/bench.yaml").write_text(CONF)
@@ -46,6 +57,8 @@ def main() -> None:
     """Prints the table of all sizes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prep_yambda", description=__doc__)
     parser.add_argument("--millions", type=float, nargs="+", default=[5, 50], help="rows of each log")
+    parser.add_argument("--rows-per-user", type=int, default=100)
+    parser.add_argument("--rows-per-track", type=int, default=50)
     parser.add_argument("--logs", type=Path, help="directory that keeps what each preparation prints")
     options = parser.parse_args()
     memory = psutil.virtual_memory().total / 1e9
@@ -54,7 +67,8 @@ def main() -> None:
     for millions in sorted(options.millions):
         rows = int(millions * 1e6)
         with tempfile.TemporaryDirectory(prefix="pnfrec-bench-") as work:
-            usage, log, prepared = measure(Path(work), rows)
+            users, tracks = max(rows // options.rows_per_user, 1), max(rows // options.rows_per_track, 1)
+            usage, log, prepared = measure(Path(work), rows, users, tracks)
             if options.logs:
                 options.logs.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(work) / "job.log", options.logs / f"{millions:g}M.log")
@@ -62,7 +76,8 @@ def main() -> None:
         smallest = smallest or each
         speed, share = f"{rows / usage.seconds:,.0f}", f"{each / smallest:.2f}"
         sizes = [f"{usage.memory:.1f}", *(f"{size:.2f}" for size in (usage.disk, log, prepared))]
-        table.append([f"{millions:g}M", f"{usage.seconds:.1f}", speed, f"{each:.2f}", share, *sizes])
+        counts = [f"{millions:g}M", f"{users:,}", f"{tracks:,}"]
+        table.append([*counts, f"{usage.seconds:.1f}", speed, f"{each:.2f}", share, *sizes])
         print(f"{millions:g}M rows: {usage.seconds:.1f} s", file=sys.stderr)
     print(text_table(HEAD, table, ">" * len(HEAD)))
 
