@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from helpers.commands import ENVIRONMENT
 from helpers.waiting import wait_until
 
 from pnfrec_dist.data.schema import read_manifest
@@ -193,3 +195,17 @@ def test_a_standalone_cluster_builds_the_same_data_set(workspace: Path, cluster:
     assert verify(Location(workspace / "submitted/tiny")).digest == local.digest
     executors = "".join(path.read_text(errors="replace") for path in (workspace).rglob("work-*/app-*/*/stderr"))
     assert re.search(r"pnfrec_dist\.zip", executors), "executors fetched the packages"
+
+
+def test_a_python_of_the_cluster_without_pyarrow_is_named(workspace: Path, cluster: str) -> None:
+    venv.create(workspace / "bare")
+    bare = workspace / "bare/bin/python"
+    line = [sys.executable, "-m", "spark_jobs", "--dataset", "tiny", "--raw", "raw", "--spark-master", cluster]
+    environment = ENVIRONMENT | {"PYSPARK_PYTHON": str(bare)}
+    done = subprocess.run(line, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    error = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    said = f"error: Spark's workers run PYSPARK_PYTHON={bare}, which has no pyarrow; set PYSPARK_PYTHON"
+    assert len(error) == 1 and error[0].startswith(said), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert not (workspace / "data/prepared/tiny").exists()
