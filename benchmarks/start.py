@@ -146,7 +146,7 @@ def one_worker_both_ways(place: Place) -> str:
     runs = {way: place.directory / "both" / way for way in ("here", "ray")}
     for run in runs.values():
         run.mkdir(parents=True)
-    run_here(settings, plan, data, runs["here"], Hooks(keep("here"), lambda: False, lambda: None))
+    run_here(settings, plan, data, runs["here"], Hooks(keep("here"), lambda: False, lambda share: None))
     with ray_cluster(WorkerOptions(num_workers=1)):
         run_training(settings, plan, data.directory, runs["ray"], keep("ray"), threading.Event())
     sums = {way: checksums(run / "checkpoints") for way, run in runs.items()}

@@ -63,10 +63,10 @@ class BoardHooks:
         elif self._answered():
             self._post()
 
-    def progress(self) -> None:
-        """Reports that the worker is alive and makes progress."""
+    def progress(self, share: float) -> None:
+        """Reports that the worker is alive, and the share of an evaluation that is done."""
         if time.monotonic() - self.last_post > PROGRESS_SECONDS and self._answered():
-            self.pending.append(Alive())
+            self.pending.append(Alive(share))
             self._post()
 
     def should_stop(self) -> bool:

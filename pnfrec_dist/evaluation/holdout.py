@@ -52,12 +52,12 @@ def evaluate(
     world: World,
     *,
     share_catalog: bool = False,
-    on_batch: Callable[[], None] = lambda: None,
+    on_batch: Callable[[float], None] = lambda share: None,
 ) -> Evaluation:
     """Ranks the catalog for all users of the holdout data; the same result on every rank.
 
     Ranks share the users, or with share_catalog (a sharded item table) the catalog. A target that the user has already
-    seen stays a candidate. on_batch is called after each batch of users.
+    seen stays a candidate. on_batch is called after each batch, with the share of the users that are done.
     """
     users = np.arange(len(holdout))
     mine = users if share_catalog else rank_share(users, world.rank, world.size)
@@ -71,7 +71,7 @@ def evaluate(
         ranks_U[torch.from_numpy(rows).to(world.device)] = ranking.target_rank_B
         for place, k in enumerate(settings.cutoffs):
             listed_KV[place, ranking.items_BK[:, :k].flatten()] = 1
-        on_batch()
+        on_batch(min(start + settings.batch_size, len(mine)) / len(mine))
     if not share_catalog:
         ranks_U, listed_KV = world.sum(ranks_U), world.max(listed_KV)
     ranks, listed = ranks_U.cpu().numpy(), listed_KV.cpu().numpy()[:, 1:] > 0

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from pnfrec_dist.evaluation.metrics import HEADLINE_METRICS, LOGGED_SELECTION, metric_title
 from pnfrec_dist.files.tables import markdown_table, text_table
 from pnfrec_dist.files.text import duration, score
-from pnfrec_dist.training.events import EpochDone, Event, Started, StepDone, Warned, WorkersFailed
+from pnfrec_dist.training.events import Alive, EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
 HEADLINE = tuple((metric_title(name), name) for name in HEADLINE_METRICS)
 HIT = "hr_p_at_10"
@@ -49,6 +49,8 @@ class ProgressReport:
         """Shows an event, if it is of interest to a reader."""
         if isinstance(event, StepDone):
             self.step(event)
+        elif isinstance(event, Alive):
+            self.evaluation(event.share)
         elif isinstance(event, EpochDone):
             self.epoch(event)
         elif isinstance(event, Warned):
@@ -82,6 +84,14 @@ class ProgressReport:
             self.bar.update(self.task, description=head, total=total, completed=done, state=text)
         elif now - self.last_line >= LINE_SECONDS:
             self.line(f"{head}  {text}")
+
+    def evaluation(self, share: float) -> None:
+        """Shown only if it takes long."""
+        text = f"evaluating held-out users, {share:.0%} done"
+        if self.console.is_terminal:
+            self.bar.update(self.task, state=text)
+        elif time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.line(text)
 
     def epoch(self, event: EpochDone) -> None:
         metrics = event.metrics

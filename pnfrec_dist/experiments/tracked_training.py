@@ -222,7 +222,7 @@ def _run_workers(job: Job, tracked: TrackedRun, on_event: Callable[[Event], None
     """Runs a single worker in this process, several with Ray Train, which takes seconds to import."""
     with MachineMetrics(tracked):
         if job.plan.in_this_process:
-            hooks = Hooks(on_event, stop.is_set, lambda: on_event(Alive()))
+            hooks = Hooks(on_event, stop.is_set, lambda share: on_event(Alive(share)))
             run_here(job.settings, job.plan, job.data, job.run.directory, hooks, job.phase)
         else:
             start_ray(worker_options(job.settings))

@@ -22,7 +22,10 @@ class WorkerStarted:
 
 @dataclass(frozen=True)
 class Alive:
-    """Work goes on while no step is reported, as in an evaluation."""
+    """Work goes on while no step is reported: an evaluation."""
+
+    share: float
+    """of its users that are done, in [0, 1]"""
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ class Hooks:
 
     report: Callable[[Event], None]
     should_stop: Callable[[], bool]
-    progress: Callable[[], None] = lambda: None
-    """called now and then if no step is reported for long"""
+    progress: Callable[[float], None] = lambda share: None
+    """called after each batch of an evaluation, with the share of its users that are done"""
 
 
 class TrainLoop:
@@ -239,7 +239,9 @@ class TrainLoop:
         for name, positive_only in BASELINES.items():
             counts = self.data.item_counts(positive_only=positive_only)
             scores = popularity_scores(counts, self.world)
-            ranked[name] = evaluate(scores, test, self.data.num_items, self.settings.evaluation, self.world)
+            ranked[name] = evaluate(
+                scores, test, self.data.num_items, self.settings.evaluation, self.world, on_batch=self.hooks.progress
+            )
         result = Result(
             settings=to_mapping(self.settings),
             data_digest=self.data.manifest.digest,

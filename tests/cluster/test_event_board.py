@@ -78,9 +78,9 @@ def test_a_stop_is_heard_with_the_answer(remote: RemoteBoard) -> None:
 def test_a_worker_without_steps_says_now_and_then_that_it_is_alive(remote: RemoteBoard) -> None:
     hooks = hooks_of(remote)
     hooks.report(EPOCH)
-    hooks.progress()
+    hooks.progress(0.5)
     assert remote.take() == [EPOCH]
     remote.now += PROGRESS_SECONDS + 0.1
-    hooks.progress()
-    hooks.progress()
-    assert remote.take() == [Alive()]
+    hooks.progress(0.5)
+    hooks.progress(0.5)
+    assert remote.take() == [Alive(0.5)]

@@ -19,7 +19,7 @@ def test_a_log_has_a_line_for_an_epoch_and_what_goes_wrong(capsys: pytest.Captur
     events: list[Event] = [
         Started(1, 0, workers=2),
         StepDone(1, 1, 4, 1.5, 100.0),
-        Alive(),
+        Alive(0.5),
         EpochDone(1, metrics, 3.0, is_best=True),
         Warned("the disk is full"),
         WorkersFailed({1: "died"}),
@@ -45,7 +45,11 @@ def test_a_long_epoch_has_a_line_now_and_then(
         for number in (1, 2, 3):
             report.show(StepDone(1, number, 10, 1.5, 100.0))
             now += 0.6 * LINE_SECONDS
-    (line,) = capsys.readouterr().out.splitlines()
+        for share in (0.25, 0.5):
+            report.show(Alive(share))
+            now += 0.5 * LINE_SECONDS
+    line, evaluation = capsys.readouterr().out.splitlines()
+    assert evaluation == "evaluating held-out users, 50% done"
     assert line == "epoch 1/2  step 3/10  loss 1.5000  100 users/s  at most 5m06s left"
 
 

@@ -20,7 +20,7 @@ def test_an_epoch_is_read_as_it_was_stored_and_as_earlier_versions_did() -> None
 def test_which_epochs_an_event_tells_of() -> None:
     assert epochs_of(FIRST) == [FIRST] and epochs_of(Earlier([FIRST, SECOND])) == [FIRST, SECOND]
     step: Event = StepDone(1, 1, 4, 2.0, 10.0)
-    assert epochs_of(step) == [] == epochs_of(Alive())
+    assert epochs_of(step) == [] == epochs_of(Alive(0.5))
     assert pickle.loads(pickle.dumps(step)) == step, "they travel between processes"
 
 
