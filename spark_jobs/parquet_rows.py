@@ -182,6 +182,8 @@ class Record:
 
     schema: StructType
     """the columns, as Spark reads them"""
+    places: Mapping[str, str]
+    """column -> its name among this program's own columns"""
     values: Mapping[str, Column]
     """column -> its value"""
     seen: Mapping[str, Column]
@@ -194,10 +196,11 @@ def parquet_record(files: Sequence[RawFile], source: SourceSettings, others: Seq
     """others: columns that conditions use."""
     types = parquet_types(files if others else files[:1], source, others)
     schema = StructType([StructField(name, how.spark) for name, how in types.items()])
-    values = {name: _value(name, how) for name, how in types.items()}
+    places = {name: f"value_{place}" for place, name in enumerate(types)}
+    values = {name: _value(places[name], how) for name, how in types.items()}
     text = F.to_json(F.struct(*[value.alias(name) for name, value in values.items()]))
     shorter = {name: values[name].cast("string").cast("double") for name in others if _is_float(types[name])}
-    return Record(schema, values, {name: values[name] for name in others} | shorter, text)
+    return Record(schema, places, values, {name: values[name] for name in others} | shorter, text)
 
 
 def _is_float(how: ColumnType) -> bool:

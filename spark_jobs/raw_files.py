@@ -135,6 +135,8 @@ def require_columns(source: SourceSettings, columns: list[str], file: RawFile) -
     for name in columns:
         if source.format == "parquet" and lowered.count(name.lower()) > 1:
             raise InputError(f"{file.location}: Spark cannot distinguish column {name!r} from another; rename it")
+    if source.format == "parquet" and "_metadata" in columns:
+        raise InputError(f"{file.location}: Spark has a column '_metadata' of its own; rename it")
     for role, name in source.columns().items():
         if name not in columns:
             hint = looks_like(file.location, source) if len(columns) == 1 else ""

@@ -17,7 +17,7 @@ from pnfrec_dist.config.source_settings import SourceSettings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 from spark_jobs.conditions import Conditions
-from spark_jobs.parquet_rows import condition_kinds, parquet_record, parquet_types
+from spark_jobs.parquet_rows import column, condition_kinds, parquet_record, parquet_types
 from spark_jobs.raw_files import ROLES, THREADS, RawFile
 from spark_jobs.text_rows import csv_fields, json_fields, one_item_a_row, text_columns
 
@@ -70,7 +70,7 @@ def _read_text(
         require_charset(spark, source.encoding)
         lines = lines.withColumn("line", F.decode(F.col("line").cast("binary"), charset))
         is_valid = ~F.contains("line", F.lit("\ufffd"))
-    rows = _with_place(lines, files, F.col("_metadata.file_block_start"))
+    rows = _with_place(lines.select("line", *_file_and_place(F.col("_metadata.file_block_start"))), files)
     known = text_columns(files, source) if source.format == "csv" else list(conditions.names)
     conditions.resolve(dict.fromkeys(known, StringType()))
     names = list(dict.fromkeys([*source.columns().values(), *conditions.names]))
@@ -129,7 +129,10 @@ def _read_parquet(
     record = parquet_record(files, source, list(conditions.names))
     # Other columns are not read: Spark would fail on a column that it has no type for.
     records = spark.read.schema(record.schema).parquet(*[_spark_path(f.location) for f in files])
-    rows = _with_place(records, files, F.col("_metadata.row_index"))
+    # The source's names may be those of this program's own columns.
+    own_names = [column(name).alias(place) for name, place in record.places.items()]
+    records = records.select(*own_names, *_file_and_place(F.col("_metadata.row_index")))
+    rows = _with_place(records, files)
     own = [*_roles(record.values, source), record.text.alias("line"), F.lit(None).cast("string").alias("problem")]
     return conditions.evaluate(rows, [*own, *map(F.col, PLACE)], record.seen)
 
@@ -161,16 +164,20 @@ def _parquet_rows(file: RawFile) -> int:
         return int(pq.read_metadata(content).num_rows)
 
 
-def _with_place(frame: DataFrame, files: Sequence[RawFile], in_file: Column) -> DataFrame:
-    """Adds PLACE. Metadata columns are lost in a join, so they become normal columns before it."""
+def _file_and_place(in_file: Column) -> list[Column]:
+    """file_path and in_file. Metadata columns are lost in a join, so they become normal columns before it."""
+    return [F.col("_metadata.file_path").alias("file_path"), in_file.alias("in_file")]
+
+
+def _with_place(frame: DataFrame, files: Sequence[RawFile]) -> DataFrame:
+    """Adds file_number, from file_path."""
     if len(files) == 1:
-        return frame.withColumns({"in_file": in_file, "file_number": F.lit(0).cast("bigint")})
+        return frame.drop("file_path").withColumn("file_number", F.lit(0).cast("bigint"))
     numbers = {_plain(f.location.uri): number for number, f in enumerate(files)}
     paths = [re.sub("^file:/+", "file:/", uri) for uri in frame.inputFiles()]  # the form in the metadata column
     found = [(path, numbers[_plain(urllib.parse.unquote(path))]) for path in paths]
     table = frame.sparkSession.createDataFrame(found, "file_path string, file_number bigint")
-    placed = frame.withColumns({"in_file": in_file, "file_path": F.col("_metadata.file_path")})
-    placed = placed.join(F.broadcast(table), on="file_path", how="left")
+    placed = frame.join(F.broadcast(table), on="file_path", how="left")
     unknown = F.raise_error(F.concat(F.lit("no such raw file: "), "file_path")).cast("bigint")
     return placed.withColumn("file_number", F.coalesce("file_number", unknown))
 

@@ -7,8 +7,9 @@ from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from helpers.logs import ITEMS, PARQUET, RATINGS, ROWS, Log, positives
+from helpers.logs import ITEMS, PARQUET, RATINGS, ROWS, TIMES, USERS, Log, positives
 
 pytestmark = pytest.mark.integration
 
@@ -136,3 +137,13 @@ def test_text_ids_in_json_may_look_like_arrays_and_objects(log: Log) -> None:
     (log.raw / "log.json").write_text("\n".join(lines))
     found = [row["raw_item_id"] for row in log.cleaned(source={"format": "json", "files": "*.json"})]
     assert found == [odd.get(item, item) for item in ITEMS], "without the nested ones"
+
+
+def test_columns_may_have_the_names_of_the_program_s_own(log: Log) -> None:
+    names = ["in_file", "file_path", "file_number", "line"]
+    table = pa.table([USERS, ITEMS, RATINGS, TIMES], names=names)
+    for number, (start, end) in enumerate(((0, 250), (250, 600))):
+        pq.write_table(table.slice(start, end - start), log.raw / f"{number}.parquet")
+    roles = dict(zip(("user", "item", "relevance", "timestamp"), names, strict=True))
+    found = log.read(source=PARQUET | roles | {"where": "file_number >= 1 and in_file is not null"})
+    assert [(r["raw_user_id"], r["raw_item_id"], r["relevance"], r["timestamp"]) for r in found.rows] == ROWS
