@@ -119,6 +119,8 @@ class Build:
             kept, standing = self.interactions.count(), observed.get["rows"]
             equal = self.log.counts["deduplicated"]["rows"]
             undone = read.rows - equal - standing
+            if not standing:
+                raise InputError(f"all {undone:,} likes and dislikes are taken back; check feedback.undone_by")
             self.log.counts["deduplicated"] = {"rows": equal + standing - kept}
             if can_be_undone:
                 self.log.done("undone", rows=undone)
@@ -220,7 +222,7 @@ class Build:
         if titles.file:
             found = read_titles(self.files[0].directory / titles.file, titles)
             if found is None:
-                self.log.say("titles", f"no {titles.file} next to {self.files[0].name}: lists will show raw ids only")
+                self.log.say("titles", f"no {titles.file} in the raw directory: lists will show raw ids only")
             else:
                 entry = write_titles(found, building)
                 self.written.append(entry)

@@ -75,7 +75,7 @@ def empty_or(name: str, column: str, otherwise: str) -> Column:
 def _by_condition(feedback: FeedbackSettings) -> Column:
     """1 for rows that are likes, 0 for dislikes, null for neither and for both."""
     positive = met(POSITIVE)
-    negative = met(NEGATIVE) if feedback.negative else ~positive
+    negative = met(NEGATIVE) if feedback.negative else ~positive & (rules_met(feedback.undone_by, "undone_by") == 0)
     return F.when(positive & ~negative, F.lit(POSITIVE_LABEL)).when(~positive & negative, F.lit(NEGATIVE_LABEL))
 
 

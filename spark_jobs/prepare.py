@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from py4j.protocol import Py4JJavaError
@@ -101,7 +101,7 @@ def main(args: Sequence[str]) -> None:
             verify_content(building, manifest)
             publish(building, final)
     except (PySparkException, Py4JJavaError) as error:
-        raise _input_error(error) from error
+        raise _input_error(error, settings.conditions()) from error
     finally:
         stop_session(spark)
     print(f"\n{summary(manifest, settings.expected)}\n")
@@ -144,10 +144,10 @@ def _complain(manifest: Manifest, command: PrepareSettings) -> None:
         print(f"\nWARNING: {wrong}; {way_out}", file=sys.stderr)
 
 
-def _input_error(error: Exception) -> Exception:
+def _input_error(error: Exception, conditions: Mapping[str, str] | None = None) -> Exception:
     """InputError for a source file that cannot be read to its end, else the error itself."""
     text = str(error)
-    failed = evaluation_error(text)
+    failed = evaluation_error(text, conditions or {})
     if failed:
         return failed
     missing = re.search(r"ModuleNotFoundError: No module named '(pyarrow|numpy|pnfrec_dist|spark_jobs|pandas)'", text)

@@ -1,5 +1,6 @@
 """Raw files -> interactions. Unreadable rows are counted and written to the quarantine; too many stop the build."""
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ class Reader:
         Raises InputError if too many rows cannot be read, or if no row can.
         """
         source = self.settings.reading()
+        if source.order == "rows":
+            self.tell_order()
         self.log.say("reading", f"{len(self.files):,} files, {file_size(sum(f.bytes for f in self.files))}")
         if source.order == "time" and source.time_format not in (*EPOCH_UNITS, NUMBERS, "iso"):
             require_pattern(self.spark, source.time_format)
@@ -146,6 +149,9 @@ class Reader:
             wanted.append(F.count_if(is_good & (F.col("relevance") == POSITIVE_LABEL)).alias("likes"))
             wanted.append(F.count_if(is_good & (F.col("relevance") == NEGATIVE_LABEL)).alias("dislikes"))
             wanted.append(F.count_if(is_good & F.col("relevance").isNull()).alias("undo_only"))
+        rules = [(name, place) for name in UNDOING for place in range(len(feedback.undone))]
+        for name, place in rules:
+            wanted.append(F.count_if(F.getbit(name, F.lit(place)) == 1).alias(f"{name} {place}"))
         columns = (*INTERACTION, *UNDOING, "position", "reason", "left_out", "label", "is_fraction")
         interactions = accepted(typed.select(*columns).observe(observed, *wanted), partitions, len(feedback.undone))
         interactions = interactions.persist(StorageLevel.DISK_ONLY)
@@ -153,6 +159,7 @@ class Reader:
         found = dict(observed.get)
         found["left_out"] = {why: found.pop(why) for why in (UNWANTED, NEITHER)}
         found["left_out"][NEITHER] += found.get("undo_only", 0)
+        found["unmet"] = [(name, place) for name, place in rules if not found[f"{name} {place}"]]
         return Pass(typed, interactions, times, found)
 
     def count_times(self, interactions: DataFrame, unit: str) -> list[Row]:
@@ -197,6 +204,8 @@ class Reader:
             raise InputError(f"no row meets feedback.positive {feedback.positive!r}; {text}")
         if not seen["dislikes"] and feedback.negative:
             self.warnings.append(f"no row meets feedback.negative {feedback.negative!r}")
+        for name, place in seen["unmet"]:
+            self.warnings.append(f"no row meets feedback.{name} {getattr(feedback, name)[place]!r}")
 
     def tell_labels(self, found: list[tuple[str, int]], likes: int) -> None:
         """Says which labels occur, how often, and what they count as. Raises InputError if no row is positive.
@@ -223,6 +232,14 @@ class Reader:
         if sides["no label"]:
             values = ", ".join(sides["no label"])
             self.warnings.append(f"these values of {name} are no label and were left out: {values}")
+
+    def tell_order(self) -> None:
+        """Warns of numbers in names of files whose order is not that of the numbers, such as 1, 10, 2."""
+        names = [file.name for file in self.files]
+        by_number = sorted(names, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+        if by_number != names and len({re.sub(r"\d+", "", name) for name in names}) == 1:
+            told = ", ".join(names[:4])
+            self.warnings.append(f"the files are read in this order: {told}, ...; for another, fill numbers with zeros")
 
     def tell_future(self, newest: int, unit: str) -> None:
         """Warns of times after today."""

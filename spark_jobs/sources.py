@@ -71,9 +71,12 @@ def _read_text(
         lines = lines.withColumn("line", F.decode(F.col("line").cast("binary"), charset))
         is_valid = ~F.contains("line", F.lit("\ufffd"))
     rows = _with_place(lines.select("line", *_file_and_place(F.col("_metadata.file_block_start"))), files)
-    known = text_columns(files, source) if source.format == "csv" else list(conditions.names)
+    known = text_columns(files, source) if source.format == "csv" else list(conditions.columns)
+    for name, setting in conditions.columns.items():
+        if known.count(name) > 1:
+            raise InputError(f"{setting} names the column {name!r}, and there are {known.count(name)}; rename one")
     conditions.resolve(dict.fromkeys(known, StringType()))
-    names = list(dict.fromkeys([*source.columns().values(), *conditions.names]))
+    names = list(dict.fromkeys([*source.columns().values(), *conditions.columns]))
     part, broken, parts = csv_fields(files, source, names) if source.format == "csv" else json_fields(names)
     line = F.col("line")
     problem = F.when(~is_valid, F.lit(f"not valid {source.encoding.upper()}")).otherwise(broken)
@@ -81,21 +84,21 @@ def _read_text(
     if source.format == "json":
         _require_json_columns(rows, part, conditions)
     own = [*_roles(part, source), F.make_valid_utf8(line).alias("line"), problem.alias("problem"), *map(F.col, PLACE)]
-    seen = {name: F.nullif(part[name], F.lit("")) for name in conditions.names}
+    seen = {name: F.nullif(part[name], F.lit("")) for name in conditions.columns}
     rows = conditions.evaluate(rows, own, seen)
     return one_item_a_row(rows, source) if source.item_separator else rows
 
 
 def _require_json_columns(rows: DataFrame, part: Mapping[str, Column], conditions: Conditions) -> None:
     """Raises InputError for a column of a condition that no object has. Few objects are read, if they have all."""
-    names = list(conditions.names)
+    names = list(conditions.columns)
     for looked_at in (rows.limit(SAMPLE), rows) if names else ():
         found = looked_at.agg(*[F.count(part[name]) for name in names]).collect()[0]
         names = [name for name, count in zip(names, found, strict=True) if not count]
         if not names:
             return
     for name in names:
-        raise InputError(f"{conditions.names[name]} names the column {name!r}, which no object of the source has")
+        raise InputError(f"{conditions.columns[name]} names the column {name!r}, which no object of the source has")
 
 
 def _roles(values: Mapping[str, Column], source: SourceSettings) -> list[Column]:
@@ -126,7 +129,7 @@ def _read_parquet(
 ) -> DataFrame:
     if conditions.texts:
         conditions.resolve(*condition_kinds(files[0]))
-    record = parquet_record(files, source, list(conditions.names))
+    record = parquet_record(files, source, list(conditions.columns))
     # Other columns are not read: Spark would fail on a column that it has no type for.
     records = spark.read.schema(record.schema).parquet(*[_spark_path(f.location) for f in files])
     # The source's names may be those of this program's own columns.

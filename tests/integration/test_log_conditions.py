@@ -98,7 +98,17 @@ def test_an_empty_field_is_null(log: Log) -> None:
         ),
         ("Event = 'like'", "write it as 'event'"),
         ("event =", "feedback.positive 'event =' cannot be read: Syntax error"),
-        ("event = 'like' and share", "is no condition"),
+        ("event = 'like' and share", "600 because share is not true or false"),
+        ("event = 'like' or", "is no condition: Syntax error"),
+        ("event = 'play' as x", "is no condition: Syntax error"),
+        (
+            "share >= event",
+            "compares share and event as text, letter by letter; for numbers, write cast(share as double)",
+        ),
+        ("share >= '0.8'", "compares share and '0.8' as text"),
+        ("greatest(share, timestamp) = 10", "compares share and timestamp as text"),
+        ("timestamp > date'today'", "has a date that differs from day to day"),
+        ("assert_true(share < 5) is null", "has an error that it raises"),
         ("event", "is no condition"),
         ("a.event = 'like'", "names a.event; write `a.event` in backquotes if it is one column"),
         ("exists(select 1)", "has a subquery"),
@@ -154,3 +164,63 @@ def test_a_condition_that_no_row_meets_is_warned_of(log: Log) -> None:
 def test_settings_that_exclude_each_other_are_refused(log: Log, feedback: dict[str, Any], said: str) -> None:
     log.write(TABLE, header=HEADER)
     assert said in log.refused(feedback=feedback)
+
+
+def test_where_keeps_other_conditions_from_rows_that_are_not_read(log: Log) -> None:
+    """Neither text that is no number, nor a division by zero, nor a contradiction outside of where is a fault."""
+    rows = [*TABLE, *[("u1", "i1", "ad", "n/a", TIMES[0])] * 300]
+    log.write(rows, header=HEADER)
+    where = {"where": "event != 'ad'"}
+    found = read(log, source=where)
+    assert (found.likes, found.counts["where"], found.counts["quarantined"]) == (LIKES, {"rows": 300}, {"rows": 0})
+    found = read(log, source={"where": "try_cast(share as double) is not null"})
+    assert (found.likes, found.counts["quarantined"]) == (LIKES, {"rows": 0})
+    found = read(log, source={"where": "event != 'ad' and share > 0"}, feedback={"positive": "1 / share >= 2"})
+    assert found.likes == sum(0 < share <= 0.5 for share in SHARES)
+
+
+def test_a_text_column_may_be_a_number_in_one_condition_and_text_in_another(log: Log) -> None:
+    log.write([(u, i, e, s if s > 0.2 else "none", t) for u, i, e, s, t in TABLE], header=HEADER)
+    found = read(log, source={"where": "share <> 'none'"}, feedback={"positive": "share >= 0.7"})
+    assert (found.likes, len(found.rows)) == (sum(s >= 0.7 for s in SHARES), sum(s > 0.2 for s in SHARES))
+
+
+def test_whole_numbers_in_text_are_exact(log: Log) -> None:
+    first = 1_234_567_890_123_456_780
+    log.write(
+        [(u, i, first + n, t) for n, (u, i, t) in enumerate(zip(USERS, ITEMS, TIMES, strict=True))],
+        header="user,item,big,timestamp",
+    )
+    assert read(log, feedback={"positive": f"big = {first + 9}"}).likes == 1
+    assert read(log, feedback={"positive": "big % 2 = 0"}).likes == 300
+
+
+def test_rules_of_taking_back_that_no_row_meets_are_warned_of(log: Log) -> None:
+    log.write(TABLE, header=HEADER)
+    rules = {"positive": "event = 'like'", "undone": ["event = 'like'"], "undone_by": ["event = 'unlik'"]}
+    found = read(log, feedback=rules)
+    assert "no row meets feedback.undone_by \"event = 'unlik'\"" in found.warnings
+    found = read(log, feedback=rules | {"undone_by": ["event = 'dislike'"]})
+    dislikes = NAMED.count("dislike")
+    assert found.counts["neither"] == {"rows": dislikes}, "what takes back is no dislike itself"
+
+
+def test_a_log_whose_likes_are_all_taken_back_is_told(log: Log) -> None:
+    log.write([row for u, i, _, s, t in TABLE for row in ((u, i, "like", s, t), (u, i, "unlike", s, t))], header=HEADER)
+    rules = {"positive": "event = 'like'", "undone": ["event = 'like'"], "undone_by": ["event = 'unlike'"]}
+    assert "all 600 likes and dislikes are taken back; check feedback.undone_by" in refused(log, feedback=rules)
+
+
+def test_a_column_that_a_csv_file_has_twice_is_refused(log: Log) -> None:
+    log.write(TABLE, header="user,item,event,event,timestamp")
+    assert "feedback.positive names the column 'event', and there are 2" in refused(
+        log, feedback={"positive": "event = 'like'"}
+    )
+
+
+def test_files_whose_numbers_are_out_of_order_are_told(log: Log) -> None:
+    for number in (1, 2, 10):
+        log.write([row[:3] for row in TABLE[:200]], f"day_{number}.csv", "user,item,event")
+    source = {"timestamp": "none", "order": "rows"}
+    found = read(log, source=source, feedback={"positive": "event = 'like'"})
+    assert "the files are read in this order: day_1.csv, day_10.csv, day_2.csv" in found.warnings

@@ -49,7 +49,7 @@ def rows_met(spark: SparkSession, text: str) -> tuple[list[int], dict[int, str]]
     conditions.resolve({name: kind for name, kind in kinds.items() if name != "problem"})
     rows = spark.createDataFrame(full, table).coalesce(1).withColumn("place", F.monotonically_increasing_id())
     own = [F.col("place"), F.col("problem")]
-    found = conditions.evaluate(rows, own, {name: F.col(f"`{name}`") for name in conditions.names})
+    found = conditions.evaluate(rows, own, {name: F.col(f"`{name}`") for name in conditions.columns})
     found = found.select("place", "problem", met("feedback.positive").alias("met")).orderBy("place").collect()
     return [r["place"] for r in found if r["met"]], {r["place"]: r["problem"] for r in found if r["problem"]}
 
