@@ -94,7 +94,7 @@ def test_each_source_is_read_in_its_real_shape(spark: SparkSession, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("ml1m", "kion") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+    "name", [name if name == "kion" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
 def test_each_source_becomes_the_protocols_sequences(spark: SparkSession, tmp_path: Path, name: str) -> None:
     rows = events(np.random.default_rng(5))

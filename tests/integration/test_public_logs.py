@@ -88,7 +88,7 @@ def test_the_three_sizes_of_yambda_are_read_alike() -> None:
     assert len({(s.feedback, s.clean, s.filter, s.source.time_format) for s in sizes}) == 1
 
 
-@pytest.mark.parametrize("flag", [pa.bool_(), pa.uint8()])
+@pytest.mark.parametrize("flag", [pa.bool_(), pytest.param(pa.uint8(), marks=pytest.mark.slow)])
 def test_vk_lsvd(spark: SparkSession, tmp_path: Path, flag: pa.DataType) -> None:
     """The order is week by week, although the directory test comes before train."""
     rng = np.random.default_rng(1)
