@@ -189,7 +189,8 @@ def _names(spark: SparkSession, setting: str, text: str) -> list[str]:
     for parts in _named(parsed, frozenset()):
         if len(parts) > 1:
             name = ".".join(parts)
-            raise InputError(f"{setting} names {name}; write `{name}` in backquotes if it is one column")
+            way_out = f"fields of a record are not read; write `{name}` in backquotes if it is one column"
+            raise InputError(f"{setting} names {name}; {way_out}")
         names.append(parts[0])
     return names
 
@@ -286,6 +287,5 @@ def _sequence(found: Any) -> Iterator[Any]:
 
 def _reason(error: PySparkException) -> str:
     """Spark's message in one line, without its codes."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [first_line(error)]
-    text = re.sub(r"^\[[\w.]+\] *", "", lines[0])
+    text = re.sub(r"^\[[\w.]+\] *", "", first_line(error))
     return re.sub(r" *SQLSTATE: \w+.*$", "", text).strip().rstrip(".;")

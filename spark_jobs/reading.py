@@ -263,9 +263,12 @@ class Reader:
             bad_rows = bad_rows.join(F.broadcast(ends), on="position", how="left_anti")
         reasons = {reason: count for reason, count in sorted(reasons.items()) if count}
         bad, readable = sum(reasons.values()), good + sum(parsed.seen["left_out"].values())
+        if not readable + bad:
+            raise InputError(f"{self.files[0].location} has no rows; check RAW (--raw) and source.files")
         self.log.done("read", rows=readable + bad)
         self.log.done("quarantined", rows=bad, **reasons)
         if not bad:
+            kept.unpersist()
             return [write_no_quarantine(building)], []
         quarantine = rejected(bad_rows, self.files)
         first = quarantine.orderBy("position").limit(EXAMPLES).collect()
@@ -289,7 +292,8 @@ class Reader:
         if bad / read > 0.5:
             hint = looks_like(self.files[0].location, self.settings.source)
             settings = "separator, header, columns, time_format"
-            way_out = f"check `source` in the YAML ({settings}){'; ' + hint if hint else ''}"
+            conditions = "the conditions and " if self.settings.conditions() else ""
+            way_out = f"check {conditions}`source` in the YAML ({settings}){'; ' + hint if hint else ''}"
         raise InputError(
             f"{bad:,} of {read:,} rows ({bad / read:.2%}, allowed are {share:.2%}) could not be read: {common}; "
             f"{first}{'; then ' + others if others else ''}; {way_out}"

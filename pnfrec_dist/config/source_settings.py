@@ -120,6 +120,8 @@ def time_pattern_fault(pattern: str) -> str:
         return "the month (MM) is missing; mm are minutes" if "m" in letters else "the month (MM) is missing"
     if not letters & set("dD"):
         return "the day (dd) is missing"
+    if "D" in letters and letters & set("ML"):
+        return "the day of the month is dd; DD is the day of the year"
     if letters & set("hK") and "a" not in letters:
         return "AM or PM (a) is missing; hours from 0 to 23 are HH, not hh"
     if "m" in letters and not letters & set("HhKk"):

@@ -110,7 +110,10 @@ def test_an_empty_field_is_null(log: Log) -> None:
         ("timestamp > date'today'", "has a date that differs from day to day"),
         ("assert_true(share < 5) is null", "has an error that it raises"),
         ("event", "is no condition"),
-        ("a.event = 'like'", "names a.event; write `a.event` in backquotes if it is one column"),
+        (
+            "a.event = 'like'",
+            "names a.event; fields of a record are not read; write `a.event` in backquotes if it is one column",
+        ),
         ("exists(select 1)", "has a subquery"),
         ("share in (select 1)", "has a subquery"),
         ("count(event) > 1", "is no condition"),

@@ -73,6 +73,7 @@ def test_times_after_today_are_warned_of(log: Log) -> None:
         ("yyyy-MM-dd hh:mm:ss", "AM or PM (a) is missing; hours from 0 to 23 are HH, not hh"),
         ("yyyy-MM-dd mm:ss", "there are minutes (mm) without hours (HH)"),
         ("yyyy-MM-dd HH:ss", "there are seconds (ss) without minutes (mm)"),
+        ("yyyy-MM-DD", "the day of the month is dd; DD is the day of the year"),
         ("sec", "the year (yyyy) is missing"),
         ("'yyyy' MM-dd", "the year (yyyy) is missing"),
     ],

@@ -102,7 +102,7 @@ def by_conditions(rng: np.random.Generator, meant: Frame) -> tuple[Frame, dict[s
         if rng.random() < 0.6:  # the rows between take likes back
             feedback |= {"undone": [feedback["positive"]], "undone_by": [f"how > {low} and how < {high}"]}
     if rng.random() < 0.3:
-        dislikes = ~likes
+        dislikes = ~likes & ~third if "undone" in feedback else ~likes
         del feedback["negative"]
     wanted = values == values
     if rng.random() < 0.3:
