@@ -97,7 +97,6 @@ class Build:
         """(interactions that pass the filter, T)."""
         settings, interactions = self.settings, read.interactions
         quantile = settings.split.quantile
-        can_be_undone = bool(settings.feedback.undone)
         if settings.filter.scope == "all":
             support = transforms.Support(repeats.standing(interactions), settings.filter)
             passed = support.filter(interactions)
@@ -106,32 +105,37 @@ class Build:
         else:
             split = transforms.split_timestamp(interactions, quantile, read.times)
             self.require_times(read, split)
-            counted = repeats.not_undone(interactions, split) if can_be_undone else interactions
-            support = transforms.Support(transforms.before(counted, split), settings.filter)
+            support = transforms.Support(
+                transforms.before(repeats.not_undone(interactions, split), split), settings.filter
+            )
         self.log.say("split", f"T = {split} ({date_of(split, self.unit)})")
-        undone = 0
-        if can_be_undone or settings.clean.duplicates != "keep_all":
-            observed = Observation()
-            left = repeats.not_undone(interactions, split) if can_be_undone else interactions
-            left = left.observe(observed, F.count("*").alias("rows"))
-            collapsed = repeats.collapse_pairs(left, settings.clean.duplicates, split)
-            self.interactions = collapsed.persist(StorageLevel.DISK_ONLY)
-            kept, standing = self.interactions.count(), observed.get["rows"]
-            equal = self.log.counts["deduplicated"]["rows"]
-            undone = read.rows - equal - standing
-            if not standing:
-                raise InputError(f"all {undone:,} likes and dislikes are taken back; check feedback.undone_by")
-            self.log.counts["deduplicated"] = {"rows": equal + standing - kept}
-            if can_be_undone:
-                self.log.done("undone", rows=undone)
-            self.log.say("pairs", f"{equal + standing - kept:,} rows deduplicated in total")
-            interactions.unpersist()
-        self.log.done("interactions", rows=read.rows - undone - self.log.counts["deduplicated"]["rows"])
+        rows = read.rows - self.log.counts["deduplicated"]["rows"]
+        if settings.feedback.undone or settings.clean.duplicates != "keep_all":
+            rows = self.drop_replaced(rows, split)
+        self.log.done("interactions", rows=rows)
         self.numbers = transforms.settled(transforms.number_items(support.items))
         numbered = transforms.by_number(self.interactions.drop("copies"), self.numbers, self.partitions)
         self.filtered = support.of_users(numbered).persist(StorageLevel.DISK_ONLY)
         self.filtered_users = support.users.count()
         return self.filtered, split
+
+    def drop_replaced(self, rows: int, split: int) -> int:
+        """Drops what is taken back, and repeated pairs; returns how many of the `rows` are left."""
+        settings, interactions = self.settings, self.interactions
+        observed = Observation()
+        left = repeats.not_undone(interactions, split).observe(observed, F.count("*").alias("rows"))
+        collapsed = repeats.collapse_pairs(left, settings.clean.duplicates, split)
+        self.interactions = collapsed.persist(StorageLevel.DISK_ONLY)
+        kept, standing = self.interactions.count(), observed.get["rows"]
+        if not standing:
+            raise InputError(f"all {rows:,} likes and dislikes are taken back; check feedback.undone_by")
+        if settings.feedback.undone:
+            self.log.done("undone", rows=rows - standing)
+        deduplicated = self.log.counts["deduplicated"]["rows"] + standing - kept
+        self.log.counts["deduplicated"] = {"rows": deduplicated}
+        self.log.say("pairs", f"{deduplicated:,} rows deduplicated in total")
+        interactions.unpersist()
+        return kept
 
     def threshold(self, filtered: DataFrame, split: int) -> float:
         """The smallest relevance of a positive interaction."""

@@ -31,10 +31,10 @@ def with_undone_at(rows: DataFrame, rules: int) -> DataFrame:
     later = newest_first.rowsBetween(Window.unboundedPreceding, -1)
 
     def next_time(rule: int) -> Column:
-        is_undoing = F.col("undone_by").bitwiseAND(F.lit(1 << rule)) != 0
+        is_undoing = F.getbit("undone_by", F.lit(rule)) == 1
         return F.last(F.when(is_undoing, F.col("timestamp")), ignorenulls=True).over(later)
 
-    times = [F.when(F.col("undone").bitwiseAND(F.lit(1 << rule)) != 0, next_time(rule)) for rule in range(rules)]
+    times = [F.when(F.getbit("undone", F.lit(rule)) == 1, next_time(rule)) for rule in range(rules)]
     first = F.least(*times) if len(times) > 1 else times[0]
     return rows.withColumn("undone_at", first).drop(*UNDOING)
 
@@ -68,6 +68,8 @@ def not_undone(interactions: DataFrame, split: int) -> DataFrame:
     With is_undone instead of undone_at: true for the latter. They stay in train, which no later row may change, and
     are left out of the histories of train and holdout together.
     """
+    if "undone_at" not in interactions.columns:
+        return interactions
     undone_at, is_train = F.col("undone_at"), F.col("timestamp") < split
     kept = interactions.where(undone_at.isNull() | (is_train & (undone_at >= split)))
     return kept.withColumn("is_undone", undone_at.isNotNull()).drop("undone_at")

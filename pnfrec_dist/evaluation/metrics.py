@@ -17,13 +17,17 @@ from pnfrec_dist.errors import require
 
 Measure = Callable[[np.ndarray, int], np.ndarray]
 
-SELECTION_METRIC = "ndcg_p_at_10"
+HEADLINE_CUTOFF = 10
+"""k of the headline metrics"""
+SELECTION_METRIC = f"ndcg_p_at_{HEADLINE_CUTOFF}"
 """The metric, on validation users, for early stopping and for choosing epochs and models."""
 LOGGED_SELECTION = f"val/{SELECTION_METRIC}"
 """Its name in the metrics of an epoch."""
 HEADLINE_MEASURES = ("hr", "ndcg")
 """The measures in short tables."""
-HEADLINE_METRICS = tuple(f"{name}_{group}_at_10" for group in ("p", "delta") for name in HEADLINE_MEASURES)
+HEADLINE_METRICS = tuple(
+    f"{name}_{group}_at_{HEADLINE_CUTOFF}" for group in ("p", "delta") for name in HEADLINE_MEASURES
+)
 """The columns of the paper's Table 2."""
 
 

@@ -6,13 +6,13 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from pnfrec_dist.evaluation.metrics import HEADLINE_METRICS, LOGGED_SELECTION, metric_title
+from pnfrec_dist.evaluation.metrics import HEADLINE_CUTOFF, HEADLINE_METRICS, LOGGED_SELECTION, metric_title
 from pnfrec_dist.files.tables import markdown_table, text_table
 from pnfrec_dist.files.text import duration, score
 from pnfrec_dist.training.events import Alive, EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
 HEADLINE = tuple((metric_title(name), name) for name in HEADLINE_METRICS)
-HIT = "hr_p_at_10"
+HIT = f"hr_p_at_{HEADLINE_CUTOFF}"
 LINE_SECONDS = 30.0
 
 

@@ -16,7 +16,14 @@ from pnfrec_dist.data.prepared import HoldoutData, PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, users_of_full_lists
-from pnfrec_dist.evaluation.metrics import HEADLINE_MEASURES, SELECTION_METRIC, measures_of, metric_title, summarize
+from pnfrec_dist.evaluation.metrics import (
+    HEADLINE_CUTOFF,
+    HEADLINE_MEASURES,
+    SELECTION_METRIC,
+    measures_of,
+    metric_title,
+    summarize,
+)
 from pnfrec_dist.files.atomic import require_writable, write_json, writing
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.tables import text_table
@@ -24,9 +31,6 @@ from pnfrec_dist.files.text import score
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 from pnfrec_dist.inference.trained_model import open_trained
-
-LIST_LENGTH = 10
-"""of the headline metrics"""
 
 
 def run(settings: EvaluateSettings) -> int:
@@ -55,10 +59,10 @@ def run(settings: EvaluateSettings) -> int:
     tested = {gamma: split.groups(split.evaluated(gamma), settings.few) for gamma in shown}
     measures = measures_of(trained.settings.evaluation.measures)
     columns = [name for name in measures if name in HEADLINE_MEASURES or name not in measures_of()]
-    full = users_of_full_lists(split.holdout, len(trained.num_positive_V) - 1, LIST_LENGTH)
+    full = users_of_full_lists(split.holdout, len(trained.num_positive_V) - 1, HEADLINE_CUTOFF)
     if full > len(split.holdout) / 2:
-        what = f"{full:,} of {len(split.holdout):,} test users have seen all but {LIST_LENGTH} items or fewer"
-        print(f"WARNING: {what}; for them, HR@{LIST_LENGTH} is 1 whatever the model", file=sys.stderr)
+        what = f"{full:,} of {len(split.holdout):,} test users have seen all but {HEADLINE_CUTOFF} items or fewer"
+        print(f"WARNING: {what}; for them, HR@{HEADLINE_CUTOFF} is 1 whatever the model", file=sys.stderr)
     for group, count in split.group_sizes(settings.few).items():
         print(f"test, {group} ({count} users)")
         print(_table({gamma: groups[group] for gamma, groups in tested.items()}, columns), end="\n\n")
