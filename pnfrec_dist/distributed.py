@@ -29,21 +29,26 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no exchange is needed."""
+        return self.size == 1
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, the same on each; `tensor` is overwritten."""
-        if self.size > 1:
+        if not self.is_alone:
             dist.all_reduce(tensor)
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:
         """Elementwise maximum over ranks, the same on each; `tensor` is overwritten."""
-        if self.size > 1:
+        if not self.is_alone:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def sizes(self, length: int) -> list[int]:
         """Every rank's length, in order of rank."""
-        if self.size == 1:
+        if self.is_alone:
             return [length]
         lengths = torch.zeros(self.size, dtype=torch.int64, device=self.device)
         lengths[self.rank] = length
@@ -51,7 +56,7 @@ class World:
 
     def gather_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """The ranks' rows one after another, the same on each; sizes: number of rows of each rank."""
-        if self.size == 1:
+        if self.is_alone:
             return rows
         longest = max(sizes)
         padded = F.pad(rows, [0, 0] * (rows.dim() - 1) + [0, longest - len(rows)]).contiguous()
@@ -61,7 +66,7 @@ class World:
 
     def sum_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """`rows` has a part for every rank, one after another: returns this rank's part, summed over ranks."""
-        if self.size == 1:
+        if self.is_alone:
             return rows
         longest = max(sizes)
         padded = [F.pad(part, [0, 0] * (rows.dim() - 1) + [0, longest - len(part)]) for part in rows.split(sizes)]
@@ -71,7 +76,7 @@ class World:
 
     def exchange(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
         """Sends the first send[0] rows to rank 0, the next send[1] to rank 1, ...; returns what the ranks sent here."""
-        if self.size == 1:
+        if self.is_alone:
             return rows
         received = rows.new_empty(sum(receive), *rows.shape[1:])
         dist.all_to_all_single(received, rows.contiguous(), receive, send)
@@ -79,19 +84,19 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's small value, in order of rank."""
-        if self.size == 1:
+        if self.is_alone:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
-        if self.size > 1:
+        if not self.is_alone:
             dist.barrier()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients summed over ranks during backward."""
-        if self.size == 1:
+        if self.is_alone:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=devices)

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # as commands do before they import Ray
 os.environ.setdefault("RAY_worker_niceness", "0")  # otherwise workers wait for other programs
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # GPU matmuls repeat; read once in a process
 
 import contextlib
 import re

@@ -21,7 +21,6 @@ COVERED_BY = {
     "spark_jobs.__main__": "integration/test_prepare.py",
     "spark_jobs.prepare": "integration/test_prepare.py",
     # the top of the package, and what all modules share
-    "pnfrec_dist.distributed": "training/test_loop_ranks.py",
     "pnfrec_dist.config.dataset_settings": "config/test_settings.py",
     "pnfrec_dist.config.inference_settings": "inference/test_batch_job.py > pnfrec_dist.recommend",
     "pnfrec_dist.config.mappings": "config/test_settings.py",

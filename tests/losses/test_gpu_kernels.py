@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from helpers.ranks import spawn
+from helpers.ranks import NEEDS_GPU, spawn
 from helpers.slow_losses import random
 from torch import Tensor
 
@@ -148,7 +148,7 @@ def test_fused_on_a_cpu_is_refused() -> None:
         plan_softmax(settings, 10, 10, on_gpu=False)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@NEEDS_GPU
 @pytest.mark.parametrize(("targets", "items", "width"), [(300, 5_000, 64), (4_096, 100_000, 128), (1_000, 777, 231)])
 def test_on_a_gpu_the_loss_equals_that_of_tiles(targets: int, items: int, width: int) -> None:
     found = []

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import pytest
 import torch
+from helpers.equal_runs import repeatable_sums, require_equal_checkpoints
+from helpers.ranks import DEVICES, NEEDS_GPU, device_named
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -64,7 +66,7 @@ def run(
     device: str = "cpu",
 ) -> list[Event]:
     events: list[Event] = []
-    world = World(device=torch.device(device))
+    world = World(device=device_named(device))
     TrainLoop(settings, open_prepared(prepared), run_dir, world, Hooks(events.append, should_stop)).run()
     return events
 
@@ -77,23 +79,18 @@ def untimed(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "train/users_per_s"}
 
 
-def require_equal_checkpoints(one: Path, other: Path) -> None:
-    """All tensors are bitwise equal, and so is the state of the run, except for times."""
-    for name in ("model.safetensors", "optimizer.safetensors", "items-00000-of-00001.safetensors"):
-        a, b = load_file(one / name), load_file(other / name)
-        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    first, second = (read_state(path)["train_state"] for path in (one, other))
-    assert {**first, "seconds": 0} == {**second, "seconds": 0}
-
-
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 11, 15])
-def test_stopped_and_resumed_equals_uninterrupted_bitwise(prepared: Path, tmp_path: Path, stop_at: int) -> None:
+def test_stopped_and_resumed_equals_uninterrupted_bitwise(
+    prepared: Path, tmp_path: Path, stop_at: int, device: str
+) -> None:
     """4 epochs of 4 steps. A stop is requested before step `stop_at`, within and at the end of epochs."""
-    whole = run(SETTINGS, prepared, tmp_path / "whole")
     asked = iter(range(1, 100))
-    first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at)
+    with repeatable_sums(device_named(device)):
+        whole = run(SETTINGS, prepared, tmp_path / "whole", device=device)
+        first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at, device)
+        second = run(SETTINGS, prepared, tmp_path / "parts", device=device)
     assert len(of_kind(first, EpochDone)) == stop_at // 4 and len(of_kind(first, Stopped)) == 1
-    second = run(SETTINGS, prepared, tmp_path / "parts")
     (started,) = of_kind(second, Started)
     assert 4 * (started.epoch - 1) + started.step == stop_at
     parts = of_kind(first, EpochDone) + of_kind(second, EpochDone)
@@ -102,9 +99,9 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(prepared: Path, tmp_pa
     require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@NEEDS_GPU
 def test_on_a_gpu_a_stopped_run_goes_on(prepared: Path, tmp_path: Path) -> None:
-    """Its sums have no fixed order, so the scores are close but not equal."""
+    """With torch's faster algorithms, whose sums have no fixed order: the scores are close but not equal."""
     whole = run(SETTINGS, prepared, tmp_path / "whole", device="cuda")
     asked = iter(range(1, 100))
     first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= 6, "cuda")
