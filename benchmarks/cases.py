@@ -25,11 +25,12 @@ from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.catalog_loss import Samples, Targets
-from pnfrec_dist.losses.cross_entropy import cross_entropy, plan_tiles
+from pnfrec_dist.losses.cross_entropy import cross_entropy
 from pnfrec_dist.losses.exact import CPU_TILE_MIB
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.losses.sampled_softmax import SAMPLED_SOFTMAX
 from pnfrec_dist.losses.terms import needed_parts
+from pnfrec_dist.losses.tiling import plan_tiles
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.model.top_k import rank_items, table_scores
 from pnfrec_dist.training.initial_model import build_model

@@ -74,7 +74,7 @@ class LossSettings:
     """parts in which the exact softmax is computed: materialised: all at once; chunked: the whole catalog for some
     targets; tiled: some items for some targets; fused: tiles in a GPU's registers (bfloat16 only)"""
     tile_mib: float = 0.0
-    """most MiB of logits at a time (no limit for materialised); 0: 8 on a CPU, 256 on a GPU"""
+    """most MiB of logits at a time (no limit for materialised); 0: 16 on a CPU, 256 on a GPU"""
 
     def __post_init__(self) -> None:
         require(self.tile_mib >= 0 and math.isfinite(self.tile_mib), "loss.tile_mib", self.tile_mib, "a number >= 0")

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.losses.catalog_loss import FLOAT, CatalogLoss, StepExtent
-from pnfrec_dist.losses.cross_entropy import blocks
+from pnfrec_dist.losses.softmax_sweeps import blocks
 
 CHUNK_LOGITS = 1 << 21
 """Most logits at a time; backward computes them again."""

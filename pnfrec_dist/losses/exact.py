@@ -8,11 +8,14 @@ from torch import Tensor
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.catalog_loss import FLOAT, CatalogLoss, StepExtent, Targets
-from pnfrec_dist.losses.cross_entropy import MAX_FUSED_WIDTH, Tiling, cross_entropy, plan_tiles
+from pnfrec_dist.losses.cross_entropy import cross_entropy
+from pnfrec_dist.losses.tiling import MAX_FUSED_WIDTH, Tiling, plan_tiles
 from pnfrec_dist.model.item_table import ItemTable
 
 MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
-CPU_TILE_MIB, GPU_TILE_MIB = 8, 256
+CPU_TILE_MIB, GPU_TILE_MIB = 16, 256
+NARROW = 2
+"""Bytes of a bfloat16 number."""
 
 
 class Exact(CatalogLoss):
@@ -28,7 +31,9 @@ class Exact(CatalogLoss):
 
     def bytes(self, extent: StepExtent, settings: Settings) -> int:
         tiling = plan_softmax(settings, extent.shards * extent.targets, extent.rows, on_gpu=extent.on_gpu)
-        return 2 * FLOAT * tiling.rows * tiling.items
+        is_narrow = settings.train.precision == "bfloat16"
+        narrow_copy = NARROW if is_narrow and extent.on_gpu and tiling.sweep != "fused" else 0
+        return (_logit_bytes(settings, on_gpu=extent.on_gpu) + narrow_copy) * tiling.rows * tiling.items
 
     def ways_to_save(self, settings: Settings) -> dict[str, float]:
         is_large = settings.loss.exact_path in ("materialised", "chunked")
@@ -53,5 +58,13 @@ def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> 
         narrow = f"train.precision bfloat16 and encoder.hidden_size <= {MAX_FUSED_WIDTH}"
         lacks = "GPU workers" if not on_gpu else "Triton, which comes with torch for NVIDIA GPUs" if fits else narrow
         raise InputError(f"loss.exact_path is 'fused', which needs {lacks}; use auto")
-    tile_mib = loss.tile_mib or (GPU_TILE_MIB if on_gpu else CPU_TILE_MIB)
-    return plan_tiles(rows, items, int(tile_mib * 2**20), loss.exact_path, on_cpu=not on_gpu, can_fuse=can_fuse)
+    tile_bytes = int((loss.tile_mib or (GPU_TILE_MIB if on_gpu else CPU_TILE_MIB)) * 2**20)
+    logit_bytes = _logit_bytes(settings, on_gpu=on_gpu)
+    return plan_tiles(
+        rows, items, tile_bytes, loss.exact_path, logit_bytes=logit_bytes, on_cpu=not on_gpu, can_fuse=can_fuse
+    )
+
+
+def _logit_bytes(settings: Settings, *, on_gpu: bool) -> int:
+    """A CPU's logits have the dtype of its matmuls, a GPU's are float32."""
+    return NARROW if settings.train.precision == "bfloat16" and not on_gpu else FLOAT

@@ -7,7 +7,8 @@ from helpers.slow_losses import random
 from pnfrec_dist.config.settings import SampledSettings, Settings
 from pnfrec_dist.data.batches import Sampled
 from pnfrec_dist.losses.catalog_loss import Samples, Targets
-from pnfrec_dist.losses.cross_entropy import Tiling, cross_entropy
+from pnfrec_dist.losses.cross_entropy import cross_entropy
+from pnfrec_dist.losses.tiling import Tiling
 from pnfrec_dist.model.item_table import ItemTable
 
 ITEMS, WIDTH = 9, 4

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pnfrec_dist.config.settings import LossSettings, Settings
+from pnfrec_dist.config.settings import LossSettings, Settings, TrainSettings
 from pnfrec_dist.losses.catalog_loss import StepExtent
-from pnfrec_dist.losses.cross_entropy import Tiling
 from pnfrec_dist.losses.exact import EXACT, plan_softmax
+from pnfrec_dist.losses.tiling import Tiling
 
 
 def test_a_tile_is_as_large_as_the_settings_say_or_the_device_likes() -> None:
@@ -16,15 +16,26 @@ def test_a_tile_is_as_large_as_the_settings_say_or_the_device_likes() -> None:
     mib = 2**20 // 4
     assert 0.9 * 4 * mib <= logits(4, on_gpu=True) <= 4 * mib
     assert 0.9 * 256 * mib <= logits(0, on_gpu=True) <= 256 * mib
-    assert logits(0, on_gpu=False) <= 8 * mib
+    assert 0.9 * 16 * mib <= logits(0, on_gpu=False) <= 16 * mib
     assert logits(0.5, on_gpu=False) <= mib / 2
 
 
-def test_materialised_logits_are_all_there_at_once_and_counted_twice_with_their_gradient() -> None:
+def test_materialised_logits_are_all_there_at_once() -> None:
     settings = Settings(loss=LossSettings(exact_path="materialised", tile_mib=1))
     extent = StepExtent(targets=1000, rows=501, num_items=1001, shards=2, on_gpu=False)
     assert plan_softmax(settings, 2000, 501, on_gpu=False) == Tiling(2000, 501, "one")
-    assert EXACT.bytes(extent, settings) == 2 * 4 * 2000 * 501
+    assert EXACT.bytes(extent, settings) == 4 * 2000 * 501
+
+
+def test_narrow_logits_are_half_as_large_on_a_cpu_and_copied_on_a_gpu() -> None:
+    loss, train = LossSettings(exact_path="chunked"), TrainSettings(precision="bfloat16")
+    narrow, wide = Settings(loss=loss, train=train), Settings(loss=loss)
+    for settings, on_gpu, per_logit in ((narrow, False, 2), (wide, False, 4), (narrow, True, 6), (wide, True, 4)):
+        extent = StepExtent(targets=10**5, rows=10**5, num_items=10**5, shards=1, on_gpu=on_gpu)
+        tiling = plan_softmax(settings, 10**5, 10**5, on_gpu=on_gpu)
+        assert EXACT.bytes(extent, settings) == per_logit * tiling.rows * tiling.items
+    assert plan_softmax(narrow, 10**5, 10**5, on_gpu=False).rows == 83
+    assert plan_softmax(wide, 10**5, 10**5, on_gpu=False).rows == 41
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from torch import Tensor
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.losses.cross_entropy import Tiling, cross_entropy, plan_tiles
+from pnfrec_dist.losses.cross_entropy import cross_entropy
 from pnfrec_dist.losses.exact import plan_softmax
+from pnfrec_dist.losses.tiling import Tiling, plan_tiles
 from pnfrec_dist.model.item_table import ItemTable
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is made for Linux alone")

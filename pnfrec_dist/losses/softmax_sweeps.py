@@ -1,0 +1,164 @@
+"""Sweeps over tiles of logits: the softmax over the catalog, and its gradients, without all logits in memory.
+
+T real targets, D width, N classes, B blocks of classes; t rows and n classes make one tile of logits.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pnfrec_dist.losses.tiling import Tiling
+
+FIRST_CLASSES = 32
+"""Classes of a tile whose probabilities tell its log-sum-exp on a CPU."""
+LEAST_SHARE = 1e-30
+"""With a smaller sum of these probabilities, the log-sum-exp is computed from the row's logits."""
+
+
+def one_sweep(
+    hidden_TD: Tensor,
+    classes_ND: Tensor,
+    weights_T: Tensor,
+    tiling: Tiling,
+    matmul_dtype: torch.dtype,
+    grad_classes_ND: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(log-sum-exp [T], the gradient of sum(weight * lse) with respect to hidden [T, D]), for tiles of all classes.
+
+    The classes' gradient is added in place.
+    """
+    lse_T, grad_TD = torch.empty_like(weights_T), torch.empty_like(hidden_TD)
+    narrow_ND = classes_ND.to(matmul_dtype)
+    tile = _Tile(hidden_TD, tiling, matmul_dtype)
+    for rows in blocks(len(hidden_TD), tiling.rows):
+        softmax_tN, lse_T[rows] = tile.softmax_and_lse(hidden_TD[rows].to(matmul_dtype), narrow_ND)
+        grad_TD[rows] = _product(softmax_tN, narrow_ND, hidden_TD.dtype)
+        _add_product(grad_classes_ND, softmax_tN.T, (hidden_TD[rows] * weights_T[rows, None]).to(matmul_dtype))
+    return lse_T, grad_TD.mul_(weights_T[:, None])
+
+
+def softmax_mean(
+    hidden_TD: Tensor, classes_ND: Tensor, tiling: Tiling, matmul_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-sum-exp over the classes [T], the classes' mean under that softmax [T, D], the blocks' log-sum-exp [T, B]).
+
+    The mean is the gradient of lse with respect to hidden. Blocks are combined as in flash attention (Dao, 2023).
+    """
+    starts = range(0, len(classes_ND), tiling.items)
+    lse_T1 = hidden_TD.new_full((len(hidden_TD), 1), -torch.inf)
+    mean_TD, lse_TB = torch.zeros_like(hidden_TD), hidden_TD.new_empty(len(hidden_TD), len(starts))
+    tile = _Tile(hidden_TD, tiling, matmul_dtype)
+    for rows in blocks(len(hidden_TD), tiling.rows):
+        narrow_tD, lse_t1, mean_tD = hidden_TD[rows].to(matmul_dtype), lse_T1[rows], mean_TD[rows]
+        for block, items in enumerate(blocks(len(classes_ND), tiling.items)):
+            classes_nD = classes_ND[items].to(matmul_dtype)
+            softmax_tn, block_t = tile.softmax_and_lse(narrow_tD, classes_nD)
+            new_t1 = torch.logaddexp(lse_t1, block_t[:, None])
+            product_tD = _product(softmax_tn, classes_nD, mean_tD.dtype)
+            mean_tD.mul_((lse_t1 - new_t1).exp_()).addcmul_(product_tD, (block_t[:, None] - new_t1).exp_())
+            lse_t1.copy_(new_t1)
+            lse_TB[rows, block] = block_t
+    return lse_T1[:, 0], mean_TD, lse_TB
+
+
+def add_class_gradient(
+    hidden_TD: Tensor,
+    classes_ND: Tensor,
+    weights_TB: Tensor,
+    tiling: Tiling,
+    matmul_dtype: torch.dtype,
+    grad_classes_ND: Tensor,
+) -> None:
+    """grad_classes += the gradient of sum over rows and blocks of weight * the block's log-sum-exp.
+
+    With weights of weight_T * exp(lse_TB - lse_T), this is the gradient of sum(weight_T * lse_T).
+    """
+    tile = _Tile(hidden_TD, tiling, matmul_dtype)
+    for rows in blocks(len(hidden_TD), tiling.rows):
+        narrow_tD = hidden_TD[rows].to(matmul_dtype)
+        for block, items in enumerate(blocks(len(classes_ND), tiling.items)):
+            softmax_tn = tile.softmax(narrow_tD, classes_ND[items].to(matmul_dtype))
+            weighted_tD = (hidden_TD[rows] * weights_TB[rows, block, None]).to(matmul_dtype)
+            _add_product(grad_classes_ND[items], softmax_tn.T, weighted_tD)
+
+
+def log_sum_exp(hidden_TD: Tensor, classes_ND: Tensor, tiling: Tiling, matmul_dtype: torch.dtype) -> Tensor:
+    """log of the sum of exp(hidden . class) over the classes, [T]."""
+    lse_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf)
+    tile = _Tile(hidden_TD, tiling, matmul_dtype)
+    for rows in blocks(len(hidden_TD), tiling.rows):
+        narrow_tD = hidden_TD[rows].to(matmul_dtype)
+        for items in blocks(len(classes_ND), tiling.items):
+            _, block_t = tile.softmax_and_lse(narrow_tD, classes_ND[items].to(matmul_dtype))
+            lse_T[rows] = torch.logaddexp(lse_T[rows], block_t)
+    return lse_T
+
+
+def blocks(length: int, size: int) -> Iterator[slice]:
+    """0..length in slices of `size`; the last one may be shorter."""
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def dot(a_TD: Tensor, b_TD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Dot products of rows, rounded as logits are, so that a target with probability 1 has loss 0."""
+    dot_T = (a_TD.to(dtype) * b_TD.to(dtype)).sum(1)
+    return dot_T.to(logit_dtype(a_TD.dtype, dtype, on_cpu=not a_TD.is_cuda)).to(dtype)
+
+
+def logit_dtype(matmul_dtype: torch.dtype, wide: torch.dtype, *, on_cpu: bool) -> torch.dtype:
+    """The dtype of logits. With narrow inputs, a GPU keeps its wide sums, and a CPU rounds them once."""
+    return matmul_dtype if on_cpu else wide
+
+
+class _Tile:
+    """Softmax of one tile after another, in the same memory; a result is valid until the next call."""
+
+    def __init__(self, like: Tensor, tiling: Tiling, matmul_dtype: torch.dtype) -> None:
+        dtype = logit_dtype(matmul_dtype, like.dtype, on_cpu=not like.is_cuda)
+        self.buffer = like.new_empty(min(tiling.rows, len(like)) * tiling.items, dtype=dtype)
+        self.wide = like.dtype
+
+    def softmax(self, hidden_tD: Tensor, classes_nD: Tensor) -> Tensor:
+        """[t, n], in the dtype of the inputs."""
+        logits_tn = self._logits(hidden_tD, classes_nD)
+        return torch.softmax(logits_tn, 1, out=logits_tn).to(hidden_tD.dtype)
+
+    def softmax_and_lse(self, hidden_tD: Tensor, classes_nD: Tensor) -> tuple[Tensor, Tensor]:
+        """(softmax [t, n], in the dtype of the inputs; log-sum-exp of the tile [t], in the wide dtype).
+
+        On a CPU, a second pass over the logits costs as much as the softmax. So there, a few classes tell the
+        log-sum-exp: that of their logits, minus the log of their probabilities' sum.
+        """
+        logits_tn = self._logits(hidden_tD, classes_nD)
+        if logits_tn.is_cuda:
+            lse_t = logits_tn.logsumexp(dim=1)
+            return torch.softmax(logits_tn, 1, out=logits_tn).to(hidden_tD.dtype), lse_t
+        first_t = logits_tn[:, :FIRST_CLASSES].to(self.wide).logsumexp(dim=1)
+        torch.softmax(logits_tn, 1, out=logits_tn)
+        share_t = logits_tn[:, :FIRST_CLASSES].sum(dim=1, dtype=self.wide)
+        lse_t = first_t - share_t.log()
+        rare_t = (~(share_t >= LEAST_SHARE)).nonzero()[:, 0]
+        if len(rare_t):
+            lse_t[rare_t] = (hidden_tD[rare_t] @ classes_nD.T).to(self.wide).logsumexp(dim=1)
+        return logits_tn, lse_t
+
+    def _logits(self, hidden_tD: Tensor, classes_nD: Tensor) -> Tensor:
+        out_tn = self.buffer[: len(hidden_tD) * len(classes_nD)].view(len(hidden_tD), len(classes_nD))
+        if hidden_tD.dtype == out_tn.dtype:
+            return torch.mm(hidden_tD, classes_nD.T, out=out_tn)
+        return out_tn.copy_(_product(hidden_tD, classes_nD.T, out_tn.dtype))
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in `dtype`. With narrower inputs, a GPU keeps its wide sums, and a CPU rounds them once."""
+    if a.dtype != dtype and a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype == out.dtype:
+        out.addmm_(a, b)
+    else:
+        out += _product(a, b, out.dtype)
