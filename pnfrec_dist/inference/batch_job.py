@@ -103,7 +103,7 @@ def _make_parts(use_gpu: bool, cpus: float, parts: Sequence[UserPart], job: _Job
 
 
 def _make_part(part: UserPart, job: _Job, maker: ListMaker) -> Part:
-    users = read_users(part, len(job.raw_ids), job.wanted)
+    users = read_users(part, len(job.raw_ids), job.wanted, maker.reads)
     lists = maker.make(users)
     popular = pc.sum(pc.and_(lists["is_popular"], pc.equal(lists["rank"], 1))).as_py() or 0
     return write_part(job.making, part.number, lists, len(users), popular)

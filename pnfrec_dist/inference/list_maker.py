@@ -67,6 +67,8 @@ class ListMaker:
         """data_raw_ids: raw ids of the data set's catalog, starting at item 1."""
         self.settings, self.filters = settings, filters
         self.history_kind = trained.settings.encoder.history_kind
+        self.reads = (self.history_kind.column, "negative_items", "seen_items")
+        """lists of a user that `make` needs"""
         self.raw_ids = pa.array(trained.raw_ids, pa.string())
         self.model_item_of = model_items(data_raw_ids, self.raw_ids)
         self.batch_size = settings.batch_size or BATCH_SIZE[device.type]
