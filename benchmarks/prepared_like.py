@@ -22,10 +22,10 @@ from pnfrec_dist.data.schema import (
 from pnfrec_dist.files.locations import sha256_of
 
 TRAIN_USERS, HOLDOUT_USERS, GROUP = 1_000, 50, 1_000
-"""GROUP: users of a row group, which one task handles."""
+"""GROUP: users of a row group, which is a part of the lists."""
 
 
-def write_prepared_like(directory: Path, users: int, items: int = ITEMS) -> Path:
+def write_prepared_like(directory: Path, users: int, items: int = ITEMS, group: int = GROUP) -> Path:
     """Only the first 1,000 users are in train, because only what follows the training is measured."""
     data, max_history = ml1m_like(users, items), 200
     assert data.negative is not None
@@ -63,7 +63,7 @@ def write_prepared_like(directory: Path, users: int, items: int = ITEMS) -> Path
     for name, (content, schema) in tables.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(content, schema=schema), path, row_group_size=GROUP)
+        pq.write_table(pa.Table.from_pylist(content, schema=schema), path, row_group_size=group)
         entries.append(FileEntry(name, path.stat().st_size, sha256_of(path), len(content)))
     settings = {"max_history": max_history}
     counts = {"train": {"items": items, "rows": 2 * items}, "users": {"users": users}}

@@ -3,6 +3,8 @@
 The lists are compared with plain PyTorch: the same encoder, all scores of a batch, a mask over seen items, torch.topk.
 Each runs in a process of its own, with two threads; memory is the highest resident set beyond the loaded model and
 users. The kills are of the command itself, on a data set of ML-1M's shape.
+
+On a machine with a GPU, and with --shape, only the whole command is timed, reading and writing included.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -32,13 +35,18 @@ from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.user_histories import UserLists, read_users, user_parts
 from pnfrec_dist.distributed import World
 from pnfrec_dist.files.tables import text_table
-from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.artifact import IN_MLFLOW, Exported, write_exported
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings, joined
+from pnfrec_dist.inference.trained_model import MLMODEL
 from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 
 CATALOGS = (3_412, 100_000, 1_000_000)
+GPU_SHAPES = ((138_000, 18_345, 256), (20_000, 1_000_000, 128))
+"""(users, items, d); the first is that of ML-20M."""
 USERS, K, BATCH = 1_024, 20, 256
+PART = 2_000
+"""users of a part, as spark_jobs writes them"""
 SETTINGS = Settings(encoder=EncoderSettings(hidden_size=64, max_length=50), loss=LossSettings(0.45, 0.25))
 
 
@@ -54,16 +62,19 @@ def users_like(items: int, users: int = USERS) -> UserLists:
     return UserLists(names, both, flags, data.history, data.negative, Ragged(offsets, np.concatenate(seen)), none)
 
 
-def lists(method: str, items: int, times: int) -> Result:
-    """{seconds, mib, ids} of the lists of USERS users."""
-    model = build_model(items, SETTINGS).eval()
+def model_like(items: int, settings: Settings = SETTINGS, data_digest: str = "") -> Exported:
+    """A model with random weights."""
+    model = build_model(items, settings).eval()
     with torch.no_grad():  # initial weights are so small that scores nearly tie
         model.item_table.weight[1:].normal_(0, 1, generator=torch.Generator().manual_seed(0))
-    users = users_like(items)
     raw_ids = [str(item) for item in range(1, items + 1)]
-    catalog = pa.array(raw_ids)
-    likes_V = np.ones(items + 1, dtype=np.int64)
-    trained = Exported(SETTINGS, model, raw_ids, likes_V, 4.0, "")
+    return Exported(settings, model, raw_ids, np.ones(items + 1, dtype=np.int64), 4.0, data_digest)
+
+
+def lists(method: str, items: int, times: int) -> Result:
+    """{seconds, mib, ids} of the lists of USERS users."""
+    users, trained = users_like(items), model_like(items)
+    model, catalog = trained.model, pa.array(trained.raw_ids)
     maker = ListMaker(trained, catalog, ListSettings(K, 0.0, False, BATCH), Filters(), torch.device("cpu"))
 
     @torch.inference_mode()
@@ -118,6 +129,27 @@ def compare() -> None:
     print(text_table(head, rows, ">" * len(head)))
 
 
+def whole_command(users: int, items: int, width: int) -> str:
+    """What the command says of its speed, and its seconds from start to end; lists of 10 items."""
+    with tempfile.TemporaryDirectory(prefix="pnfrec-bench-") as scratch:
+        work = Path(scratch)
+        data = open_prepared(write_prepared_like(work / "prepared" / "like", users, items, PART))
+        encoder = EncoderSettings(hidden_size=width, max_length=50)
+        settings = Settings(dataset="like", encoder=encoder, loss=SETTINGS.loss)
+        write_exported(work / "model" / IN_MLFLOW, model_like(items, settings, data.manifest.digest))
+        (work / "model" / MLMODEL).touch()
+        line = [sys.executable, "-m", "pnfrec_dist.recommend", "--run", str(work / "model"), "--top-k", "10"]
+        line += ["--data-dir", str(work / "prepared"), "--out", str(work / "recs")]
+        line += ["--num-gpus", "1"] if torch.cuda.is_available() else ["--num-workers", "1"]
+        started = time.monotonic()
+        printed = _finish(line)
+        seconds = time.monotonic() - started
+        if len(_content(work / "recs")) != 10 * users:
+            raise SystemExit(f"the lists of {users:,} users lack rows")
+    said = re.findall(r"[\d,]+ users/s", printed)[-1]
+    return f"{users:,} users, {items:,} items, d = {width}: {said}; {seconds:.1f} s from start to end"
+
+
 def kills(count: int, users: int) -> None:
     """Kills the command at random moments, starts it again, and checks the lists after both."""
     chance = random.Random(0)
@@ -162,10 +194,12 @@ def kills(count: int, users: int) -> None:
         print(f"{good} of {count} complete: equal to those of an undisturbed command, each user once, no seen item")
 
 
-def _finish(line: list[str]) -> None:
+def _finish(line: list[str]) -> str:
+    """What the command printed."""
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the command failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
+    return done.stdout
 
 
 def _content(directory: Path) -> pa.Table:
@@ -192,11 +226,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recommend", description=__doc__)
     parser.add_argument("--kills", type=int, default=10, help="how often the command is killed; 0: never")
     parser.add_argument("--users", type=int, default=20_000, help="users of the data set for the kills")
+    parser.add_argument("--shape", type=int, nargs=3, metavar=("USERS", "ITEMS", "D"), help="time the command alone")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         torch.set_num_threads(2)
         print(json.dumps(lists(**json.loads(arguments.case))))
+        return
+    if arguments.shape or torch.cuda.is_available():
+        for shape in [arguments.shape] if arguments.shape else GPU_SHAPES:
+            print(whole_command(*shape), flush=True)
         return
     compare()
     if arguments.kills:

@@ -1,6 +1,7 @@
 """The benchmarks start without the tests' helpers, and the stored page is the one that they write."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ import pytest
 from benchmarks.core import PARTS
 from benchmarks.core_page import page
 from benchmarks.prep_yambda import CONF
+from benchmarks.recommend import whole_command
 from benchmarks.watched import size_of, watched
 from benchmarks.yambda_like import FILE, SCHEMA, make_tracks, write_yambda_like
 from pnfrec_dist.config.conf_files import load_conf
@@ -192,3 +194,10 @@ def test_the_settings_for_logs_like_yambdas_are_valid(tmp_path: Path, monkeypatc
     (tmp_path / "conf/dataset/bench.yaml").write_text(CONF)
     source = load_conf("dataset", "bench", DatasetSettings()).source
     assert source.files == FILE and {source.user, source.item, source.timestamp} <= set(SCHEMA.names)
+
+
+@pytest.mark.slow
+def test_the_whole_command_that_makes_lists_is_timed() -> None:
+    """For one user more than a part."""
+    said = whole_command(2_001, 700, 8)
+    assert re.fullmatch(r"2,001 users, 700 items, d = 8: [\d,]+ users/s; \d+\.\d s from start to end", said)

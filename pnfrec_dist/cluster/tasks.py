@@ -1,6 +1,7 @@
-"""Runs units of work as Ray tasks, some at a time. If a worker is lost, Ray runs its unit again."""
+"""Runs units of work as Ray tasks, some at a time. If a worker is lost, Ray runs its units again."""
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pnfrec_dist.cluster.session import start_ray
@@ -9,36 +10,44 @@ from pnfrec_dist.errors import InputError, RunError
 
 POLL_SECONDS = 1.0
 MAX_LOST = 3
-"""How often the worker of one unit may be lost."""
+"""How often the worker of one task may be lost."""
 
 
 def run_units(
     plan: WorkerPlan,
-    work: Callable[..., Any],
+    work: Callable[..., Iterator[Any]],
     arguments: Sequence[Any],
-    units: Iterable[Any],
+    units: Sequence[Any],
     on_done: Callable[[Any, Any], None],
+    units_per_task: int = 1,
 ) -> None:
-    """Calls work(plan.use_gpu, cpus, unit, *arguments) for each unit, plan.num_workers at a time, or in this process.
+    """Calls work(plan.use_gpu, cpus, units, *arguments), which yields the result of each unit, in order: once for all
+    units in this process, or as Ray tasks of units_per_task units, plan.num_workers at a time.
 
     Ray's workers get the arguments through its object store. on_done gets (unit, its result), in the order in which
-    units end. Raises the InputError that a worker raised, and RunError if a unit's worker is lost too often.
+    tasks end. Raises the InputError that a worker raised, and RunError if a task's worker is lost too often.
     """
     if plan.in_this_process:
-        for unit in units:
-            on_done(unit, work(plan.use_gpu, plan.cpus_per_worker, unit, *arguments))
+        made = work(plan.use_gpu, plan.cpus_per_worker, units, *arguments)
+        for unit, result in zip(units, made, strict=True):
+            on_done(unit, result)
         return
     start_ray(WorkerOptions(num_workers=plan.num_workers))
     import ray
     from ray.exceptions import RayTaskError, WorkerCrashedError
 
+    @functools.wraps(work)  # Ray shows its name
+    def whole(*args: Any) -> list[Any]:
+        return list(work(*args))
+
     shared = [ray.put(argument) for argument in arguments]
-    remote: Any = ray.remote(num_cpus=plan.cpus_per_worker, num_gpus=int(plan.use_gpu), max_retries=MAX_LOST)(work)
-    waiting, running = iter(units), {}
+    remote: Any = ray.remote(num_cpus=plan.cpus_per_worker, num_gpus=int(plan.use_gpu), max_retries=MAX_LOST)(whole)
+    tasks = [units[first : first + units_per_task] for first in range(0, len(units), units_per_task)]
+    waiting, running = iter(tasks), {}
 
     def start_next() -> None:
-        for unit in waiting:
-            running[remote.remote(plan.use_gpu, plan.cpus_per_worker, unit, *shared)] = unit
+        for task in waiting:
+            running[remote.remote(plan.use_gpu, plan.cpus_per_worker, task, *shared)] = task
             return
 
     for _ in range(plan.num_workers):
@@ -46,9 +55,10 @@ def run_units(
     while running:
         done, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
         for result in done:
-            unit = running.pop(result)
+            task = running.pop(result)
             try:
-                on_done(unit, ray.get(result))
+                for unit, made in zip(task, ray.get(result), strict=True):
+                    on_done(unit, made)
             except RayTaskError as error:
                 if isinstance(error.cause, InputError):
                     raise error.cause from error

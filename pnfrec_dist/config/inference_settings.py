@@ -42,15 +42,15 @@ class RecommendSettings:
     """GPUs to use, one worker each; 0: only CPUs"""
     ray_address: str = ""
     """address of a running Ray cluster (its machines must reach --out); empty: this machine"""
-    batch_size: int = 256
-    """users ranked at once by one worker"""
+    batch_size: int | None = None
+    """users ranked at once; default: 256 on a CPU, 2048 on a GPU"""
     dry_run: bool = False
     """check everything, print the plan, write nothing"""
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "--top-k", self.top_k, ">= 1")
         require(0 <= self.gamma < float("inf"), "--gamma", self.gamma, "a finite number >= 0")
-        require(self.batch_size >= 1, "--batch-size", self.batch_size, ">= 1")
+        require(self.batch_size is None or self.batch_size >= 1, "--batch-size", self.batch_size, ">= 1")
         require("://" not in self.out, "--out", self.out, "a path that all workers can reach, not an object store")
 
 

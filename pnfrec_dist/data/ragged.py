@@ -33,6 +33,13 @@ class Ragged:
     def row(self, number: int) -> np.ndarray:
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
+    def pairs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(place in `rows`, value) of each value of these rows, row by row."""
+        lengths = self.lengths[rows]
+        ends = np.cumsum(lengths)
+        places = np.arange(lengths.sum()) + np.repeat(self.offsets[rows] - (ends - lengths), lengths)
+        return np.repeat(np.arange(len(rows)), lengths), self.values[places]
+
     def newest(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The last `count` values of each row: (ids [rows, longest] right-padded with PAD_ID, lengths [rows]).
 

@@ -1,6 +1,6 @@
 """Every user's whole history, read part by part, so that users/ is never in memory as a whole."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,14 +68,16 @@ def user_ids(part: UserPart) -> pa.Array:
     return _column(_read(part, ["user_id"]), "user_id")
 
 
-def read_users(part: UserPart, num_items: int, only: pa.Array | None = None) -> UserLists:
-    """A part's users, or those of them whose raw id is in `only`."""
-    table = _read(part, ["user_id", *LISTS, "num_holdout"])
+def read_users(
+    part: UserPart, num_items: int, only: pa.Array | None = None, columns: Sequence[str] = LISTS
+) -> UserLists:
+    """A part's users, or those of them whose raw id is in `only`. Lists that are not in `columns` are empty."""
+    table = _read(part, ["user_id", *columns, "num_holdout"])
     if only is not None:
         table = table.filter(pc.is_in(table["user_id"], only))
-    items, is_positive, positive, negative, seen = (
-        ragged(_column(table, name), num_items, f"{part.file}: {name}") for name in LISTS
-    )
+    found = {name: ragged(_column(table, name), num_items, f"{part.file}: {name}") for name in columns}
+    empty = Ragged(np.zeros(len(table) + 1, dtype=np.int64), np.empty(0, dtype=np.int32))
+    items, is_positive, positive, negative, seen = (found.get(name, empty) for name in LISTS)
     num_holdout = table["num_holdout"].to_numpy()
     return UserLists(_column(table, "user_id"), items, is_positive, positive, negative, seen, num_holdout)
 

@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ from pnfrec_dist.inference.trained_model import open_with_data
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 LINE_SECONDS = 10.0
+PARTS_AT_ONCE = {"cpu": 1, "cuda": 4}
+"""Parts that a worker makes at the same time: while a GPU ranks one, others are read and written."""
+MOST_PARTS = 128
+"""Parts of one Ray task on a GPU. Ray starts a process for each task, which takes seconds."""
 
 
 def recommend(settings: RecommendSettings) -> int:
@@ -59,7 +64,8 @@ def recommend(settings: RecommendSettings) -> int:
                     progress.show(part.rows)
 
                 job = _Job(files.making, trained, data.raw_item_ids(), ListSettings.of(settings), filters, wanted)
-                run_units(plan, _make_part, [job], missing, on_done)
+                share = min(-(-len(missing) // plan.num_workers), MOST_PARTS) if plan.use_gpu else 1
+                run_units(plan, _make_parts, [job], missing, on_done, share)
         made = [done[number] for number in sorted(done)]
         users, popular, rows = (sum(getattr(part, name) for part in made) for name in ("users", "popular", "rows"))
         files.publish(made, {"run": settings.run, **request, "users": users, "popular": popular, "rows": rows})
@@ -86,13 +92,19 @@ class _Job:
     """raw ids of users; None: all"""
 
 
-def _make_part(use_gpu: bool, cpus: float, part: UserPart, job: _Job) -> Part:
-    """Makes the lists of one part."""
+def _make_parts(use_gpu: bool, cpus: float, parts: Sequence[UserPart], job: _Job) -> Iterator[Part]:
+    """Makes the lists of each part."""
     device = torch.device("cuda" if use_gpu else "cpu")
-    with torch_threads(max(1, int(cpus))):
+    at_once = PARTS_AT_ONCE[device.type]
+    with torch_threads(max(1, int(cpus))), ThreadPoolExecutor(at_once) as pool:
         maker = ListMaker(job.trained, job.raw_ids, job.settings, job.filters, device)
-        users = read_users(part, len(job.raw_ids), job.wanted)
-        lists = maker.make(users)
+        # In this thread, Ctrl-C ends a part at once, which may take a CPU long.
+        yield from (pool.map if at_once > 1 else map)(lambda part: _make_part(part, job, maker), parts)
+
+
+def _make_part(part: UserPart, job: _Job, maker: ListMaker) -> Part:
+    users = read_users(part, len(job.raw_ids), job.wanted, maker.reads)
+    lists = maker.make(users)
     popular = pc.sum(pc.and_(lists["is_popular"], pc.equal(lists["rank"], 1))).as_py() or 0
     return write_part(job.making, part.number, lists, len(users), popular)
 

@@ -30,6 +30,7 @@ LIST_SCHEMA = pa.schema(
     ]
 )
 """rank starts at 1; is_popular: the user has no known like, and the scores are popularity scores."""
+BATCH_SIZE = {"cpu": 256, "cuda": 2048}
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class ListSettings:
     top_k: int
     gamma: float
     keep_seen: bool
-    batch_size: int
-    """users ranked at once"""
+    batch_size: int | None = None
+    """users ranked at once; None: BATCH_SIZE"""
 
     @staticmethod
     def of(settings: RecommendSettings) -> "ListSettings":
@@ -66,8 +67,11 @@ class ListMaker:
         """data_raw_ids: raw ids of the data set's catalog, starting at item 1."""
         self.settings, self.filters = settings, filters
         self.history_kind = trained.settings.encoder.history_kind
+        self.reads = (self.history_kind.column, "negative_items", "seen_items")
+        """lists of a user that `make` needs"""
         self.raw_ids = pa.array(trained.raw_ids, pa.string())
         self.model_item_of = model_items(data_raw_ids, self.raw_ids)
+        self.batch_size = settings.batch_size or BATCH_SIZE[device.type]
         self.recommender = Recommender(trained.model.to(device).eval(), trained.num_positive_V, filters.is_hidden_V)
 
     def make(self, users: UserLists) -> pa.Table:
@@ -80,7 +84,7 @@ class ListMaker:
         if self.filters.denied:
             seen = joined(seen, self._denied(users.user_ids))
         known = Users(history, negative, seen)
-        size = self.settings.batch_size
+        size = self.batch_size
         tables = [
             self._batch(users, known, np.arange(n, min(n + size, len(users)))) for n in range(0, len(users), size)
         ]

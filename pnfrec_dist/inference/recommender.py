@@ -20,6 +20,8 @@ from pnfrec_dist.model.top_k import Ranking, Scores, rank_items, table_scores
 
 USERS_ENCODED = {"cpu": 64}
 """Users that are encoded at a time on a CPU, so that their activations need little memory."""
+TOKENS_ENCODED = 2**17
+"""The same for GPUs, in places of histories."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Recommender:
 
     def _encoded(self, encode: Callable[[HistoryBatch], Tensor], histories: Ragged, rows: np.ndarray) -> Tensor:
         """An encoder's output at each user's newest item, [B, D]."""
-        at_once = USERS_ENCODED.get(self.device.type, len(rows))
+        at_once = USERS_ENCODED.get(self.device.type) or max(TOKENS_ENCODED // self.model.max_length, 1)
         parts = [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
         batches = (history_batch(histories, part, self.model.max_length, self.device) for part in parts)
         return torch.cat([encode(batch) for batch in batches])

@@ -3,7 +3,7 @@
 B users, N items, n items of one block, K list length.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,48 +77,84 @@ def rank_items(
     rows: np.ndarray,
     target_B: Tensor | None = None,
     block_scores: int | None = None,
+    *,
+    dense: bool | None = None,
 ) -> Ranking:
     """The k best items of each user, without seen items, and the rank of the user's target; the same on all shards.
 
     User b has seen the item ids in list rows[b] of `seen`; a target stays a candidate even if it was seen. The result
     does not depend on block_scores, if the scores do not. A nan never improves a result: a nan score is not listed, and
     an item counts as behind the target only if its score is lower, or equal with a greater item id.
+
+    dense: how lists are made, _DenseBest (None: on GPUs only) or _Best; it does not change them.
     """
     empty_B0 = scores.block(scores.first, scores.first)
-    hide = _SeenItems(seen, rows, target_B, empty_B0.device)
-    best = _Best(empty_B0, k)
-    ahead = _Ahead(scores, target_B) if target_B is not None else None
     if block_scores is None:
         block_scores = BLOCK_SCORES.get(empty_B0.device.type, BLOCK_SCORES["cpu"])
         if len(rows) * (scores.end - scores.first) <= FEW_BLOCKS * block_scores:  # saves overhead per block
             block_scores *= FEW_BLOCKS
-    size = max(block_scores // max(len(rows), 1), 1)
-    for first in range(scores.first, scores.end, size):
-        scores_Bn = scores.block(first, min(first + size, scores.end))
-        hide(scores_Bn, first)
+    blocks = _UnseenBlocks(scores, max(block_scores // max(len(rows), 1), 1), seen, rows, target_B)
+    ahead = _Ahead(scores, target_B) if target_B is not None else None
+    dense = empty_B0.is_cuda if dense is None else dense
+    best = _DenseBest(empty_B0, k, blocks) if dense else _Best(empty_B0, k)
+    for first, scores_Bn in blocks:
         if ahead is not None:
             ahead.count(scores_Bn, first)
         best.offer(scores_Bn, first)
-    best.settle(scores.shards)
-    return Ranking(best.items_BK, best.scores_BK, ahead.target_rank_B(scores.shards) if ahead is not None else None)
+    scores_BK, items_BK = _over_shards(*best.lists(), scores.shards)
+    return Ranking(items_BK, scores_BK, ahead.target_rank_B(scores.shards) if ahead is not None else None)
 
 
-class _SeenItems:
-    """Sets the scores of seen items in a block to -inf."""
+def _over_shards(scores_BK: Tensor, items_BK: Tensor, shards: World) -> tuple[Tensor, Tensor]:
+    """The best of all shards' lists, the same on each. The item ids of shards ascend with the rank."""
+    if shards.size == 1:
+        return scores_BK, items_BK
+    users, k = scores_BK.shape
+    sizes = [users] * shards.size
+    scores, items = (
+        shards.gather_rows(t, sizes).view(shards.size, users, k).transpose(0, 1).reshape(users, -1)
+        for t in (scores_BK, items_BK)
+    )
+    return _k_best(scores, items, k)
 
-    def __init__(self, seen: Ragged, rows: np.ndarray, keep_B: Tensor | None, device: torch.device) -> None:
-        ids, lengths = seen.newest(rows, int(seen.lengths[rows].max(initial=0)))
-        user, item = np.repeat(np.arange(len(rows)), lengths), ids[np.arange(ids.shape[1]) < lengths[:, None]]
+
+def _k_best(scores_BX: Tensor, items_BX: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row. Equal scores must stand in the order of their item ids."""
+    order_BK = scores_BX.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores_BX.gather(1, order_BK), items_BX.gather(1, order_BK)
+
+
+class _UnseenBlocks:
+    """Blocks of `size` items in order of item id: (first item, scores with those of seen items set to -inf)."""
+
+    def __init__(self, scores: Scores, size: int, seen: Ragged, rows: np.ndarray, keep_B: Tensor | None) -> None:
+        """keep_B: one item per user that is not hidden."""
+        self.scores, self.size = scores, size
+        self.firsts = range(scores.first, scores.end, size)
+        user, item = seen.pairs(rows)
+        is_hidden = (item >= scores.first) & (item < scores.end)
         if keep_B is not None:
-            other = item != keep_B.cpu().numpy()[user]
-            user, item = user[other], item[other]
-        order = np.argsort(item, kind="stable")
-        self.items = item[order]
-        self.user_S, self.item_S = (torch.from_numpy(v[order]).to(device) for v in (user, item))
+            is_hidden &= item != keep_B.cpu().numpy()[user]
+        if not is_hidden.all():
+            user, item = user[is_hidden], item[is_hidden]
+        if len(self.firsts) > 1:
+            # numpy sorts numbers of 16 bits by radix, several times faster than item ids.
+            block = ((item - scores.first) // size).astype(np.min_scalar_type(len(self.firsts)))
+            order = np.argsort(block, kind="stable")
+            user, item = user[order], item[order]
+            self.ends = np.cumsum(np.bincount(block, minlength=len(self.firsts))).tolist()
+        else:
+            self.ends = [len(item)] * len(self.firsts)
+        device = scores.block(scores.first, scores.first).device
+        self.user_S, self.item_S = (torch.from_numpy(v.astype(np.int64, copy=False)).to(device) for v in (user, item))
 
-    def __call__(self, scores_Bn: Tensor, first: int) -> None:
-        start, end = np.searchsorted(self.items, (first, first + scores_Bn.shape[1]))
-        scores_Bn[self.user_S[start:end], self.item_S[start:end] - first] = -torch.inf
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        start = 0
+        for first, end in zip(self.firsts, self.ends, strict=True):
+            scores_Bn = self.scores.block(first, min(first + self.size, self.scores.end))
+            scores_Bn[self.user_S[start:end], self.item_S[start:end] - first] = -torch.inf
+            yield first, scores_Bn
+            start = end
 
 
 class _Best:
@@ -128,8 +164,7 @@ class _Best:
     """
 
     def __init__(self, empty_B0: Tensor, k: int) -> None:
-        self.scores_BK = empty_B0.new_full((len(empty_B0), k), -torch.inf)
-        self.items_BK = torch.full_like(self.scores_BK, PAD_ID, dtype=torch.int64)
+        self.scores_BK, self.items_BK = _no_items(empty_B0, k)
         self.user_BK = torch.arange(len(empty_B0), device=empty_B0.device)[:, None].expand(-1, k)
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self.num_waiting = 0
@@ -162,18 +197,53 @@ class _Best:
         self.items_BK, self.scores_BK = item[order].view(users, k), score[order].view(users, k)
         self.waiting, self.num_waiting = [], 0
 
-    def settle(self, shards: World) -> None:
-        """Makes the final list, over all blocks and shards. The item ids of shards ascend with the rank."""
+    def lists(self) -> tuple[Tensor, Tensor]:
+        """(scores, item ids), [B, K] each."""
         self._sort_in()
-        if shards.size > 1:
-            users, k = self.scores_BK.shape
-            sizes = [users] * shards.size
-            scores, items = (
-                shards.gather_rows(t, sizes).view(shards.size, users, k).transpose(0, 1).reshape(users, -1)
-                for t in (self.scores_BK, self.items_BK)
-            )
-            order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-            self.scores_BK, self.items_BK = scores.gather(1, order), items.gather(1, order)
+        return self.scores_BK, self.items_BK
+
+
+class _DenseBest:
+    """_Best for GPUs: each block takes the same few steps on whole tensors, so that the host never waits for a GPU.
+
+    torch.topk may take any of the items whose scores equal the last one taken, and takes nan first. Where this may
+    matter, which is rare, `lists` makes the user's list again with _Best.
+    """
+
+    def __init__(self, empty_B0: Tensor, k: int, blocks: _UnseenBlocks) -> None:
+        """blocks: those that will be offered."""
+        self.empty_B0, self.blocks = empty_B0, blocks
+        self.scores_BK, self.items_BK = _no_items(empty_B0, k)
+        self.tied_B = empty_B0.new_full((len(empty_B0),), -torch.inf)
+        """the highest score of which a block has more items than were taken; nan after a nan"""
+
+    def offer(self, scores_Bn: Tensor, first: int) -> None:
+        k = self.scores_BK.shape[1]
+        best_Bk, place_Bk = scores_Bn.topk(min(k + 1, scores_Bn.shape[1]), dim=1)
+        self.tied_B = self.tied_B.masked_fill(best_Bk[:, 0].isnan(), torch.nan)
+        if best_Bk.shape[1] > k:
+            tied_B = best_Bk[:, k].masked_fill(best_Bk[:, k] != best_Bk[:, k - 1], -torch.inf)
+            self.tied_B = torch.maximum(self.tied_B, tied_B)  # a nan stays
+        place_Bk, order_Bk = place_Bk[:, :k].sort(dim=1)  # equal scores by ascending item id, after the listed items
+        scores_BX = torch.cat([self.scores_BK, best_Bk.gather(1, order_Bk)], dim=1)
+        self.scores_BK, self.items_BK = _k_best(scores_BX, torch.cat([self.items_BK, place_Bk + first], dim=1), k)
+
+    def lists(self) -> tuple[Tensor, Tensor]:
+        """(scores, item ids), [B, K] each."""
+        is_sure_B = (self.tied_B == -torch.inf) | (self.tied_B < self.scores_BK[:, -1])
+        (unsure_b,) = (~is_sure_B).nonzero(as_tuple=True)
+        if len(unsure_b):
+            best = _Best(self.empty_B0[unsure_b], self.scores_BK.shape[1])
+            for first, scores_Bn in self.blocks:
+                best.offer(scores_Bn[unsure_b], first)
+            self.scores_BK[unsure_b], self.items_BK[unsure_b] = best.lists()
+        return self.scores_BK, self.items_BK
+
+
+def _no_items(empty_B0: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(scores, item ids) of lists without items."""
+    scores_BK = empty_B0.new_full((len(empty_B0), k), -torch.inf)
+    return scores_BK, torch.full_like(scores_BK, PAD_ID, dtype=torch.int64)
 
 
 class _Ahead:

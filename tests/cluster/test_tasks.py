@@ -1,7 +1,7 @@
 """Units of work with a fake Ray: what runs when, and which errors are raised."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,15 +58,26 @@ def played(monkeypatch: pytest.MonkeyPatch) -> PlayedRay:
 def test_every_unit_is_done_once_some_at_a_time(played: PlayedRay) -> None:
     done: list[tuple[int, str]] = []
 
-    def work(use_gpu: bool, cpus: float, unit: int, prefix: str) -> str:
+    def work(use_gpu: bool, cpus: float, units: Sequence[int], prefix: str) -> Iterator[str]:
         assert (use_gpu, cpus) == (False, 3.0)
-        return f"{prefix}{unit}"
+        return (f"{prefix}{unit}" for unit in units)
 
     run_units(PLAN, work, ["part-"], range(5), lambda unit, made: done.append((unit, made)))
     assert sorted(done) == [(unit, f"part-{unit}") for unit in range(5)]
     assert [unit for unit, _ in done] == [1, 2, 3, 4, 0], "in the order in which they end"
     assert played.most == PLAN.num_workers
     assert played.options == {"num_cpus": 3.0, "num_gpus": 0, "max_retries": MAX_LOST}
+
+
+def test_a_task_may_have_several_units(played: PlayedRay) -> None:
+    done: list[tuple[int, int]] = []
+    run_units(PLAN, doubled, [], range(5), lambda *pair: done.append(pair), 2)
+    assert done == [(2, 4), (3, 6), (4, 8), (0, 0), (1, 2)] and len(played.calls) == 3
+
+
+def doubled(use_gpu: bool, cpus: float, units: Sequence[int]) -> Iterator[int]:
+    for unit in units:
+        yield 2 * unit
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -93,5 +104,5 @@ def test_a_single_worker_is_this_process(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
     done: list[tuple[int, int]] = []
     here = WorkerPlan(1, False, 2.0, in_this_process=True)
-    run_units(here, lambda use_gpu, cpus, unit, more: unit + more, [10], [3, 4], lambda *pair: done.append(pair))
-    assert done == [(3, 13), (4, 14)]
+    run_units(here, doubled, [], [3, 4], lambda *pair: done.append(pair))
+    assert done == [(3, 6), (4, 8)]

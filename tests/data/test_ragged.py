@@ -25,3 +25,10 @@ def test_the_newest_values_stand_left_and_padding_right(count: int, rows: list[i
     width = max([1, *map(len, wanted)])
     assert ids.tolist() == [row + [PAD_ID] * (width - len(row)) for row in wanted]
     assert ids.shape == (len(rows), width) and lengths.tolist() == [len(row) for row in wanted]
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [3, 0, 3], [1], []])
+def test_pairs_name_the_place_of_each_value(rows: list[int]) -> None:
+    place, values = Ragged.of(ROWS, np.int32).pairs(np.array(rows, dtype=np.int64))
+    wanted = [(at, value) for at, row in enumerate(rows) for value in ROWS[row]]
+    assert list(zip(place.tolist(), values.tolist(), strict=True)) == wanted and values.dtype == np.int32

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pnfrec_dist.config.settings import EvaluationSettings, LossSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluate import main as evaluate_command
+from pnfrec_dist.inference import batch_job
 from pnfrec_dist.inference.item_filters import read_ids
 
 
@@ -158,3 +160,17 @@ def test_an_id_in_a_list_may_hold_any_character_but_a_line_feed(tmp_path: Path) 
     file = tmp_path / "ids.txt"
     file.write_bytes("a\x85b\r\nc\u2028d\n\n e \n".encode())
     assert read_ids(str(file), "--users").to_pylist() == ["a\x85b", "c\u2028d", "e"]
+
+
+def test_parts_that_are_made_at_the_same_time_are_the_same(
+    checkpoint: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: two parts are read before the first one is written."""
+    recommend.main(line(checkpoint, prepared, "--out", str(tmp_path / "one"), "--num-workers", "1"))
+    both, read = threading.Barrier(2, timeout=60), batch_job.read_users
+    monkeypatch.setattr(batch_job, "PARTS_AT_ONCE", {"cpu": 2})
+    monkeypatch.setattr(batch_job, "read_users", lambda *args: (both.wait(), read(*args))[1])
+    recommend.main(line(checkpoint, prepared, "--out", str(tmp_path / "two"), "--num-workers", "1"))
+    one, two = (json.loads((tmp_path / out / "_manifest.json").read_text())["files"] for out in ("one", "two"))
+    assert len(one) == 2 and one == two
+    assert pq.read_table(tmp_path / "one").equals(pq.read_table(tmp_path / "two"))

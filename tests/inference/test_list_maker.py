@@ -95,8 +95,9 @@ def test_every_user_s_list_equals_brute_force(prepared: Path, history: History, 
     is_hidden_V = np.array([False, *(name in hidden for name in catalog)])
     maker = ListMaker(trained, data.raw_item_ids(), LISTS, Filters(is_hidden_V), CPU)
     seen_users = 0
-    for users in everyone(data):
-        found = listed(maker.make(users))
+    for part in user_parts(data):
+        users = read_users(part, data.num_items)
+        found = listed(maker.make(read_users(part, data.num_items, columns=maker.reads)))
         for place, user_id in enumerate(users.user_ids.to_pylist()):
             assert found.get(user_id, []) == brute_force(trained, raw, users, place, hidden)
             seen_users += 1
@@ -178,6 +179,9 @@ def test_users_are_read_by_part_and_by_id(prepared: Path) -> None:
     assert len({name for part in parts for name in user_ids(part).to_pylist()}) == 31
     found = list(find_users(data, pa.array(["u000", "u002", "nobody"])))
     assert [users.user_ids.to_pylist() for users in found] == [["u000", "u002"]]
+    some = read_users(parts[0], data.num_items, columns=["seen_items"])
+    assert some.seen.values.tolist() == read_users(parts[0], data.num_items).seen.values.tolist()
+    assert len(some) == len(some.items) == len(some.positive) and not some.items.values.size
 
 
 def test_a_card_tells_what_came_of_the_list(prepared: Path) -> None:
