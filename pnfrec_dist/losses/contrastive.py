@@ -13,6 +13,9 @@ from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.losses.terms import DirectTerm, StepTensors
 from pnfrec_dist.model.item_table import take
 
+NORM_EPS = 1e-12
+"""Least norm of a cosine, as in F.normalize."""
+
 
 class ContrastiveTerm(DirectTerm):
     """L_c, over all positive tokens that have a next positive item."""
@@ -34,13 +37,7 @@ class ContrastiveTerm(DirectTerm):
         assert batch.contrast is not None
         next_P, negatives_BN = batch.contrast.next_P, batch.contrast.negatives_BN
         return contrastive(
-            tensors.main_PD,
-            take(tensors.vectors_UD, next_P),
-            next_P == PAD_ID,
-            take(tensors.vectors_UD, negatives_BN),
-            negatives_BN == PAD_ID,
-            batch.main.groups,
-            settings.contrastive,
+            tensors.main_PD, tensors.vectors_UD, next_P, negatives_BN, batch.main.groups, settings.contrastive
         )
 
 
@@ -49,28 +46,36 @@ CONTRASTIVE = ContrastiveTerm()
 
 def contrastive(
     hidden_PD: Tensor,
-    next_PD: Tensor,
-    is_pad_P: Tensor,
-    negatives_BND: Tensor,
-    is_pad_BN: Tensor,
+    vectors_UD: Tensor,
+    next_P: Tensor,
+    negatives_BN: Tensor,
     groups: Groups,
     settings: ContrastiveSettings,
 ) -> Tensor:
     """Sum over positive positions of -log softmax([f(h_t, i_t+1), f(h_t, j) for j in S^n])[0].
 
-    hidden_PD: the main encoder's output; next_PD: vectors of the next positives, is_pad_P: True if there is none;
-    negatives_BND: vectors of the users' negatives, is_pad_BN: True if there is none; groups: how tokens belong to
-    users. f is cosine or dot, divided by temperature. A user without negatives adds 0.
+    hidden_PD: the main encoder's output; vectors_UD: vectors of the batch's items; next_P: place among them of the next
+    positive, PAD_ID if there is none; negatives_BN: places of the users' negatives, padded with PAD_ID; groups: how
+    tokens belong to users. f is cosine or dot, divided by temperature. A user without negatives adds 0.
     """
-    if settings.similarity == "cosine":
-        hidden_PD, next_PD, negatives_BND = (F.normalize(t, dim=-1) for t in (hidden_PD, next_PD, negatives_BND))
-    to_next_P = (hidden_PD * next_PD).sum(-1) / settings.temperature
+    scale_P1 = torch.full_like(
+        hidden_PD[:, :1], 1 / settings.temperature, dtype=torch.promote_types(hidden_PD.dtype, torch.float32)
+    )
+    if settings.similarity == "cosine":  # of U vectors and P norms, not of all tokens' vectors
+        vectors_UD = F.normalize(vectors_UD, dim=-1)
+        scale_P1 = scale_P1 / torch.linalg.vector_norm(hidden_PD, dim=-1, keepdim=True, dtype=scale_P1.dtype).clamp(
+            min=NORM_EPS
+        )
+    to_next_P = (hidden_PD * take(vectors_UD, next_P)).sum(-1, dtype=scale_P1.dtype) * scale_P1[:, 0]
+    negatives_BND, is_pad_BN, is_pad_P = take(vectors_UD, negatives_BN), negatives_BN == PAD_ID, next_P == PAD_ID
     tokens, users = [users * length for users, length in groups], [users for users, _ in groups]
-    by_group = (t.split(tokens) for t in (hidden_PD, to_next_P, is_pad_P))
+    by_group = (t.split(tokens) for t in (hidden_PD, scale_P1, to_next_P, is_pad_P))
     by_user = (t.split(users) for t in (negatives_BND, is_pad_BN))
     total = to_next_P.new_zeros(())
-    for group, hidden_gD, next_g, is_pad_g, negatives_GND, is_pad_GN in zip(groups, *by_group, *by_user, strict=True):
-        to_negatives_GLN = hidden_gD.unflatten(0, group) @ negatives_GND.transpose(1, 2) / settings.temperature
+    for group, hidden_gD, scale_g1, next_g, is_pad_g, negatives_GND, is_pad_GN in zip(
+        groups, *by_group, *by_user, strict=True
+    ):
+        to_negatives_GLN = hidden_gD.unflatten(0, group) @ negatives_GND.transpose(1, 2) * scale_g1.view(*group, 1)
         to_negatives_GLN = to_negatives_GLN.masked_fill(is_pad_GN[:, None, :], -torch.inf)
         to_next_GL1 = next_g.view(*group, 1)
         loss_GL = torch.cat([to_next_GL1, to_negatives_GLN], dim=2).logsumexp(dim=2) - to_next_GL1[:, :, 0]

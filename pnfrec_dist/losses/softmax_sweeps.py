@@ -19,23 +19,29 @@ LEAST_SHARE = 1e-30
 def one_sweep(
     hidden_TD: Tensor,
     classes_ND: Tensor,
+    targets_T: Tensor,
     weights_T: Tensor,
     tiling: Tiling,
     matmul_dtype: torch.dtype,
     grad_classes_ND: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """(log-sum-exp [T], the gradient of sum(weight * lse) with respect to hidden [T, D]), for tiles of all classes.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-sum-exp [T], logits of the targets [T], the gradient of the loss with respect to hidden [T, D]).
 
-    The classes' gradient is added in place.
+    The loss is sum(weight * (lse - logit of the target)); targets_T: their classes, from 0. The classes' gradient is
+    added in place. Tiles have all classes.
     """
-    lse_T, grad_TD = torch.empty_like(weights_T), torch.empty_like(hidden_TD)
+    lse_T, logit_T, grad_TD = torch.empty_like(weights_T), torch.empty_like(weights_T), torch.empty_like(hidden_TD)
     narrow_ND = classes_ND.to(matmul_dtype)
     tile = _Tile(hidden_TD, tiling, matmul_dtype)
     for rows in blocks(len(hidden_TD), tiling.rows):
-        softmax_tN, lse_T[rows] = tile.softmax_and_lse(hidden_TD[rows].to(matmul_dtype), narrow_ND)
+        target_t1 = targets_T[rows, None]
+        logits_tN = tile.logits(hidden_TD[rows].to(matmul_dtype), narrow_ND)
+        logit_T[rows] = logits_tN.gather(1, target_t1)[:, 0].to(logit_T.dtype)
+        softmax_tN, lse_T[rows] = tile.softmax_and_lse()
+        softmax_tN.scatter_add_(1, target_t1, softmax_tN.new_full(target_t1.shape, -1.0))
         grad_TD[rows] = _product(softmax_tN, narrow_ND, hidden_TD.dtype)
         _add_product(grad_classes_ND, softmax_tN.T, (hidden_TD[rows] * weights_T[rows, None]).to(matmul_dtype))
-    return lse_T, grad_TD.mul_(weights_T[:, None])
+    return lse_T, logit_T, grad_TD.mul_(weights_T[:, None])
 
 
 def softmax_mean(
@@ -53,7 +59,8 @@ def softmax_mean(
         narrow_tD, lse_t1, mean_tD = hidden_TD[rows].to(matmul_dtype), lse_T1[rows], mean_TD[rows]
         for block, items in enumerate(blocks(len(classes_ND), tiling.items)):
             classes_nD = classes_ND[items].to(matmul_dtype)
-            softmax_tn, block_t = tile.softmax_and_lse(narrow_tD, classes_nD)
+            tile.logits(narrow_tD, classes_nD)
+            softmax_tn, block_t = tile.softmax_and_lse()
             new_t1 = torch.logaddexp(lse_t1, block_t[:, None])
             product_tD = _product(softmax_tn, classes_nD, mean_tD.dtype)
             mean_tD.mul_((lse_t1 - new_t1).exp_()).addcmul_(product_tD, (block_t[:, None] - new_t1).exp_())
@@ -78,7 +85,8 @@ def add_class_gradient(
     for rows in blocks(len(hidden_TD), tiling.rows):
         narrow_tD = hidden_TD[rows].to(matmul_dtype)
         for block, items in enumerate(blocks(len(classes_ND), tiling.items)):
-            softmax_tn = tile.softmax(narrow_tD, classes_ND[items].to(matmul_dtype))
+            tile.logits(narrow_tD, classes_ND[items].to(matmul_dtype))
+            softmax_tn = tile.softmax()
             weighted_tD = (hidden_TD[rows] * weights_TB[rows, block, None]).to(matmul_dtype)
             _add_product(grad_classes_ND[items], softmax_tn.T, weighted_tD)
 
@@ -90,7 +98,8 @@ def log_sum_exp(hidden_TD: Tensor, classes_ND: Tensor, tiling: Tiling, matmul_dt
     for rows in blocks(len(hidden_TD), tiling.rows):
         narrow_tD = hidden_TD[rows].to(matmul_dtype)
         for items in blocks(len(classes_ND), tiling.items):
-            _, block_t = tile.softmax_and_lse(narrow_tD, classes_ND[items].to(matmul_dtype))
+            tile.logits(narrow_tD, classes_ND[items].to(matmul_dtype))
+            _, block_t = tile.softmax_and_lse()
             lse_T[rows] = torch.logaddexp(lse_T[rows], block_t)
     return lse_T
 
@@ -112,42 +121,42 @@ def logit_dtype(matmul_dtype: torch.dtype, wide: torch.dtype, *, on_cpu: bool) -
 
 
 class _Tile:
-    """Softmax of one tile after another, in the same memory; a result is valid until the next call."""
+    """One tile of logits after another, and its softmax, in the same memory."""
 
     def __init__(self, like: Tensor, tiling: Tiling, matmul_dtype: torch.dtype) -> None:
         dtype = logit_dtype(matmul_dtype, like.dtype, on_cpu=not like.is_cuda)
         self.buffer = like.new_empty(min(tiling.rows, len(like)) * tiling.items, dtype=dtype)
         self.wide = like.dtype
 
-    def softmax(self, hidden_tD: Tensor, classes_nD: Tensor) -> Tensor:
-        """[t, n], in the dtype of the inputs."""
-        logits_tn = self._logits(hidden_tD, classes_nD)
-        return torch.softmax(logits_tn, 1, out=logits_tn).to(hidden_tD.dtype)
+    def logits(self, hidden_tD: Tensor, classes_nD: Tensor) -> Tensor:
+        """Those of the next tile, [t, n], until its softmax takes their place."""
+        self.hidden_tD, self.classes_nD = hidden_tD, classes_nD
+        self.out_tn = self.buffer[: len(hidden_tD) * len(classes_nD)].view(len(hidden_tD), len(classes_nD))
+        if hidden_tD.dtype == self.out_tn.dtype:
+            return torch.mm(hidden_tD, classes_nD.T, out=self.out_tn)
+        return self.out_tn.copy_(_product(hidden_tD, classes_nD.T, self.out_tn.dtype))
 
-    def softmax_and_lse(self, hidden_tD: Tensor, classes_nD: Tensor) -> tuple[Tensor, Tensor]:
-        """(softmax [t, n], in the dtype of the inputs; log-sum-exp of the tile [t], in the wide dtype).
+    def softmax(self) -> Tensor:
+        """[t, n], in the dtype of the matmuls."""
+        return torch.softmax(self.out_tn, 1, out=self.out_tn).to(self.hidden_tD.dtype)
+
+    def softmax_and_lse(self) -> tuple[Tensor, Tensor]:
+        """(softmax [t, n], in the dtype of the matmuls; log-sum-exp of the tile [t], in the wide dtype).
 
         On a CPU, a second pass over the logits costs as much as the softmax. So there, a few classes tell the
         log-sum-exp: that of their logits, minus the log of their probabilities' sum.
         """
-        logits_tn = self._logits(hidden_tD, classes_nD)
-        if logits_tn.is_cuda:
-            lse_t = logits_tn.logsumexp(dim=1)
-            return torch.softmax(logits_tn, 1, out=logits_tn).to(hidden_tD.dtype), lse_t
-        first_t = logits_tn[:, :FIRST_CLASSES].to(self.wide).logsumexp(dim=1)
-        torch.softmax(logits_tn, 1, out=logits_tn)
-        share_t = logits_tn[:, :FIRST_CLASSES].sum(dim=1, dtype=self.wide)
+        if self.out_tn.is_cuda:
+            lse_t = self.out_tn.logsumexp(dim=1)
+            return self.softmax(), lse_t
+        first_t = self.out_tn[:, :FIRST_CLASSES].to(self.wide).logsumexp(dim=1)
+        softmax_tn = self.softmax()
+        share_t = softmax_tn[:, :FIRST_CLASSES].sum(dim=1, dtype=self.wide)
         lse_t = first_t - share_t.log()
         rare_t = (~(share_t >= LEAST_SHARE)).nonzero()[:, 0]
         if len(rare_t):
-            lse_t[rare_t] = (hidden_tD[rare_t] @ classes_nD.T).to(self.wide).logsumexp(dim=1)
-        return logits_tn, lse_t
-
-    def _logits(self, hidden_tD: Tensor, classes_nD: Tensor) -> Tensor:
-        out_tn = self.buffer[: len(hidden_tD) * len(classes_nD)].view(len(hidden_tD), len(classes_nD))
-        if hidden_tD.dtype == out_tn.dtype:
-            return torch.mm(hidden_tD, classes_nD.T, out=out_tn)
-        return out_tn.copy_(_product(hidden_tD, classes_nD.T, out_tn.dtype))
+            lse_t[rare_t] = (self.hidden_tD[rare_t] @ self.classes_nD.T).to(self.wide).logsumexp(dim=1)
+        return softmax_tn, lse_t
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import Groups
 
-LAYER_NORM_EPS = 1e-8
-
 
 @dataclass(frozen=True)
 class BlockSize:

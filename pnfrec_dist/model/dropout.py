@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 
 STEPS = 1 << 16
 """Probabilities are rounded to multiples of 1 / STEPS, at least one; the scale uses the rounded probability."""
+BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integer type whose bits mask those of a float of this size: torch's operations on bool are slow on a CPU."""
 
 
 class Dropout(nn.Module):
@@ -32,14 +35,26 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         kept = min(max(round((1 - p) * STEPS), 1), STEPS - 1)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        is_kept = (bits.view(torch.int16)[: x.numel()] < kept - STEPS // 2).view(x.shape)
-        ctx.save_for_backward(is_kept)
+        end = kept - STEPS // 2  # of 16 bits as a signed number, `kept` of STEPS values are below it
+        mask = _random_bits(x.numel()).clamp_(end - 1, end).sub_(end).view(x.shape)  # -1 has all bits, 0 none
+        ctx.save_for_backward(mask)
         ctx.scale = STEPS / kept
-        return (x * is_kept).mul_(ctx.scale)
+        return _masked(x, mask).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (is_kept,) = ctx.saved_tensors
-        return (grad_outputs[0] * is_kept).mul_(ctx.scale), None
+        (mask,) = ctx.saved_tensors
+        return _masked(grad_outputs[0], mask).mul_(ctx.scale), None
+
+
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    bits_type = BITS_OF[x.element_size()]
+    return (x.view(bits_type) & mask.to(bits_type)).view(x.dtype)
+
+
+def _random_bits(count: int) -> Tensor:
+    """16 random bits each, [count], int16; drawn by numpy's fast generator with a seed of torch's generator."""
+    generator = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_()))
+    words = generator.random_raw(-(-count // 4))
+    return torch.from_numpy(words.view(np.int16))[:count]

@@ -12,8 +12,9 @@ from pnfrec_dist.config.registry import BLOCKS
 from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import Groups
 from pnfrec_dist.errors import require
-from pnfrec_dist.model.block import LAYER_NORM_EPS, Block, BlockSize
+from pnfrec_dist.model.block import Block, BlockSize
 from pnfrec_dist.model.dropout import Dropout
+from pnfrec_dist.model.layer_norm import LayerNorm
 
 INIT_STD = 0.02
 
@@ -44,13 +45,16 @@ class Encoder(nn.Module):
         self.dropout = Dropout(settings.dropout)
         block = block_class(settings)
         self.blocks = nn.ModuleList(block(settings) for _ in range(settings.num_blocks))
-        self.norm = nn.LayerNorm(settings.hidden_size, eps=LAYER_NORM_EPS)
+        self.norm = LayerNorm(settings.hidden_size)
 
     def forward(self, item_vectors_PD: Tensor, groups: Groups) -> Tensor:
         """-> hidden_PD. groups: no length above settings.positions."""
         weight = self.positions.weight
         positions = [weight[:length].expand(users, -1, -1).flatten(0, 1) for users, length in groups]
-        x_PD = item_vectors_PD * self.scale + torch.cat([*positions, weight[:0]])
+        x_PD = torch.add(torch.cat([*positions, weight[:0]]), item_vectors_PD, alpha=self.scale)
+        device = x_PD.device.type
+        if torch.is_autocast_enabled(device):  # tokens stay narrow from here on, or each matmul would copy them
+            x_PD = x_PD.to(torch.get_autocast_dtype(device))
         x_PD = self.dropout(x_PD)
         for block in self.blocks:
             x_PD = block(x_PD, groups)

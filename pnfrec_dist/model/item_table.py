@@ -3,6 +3,7 @@
 V = N + 1 rows, S of them on this rank, D width, U distinct items of a batch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class ItemTable(nn.Module):
         self.weight = nn.Parameter(torch.zeros(self.end_row - self.first_row, hidden_size))
         self._looked_up: list[tuple[Tensor, Tensor]] = []
         """rows and gradients that collect_gradients will add"""
+        self._to_add: list[Callable[[Tensor], None]] = []
+        """what add_in_backward was given"""
 
     @property
     def is_sharded(self) -> bool:
@@ -56,15 +59,33 @@ class ItemTable(nn.Module):
         """
         return _Lookup.apply(items_U, self.weight, self)
 
+    def add_in_backward(self, add: Callable[[Tensor], None]) -> None:
+        """Calls add(weight.grad) at the backward of `lookup`, the last of the backward pass, or at collect_gradients.
+
+        Work for the GPU that waits until then runs while the ranks sum the encoders' gradients.
+        """
+        self._to_add.append(add)
+
     @torch.no_grad()
     def collect_gradients(self) -> None:
-        """Adds the gradients of looked-up rows to weight.grad, in place, so that there is only one gradient tensor of
-        the table's size."""
+        """Adds all gradients of the backward pass to weight.grad, in place, so that there is only one gradient tensor
+        of the table's size."""
+        self._add_waiting()
         for rows, gradients in self._looked_up:
-            if self.weight.grad is None:
-                self.weight.grad = torch.zeros_like(self.weight)
-            add_rows(self.weight.grad, rows, gradients)
+            add_rows(self._gradient(), rows, gradients)
         self._looked_up.clear()
+
+    @torch.no_grad()
+    def _add_waiting(self) -> None:
+        for add in self._to_add:
+            add(self._gradient())
+        self._to_add.clear()
+
+    def _gradient(self) -> Tensor:
+        """weight.grad, zeros if there is none yet."""
+        if self.weight.grad is None:
+            self.weight.grad = torch.zeros_like(self.weight)
+        return self.weight.grad
 
 
 class _Lookup(torch.autograd.Function):
@@ -86,6 +107,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.table._add_waiting()
         gradients = ctx.table.shards.exchange(grad_outputs[0], ctx.asked, ctx.answered)
         is_padding = ctx.rows == PAD_ID - ctx.table.first_row
         ctx.table._looked_up.append((ctx.rows, gradients.masked_fill(is_padding[:, None], 0.0)))

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import Groups
-from pnfrec_dist.model.block import LAYER_NORM_EPS, Block, BlockSize
+from pnfrec_dist.model.block import Block, BlockSize
 from pnfrec_dist.model.dropout import Dropout, dropout
+from pnfrec_dist.model.layer_norm import LayerNorm
 
 
 class SASRecBlock(Block):
@@ -23,11 +24,11 @@ class SASRecBlock(Block):
         width = settings.hidden_size
         self.num_heads = settings.num_heads
         self.dropout = settings.dropout
-        self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attention_norm = LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
-        self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.feed_forward_norm = LayerNorm(width)
         self.feed_forward = nn.Sequential(
             nn.Linear(width, width),
             Dropout(settings.dropout),
