@@ -202,7 +202,7 @@ def plan_trainings(
     """
     settings, gpus = trainings[0].settings, sum(node.gpus for node in nodes)
     use_gpu = settings.num_gpus == 1 or (settings.num_gpus is None and settings.num_workers is None and gpus >= 1)
-    most, share = min(at_a_time or len(trainings), len(trainings)), 1.0
+    most, share = at_a_time or len(trainings), 1.0  # the same threads for each, however few are left
     if at_a_time is None and not (use_gpu and gpus >= 1):
         return None
     if use_gpu and gpus >= 1:
