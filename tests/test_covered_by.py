@@ -51,6 +51,10 @@ COVERED_BY = {
     "pnfrec_dist.inference.gamma_search": "inference/test_batch_job.py > pnfrec_dist.evaluate",
     "pnfrec_dist.inference.pyfunc_script": "inference/test_pyfunc.py > pnfrec_dist.inference.pyfunc",
     # experiments and sweeps
+    "pnfrec_dist.cluster.actors": "integration/test_reproduce_at_a_time.py > pnfrec_dist.reproduce > "
+    "pnfrec_dist.experiments.reproduction > pnfrec_dist.experiments.missing_trainings",
+    "pnfrec_dist.experiments.training_actor": "integration/test_reproduce_at_a_time.py > pnfrec_dist.reproduce > "
+    "pnfrec_dist.experiments.reproduction > pnfrec_dist.experiments.missing_trainings",
     "pnfrec_dist.experiments.logged_result": "integration/test_tracking.py",
     "pnfrec_dist.experiments.reproduction_plan": "experiments/test_reproduction.py",
     "pnfrec_dist.experiments.plots": "experiments/test_reproduction.py > pnfrec_dist.experiments.report",

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from tune.space import SCHEDULERS, SEARCHES, Point, Stage, load_stage, require_s
 
 PAPER = ("encoder", "alpha", "beta")
 """The stages of the paper's protocol."""
+LEAST_SHARE = 0.01
+"""of a GPU, for a trial"""
 FOUND_BY = "# Found by: "
 """Start of the line in best.yaml that names the command."""
 
@@ -34,7 +37,8 @@ class Options:
     time_budget: float | None
     """seconds"""
     workers_per_trial: int
-    gpus_per_trial: int | None
+    gpus_per_trial: float | None
+    """below 1: a share of a GPU"""
     max_concurrent: int | None
     retry_failed: bool
     write_config: str | None
@@ -53,10 +57,14 @@ def parse(args: Sequence[str]) -> Options:
     except argparse.ArgumentError as error:
         raise InputError(f"{error}; see {command('tune')} --help") from error
     _require_flags(flags, [option for action in parser._actions for option in action.option_strings])
-    for name, least in (("num_samples", 1), ("workers_per_trial", 1), ("max_concurrent", 1), ("gpus_per_trial", 0)):
+    for name, least in (("num_samples", 1), ("workers_per_trial", 1), ("max_concurrent", 1)):
         value = getattr(found, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be >= {least}")
+    gpus = found.gpus_per_trial
+    if gpus is not None and not (gpus == 0 or LEAST_SHARE <= gpus < 1 or (gpus >= 1 and gpus.is_integer())):
+        way_out = f"it must be 0, a share of a GPU from {LEAST_SHARE:g} to 1, or a whole number of GPUs"
+        raise InputError(f"--gpus-per-trial is {gpus:g}; {way_out}")
     stages = tuple(dict.fromkeys(found.stages))
     for flag, value in (("--dataset", found.dataset), ("--name", found.name), ("--write-config", found.write_config)):
         if value is not None and not re.fullmatch(r"\w[\w.-]{0,99}", value):
@@ -107,7 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-samples", type=int, help="number of trials of a random or optuna search")
     add("--time-budget", metavar="TIME", help="such as 90m or 8h; then running trials are stopped (default: none)")
     add("--workers-per-trial", type=int, default=1, help="CPU workers of each trial (default: 1)")
-    add("--gpus-per-trial", type=int, help="GPUs of each trial, one worker each (default: 1 if there are GPUs, else 0)")
+    add(
+        "--gpus-per-trial",
+        type=float,
+        metavar="GPUS",
+        help="GPUs of each trial, one worker each; below 1, such as 0.1: a share of one GPU; 0: CPU workers (default: "
+        "the share with which as many trials run at a time as memory and CPUs allow; 0 without GPUs)",
+    )
     add("--max-concurrent", type=int, help="maximum number of trials at a time (default: as many as fit)")
     add("--output-dir", type=Path, default=Path("runs"), help="default: runs")
     add(
@@ -185,7 +199,7 @@ def base_settings(options: Options, stage: Stage, found: Point) -> Settings:
     flags = ["--dataset", options.dataset, "--model", stage.model, "--output-dir", str(options.directory / stage.name)]
     settings = parse_train_settings([*flags, *options.flags], any_model=True)
     if options.gpus_per_trial:
-        settings = dataclasses.replace(settings, num_gpus=options.gpus_per_trial)
+        settings = dataclasses.replace(settings, num_gpus=math.ceil(options.gpus_per_trial))
     else:
         settings = dataclasses.replace(settings, num_workers=options.workers_per_trial)
     return with_point(settings, found, f"values found before stage {stage.name}")

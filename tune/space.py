@@ -90,11 +90,15 @@ class Stage:
     def described(self) -> str:
         """One line for people."""
         names = ", ".join(parameter.name for parameter in self.parameters)
-        count = self.num_samples
-        if self.search == "grid":
-            count = math.prod(len(parameter.grid()) for parameter in self.parameters)
         early = f", {self.scheduler} from epoch {self.grace_epochs}" if self.scheduler != "none" else ""
-        return f"{self.model} over {names}; {self.search}, {count} trials{early}"
+        return f"{self.model} over {names}; {self.search}, {self.num_trials} trials{early}"
+
+    @property
+    def num_trials(self) -> int:
+        """All points of a grid, else num_samples."""
+        if self.search == "grid":
+            return math.prod(len(parameter.grid()) for parameter in self.parameters)
+        return self.num_samples
 
 
 def rounded(value: float) -> float:

@@ -1,7 +1,7 @@
 """Runs the trials of one stage on Ray Tune, as many at a time as fit."""
 
 import contextlib
-import dataclasses
+import math
 import os
 import shutil
 import time
@@ -15,8 +15,9 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from pnfrec_dist.cluster.concurrent_plan import ConcurrentPlan, plan_concurrent
 from pnfrec_dist.cluster.stop_signals import stop_requests
-from pnfrec_dist.cluster.worker_plan import Node, WorkerOptions, WorkerPlan, plan_workers
+from pnfrec_dist.cluster.worker_plan import Node, WorkerOptions, WorkerPlan
 from pnfrec_dist.errors import InputError, RunError, first_line
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.training.run_directory import RUN_FILE, read_run
@@ -46,23 +47,11 @@ def resources(plan: WorkerPlan) -> dict[str, float]:
     """
     if not plan.in_this_process:
         return {"memory": 1.0}
-    return {"cpu": plan.cpus_per_worker, **({"gpu": 1.0} if plan.use_gpu else {})}
+    return {"cpu": plan.cpus_per_worker, **({"gpu": plan.gpu_share} if plan.use_gpu else {})}
 
 
-@dataclass(frozen=True)
-class TrialPlan:
-    """Workers of each trial, and how many trials run at a time."""
-
-    workers: WorkerPlan
-    concurrent: int
-
-    def __str__(self) -> str:
-        at_a_time = f"{self.concurrent} trials at a time" if self.concurrent > 1 else "one trial at a time"
-        return f"{at_a_time}, each with {self.workers}"
-
-
-def plan_trials(nodes: Sequence[Node], workers: int, gpus_per_trial: int | None, most: int | None) -> TrialPlan:
-    """How many trials fit: each worker needs a CPU, or a GPU and a CPU.
+def plan_trials(nodes: Sequence[Node], workers: int, gpus_per_trial: float | None, most: int | None) -> ConcurrentPlan:
+    """How many trials fit, and what each gets. gpus_per_trial: below 1, a share of a GPU; None: 1 if there are GPUs.
 
     Raises InputError if not even one trial fits: Ray would wait for ever without a message.
     """
@@ -71,16 +60,15 @@ def plan_trials(nodes: Sequence[Node], workers: int, gpus_per_trial: int | None,
         gpus_per_trial = 1 if gpus >= 1 else 0
     if gpus_per_trial > gpus:
         raise InputError(
-            f"--gpus-per-trial is {gpus_per_trial}, but Ray sees {gpus:g} GPUs; lower it, or use 0 for CPU workers"
+            f"--gpus-per-trial is {gpus_per_trial:g}, but Ray sees {gpus:g} GPUs; lower it, or use 0 for CPU workers"
         )
     if not gpus_per_trial and workers > cpus:
         raise InputError(f"--workers-per-trial is {workers}, but Ray sees {cpus:g} CPUs; lower it")
-    places = sum(min(node.cpus, node.gpus) for node in nodes) if gpus_per_trial else cpus
-    fitting = int(places // (gpus_per_trial or workers))
-    concurrent = max(1, min(fitting, most or fitting))
-    wanted = WorkerOptions(num_workers=None if gpus_per_trial else workers, num_gpus=gpus_per_trial)
-    each = plan_workers(wanted, nodes, at_a_time=concurrent)
-    return TrialPlan(dataclasses.replace(each, in_this_process=each.num_workers == 1), concurrent)
+    if gpus_per_trial:
+        each = WorkerOptions(num_gpus=math.ceil(gpus_per_trial), gpu_share=min(gpus_per_trial, 1.0))
+    else:
+        each = WorkerOptions(num_workers=workers, num_gpus=0)
+    return plan_concurrent(nodes, each, most, "trial")
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
+from pnfrec_dist.cluster.concurrent_plan import ConcurrentPlan, gpu_share
 from pnfrec_dist.cluster.session import ray_cluster
-from pnfrec_dist.cluster.worker_plan import worker_options
+from pnfrec_dist.cluster.worker_plan import Node, gpu_memory, worker_options
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.terminal_progress import headline_table
 from pnfrec_dist.experiments.tracked_training import WAY_OUT, Job, train
-from pnfrec_dist.experiments.training_plan import checked_plan, open_data
+from pnfrec_dist.experiments.training_plan import checked_plan, fitting_in_gpu, open_data
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.text import duration
 from pnfrec_dist.tracking.address import tracking_uri
@@ -36,7 +37,7 @@ from tune.records import Record, best_of, forget_failed
 from tune.report import best_yaml, stage_markdown, workers_flag, write_best, write_stage_report
 from tune.search import listed_points
 from tune.space import Point, Stage, described, require_space, with_point
-from tune.stages import StageResult, TrialPlan, plan_trials, run_stage
+from tune.stages import StageResult, plan_trials, run_stage
 from tune.trial import BEST_METRIC, Assignment
 
 
@@ -48,15 +49,15 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
         _own_directory(options, stages, settings, data) as run,
         ray_cluster(worker_options(settings), dashboard=True, dry_run=options.dry_run) as nodes,
     ):
-        plan = plan_trials(nodes, options.workers_per_trial, options.gpus_per_trial, options.max_concurrent)
+        plan = _trial_plan(options, stages, data, nodes)
         if plan.workers.use_gpu:
             options = dataclasses.replace(options, gpus_per_trial=plan.workers.num_workers)
             settings = base_settings(options, stages[0], {})
         for stage in stages:
             if stage.search == "random":
                 require_space(stage, base_settings(options, stage, {}), listed_points(stage, settings.seed))
-            largest = with_point(base_settings(options, stage, {}), stage.largest(), stage.name)
-            checked_plan(largest, data, plan.workers, plan.concurrent)
+            largest = _largest(options, stage)
+            checked_plan(largest, data, plan.workers, plan)
         print(checked_plan(settings, data, plan.workers))
         print(f"trials: {plan}")
         for stage in stages:
@@ -83,6 +84,23 @@ def run_sweep(options: Options, stages: Sequence[Stage]) -> int:
     return 0
 
 
+def _trial_plan(options: Options, stages: Sequence[Stage], data: PreparedData, nodes: Sequence[Node]) -> ConcurrentPlan:
+    """The plan of the flags. Without --gpus-per-trial, trials on this machine's GPUs get the share that they need."""
+    gpus, most = options.gpus_per_trial, options.max_concurrent
+    largest = [_largest(options, stage) for stage in stages]
+    is_here = not largest[0].ray_address  # of other machines' GPUs, the memory is not known
+    if gpus is None and is_here and sum(node.gpus for node in nodes) >= 1 and (memory := gpu_memory()):
+        trials = max(stage.num_trials for stage in stages)
+        per_gpu = fitting_in_gpu(largest, data, memory)
+        gpus = gpu_share(nodes, per_gpu, trials if most is None else min(most, trials))
+    return plan_trials(nodes, options.workers_per_trial, gpus, most)
+
+
+def _largest(options: Options, stage: Stage) -> Settings:
+    """The settings of the stage's point that needs the most memory."""
+    return with_point(base_settings(options, stage, {}), stage.largest(), stage.name)
+
+
 @contextlib.contextmanager
 def _own_directory(options: Options, stages: Sequence[Stage], settings: Settings, data: PreparedData) -> Iterator[Run]:
     """The sweep's run, locked against other commands within the context. A dry run writes nothing.
@@ -101,7 +119,7 @@ class Sweep:
     """The stages of a sweep, while its command runs."""
 
     def __init__(
-        self, options: Options, data: PreparedData, uri: str, plan: TrialPlan, run: Run, tracked: TrackedRun
+        self, options: Options, data: PreparedData, uri: str, plan: ConcurrentPlan, run: Run, tracked: TrackedRun
     ) -> None:
         """run, tracked: the sweep's own; uri: MLflow's."""
         self.options, self.data, self.uri, self.plan = options, data, uri, plan

@@ -1,4 +1,4 @@
-"""A reproduction: runs the planned trainings that have no result, one after another, and reports on all.
+"""A reproduction: runs the planned trainings that have no result, and reports on all.
 
 runs/reproduce-<dataset>/            run.json, run.lock, tracking.jsonl of the parent run in MLflow
 runs/reproduce-<dataset>/<run>/      each training, as `python -m pnfrec_dist.train` writes it
@@ -6,90 +6,29 @@ runs/reproduce-<dataset>/report/     written by report.py
 """
 
 import contextlib
-import math
 import shlex
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
-from pnfrec_dist.cluster.session import planned_workers
-from pnfrec_dist.cluster.worker_plan import worker_options
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError
 from pnfrec_dist.experiments.comparison import Comparison, Recorded
+from pnfrec_dist.experiments.missing_trainings import Missing, described_plan, recorded, still_missing
 from pnfrec_dist.experiments.paper_figures import published_figures
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
 from pnfrec_dist.experiments.reproduction_options import Options
 from pnfrec_dist.experiments.reproduction_plan import Training
-from pnfrec_dist.experiments.terminal_progress import HEADLINE
-from pnfrec_dist.experiments.tracked_training import WAY_OUT, Job, train
-from pnfrec_dist.experiments.training_plan import checked_plan, open_data
+from pnfrec_dist.experiments.tracked_training import WAY_OUT
+from pnfrec_dist.experiments.training_plan import open_data
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.tables import text_table
-from pnfrec_dist.files.text import duration
-from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
 from pnfrec_dist.tracking.address import tracking_uri
 from pnfrec_dist.tracking.run import TrackedRun, model_name
-from pnfrec_dist.tracking.run_start import Opening, code_versions, opening_of_training
+from pnfrec_dist.tracking.run_start import Opening, code_versions
 from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED, SCORE_TAG
-from pnfrec_dist.training.result import read_result, read_test_users
-from pnfrec_dist.training.run_directory import RUN_FILE, Run, choose_run, finished_run, read_run, training_key
-
-
-def recorded(training: Training, data_digest: str) -> Recorded | None:
-    """The result of a training, or None if it has none. Raises InputError if it cannot be read."""
-    run = finished_run(training.settings, data_digest)
-    result = read_result(run.directory) if run is not None else None
-    if run is None or result is None:
-        return None
-    settings, users = training.settings, read_test_users(run.directory)
-    has_model = (run.directory / MODEL_DIRECTORY).is_dir()
-    return Recorded(settings.model, settings.seed, result, users, run.key, has_model, training.weight, training.value)
-
-
-def run_missing(
-    trainings: Sequence[Training], data: PreparedData, uri: str, parent: str, after_seed: Callable[[list[str]], object]
-) -> tuple[bool, list[str]]:
-    """Runs the trainings that have no result: (False if one was stopped, messages of those that failed).
-
-    parent: key of the parent run in MLflow. after_seed gets the messages so far. After a training that fails, the
-    others still run.
-    """
-    digest, problems, started, done = data.manifest.digest, [], time.monotonic(), 0
-    missing = still_missing(trainings, digest)
-    if not missing:
-        return True, []
-    with planned_workers(worker_options(missing[0].settings)) as plan:
-        plans = [checked_plan(training.settings, data, plan) for training in missing]
-        print(f"{missing[0].name}\n{plans[0]}", flush=True)
-        for number, training in enumerate(missing, 1):
-            if number > 1 and missing[number - 2].settings.seed != training.settings.seed:
-                after_seed(problems)
-            print(f"[{number}/{len(missing)}] {training.name}{_time_left(started, done, len(missing) - number + 1)}")
-            try:
-                run = choose_run(training.settings, digest)
-                opening = opening_of_training(training.settings, data.manifest, data.directory, training.name, parent)
-                finished = train(Job(training.settings, plan, data, run, uri, opening))
-            except (InputError, RunError) as error:
-                problems.append(f"{training.name}: {error}")
-                print(f"warning: {problems[-1]}", flush=True)
-                continue
-            if finished is None:
-                return False, problems
-            found = "  ".join(f"{title} {finished.test.metrics.get(key, math.nan):.4f}" for title, key in HEADLINE)
-            print(f"test, epoch {finished.test.best_epoch}: {found}", flush=True)
-            if finished.asked_to_stop:
-                return False, problems
-            done += 1
-    return True, problems
-
-
-def still_missing(trainings: Sequence[Training], data_digest: str) -> list[Training]:
-    """The trainings without a result, without repeats: a point of a curve may equal a model of the table."""
-    firsts = {training_key(training.settings): training for training in reversed(trainings)}
-    return [t for t in trainings if firsts[training_key(t.settings)] is t and recorded(t, data_digest) is None]
+from pnfrec_dist.training.run_directory import RUN_FILE, Run, read_run, training_key
 
 
 def planned_states(trainings: Sequence[Training], data_digest: str) -> str:
@@ -103,13 +42,6 @@ def planned_states(trainings: Sequence[Training], data_digest: str) -> str:
     return text_table(["training", "state"], rows, "<<")
 
 
-def _time_left(started: float, done: int, left: int) -> str:
-    if not done:
-        return ""
-    seconds = time.monotonic() - started
-    return f"  ({duration(seconds)} so far, about {duration(seconds / done * left)} left)"
-
-
 def reproduce(options: Options, trainings: Sequence[Training]) -> int:
     """Runs the missing trainings, reports, and returns the exit code. Raises InputError, and RunError for failures."""
     published_figures(options.dataset)  # finds a file that cannot be read early
@@ -117,7 +49,10 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
     digest = data.manifest.digest
     if trainings[0].settings.dry_run:
         print(planned_states(trainings, digest))
-        print(f"dry run: nothing was trained; {len(still_missing(trainings, digest))} trainings are missing")
+        missing = still_missing(trainings, digest)
+        if missing:
+            print(described_plan(missing, data, options.at_a_time))
+        print(f"dry run: nothing was trained; {len(missing)} trainings are missing")
         return 0
     if options.report_only:
         with writing(f"to {options.directory}", WAY_OUT):
@@ -143,7 +78,8 @@ def reproduce(options: Options, trainings: Sequence[Training]) -> int:
             return page
 
         try:
-            went_on, problems = run_missing(trainings, data, uri, parent.key, report)
+            to_train = Missing(trainings, data, uri, parent.key, report)
+            went_on, problems = to_train.run(options.at_a_time), to_train.problems
             page = report(problems)
             status = KILLED if not went_on else FAILED if problems else FINISHED
         except KeyboardInterrupt:

@@ -29,6 +29,8 @@ class Options:
     """loss weight -> its values"""
     directory: Path
     report_only: bool
+    at_a_time: int | None
+    """number of trainings at a time; None: automatic"""
     flags: tuple[str, ...]
     """further flags of the training command"""
 
@@ -41,6 +43,8 @@ def parse(args: Sequence[str]) -> Options:
         raise InputError(str(error)) from error
     if not found.seeds.isdecimal() or not 1 <= int(found.seeds) <= MAX_SEEDS:
         raise InputError(f"--seeds is {found.seeds!r}; it must be a number of seeds, from 1 to {MAX_SEEDS}")
+    if found.at_a_time is not None and found.at_a_time < 1:
+        raise InputError(f"--at-a-time is {found.at_a_time}; it must be >= 1")
     name = f"reproduce-{found.dataset}" if found.name is None else found.name
     for flag, value in (("--dataset", found.dataset), ("--name", name)):
         if not re.fullmatch(r"\w[\w.-]*", value):
@@ -53,6 +57,7 @@ def parse(args: Sequence[str]) -> Options:
         {weight: values for weight, values in curves.items() if values},
         (found.output_dir / name).resolve(),
         found.report_only,
+        found.at_a_time,
         tuple(flags),
     )
 
@@ -93,5 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--output-dir", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--name", help="directory in --output-dir and name in MLflow (default: reproduce-<dataset>)")
+    parser.add_argument(
+        "--at-a-time",
+        type=int,
+        metavar="NUMBER",
+        help="trainings at a time; several have one worker each (default: on GPUs, as many as memory and CPUs allow; "
+        "on CPUs 1)",
+    )
     parser.add_argument("--report-only", action="store_true", help="train nothing, report the existing results")
     return parser

@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -19,9 +20,10 @@ LINE_SECONDS = 30.0
 class ProgressReport:
     """Shows step and epoch events. A long epoch in a log gets a line every 30 seconds."""
 
-    def __init__(self, max_epochs: int, first_epoch: int, num_workers: int) -> None:
+    def __init__(self, max_epochs: int, first_epoch: int, num_workers: int, file: IO[str] | None = None) -> None:
+        """file: where it writes; None: standard output."""
         self.max_epochs, self.first_epoch, self.num_workers = max_epochs, first_epoch, num_workers
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(file=file, highlight=False, soft_wrap=True)
         self.first: tuple[float, int] | None = None
         self.starts = 0
         self.last_line = time.monotonic()

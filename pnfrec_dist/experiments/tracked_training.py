@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import IO, Protocol
 
 from pnfrec_dist.cli import EXIT_INTERRUPTED
 from pnfrec_dist.cluster.session import planned_workers, start_ray
@@ -30,6 +30,8 @@ from pnfrec_dist.training.run_directory import RUN_FILE, Run, begin, choose_run
 
 WAY_OUT = "make room, or choose another --output-dir"
 """What to do if a run's directory cannot be written."""
+CONTINUE = "run the same command again to continue from the newest checkpoint"
+"""What to do if a training failed."""
 
 
 def drive(settings: Settings) -> int:
@@ -93,27 +95,29 @@ class Finished:
     """whether a stop was requested meanwhile"""
 
 
-def train(job: Job) -> Finished | None:
-    """Trains in the foreground until SIGINT or SIGTERM, and shows progress on the terminal.
+def train(job: Job, stop: threading.Event | None = None, log: IO[str] | None = None) -> Finished | None:
+    """Trains, and shows progress on the terminal, or in the file `log`.
 
-    Returns None if it stopped before the test. Raises InputError if the settings are refused, or the run diverged or
-    cannot be written; RunError if its workers failed too often.
+    stop: requests that it stops after the step in progress; None: SIGINT and SIGTERM do. Returns None if it stopped
+    before the test. Raises InputError if the settings are refused, or the run diverged or cannot be written; RunError
+    if its workers failed too often.
     """
     settings, run = job.settings, job.run
     with taken_up(run, settings) as (epoch, done):
+        progress = ProgressReport(settings.epochs, epoch, job.plan.num_workers, log)
         if (epoch, done) != (1, 0) and job.phase != "test":
             is_alone = settings.resume == "auto" and not job.opening.parent
             way_out = "  (to start a new run: --resume never)" if is_alone else ""
-            print(f"continuing {run.directory} in epoch {epoch} after step {done}{way_out}", flush=True)
-        with ProgressReport(settings.epochs, epoch, job.plan.num_workers) as progress, stop_requests() as stop:
+            progress.line(f"continuing {run.directory} in epoch {epoch} after step {done}{way_out}")
+        with progress, stop_requests() if stop is None else contextlib.nullcontext(stop) as asked:
             try:
-                outcome = run_tracked(job, progress, stop, _log_test)
+                outcome = run_tracked(job, progress, asked, _log_test)
             except RunError as error:
-                raise RunError(f"{error}; run the same command again to continue from the newest checkpoint") from error
+                raise RunError(f"{error}; {CONTINUE}") from error
     if outcome.test is None:
-        print(f"stopped; MLflow run {outcome.run_id} has the status {outcome.status}")
+        progress.line(f"stopped; MLflow run {outcome.run_id} has the status {outcome.status}")
         return None
-    return Finished(outcome.test, outcome.run_id, stop.is_set())
+    return Finished(outcome.test, outcome.run_id, asked.is_set())
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """The plan of one training, made before it starts: its data, its steps, and whether the memory is enough."""
 
 import re
+from collections.abc import Iterable
 
 import psutil
 
-from pnfrec_dist.cluster.worker_plan import WorkerPlan
+from pnfrec_dist.cluster.concurrent_plan import ConcurrentPlan
+from pnfrec_dist.cluster.worker_plan import WorkerPlan, on_one_gpu
 from pnfrec_dist.config.conf_files import conf_names, load_conf
 from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.config.registry import CROSS_ENTROPIES
@@ -17,6 +19,9 @@ from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import memory_size
 from pnfrec_dist.losses.catalog_loss import CatalogLoss
 from pnfrec_dist.training.memory_plan import StepPlan, plan_step
+
+CUDA_CONTEXT = 640 * 2**20
+"""Bytes of GPU memory that CUDA takes for each process, before any tensor."""
 
 
 def open_data(settings: Settings) -> PreparedData:
@@ -33,18 +38,32 @@ def open_data(settings: Settings) -> PreparedData:
     return open_prepared(directory, expected.prepared()).require_whole(*TRAINING_PARTS)
 
 
-def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, at_a_time: int = 1) -> str:
+def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, among: ConcurrentPlan | None = None) -> str:
     """Describes the training for people. Raises InputError if there are too few users or too little memory, and for
     own code that is not of its kind.
 
-    at_a_time: how many such trainings a sweep runs at the same time.
+    among: of all trainings that run at the same time; None: it is the only one.
     """
     require_measures(settings.evaluation)
     train_data = data.train(settings.encoder.history)
     require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
     step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)
-    _require_memory(settings, plan, step, at_a_time)
+    _require_memory(settings, plan, step, among)
     return _describe(settings, data, train_data, plan, step)
+
+
+def fitting_in_gpu(trainings: Iterable[Settings], data: PreparedData, gpu_bytes: int) -> int:
+    """How many single workers fit into a GPU of this memory, if each is as large as the largest training."""
+    steps = (
+        plan_step(settings, data.train(settings.encoder.history), data.num_items, 1, on_gpu=True)
+        for settings in trainings
+    )
+    return gpu_bytes // max(_beside_others(step) for step in steps)
+
+
+def _beside_others(step: StepPlan) -> int:
+    """Bytes of a GPU that a worker needs beside others. A margin is left: step.total also counts host memory."""
+    return step.total + CUDA_CONTEXT
 
 
 def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, step: StepPlan) -> str:
@@ -66,20 +85,28 @@ def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: Wo
     )
 
 
-def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, at_a_time: int) -> None:
+def _require_memory(settings: Settings, plan: WorkerPlan, step: StepPlan, among: ConcurrentPlan | None) -> None:
     """Raises InputError if the workers do not fit into this machine's memory. The memory of a cluster is not known."""
     if settings.ray_address or (plan.use_gpu and not plan.gpu_bytes):
         return
+    at_a_time = among.concurrent if among else 1
     if plan.use_gpu:
         free, needed, where = plan.gpu_bytes, step.total, "a GPU has"
+        share, each = free // on_one_gpu(plan.gpu_share), _beside_others(step)
+        if among and plan.gpu_share < 1 and share < each <= free:
+            raise InputError(
+                f"{settings.model} needs about {memory_size(each)} beside others, {plan.gpu_share:g} of a GPU has "
+                f"{memory_size(share)}; use {among.fewer(free // each)}"
+            )
     else:
         spared = 0 if step.is_sharded else step.checkpoint * (plan.num_workers - 1)  # only rank 0 writes
         each = step.total * plan.num_workers - spared
         needed, free, where = at_a_time * each, psutil.virtual_memory().available, "the free memory is"
-        if each <= free < needed:
+        if among and each <= free < needed:
+            searched = " with the largest settings searched" if among.what == "trial" else ""
             raise InputError(
-                f"{at_a_time} trials at a time need about {memory_size(each)} each with the largest settings searched, "
-                f"{where} {memory_size(free)}; use --max-concurrent {free // each}"
+                f"{at_a_time} {among.what}s at a time need about {memory_size(each)} each{searched}, "
+                f"{where} {memory_size(free)}; use {among.fewer(free // each)}"
             )
     if needed <= free:
         return

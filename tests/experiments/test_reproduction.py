@@ -14,9 +14,10 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.comparison import Comparison, Recorded, curve_points
+from pnfrec_dist.experiments.missing_trainings import recorded, still_missing
 from pnfrec_dist.experiments.paper_figures import published_figures
 from pnfrec_dist.experiments.report import About, write_report
-from pnfrec_dist.experiments.reproduction import planned_states, recorded, still_missing
+from pnfrec_dist.experiments.reproduction import planned_states
 from pnfrec_dist.experiments.reproduction_options import Options
 from pnfrec_dist.experiments.reproduction_plan import Training, planned
 from pnfrec_dist.training.events import Event
@@ -46,7 +47,7 @@ def inside(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def plan(workspace: Path, seeds: int = 2) -> list[Training]:
     curves = {"alpha": (0.0, 0.45), "beta": (0.25,)}
     directory = workspace / "runs"
-    return planned(Options("tiny", MODELS, tuple(range(1, seeds + 1)), curves, directory, False, FLAGS))
+    return planned(Options("tiny", MODELS, tuple(range(1, seeds + 1)), curves, directory, False, None, FLAGS))
 
 
 def data(workspace: Path) -> PreparedData:

@@ -12,6 +12,8 @@ from pnfrec_dist.experiments.reproduction_plan import planned
     [
         (["--seeds", "0"], "--seeds is '0'; it must be a number of seeds, from 1 to 100"),
         (["--name", ""], "--name is ''; a name may only have"),
+        (["--at-a-time", "0"], "--at-a-time is 0; it must be >= 1"),
+        (["--at-a-time", "two"], "--at-a-time: invalid int value"),
         (["--models", "pnfrec,sasrec_p"], "separate names by spaces"),
         (["--loss.beta", "0.3"], "--loss.beta defines pnfrec "),
         (["--models", "sasrec", "--encoder.history=positive"], "--encoder.history defines sasrec "),

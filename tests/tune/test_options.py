@@ -25,7 +25,14 @@ from tune.options import base_settings, parse, planned_stages
         (["--search", "tpe"], "invalid choice: 'tpe'"),
         (["--num-sample", "3"], "unknown flag --num-sample; did you mean --num-samples"),
         (["ml1m"], "'ml1m' is not a flag"),
-        (["--gpus-per-trial", "-1"], "--gpus-per-trial is -1; it must be >= 0"),
+        (["--gpus-per-trial", "-1"], "--gpus-per-trial is -1; it must be 0, a share of a GPU"),
+        (
+            ["--gpus-per-trial", "1.5"],
+            "--gpus-per-trial is 1.5; it must be 0, a share of a GPU from 0.01 to 1, or a whole",
+        ),
+        (["--gpus-per-trial", "0.001"], "--gpus-per-trial is 0.001"),
+        (["--gpus-per-trial", "nan"], "--gpus-per-trial is nan"),
+        (["--gpus-per-trial", "inf"], "--gpus-per-trial is inf"),
         (["--min-workers", "1"], "set workers with --workers-per-trial"),
         (["--write-config", "found.yaml"], "--write-config is 'found.yaml'; leave out .yaml"),
         (["--write-config", "ml1m"], "conf/train/ already has this file"),
@@ -53,3 +60,10 @@ def test_the_papers_protocol_is_the_default() -> None:
     settings = base_settings(options, stages[1], {"encoder.hidden_size": 128})
     assert (settings.model, settings.epochs, settings.encoder.hidden_size) == (stages[1].model, 20, 128)
     assert settings.num_workers == 1 and settings.output_dir == str(options.directory / "alpha")
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [("0.1", 1), ("1", 1), ("2", 2), ("0", None)])
+def test_the_settings_of_a_trial_have_whole_gpus(gpus: str, expected: int | None) -> None:
+    """So the winner is trained on a whole GPU, and no trial's settings depend on the share."""
+    options = parse(["--gpus-per-trial", gpus])
+    assert base_settings(options, planned_stages(options)[0], {}).num_gpus == expected

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from pnfrec_dist.cluster.concurrent_plan import ConcurrentPlan
 from pnfrec_dist.cluster.worker_plan import Node, WorkerPlan
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.experiments.training_plan import checked_plan
 from tune.space import load_stage, with_point
-from tune.stages import plan_trials
+from tune.stages import plan_trials, resources
 
 
 @pytest.mark.parametrize(
@@ -26,24 +27,34 @@ from tune.stages import plan_trials
         (16, 4, 1, 2, None, (2, 2, 4.0)),
         (16, 4, 3, 0, None, (5, 3, 1.0)),
         (2, 4, 1, 1, None, (2, 1, 1.0)),
+        (16, 1, 1, 0.125, None, (8, 1, 2.0)),
+        (16, 2, 1, 0.3, None, (6, 1, 2.0)),
+        (4, 1, 1, 0.1, None, (4, 1, 1.0)),
+        (16, 1, 1, 0.1, 2, (2, 1, 8.0)),
     ],
 )
 def test_trials_never_ask_for_more_than_there_is(
-    cpus: float, gpus: float, workers: int, per_trial: int | None, most: int | None, expected: tuple[int, int, float]
+    cpus: float, gpus: float, workers: int, per_trial: float | None, most: int | None, expected: tuple[int, int, float]
 ) -> None:
     plan = plan_trials([Node(cpus, gpus)], workers, per_trial, most)
     each = plan.workers
     assert (plan.concurrent, each.num_workers, each.cpus_per_worker) == expected
     assert plan.concurrent * each.num_workers * each.cpus_per_worker <= cpus
-    assert not each.use_gpu or plan.concurrent * each.num_workers <= gpus
+    assert not each.use_gpu or plan.concurrent * each.num_workers * each.gpu_share <= gpus
+    assert resources(each).get("gpu", 0) == (each.gpu_share if each.use_gpu and each.num_workers == 1 else 0)
 
 
 @pytest.mark.parametrize(
     ("cpus", "gpus", "workers", "per_trial", "named"),
-    [(2, 0, 3, None, "--workers-per-trial is 3"), (8, 1, 1, 2, "--gpus-per-trial is 2"), (8, 0, 1, 1, "sees 0 GPUs")],
+    [
+        (2, 0, 3, None, "--workers-per-trial is 3"),
+        (8, 1, 1, 2, "--gpus-per-trial is 2"),
+        (8, 0, 1, 1, "sees 0 GPUs"),
+        (8, 0, 1, 0.5, "is 0.5, but Ray sees 0 GPUs"),
+    ],
 )
 def test_a_trial_that_never_fits_is_refused(
-    cpus: float, gpus: float, workers: int, per_trial: int | None, named: str
+    cpus: float, gpus: float, workers: int, per_trial: float | None, named: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         plan_trials([Node(cpus, gpus)], workers, per_trial, None)
@@ -59,9 +70,9 @@ def test_trials_that_fit_one_by_one_alone_are_refused_side_by_side(
     assert largest["encoder.hidden_size"] == 512 and largest["encoder.num_blocks"] == 3
     settings, plan = with_point(Settings(), largest, "joint"), WorkerPlan(1, False, 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**31))
-    assert "plan: 1 worker, 1 CPU; " in checked_plan(settings, data, plan, at_a_time=1)
+    assert "plan: 1 worker, 1 CPU; " in checked_plan(settings, data, plan, ConcurrentPlan(plan, 1, "trial"))
     with pytest.raises(InputError, match=r"8 trials at a time .* use --max-concurrent [2-7]$"):
-        checked_plan(settings, data, plan, at_a_time=8)
+        checked_plan(settings, data, plan, ConcurrentPlan(plan, 8, "trial"))
 
 
 def test_every_worker_of_a_trial_finds_a_place_on_one_node() -> None:
