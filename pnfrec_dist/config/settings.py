@@ -161,8 +161,9 @@ class TrainSettings:
     """users in one global step, over all workers"""
     accumulation: int = 1
     """number of parts in which a worker computes its share of a step, one after another, to save memory"""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """of matrix products; bfloat16 is faster on GPUs and on CPUs with AMX or AVX512-BF16"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of matrix products and activations; auto: bfloat16 on GPUs and on CPUs with AMX (hidden size 64 or more), where
+    it is faster, else float32; a resumed run keeps what it began with"""
     compile: bool = False
     """use torch.compile for the token-wise parts of the encoders"""
     non_finite: Literal["stop", "skip"] = "stop"

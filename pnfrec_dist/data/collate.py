@@ -17,7 +17,10 @@ from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.schema import PAD_ID
 
-MAX_GROUPS = 8
+MAX_GROUPS = {"cpu": 8, "cuda": 2}
+"""On a GPU, a further group costs more kernel launches than the padding it saves."""
+MARKS_PER_ID = 64
+"""Distinct ids are found by a mark for each possible id, unless these are so many more than the ids of a batch."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,14 @@ def train_batch(
 
     draw: the items sampled for this step, if the loss samples items.
     """
-    sides = [_next_items(data.history, rows, encoder.positions)]
+    max_groups = MAX_GROUPS[device.type]
+    sides = [_next_items(data.history, rows, encoder.positions, max_groups)]
     if wanted.negative:
         assert data.negative is not None
-        sides.append(_next_items(data.negative, rows, encoder.positions))
+        sides.append(_next_items(data.negative, rows, encoder.positions, max_groups))
     parts = [side.inputs for side in sides]
     if wanted.contrast:
-        parts += _contrasted(data, rows, sides[0], encoder.positions)
+        parts += _contrasted(data, rows, sides[0], encoder.positions, max_groups)
     if draw is not None:
         parts += [side.targets[side.targets != PAD_ID] for side in sides] + [draw.items]
     items, places = _distinct(parts)
@@ -77,7 +81,7 @@ def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: 
     """The newest max_length items of each user; a user without items has one padding token."""
     lengths = np.minimum(histories.lengths[rows], max_length)
     starts = histories.offsets[rows + 1] - lengths
-    order, groups = _grouped(np.maximum(lengths, 1), max_length)
+    order, groups = _grouped(np.maximum(lengths, 1), max_length, MAX_GROUPS[device.type])
     inputs = _windows(histories.values, starts[order], lengths[order], groups)
     items, (places,) = _distinct([inputs])
     last = np.empty(len(rows), dtype=np.int64)
@@ -87,7 +91,7 @@ def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: 
     return HistoryBatch(as_tensor[0], as_tensor[1], groups, as_tensor[2])
 
 
-def _contrasted(data: TrainData, rows: np.ndarray, main: _Packed, positions: int) -> list[np.ndarray]:
+def _contrasted(data: TrainData, rows: np.ndarray, main: _Packed, positions: int, max_groups: int) -> list[np.ndarray]:
     """[next positive item after each positive token [P], negative items of each user [B, N]] as item ids.
 
     The negatives are the newest positions + 1 of S^n, or those of the window if the history has both kinds.
@@ -96,7 +100,7 @@ def _contrasted(data: TrainData, rows: np.ndarray, main: _Packed, positions: int
     if data.is_positive is None:
         assert data.negative is not None
         return [main.targets, data.negative.newest(users, positions + 1)[0]]
-    next_is_positive = _next_items(data.is_positive, rows, positions)
+    next_is_positive = _next_items(data.is_positive, rows, positions, max_groups)
     following, token = [], 0
     for members, length in main.groups:
         own = slice(token, token := token + members * length)
@@ -115,17 +119,17 @@ def _contrasted(data: TrainData, rows: np.ndarray, main: _Packed, positions: int
     return [np.concatenate([*following, np.empty(0, dtype=np.int64)]), negatives]
 
 
-def _next_items(histories: Ragged, rows: np.ndarray, max_length: int) -> _Packed:
+def _next_items(histories: Ragged, rows: np.ndarray, max_length: int, max_groups: int) -> _Packed:
     lengths = np.clip(histories.lengths[rows] - 1, 0, max_length)
     starts = histories.offsets[rows + 1] - lengths - 1
-    order, groups = _grouped(lengths, max_length)
+    order, groups = _grouped(lengths, max_length, max_groups)
     inputs, targets = (_windows(histories.values, starts[order] + shift, lengths[order], groups) for shift in (0, 1))
     return _Packed(inputs, targets, groups, order, lengths[order])
 
 
-def _grouped(lengths: np.ndarray, max_length: int) -> tuple[np.ndarray, Groups]:
-    """(rows with a token, in order of their group; the groups). A group covers max_length / MAX_GROUPS lengths."""
-    span = -(-max_length // MAX_GROUPS)
+def _grouped(lengths: np.ndarray, max_length: int, max_groups: int) -> tuple[np.ndarray, Groups]:
+    """(rows with a token, in order of their group; the groups). A group covers max_length / max_groups lengths."""
+    span = -(-max_length // max_groups)
     group = -(-lengths // span)
     order = np.argsort(group, kind="stable")
     order = order[np.searchsorted(group[order], 1) :]
@@ -156,7 +160,16 @@ def _token_lengths(groups: Groups) -> np.ndarray:
 def _distinct(parts: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """(ascending distinct ids with PAD_ID first, for each part the places of its ids among them)."""
     ids = np.concatenate([[PAD_ID], *(p.ravel() for p in parts)])
-    items, places = np.unique(ids, return_inverse=True)
+    largest = int(ids.max())
+    if largest <= MARKS_PER_ID * len(ids):  # faster than sorting
+        is_there = np.zeros(largest + 1, dtype=bool)
+        is_there[ids] = True
+        items = np.flatnonzero(is_there)
+        place_of = np.empty(largest + 1, dtype=np.int64)
+        place_of[items] = np.arange(len(items))
+        places = place_of[ids]
+    else:
+        items, places = np.unique(ids, return_inverse=True)
     bounds = np.cumsum([1, *(p.size for p in parts)])
     return items, [places[a:b].reshape(p.shape) for (a, b), p in zip(pairwise(bounds), parts, strict=True)]
 

@@ -1,5 +1,6 @@
-"""One rank's batches of an epoch. Each is made in a thread while the step before it runs."""
+"""One rank's batches of an epoch, made in a thread while earlier steps run."""
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, ra
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.distributed import World
+
+AHEAD = 2
+"""Batches that are made ahead: with one, a batch that takes long makes a step wait even if most are fast."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,12 @@ class Loader:
         order = epoch_order(self.settings.seed, epoch, len(self.data))
         steps = num_steps(len(self.data), self.settings.train.batch_size)
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-            pending = pool.submit(self._make, order, epoch, first_step) if first_step < steps else None
+            ahead = range(first_step, min(first_step + AHEAD, steps))
+            pending = deque(pool.submit(self._make, order, epoch, step) for step in ahead)
             for step in range(first_step, steps):
-                assert pending is not None
-                made = pending.result()
-                pending = pool.submit(self._make, order, epoch, step + 1) if step + 1 < steps else None
+                made = pending.popleft().result()
+                if step + AHEAD < steps:
+                    pending.append(pool.submit(self._make, order, epoch, step + AHEAD))
                 yield made
 
     def _make(self, order: np.ndarray, epoch: int, step: int) -> tuple[int, list[TrainBatch]]:

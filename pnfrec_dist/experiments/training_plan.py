@@ -18,6 +18,7 @@ from pnfrec_dist.evaluation.metrics import require_measures
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import memory_size
 from pnfrec_dist.losses.catalog_loss import CatalogLoss
+from pnfrec_dist.model.precision import fastest_precision, with_precision
 from pnfrec_dist.training.memory_plan import StepPlan, plan_step
 
 CUDA_CONTEXT = 640 * 2**20
@@ -45,17 +46,26 @@ def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, among
     among: of all trainings that run at the same time; None: it is the only one.
     """
     require_measures(settings.evaluation)
+    chosen = fastest_precision(settings, on_gpu=plan.use_gpu)
+    automatic = " (train.precision auto)" if settings.train.precision == "auto" else ""
+    settings = with_precision(settings, chosen)
     train_data = data.train(settings.encoder.history)
     require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
     step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)
     _require_memory(settings, plan, step, among)
-    return _describe(settings, data, train_data, plan, step)
+    return _describe(settings, data, train_data, plan, step, f"{chosen}{automatic}")
 
 
 def fitting_in_gpu(trainings: Iterable[Settings], data: PreparedData, gpu_bytes: int) -> int:
     """How many single workers fit into a GPU of this memory, if each is as large as the largest training."""
     steps = (
-        plan_step(settings, data.train(settings.encoder.history), data.num_items, 1, on_gpu=True)
+        plan_step(
+            with_precision(settings, fastest_precision(settings, on_gpu=True)),
+            data.train(settings.encoder.history),
+            data.num_items,
+            1,
+            on_gpu=True,
+        )
         for settings in trainings
     )
     return gpu_bytes // max(_beside_others(step) for step in steps)
@@ -66,7 +76,9 @@ def _beside_others(step: StepPlan) -> int:
     return step.total + CUDA_CONTEXT
 
 
-def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, step: StepPlan) -> str:
+def _describe(
+    settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, step: StepPlan, precision: str
+) -> str:
     counts = data.manifest.counts
     steps = num_steps(len(train), settings.train.batch_size)
     return "\n".join(
@@ -75,7 +87,8 @@ def _describe(settings: Settings, data: PreparedData, train: TrainData, plan: Wo
             f"{counts['validation']['users']:,} validation and {counts['test']['users']:,} test users",
             f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
             f"at most {settings.epochs} epoch{'s' if settings.epochs != 1 else ''}",
-            f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}",
+            f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}; "
+            f"matmuls: {precision}",
             f"memory per worker, about: {memory_size(step.table)} item table, "
             f"{memory_size(step.table_training + step.passing)} its gradients and Adam, "
             f"{memory_size(step.encoders)} encoders, {memory_size(step.activations)} activations, "

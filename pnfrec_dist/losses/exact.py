@@ -12,7 +12,6 @@ from pnfrec_dist.losses.cross_entropy import cross_entropy
 from pnfrec_dist.losses.tiling import MAX_FUSED_WIDTH, Tiling, plan_tiles
 from pnfrec_dist.model.item_table import ItemTable
 
-MATMUL_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 CPU_TILE_MIB, GPU_TILE_MIB = 16, 256
 NARROW = 2
 """Bytes of a bfloat16 number."""
@@ -26,7 +25,7 @@ class Exact(CatalogLoss):
     def __call__(self, targets: Targets, table: ItemTable, settings: Settings) -> tuple[Tensor, Tensor]:
         rows = table.shards.size * len(targets.targets_T)
         tiling = plan_softmax(settings, rows, len(table.weight), on_gpu=targets.hidden_TD.is_cuda)
-        dtype = MATMUL_DTYPES[settings.train.precision]
+        dtype = torch.bfloat16 if settings.train.precision == "bfloat16" else None
         return cross_entropy(targets.hidden_TD, table, targets.targets_T, targets.weights_T, tiling, dtype)
 
     def bytes(self, extent: StepExtent, settings: Settings) -> int:

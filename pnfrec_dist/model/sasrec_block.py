@@ -8,12 +8,16 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import Groups
 from pnfrec_dist.model.block import Block, BlockSize
 from pnfrec_dist.model.dropout import Dropout, dropout
 from pnfrec_dist.model.layer_norm import LayerNorm
+
+GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's, which plans anew for each number of users and length."""
 
 
 class SASRecBlock(Block):
@@ -84,7 +88,10 @@ def causal_attention(q_GHLE: Tensor, k_GHLE: Tensor, v_GHLE: Tensor, dropout_p: 
 
     On a CPU, the fused kernels have no dropout, and torch's other path draws a Bernoulli number for each weight.
     """
-    if q_GHLE.is_cuda or dropout_p == 0:
+    if q_GHLE.is_cuda:
+        with sdpa_kernel(GPU_KERNELS):
+            return F.scaled_dot_product_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p=dropout_p, is_causal=True)
+    if dropout_p == 0:
         return F.scaled_dot_product_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p=dropout_p, is_causal=True)
     length, width = q_GHLE.shape[2:]
     future_LL = q_GHLE.new_full((length, length), -torch.inf).triu(1)

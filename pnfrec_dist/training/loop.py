@@ -28,6 +28,8 @@ from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
 from pnfrec_dist.files.atomic import write_json
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import compile_encoders
+from pnfrec_dist.model.precision import Precision, fastest_precision, with_precision
+from pnfrec_dist.training.allocator import keep_freed_memory
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable
 from pnfrec_dist.training.events import (
@@ -69,7 +71,9 @@ class TrainLoop:
     """One rank's run: `train()` until the end, early stopping or a stop request; `test()` for the best epoch."""
 
     def __init__(self, settings: Settings, data: PreparedData, run_dir: Path, world: World, hooks: Hooks) -> None:
-        self.settings, self.data, self.run_dir, self.world, self.hooks = settings, data, run_dir, world, hooks
+        self.data, self.run_dir, self.world, self.hooks = data, run_dir, world, hooks
+        self.found = self._newest_checkpoint()
+        self.settings = settings = with_precision(settings, self._precision(settings))
         self.train_data = data.train(settings.encoder.history)
         self.validation = data.holdout("validation", settings.encoder.history)
         self.objective = Objective(settings)
@@ -77,6 +81,8 @@ class TrainLoop:
         sampler = ItemSampler(settings.sampled, data.item_counts()) if samples else None
         self.loader = Loader(self.train_data, settings, self.objective.parts, sampler, world)
         on_gpu = world.device.type == "cuda"
+        if not on_gpu:
+            keep_freed_memory()
         is_sharded = plan_step(settings, self.train_data, data.num_items, world.size, on_gpu=on_gpu).is_sharded
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
@@ -115,13 +121,23 @@ class TrainLoop:
         self._report(Trained(self.state.best_epoch, str(best)))
         return True
 
-    def _restore(self) -> None:
-        """Loads the newest usable checkpoint of the run, the same on all ranks."""
+    def _newest_checkpoint(self) -> Path | None:
+        """The newest usable checkpoint of the run, the same on all ranks."""
         found = newest_usable(self.run_dir) if self.world.is_main else (None, [])
         path, problems = self.world.gather(found)[0]
         for problem in problems:
             self._report(Warned(f"{problem.partition(';')[0]}; not used"))
-        if path is not None:
+        return path
+
+    def _precision(self, settings: Settings) -> Precision:
+        """That of the settings, the same on all ranks; a run that goes on keeps its own if they say auto."""
+        if settings.train.precision == "auto" and self.found is not None:
+            return stored_state(self.found)["settings"]["train"]["precision"]
+        fastest = self.world.gather(fastest_precision(settings, on_gpu=self.world.device.type == "cuda"))
+        return "float32" if "float32" in fastest else "bfloat16"
+
+    def _restore(self) -> None:
+        if (path := self.found) is not None:
             load_model(path, self.model)
             load_optimizer(path, self.model, self.optimizer)
             stored = stored_state(path)

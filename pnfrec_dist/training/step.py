@@ -79,15 +79,25 @@ def train_step(
     assert table_gradient is not None
     if not model.item_table.is_sharded:
         world.sum(table_gradient)
-    *totals, not_finite = world.sum(torch.cat([totals_J, _not_finite(model)[None]])).tolist()
+    sums = world.sum(torch.cat([totals_J, _not_finite(model)[None]]))
+    if settings.optimizer.max_gradient_norm:
+        scale_gradients(model, settings.optimizer.max_gradient_norm)
+    _step_if_finite(optimizer, sums)
+    *totals, not_finite = sums.tolist()  # waits for the GPU, which has the optimizer's step to do meanwhile
     is_finite = all(map(math.isfinite, totals)) and not_finite == 0
-    if is_finite:
-        if settings.optimizer.max_gradient_norm:
-            scale_gradients(model, settings.optimizer.max_gradient_norm)
-        optimizer.step()
     *counts, stop, save = shared.tolist()
     of_terms = [dict(zip(objective.terms, values, strict=True)) for values in (totals, counts)]
     return StepSums(of_terms[0], of_terms[1], is_finite, Requests(stop > 0, save > 0))
+
+
+def _step_if_finite(optimizer: Optimizer, sums: Tensor) -> None:
+    """The optimizer's step, unless a sum is not finite or the last one, of gradients that are not, is above 0.
+
+    Fused Adam reads this on the device, as it does for gradient scaling: a host that decided would let a GPU wait.
+    """
+    is_bad = ~sums[:-1].isfinite().all() | (sums[-1] > 0)
+    optimizer.found_inf = is_bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
 
 
 @torch.no_grad()

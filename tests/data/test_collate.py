@@ -1,11 +1,12 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import BatchParts, Groups
-from pnfrec_dist.data.collate import MAX_GROUPS, history_batch, train_batch
+from pnfrec_dist.data.collate import MARKS_PER_ID, MAX_GROUPS, _distinct, _grouped, history_batch, train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 
@@ -64,7 +65,7 @@ def test_train_batch_holds_every_users_newest_items(rows: list[list[int]], max_l
     batch = train_batch(TrainData(ragged(rows), ragged(rows[::-1])), picked, settings, BatchParts(contrast=True), CPU)
     assert batch.contrast is not None
     side, contrast = batch.main, batch.contrast
-    assert len(side.groups) <= MAX_GROUPS
+    assert len(side.groups) <= MAX_GROUPS["cpu"]
     targets = torch.zeros_like(side.inputs_P)
     targets[side.places_T] = side.targets_T
     assert torch.equal(batch.items_U[contrast.next_P], targets)
@@ -83,7 +84,7 @@ def test_train_batch_holds_every_users_newest_items(rows: list[list[int]], max_l
     ]
     assert sorted(found) == sorted(expected)
     real = sum(len(inputs) for inputs, _, _ in expected)
-    assert len(side.inputs_P) - real <= len(expected) * (-(-max_length // MAX_GROUPS) - 1)
+    assert len(side.inputs_P) - real <= len(expected) * (-(-max_length // MAX_GROUPS["cpu"]) - 1)
 
 
 def test_contrast_of_a_history_of_both_kinds_by_hand() -> None:
@@ -166,3 +167,26 @@ def test_history_batch_points_at_the_newest_item(rows: list[list[int]], max_leng
     assert tokens[batch.last_B].tolist() == newest
     windows = [[i for i in row if i] for row in by_user(tokens.tolist(), batch.groups)]
     assert sorted(windows) == sorted(row[-max_length:] for row in rows)
+
+
+@pytest.mark.parametrize("largest", [3, 1_000, MARKS_PER_ID * 81 - 1, MARKS_PER_ID * 82 + 1, 2**31])
+def test_distinct_ids_and_their_places(largest: int) -> None:
+    """By marks and by sorting, on both sides of the bound between them."""
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, largest + 1, size) for size in ((10, 4), (40,), (0,))]
+    parts[1][0] = largest
+    items, places = _distinct(parts)
+    assert items.tolist() == sorted({0, *(int(i) for part in parts for i in part.ravel())})
+    for part, place in zip(parts, places, strict=True):
+        assert place.shape == part.shape and (items[place] == part).all()
+
+
+@pytest.mark.parametrize("max_groups", [*MAX_GROUPS.values(), 1])
+def test_a_device_has_its_number_of_groups(max_groups: int) -> None:
+    lengths = np.random.default_rng(0).integers(0, 51, 400)
+    order, groups = _grouped(lengths, 50, max_groups)
+    assert len(groups) == max_groups and sum(users for users, _ in groups) == len(order) == (lengths > 0).sum()
+    start = 0
+    for users, length in groups:
+        assert lengths[order[start : start + users]].max() == length
+        start += users

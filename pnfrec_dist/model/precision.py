@@ -1,0 +1,37 @@
+"""What train.precision auto means on a device."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from pnfrec_dist.config.settings import Settings
+
+Precision = Literal["float32", "bfloat16"]
+AMX_WIDTH = 64
+"""With a smaller hidden size, conversions take as long as AMX saves (docs/benchmarks.md)."""
+
+
+def with_precision(settings: Settings, precision: Precision) -> Settings:
+    return replace(settings, train=replace(settings.train, precision=precision))
+
+
+def fastest_precision(settings: Settings, *, on_gpu: bool) -> Precision:
+    """train.precision; if it is auto, what is faster on this machine.
+
+    That is bfloat16 on GPUs with bf16 matmuls (compute capability 8.0) and, from a hidden size of AMX_WIDTH on, on CPUs
+    with AMX. on_gpu without a GPU, as on a cluster's head, counts as such a GPU.
+    """
+    precision = settings.train.precision
+    if precision != "auto":
+        return precision
+    if on_gpu:
+        is_narrow = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_narrow = has_amx() and settings.encoder.hidden_size >= AMX_WIDTH
+    return "bfloat16" if is_narrow else "float32"
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in tiles (Intel AMX)."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

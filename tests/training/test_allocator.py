@@ -1,0 +1,37 @@
+"""Steps on a CPU get the memory of the step before, without asking the system again."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource
+import sys
+import torch
+from pnfrec_dist.training.allocator import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def step():
+    return [torch.ones(5 * 2**20 + 2**18 * n) for n in range(4)]
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(mode: str) -> int:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator of Linux")
+def test_freed_memory_is_used_again() -> None:
+    pages = 5 * 4 * 5 * 2**22 // resource.getpagesize()
+    assert page_faults("return") > pages / 2, "without it, each tensor's pages are new"
+    assert page_faults("keep") < pages / 20
