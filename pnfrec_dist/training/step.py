@@ -96,8 +96,11 @@ def _step_if_finite(optimizer: Optimizer, sums: Tensor) -> None:
     Fused Adam reads this on the device, as it does for gradient scaling: a host that decided would let a GPU wait.
     """
     is_bad = ~sums[:-1].isfinite().all() | (sums[-1] > 0)
-    optimizer.found_inf = is_bad.float()  # pyright: ignore[reportAttributeAccessIssue]
-    optimizer.step()
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = is_bad.float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+    elif not is_bad:
+        optimizer.step()
 
 
 @torch.no_grad()
