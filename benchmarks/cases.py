@@ -33,6 +33,7 @@ from pnfrec_dist.losses.terms import needed_parts
 from pnfrec_dist.losses.tiling import plan_tiles
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.model.top_k import rank_items, table_scores
+from pnfrec_dist.training.allocator import keep_freed_memory
 from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
@@ -92,7 +93,7 @@ def softmax(path: str, items: int, width: int, targets: int, dtype: str = "float
             vectors = table.lookup(drawn), table.lookup(targets_T.unique())[targets_T.unique(return_inverse=True)[1]]
             samples = Samples(vectors[1], vectors[0], sampled)
             return SAMPLED_SOFTMAX(Targets(hidden_TD, targets_T, weights_T, samples), table, Settings())[0]
-        tiling = plan_tiles(targets, items, TILE_BYTES, path)  # type: ignore[arg-type]
+        tiling = plan_tiles(targets, items, TILE_BYTES, path, logit_bytes=DTYPES[dtype].itemsize)  # type: ignore[arg-type]
         return cross_entropy(hidden_TD, table, targets_T, weights_T, tiling, DTYPES[dtype])[0]
 
     def call() -> float:
@@ -166,6 +167,7 @@ def step(kind: str, width: int, precision: str = "float32", batch_size: int = 50
             contrast = torch.from_numpy(data.negative.newest(rows, 51)[0])
             return plain_step(model, optimizer, sides[0], sides[1], contrast, loss)
     else:
+        keep_freed_memory()  # as the training loop does
         ours = build_model(ITEMS, settings)
         optimizer, objective = torch.optim.Adam(ours.parameters(), fused=True), Objective(settings)
 

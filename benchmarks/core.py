@@ -47,6 +47,11 @@ def softmax_rows() -> list[Row]:
     faster = theirs["seconds"] / ours["seconds"]
     narrow_time, off = narrow["seconds"] / ours["seconds"], abs(narrow["loss"] / ours["loss"] - 1)
     all_logits = "`F.cross_entropy` on all logits"
+    wide, small = (
+        {name: case("cases", path="auto", **shape, dtype=name, threads=2) for name in ("float32", "bfloat16")}
+        for shape in ({**large, "times": 3}, {"case": "softmax", "items": 3_412, "width": 231, "targets": 20_000})
+    )
+    useful = 6 * 3_412 * 231 * 20_000 / 1e9
     return [
         Row(
             "exact CE, forward and backward, N = 1M, d = 64, T = 512, fp32: extra peak memory "
@@ -71,6 +76,20 @@ def softmax_rows() -> list[Row]:
             f"{ours['seconds']:.2f} s",
             f"{narrow_time:.2f}x",
         ),
+        Row(
+            "the same with N = 1M, bf16, 2 threads: time",
+            f"{wide['bfloat16']['seconds']:.2f} s",
+            "fp32 matmuls",
+            f"{wide['float32']['seconds']:.2f} s",
+            f"{wide['bfloat16']['seconds'] / wide['float32']['seconds']:.2f}x",
+        ),
+        Row(
+            "exact CE, N = 3,412, d = 231, T = 20,000, bf16, 2 threads: useful FLOP/s",
+            f"{useful / small['bfloat16']['seconds']:.0f} GFLOP/s",
+            "fp32 matmuls",
+            f"{useful / small['float32']['seconds']:.0f} GFLOP/s",
+            f"{small['float32']['seconds'] / small['bfloat16']['seconds']:.1f}x",
+        ),
     ]
 
 
@@ -78,10 +97,12 @@ def step_rows() -> list[Row]:
     rows, has_bf16 = [], has_fast_bf16()
     for width in (231, 64):
         plain = case("cases", case="step", kind="plain", width=width, threads=2)
+        steps: dict[str, float] = {}
         for precision in ("float32", "bfloat16") if has_bf16 else ("float32",):
             ours = case("cases", case="step", kind="ours", width=width, precision=precision, threads=2)
             peak = case("cases", case="matmul_peak", dtype=precision, width=width, threads=2)["flops"]
             ratio, use = ours["users_per_s"] / plain["users_per_s"], ours["flops"] / peak
+            steps[precision] = ours["users_per_s"]
             rows += [
                 Row(
                     f"training step, ML-1M's shapes, d = {width}, {precision}, 2 threads: speed",
@@ -98,6 +119,12 @@ def step_rows() -> list[Row]:
                     f"{use:.0%}",
                 ),
             ]
+        if has_bf16:
+            what = f"training step, ML-1M's shapes, d = {width}, bf16, 2 threads: speed"
+            narrow, wide = steps["bfloat16"], steps["float32"]
+            rows.append(
+                Row(what, f"{narrow:.0f} users/s", "our step in fp32", f"{wide:.0f} users/s", f"{narrow / wide:.2f}x")
+            )
     return rows
 
 
@@ -194,10 +221,44 @@ def gpu_rows() -> list[Row]:
                 for other, seconds in others.items()
             ),
         ]
-    done = case("gpu", case="step", items=100_000, width=256)
-    use = done["flops"] / case("gpu", case="matmul_peak", dtype="bfloat16", width=256)["flops"]
-    what = f"{name}: training step, ML-1M's lengths, d = 256, N = 100k, bf16: speed (ratio: useful FLOP/s)"
-    return [*rows, Row(what, f"{done['users_per_s']:.0f} users/s", "matmul peak of bfloat16", "-", f"{use:.0%}")]
+    for shape in GPU_STEPS:
+        rows += gpu_step_rows(name, **shape)
+    return rows
+
+
+GPU_STEPS = (
+    {"items": 3_412, "width": 64, "batch_size": 500},
+    {"items": 3_412, "width": 64, "batch_size": 500, "precision": "float32"},
+    {"items": 18_345, "width": 256, "batch_size": 2_000},
+    {"items": 100_000, "width": 256, "batch_size": 500},
+    {"items": 100_000, "width": 256, "batch_size": 4_000},
+    {"items": 1_000_000, "width": 128, "batch_size": 2_000},
+)
+
+
+def gpu_step_rows(name: str, **shape: Any) -> list[Row]:
+    """Speed, use of the GPU, waiting and memory of the steps of one shape."""
+    done = case("gpu", case="step", **shape)
+    precision = shape.get("precision", "bfloat16")
+    use = done["flops"] / case("gpu", case="matmul_peak", dtype=precision, width=shape["width"])["flops"]
+    what = f"{name}: training step, ML-1M's lengths, N = {shape['items']:,}, d = {shape['width']}"
+    return [
+        Row(
+            f"{what}, {shape['batch_size']:,} users, {precision}: speed (ratio: useful FLOP/s)",
+            f"{done['users_per_s']:,.0f} users/s",
+            f"matmul peak of {precision}",
+            "-",
+            f"{use:.0%}",
+        ),
+        Row("the same: waiting for batches", f"{done['waiting']:.1%} of the time"),
+        Row(
+            "the same: peak memory",
+            f"{done['mib']:,.0f} MiB",
+            "the memory plan",
+            f"{done['mib_planned']:,.0f} MiB",
+            f"{done['mib'] / done['mib_planned']:.2f}x",
+        ),
+    ]
 
 
 def curves() -> dict[str, list[list[float]]]:

@@ -11,24 +11,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.cases import DTYPES, Result
 from benchmarks.shapes import ml1m_like
 from pnfrec_dist.config.settings import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
-from pnfrec_dist.data.collate import train_batch
+from pnfrec_dist.data.loader import Loader
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.cross_entropy import cross_entropy
 from pnfrec_dist.losses.exact import plan_softmax
 from pnfrec_dist.losses.objective import Objective
-from pnfrec_dist.losses.terms import needed_parts
 from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.model.precision import Precision
 from pnfrec_dist.training.initial_model import build_model
+from pnfrec_dist.training.memory_plan import LIBRARIES, plan_step
 from pnfrec_dist.training.step import Requests, train_step
 
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""On a machine without a GPU, `step` runs on the CPU, so that a test can try it."""
 THEIRS = "cut_cross_entropy"
 
 
@@ -91,21 +92,38 @@ def matmul_peak(dtype: str, width: int) -> Result:
     return {"flops": best}
 
 
-def step(items: int, width: int, batch_size: int = 500) -> Result:
-    """Users/s and useful FLOP/s of whole bf16 training steps, with histories as long as ML-1M's, over `items` items."""
+def step(items: int, width: int, batch_size: int = 500, precision: Precision = "bfloat16", steps: int = 12) -> Result:
+    """Training steps of the real loop, with histories as long as ML-1M's, over `items` items.
+
+    users_per_s, flops: of the median step, waiting for its batch included; waiting: share of the time; mib: highest
+    memory that torch had allocated; mib_planned: what the memory plan says without the host's part.
+    """
     encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
-    settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(precision="bfloat16"))
-    data, world = ml1m_like(items=items), World(device=DEVICE)
-    model = build_model(items, settings).to(DEVICE)
+    settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(batch_size=batch_size, precision=precision))
+    data, world = ml1m_like(users=batch_size * steps, items=items), World(device=DEVICE)
+    model, objective = build_model(items, settings).to(DEVICE), Objective(settings)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    rows = np.random.default_rng(1).permutation(len(data))[:batch_size]
-    batch = train_batch(data, rows, encoder, needed_parts(loss), DEVICE)
-    objective = Objective(settings)
-    result = measure(lambda: train_step(model, model.encoders, optimizer, [batch], objective, world, Requests()))
-    assert batch.negative is not None
-    tokens = len(batch.main.targets_T) + len(batch.negative.targets_T)
-    flops = 3 * tokens * (encoder.num_blocks * 12 * width**2 + 2 * items * width)
-    return {**result, "users_per_s": batch_size / result["seconds"], "flops": flops / result["seconds"]}
+    batches = Loader(data, settings, objective.parts, None, world).epoch(1, 0)
+    seconds, waited, tokens = [], [], []
+    while True:
+        started = time.perf_counter()
+        if (made := next(batches, None)) is None:
+            break
+        waited.append(time.perf_counter() - started)
+        train_step(model, model.encoders, optimizer, made[1], objective, world, Requests())
+        seconds.append(time.perf_counter() - started)
+        tokens.append(sum(objective.counts(batch)[:2].sum().item() for batch in made[1]))
+    median = statistics.median(seconds[2:])
+    flops = 3 * statistics.mean(tokens) * (encoder.num_blocks * 12 * width**2 + 2 * items * width)
+    plan = plan_step(settings, data, items, 1, on_gpu=True)
+    return {
+        "seconds": median,
+        "users_per_s": batch_size / median,
+        "flops": flops / median,
+        "waiting": sum(waited[2:]) / sum(seconds[2:]),
+        "mib": torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else 0.0,
+        "mib_planned": (plan.total - plan.data - LIBRARIES) / 2**20,
+    }
 
 
 def has_theirs() -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from benchmarks.core import PARTS
 from benchmarks.core_page import page
@@ -31,6 +32,16 @@ def test_every_benchmark_can_be_imported() -> None:
     code = f"import {', '.join(MODULES)}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, which make bench measures")
+def test_the_steps_of_a_gpu_are_measured_the_same_way_on_a_cpu() -> None:
+    request = json.dumps({"case": "step", "items": 60, "width": 8, "batch_size": 12, "steps": 5})
+    line = [sys.executable, "-m", "benchmarks.gpu", request]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, cwd=ROOT)
+    found = json.loads(done.stdout)
+    assert found["users_per_s"] * found["seconds"] == pytest.approx(12)
+    assert 0 <= found["waiting"] < 1 and found["flops"] > 0 and found["mib_planned"] > 0
 
 
 def test_the_page_is_that_of_the_stored_results() -> None:

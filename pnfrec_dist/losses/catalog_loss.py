@@ -12,7 +12,8 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.batches import Sampled
 from pnfrec_dist.model.item_table import ItemTable
 
-FLOAT = 4
+FLOAT, NARROW = 4, 2
+"""Bytes of a float32 and of a bfloat16 number."""
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,12 @@ from torch import Tensor
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.losses.catalog_loss import FLOAT, CatalogLoss, StepExtent, Targets
+from pnfrec_dist.losses.catalog_loss import FLOAT, NARROW, CatalogLoss, StepExtent, Targets
 from pnfrec_dist.losses.cross_entropy import cross_entropy
 from pnfrec_dist.losses.tiling import MAX_FUSED_WIDTH, Tiling, plan_tiles
 from pnfrec_dist.model.item_table import ItemTable
 
 CPU_TILE_MIB, GPU_TILE_MIB = 16, 256
-NARROW = 2
-"""Bytes of a bfloat16 number."""
 
 
 class Exact(CatalogLoss):

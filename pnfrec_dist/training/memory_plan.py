@@ -9,7 +9,7 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.losses.catalog_loss import FLOAT, StepExtent
+from pnfrec_dist.losses.catalog_loss import FLOAT, NARROW, StepExtent
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import block_size
 
@@ -77,7 +77,8 @@ def plan_step(
     tokens = -(-targets // settings.train.accumulation)
     length = min(encoder.positions, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
     block = block_size(encoder, length)
-    per_token = encoder.num_blocks * block.activations_per_token + 6 * width
+    each = NARROW if settings.train.precision == "bfloat16" else FLOAT
+    per_token = encoder.num_blocks * block.activations_per_token * each + FLOAT * 6 * width
     softmax = (1 + 3 * shards) * tokens * width
     # From the second part on, the softmax's gradient of all rows exists before it is added to the sum.
     passing = objective.cross_entropy.touches_all_rows and settings.train.accumulation > 1
@@ -89,7 +90,7 @@ def plan_step(
         table=FLOAT * rows * width,
         table_training=3 * FLOAT * rows * width,
         encoders=encoders,
-        activations=FLOAT * (tokens * per_token + softmax),
+        activations=tokens * per_token + FLOAT * softmax,
         passing=passing * FLOAT * rows * width,
         logits=objective.cross_entropy.bytes(StepExtent(tokens, rows, num_items, shards, on_gpu), settings),
         data=data.nbytes,

@@ -23,6 +23,7 @@ from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.model.precision import Precision
 from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.memory_plan import plan_step
 
@@ -93,6 +94,7 @@ from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.losses.terms import needed_parts
+from pnfrec_dist.model.precision import Precision
 from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 from pnfrec_dist.training.checkpoint_manager import Saver
@@ -162,10 +164,13 @@ def test_a_loss_over_some_items_is_planned_by_what_it_draws() -> None:
     assert logits("sce", SampledSettings(sce_buckets=10**7)) > 10**9 > logits("sce")
 
 
-def test_activations_are_about_what_the_backward_pass_keeps() -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_activations_are_about_what_the_backward_pass_keeps(precision: Precision) -> None:
     """Bytes of all tensors that autograd saves for the encoders, each storage once."""
     settings = replace(
-        SETTINGS, encoder=EncoderSettings(hidden_size=64, max_length=50), train=TrainSettings(batch_size=32)
+        SETTINGS,
+        encoder=EncoderSettings(hidden_size=64, max_length=50),
+        train=TrainSettings(batch_size=32, precision=precision),
     )
     model = build_model(100, settings).train()
     saved: dict[int, int] = {}
@@ -175,7 +180,8 @@ def test_activations_are_about_what_the_backward_pass_keeps() -> None:
         return tensor
 
     vectors = torch.randn(32 * 50, 64).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    narrow = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    with narrow, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = model.encoders.main(vectors, ((32, 50),))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = sum(size for place, size in saved.items() if place not in weights)
