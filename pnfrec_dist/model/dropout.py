@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -54,7 +53,5 @@ def _masked(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def _random_bits(count: int) -> Tensor:
-    """16 random bits each, [count], int16; drawn by numpy's fast generator with a seed of torch's generator."""
-    generator = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_()))
-    words = generator.random_raw(-(-count // 4))
-    return torch.from_numpy(words.view(np.int16))[:count]
+    """16 random bits each, [count], int16."""
+    return torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]

@@ -132,7 +132,7 @@ class TrainLoop:
     def _precision(self, settings: Settings) -> Precision:
         """That of the settings, the same on all ranks; a run that goes on keeps its own if they say auto."""
         if settings.train.precision == "auto" and self.found is not None:
-            return stored_state(self.found)["settings"]["train"]["precision"]
+            return stored_state(self.found)["settings"]["train"].get("precision", "float32")
         fastest = self.world.gather(fastest_precision(settings, on_gpu=self.world.device.type == "cuda"))
         return "float32" if "float32" in fastest else "bfloat16"
 

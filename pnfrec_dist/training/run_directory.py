@@ -57,6 +57,7 @@ MAY_CHANGE = (
 )
 """Settings that may differ when a run resumes: they change speed, rounding, the draws of dropout (workers,
 accumulation) or duration, but not what is trained."""
+PRECISION = "train.precision"
 AUTO_MAY_CHANGE = tuple(name for name in MAY_CHANGE if name not in ("epochs", "experiment", "train.patience"))
 """Settings that may differ when --resume auto resumes a run."""
 
@@ -143,12 +144,14 @@ def begin(run: Run, settings: Settings) -> tuple[int, int]:
 
 def differences(settings: Settings, data_digest: str, run: Run, may_change: tuple[str, ...] = MAY_CHANGE) -> list[str]:
     """How settings and data differ from the run's, as "name stored -> now". Settings that are missing in an older run
-    have their defaults.
+    have their defaults. train.precision auto differs from none: a run keeps what it began with.
 
     Raises InputError for stored settings that cannot be read.
     """
     own = override(Settings(), run.settings, str(run.directory / RUN_FILE))
     stored, now = flatten(to_mapping(own)), flatten(to_mapping(settings))
+    if now[PRECISION] == "auto":
+        may_change = (*may_change, PRECISION)
     found = [
         f"{name} {stored.get(name)!r} -> {now.get(name)!r}"
         for name in sorted(stored.keys() | now.keys())

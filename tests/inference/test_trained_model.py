@@ -14,6 +14,7 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.inference.artifact import Exported, of_checkpoint
 from pnfrec_dist.inference.pyfunc import save_model
 from pnfrec_dist.inference.trained_model import open_trained
+from pnfrec_dist.model.precision import with_precision
 from pnfrec_dist.training.run_directory import Run
 
 
@@ -43,7 +44,7 @@ def same(one: Exported, other: Exported) -> bool:
 def test_a_run_its_checkpoint_and_its_model_are_the_same(run_dir: Path, data: PreparedData, tmp_path: Path) -> None:
     (checkpoint,) = (run_dir / "checkpoints").glob("step-*")
     of_run = open_trained(str(run_dir), str(tmp_path / "prepared"))
-    assert of_run.settings == SETTINGS and not of_run.model.training
+    assert of_run.settings == with_precision(SETTINGS, "float32") and not of_run.model.training
     assert of_run.raw_ids == [str(item) for item in range(1, 13)] and of_run.num_positive_V.tolist() == [*range(13)]
     assert (of_run.threshold, of_run.data_digest) == (4.0, data.manifest.digest)
     assert same(of_run, open_trained(str(checkpoint), str(tmp_path / "prepared")))
