@@ -18,7 +18,7 @@ from pnfrec_dist.evaluation.metrics import require_measures
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import memory_size
 from pnfrec_dist.losses.catalog_loss import CatalogLoss
-from pnfrec_dist.model.precision import fastest_precision, with_precision
+from pnfrec_dist.model.precision import with_fastest_precision
 from pnfrec_dist.training.memory_plan import StepPlan, plan_step
 
 CUDA_CONTEXT = 640 * 2**20
@@ -46,21 +46,20 @@ def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, among
     among: of all trainings that run at the same time; None: it is the only one.
     """
     require_measures(settings.evaluation)
-    chosen = fastest_precision(settings, on_gpu=plan.use_gpu)
     automatic = " (train.precision auto)" if settings.train.precision == "auto" else ""
-    settings = with_precision(settings, chosen)
+    settings = with_fastest_precision(settings, on_gpu=plan.use_gpu)
     train_data = data.train(settings.encoder.history)
     require_enough_users(len(train_data), settings.train.batch_size, plan.num_workers)
     step = plan_step(settings, train_data, data.num_items, plan.num_workers, on_gpu=plan.use_gpu)
     _require_memory(settings, plan, step, among)
-    return _describe(settings, data, train_data, plan, step, f"{chosen}{automatic}")
+    return _describe(settings, data, train_data, plan, step, f"{settings.train.precision}{automatic}")
 
 
 def fitting_in_gpu(trainings: Iterable[Settings], data: PreparedData, gpu_bytes: int) -> int:
     """How many single workers fit into a GPU of this memory, if each is as large as the largest training."""
     steps = (
         plan_step(
-            with_precision(settings, fastest_precision(settings, on_gpu=True)),
+            with_fastest_precision(settings, on_gpu=True),
             data.train(settings.encoder.history),
             data.num_items,
             1,

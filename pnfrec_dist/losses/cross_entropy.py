@@ -68,7 +68,7 @@ class _CrossEntropy(torch.autograd.Function):
                 lse_T, target_logit_T, grad_TD, of_table = found
                 ctx.gradients = (shards.sum_rows(grad_TD, sizes).to(hidden_TD.dtype), of_table)
             else:
-                lse_T, target_logit_T = softmax.log_sum_exp(), softmax.target_logits()
+                lse_T, target_logit_T = softmax.log_sum_exp(), softmax.target_logits(softmax.target_rows())
             loss_T = (lse_T - target_logit_T)[own].clamp_(min=0.0)
             total = (weights_T[own] * loss_T).sum()
         ctx.table = table
@@ -118,18 +118,18 @@ class _Softmax:
         is_here_T = (self.targets_T >= self.table.first_row) & (self.targets_T < self.table.end_row)
         return is_here_T.nonzero()[:, 0] if self.table.is_sharded else slice(None)
 
-    @property
-    def target_TD(self) -> Tensor:
-        """The vectors of the targets that are here."""
+    def target_rows(self) -> Tensor:
+        """The vectors of the targets that are here, [T here, D]."""
         return self.table.weight.detach()[self.targets_T[self.here_T] - self.table.first_row]
 
     def log_sum_exp(self) -> Tensor:
         return self._over_shards(log_sum_exp(self.hidden_TD, self.classes_ND, self.tiling, self.matmul_dtype))
 
-    def target_logits(self) -> Tensor:
+    def target_logits(self, target_TD: Tensor) -> Tensor:
+        """The logits of all ranks' targets, [T]; target_TD: target_rows()."""
         logits_T = torch.zeros_like(self.weights_T)
-        hidden_TD, target_TD = self.hidden_TD[self.here_T].to(self.matmul_dtype), self.target_TD.to(self.matmul_dtype)
-        logits_T[self.here_T] = dot(hidden_TD, target_TD, logits_T.dtype)
+        hidden_TD = self.hidden_TD[self.here_T].to(self.matmul_dtype)
+        logits_T[self.here_T] = dot(hidden_TD, target_TD.to(self.matmul_dtype), logits_T.dtype)
         return self.table.shards.sum(logits_T)
 
     def in_one_sweep(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -160,8 +160,9 @@ class _Softmax:
             grad_ND = of_table[self.padding :]
             add_class_gradient(self.hidden_TD, self.classes_ND, weights_TB, self.tiling, self.matmul_dtype, grad_ND)
             self._add_targets(self.weights_T, of_table)
-        grad_TD[self.here_T] -= self.weights_T[self.here_T, None] * self.target_TD
-        return lse_T, self.target_logits(), grad_TD, of_table
+        target_TD = self.target_rows()
+        grad_TD[self.here_T] -= self.weights_T[self.here_T, None] * target_TD
+        return lse_T, self.target_logits(target_TD), grad_TD, of_table
 
     def _fused(self) -> tuple[Tensor, Tensor, AddGradient]:
         """The first kernel gives hidden's gradient, too: the softmax's mean of this rank's classes.

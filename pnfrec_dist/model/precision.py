@@ -32,6 +32,11 @@ def fastest_precision(settings: Settings, *, on_gpu: bool) -> Precision:
     return "bfloat16" if is_narrow else "float32"
 
 
+def with_fastest_precision(settings: Settings, *, on_gpu: bool) -> Settings:
+    """The settings with what fastest_precision says."""
+    return with_precision(settings, fastest_precision(settings, on_gpu=on_gpu))
+
+
 def has_amx() -> bool:
     """Whether the processor multiplies bfloat16 matrices in tiles (Intel AMX)."""
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

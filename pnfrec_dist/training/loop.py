@@ -72,7 +72,7 @@ class TrainLoop:
 
     def __init__(self, settings: Settings, data: PreparedData, run_dir: Path, world: World, hooks: Hooks) -> None:
         self.data, self.run_dir, self.world, self.hooks = data, run_dir, world, hooks
-        self.found = self._newest_checkpoint()
+        self.resumes_from = self._newest_checkpoint()
         self.settings = settings = with_precision(settings, self._precision(settings))
         self.train_data = data.train(settings.encoder.history)
         self.validation = data.holdout("validation", settings.encoder.history)
@@ -131,13 +131,13 @@ class TrainLoop:
 
     def _precision(self, settings: Settings) -> Precision:
         """That of the settings, the same on all ranks; a run that goes on keeps its own if they say auto."""
-        if settings.train.precision == "auto" and self.found is not None:
-            return stored_state(self.found)["settings"]["train"].get("precision", "float32")
+        if settings.train.precision == "auto" and self.resumes_from is not None:
+            return stored_state(self.resumes_from)["settings"]["train"].get("precision", "float32")
         fastest = self.world.gather(fastest_precision(settings, on_gpu=self.world.device.type == "cuda"))
         return "float32" if "float32" in fastest else "bfloat16"
 
     def _restore(self) -> None:
-        if (path := self.found) is not None:
+        if (path := self.resumes_from) is not None:
             load_model(path, self.model)
             load_optimizer(path, self.model, self.optimizer)
             stored = stored_state(path)
