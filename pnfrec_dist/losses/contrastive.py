@@ -11,6 +11,7 @@ from pnfrec_dist.config.settings import ContrastiveSettings, EncoderSettings, Se
 from pnfrec_dist.data.batches import BatchParts, Groups, TrainBatch
 from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.losses.terms import DirectTerm, StepTensors
+from pnfrec_dist.model.few_shapes import bmm
 from pnfrec_dist.model.item_table import take
 
 NORM_EPS = 1e-12
@@ -66,6 +67,7 @@ def contrastive(
         scale_P1 = scale_P1 / torch.linalg.vector_norm(hidden_PD, dim=-1, keepdim=True, dtype=scale_P1.dtype).clamp(
             min=NORM_EPS
         )
+    vectors_UD = vectors_UD.to(hidden_PD.dtype)  # before they are taken: U is less than P
     to_next_P = (hidden_PD * take(vectors_UD, next_P)).sum(-1, dtype=scale_P1.dtype) * scale_P1[:, 0]
     negatives_BND, is_pad_BN, is_pad_P = take(vectors_UD, negatives_BN), negatives_BN == PAD_ID, next_P == PAD_ID
     tokens, users = [users * length for users, length in groups], [users for users, _ in groups]
@@ -75,7 +77,7 @@ def contrastive(
     for group, hidden_gD, scale_g1, next_g, is_pad_g, negatives_GND, is_pad_GN in zip(
         groups, *by_group, *by_user, strict=True
     ):
-        to_negatives_GLN = hidden_gD.unflatten(0, group) @ negatives_GND.transpose(1, 2) * scale_g1.view(*group, 1)
+        to_negatives_GLN = bmm(hidden_gD.unflatten(0, group), negatives_GND.transpose(1, 2)) * scale_g1.view(*group, 1)
         to_negatives_GLN = to_negatives_GLN.masked_fill(is_pad_GN[:, None, :], -torch.inf)
         to_next_GL1 = next_g.view(*group, 1)
         loss_GL = torch.cat([to_next_GL1, to_negatives_GLN], dim=2).logsumexp(dim=2) - to_next_GL1[:, :, 0]

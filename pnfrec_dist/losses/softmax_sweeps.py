@@ -7,11 +7,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pnfrec_dist.losses.tiling import Tiling
+from pnfrec_dist.losses.tiling import ROW_MULTIPLE, Tiling
 
 FIRST_CLASSES = 32
 """Classes of a tile whose probabilities tell its log-sum-exp on a CPU."""
+CLASS_MULTIPLE = 32
+"""Tiles with all classes are padded to this multiple: with AMX in bfloat16, the matmuls are 1.1 to 1.5 times faster."""
 LEAST_SHARE = 1e-30
 """With a smaller sum of these probabilities, the log-sum-exp is computed from the row's logits."""
 
@@ -31,16 +34,24 @@ def one_sweep(
     added in place. Tiles have all classes.
     """
     lse_T, logit_T, grad_TD = torch.empty_like(weights_T), torch.empty_like(weights_T), torch.empty_like(hidden_TD)
-    narrow_ND = classes_ND.to(matmul_dtype)
-    tile = _Tile(hidden_TD, tiling, matmul_dtype)
-    for rows in blocks(len(hidden_TD), tiling.rows):
-        target_t1 = targets_T[rows, None]
-        logits_tN = tile.logits(hidden_TD[rows].to(matmul_dtype), narrow_ND)
-        logit_T[rows] = logits_tN.gather(1, target_t1)[:, 0].to(logit_T.dtype)
-        softmax_tN, lse_T[rows] = tile.softmax_and_lse()
-        softmax_tN.scatter_add_(1, target_t1, softmax_tN.new_full(target_t1.shape, -1.0))
-        grad_TD[rows] = _product(softmax_tN, narrow_ND, hidden_TD.dtype)
-        _add_product(grad_classes_ND, softmax_tN.T, (hidden_TD[rows] * weights_T[rows, None]).to(matmul_dtype))
+    num_classes, rows_at_a_time = len(classes_ND), max(min(tiling.rows, len(hidden_TD)), 1)
+    narrow_ND = F.pad(classes_ND.to(matmul_dtype), (0, 0, 0, -num_classes % CLASS_MULTIPLE))
+    tile = _Tile(hidden_TD, rows_at_a_time * len(narrow_ND), matmul_dtype)
+    grad_DN = torch.zeros_like(narrow_ND.T, dtype=grad_classes_ND.dtype, memory_format=torch.contiguous_format)
+    for rows in blocks(len(hidden_TD), rows_at_a_time):
+        size = rows.stop - rows.start
+        missing = (0, 0, 0, min(size + -size % ROW_MULTIPLE, rows_at_a_time) - size)
+        logits_tN = tile.logits(F.pad(hidden_TD[rows].to(matmul_dtype), missing), narrow_ND)
+        logits_tN[:, num_classes:] = -torch.inf
+        target_t = (torch.arange(size, device=logits_tN.device), targets_T[rows])
+        logit_T[rows] = logits_tN[target_t].to(logit_T.dtype)
+        softmax_tN, lse_t = tile.softmax_and_lse()
+        lse_T[rows] = lse_t[:size]
+        softmax_tN[target_t] -= 1.0  # torch's scatter functions copy a bfloat16 tile on a CPU
+        grad_TD[rows] = _product(softmax_tN, narrow_ND, hidden_TD.dtype)[:size]
+        weighted_tD = F.pad((hidden_TD[rows] * weights_T[rows, None]).to(matmul_dtype), missing)
+        _add_product(grad_DN, weighted_tD.T, softmax_tN)
+    grad_classes_ND += grad_DN.T[:num_classes]
     return lse_T, logit_T, grad_TD.mul_(weights_T[:, None])
 
 
@@ -54,7 +65,7 @@ def softmax_mean(
     starts = range(0, len(classes_ND), tiling.items)
     lse_T1 = hidden_TD.new_full((len(hidden_TD), 1), -torch.inf)
     mean_TD, lse_TB = torch.zeros_like(hidden_TD), hidden_TD.new_empty(len(hidden_TD), len(starts))
-    tile = _Tile(hidden_TD, tiling, matmul_dtype)
+    tile = _Tile(hidden_TD, min(tiling.rows, len(hidden_TD)) * tiling.items, matmul_dtype)
     for rows in blocks(len(hidden_TD), tiling.rows):
         narrow_tD, lse_t1, mean_tD = hidden_TD[rows].to(matmul_dtype), lse_T1[rows], mean_TD[rows]
         for block, items in enumerate(blocks(len(classes_ND), tiling.items)):
@@ -81,7 +92,7 @@ def add_class_gradient(
 
     With weights of weight_T * exp(lse_TB - lse_T), this is the gradient of sum(weight_T * lse_T).
     """
-    tile = _Tile(hidden_TD, tiling, matmul_dtype)
+    tile = _Tile(hidden_TD, min(tiling.rows, len(hidden_TD)) * tiling.items, matmul_dtype)
     for rows in blocks(len(hidden_TD), tiling.rows):
         narrow_tD = hidden_TD[rows].to(matmul_dtype)
         for block, items in enumerate(blocks(len(classes_ND), tiling.items)):
@@ -94,7 +105,7 @@ def add_class_gradient(
 def log_sum_exp(hidden_TD: Tensor, classes_ND: Tensor, tiling: Tiling, matmul_dtype: torch.dtype) -> Tensor:
     """log of the sum of exp(hidden . class) over the classes, [T]."""
     lse_T = hidden_TD.new_full((len(hidden_TD),), -torch.inf)
-    tile = _Tile(hidden_TD, tiling, matmul_dtype)
+    tile = _Tile(hidden_TD, min(tiling.rows, len(hidden_TD)) * tiling.items, matmul_dtype)
     for rows in blocks(len(hidden_TD), tiling.rows):
         narrow_tD = hidden_TD[rows].to(matmul_dtype)
         for items in blocks(len(classes_ND), tiling.items):
@@ -123,9 +134,9 @@ def logit_dtype(matmul_dtype: torch.dtype, wide: torch.dtype, *, on_cpu: bool) -
 class _Tile:
     """One tile of logits after another, and its softmax, in the same memory."""
 
-    def __init__(self, like: Tensor, tiling: Tiling, matmul_dtype: torch.dtype) -> None:
+    def __init__(self, like: Tensor, logits: int, matmul_dtype: torch.dtype) -> None:
         dtype = logit_dtype(matmul_dtype, like.dtype, on_cpu=not like.is_cuda)
-        self.buffer = like.new_empty(min(tiling.rows, len(like)) * tiling.items, dtype=dtype)
+        self.buffer = like.new_empty(logits, dtype=dtype)
         self.wide = like.dtype
 
     def logits(self, hidden_tD: Tensor, classes_nD: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from pnfrec_dist.config.settings import ExactPath
 MIN_CHUNK_ROWS, GPU_MIN_CHUNK_ROWS = 64, 1024
 """With fewer rows in a chunk, memory limits the matmuls, and two sweeps over tiles are as fast."""
 TILE_ROWS, GPU_TILE_ROWS = 1024, 4096
+ROW_MULTIPLE = 128
+"""Chunks have a multiple of this many rows, and the last one is padded to it: oneDNN makes a kernel for each new shape,
+and its matmuls over the rows are faster."""
 MAX_FUSED_WIDTH = 256
 """Wider rows do not fit into a GPU's registers together with a tile."""
 
@@ -47,6 +50,6 @@ def plan_tiles(
     if path == "materialised":
         return Tiling(rows, items, "one")
     if path == "chunked":
-        return Tiling(chunk_rows, items, "one")
+        return Tiling(chunk_rows - chunk_rows % ROW_MULTIPLE or chunk_rows, items, "one")
     tile_rows = min(rows, room, TILE_ROWS if on_cpu else GPU_TILE_ROWS)
     return Tiling(tile_rows, min(items, max(room // tile_rows, 1)), "fused" if path == "fused" else "two")

@@ -8,7 +8,7 @@ import torch
 from pnfrec_dist.config.settings import Settings
 
 Precision = Literal["float32", "bfloat16"]
-AMX_WIDTH = 128
+AMX_WIDTH = 32
 """With a smaller hidden size, a step in bfloat16 takes as long as one in float32 (docs/decisions.md)."""
 
 

@@ -14,6 +14,7 @@ from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import Groups
 from pnfrec_dist.model.block import Block, BlockSize
 from pnfrec_dist.model.dropout import Dropout, dropout
+from pnfrec_dist.model.few_shapes import Linear, bmm
 from pnfrec_dist.model.layer_norm import LayerNorm
 
 GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -29,15 +30,15 @@ class SASRecBlock(Block):
         self.num_heads = settings.num_heads
         self.dropout = settings.dropout
         self.attention_norm = LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key_value = Linear(width, 2 * width)
+        self.output = Linear(width, width)
         self.feed_forward_norm = LayerNorm(width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, width),
+            Linear(width, width),
             Dropout(settings.dropout),
             nn.ReLU(),
-            nn.Linear(width, width),
+            Linear(width, width),
             Dropout(settings.dropout),
         )
 
@@ -96,5 +97,5 @@ def causal_attention(q_GHLE: Tensor, k_GHLE: Tensor, v_GHLE: Tensor, dropout_p: 
     length, width = q_GHLE.shape[2:]
     future_LL = q_GHLE.new_full((length, length), -torch.inf).triu(1)
     q, k, v = (t.flatten(0, 1) for t in (q_GHLE, k_GHLE, v_GHLE))
-    weights = torch.baddbmm(future_LL, q, k.transpose(1, 2), alpha=1 / math.sqrt(width)).softmax(dim=-1)
-    return torch.bmm(dropout(weights, dropout_p), v).view_as(q_GHLE)
+    weights = bmm(q, k.transpose(1, 2), future_LL, 1 / math.sqrt(width)).softmax(dim=-1)
+    return bmm(dropout(weights, dropout_p), v).view_as(q_GHLE)

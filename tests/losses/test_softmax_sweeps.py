@@ -3,9 +3,17 @@
 import pytest
 import torch
 from helpers.slow_losses import random
+from torch.nn import functional as F
 
-from pnfrec_dist.losses.softmax_sweeps import FIRST_CLASSES, add_class_gradient, log_sum_exp, one_sweep, softmax_mean
-from pnfrec_dist.losses.tiling import Tiling
+from pnfrec_dist.losses.softmax_sweeps import (
+    CLASS_MULTIPLE,
+    FIRST_CLASSES,
+    add_class_gradient,
+    log_sum_exp,
+    one_sweep,
+    softmax_mean,
+)
+from pnfrec_dist.losses.tiling import ROW_MULTIPLE, Tiling
 
 TILINGS = [Tiling(7, 50, "two"), Tiling(100, 64, "two"), Tiling(3, 200, "one")]
 
@@ -27,6 +35,20 @@ def test_blocks_combine_to_the_whole_softmax(tiling: Tiling, scale: float) -> No
     add_class_gradient(hidden_TD, classes_ND, weights_TB, tiling, torch.float64, grad_ND)
     expected_ND = (weights_T[:, None] * logits_TN.softmax(1)).T @ hidden_TD
     torch.testing.assert_close(grad_ND, 1 + expected_ND, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, ROW_MULTIPLE, 2 * ROW_MULTIPLE + 5, 3 * ROW_MULTIPLE - 1])
+@pytest.mark.parametrize("classes", [CLASS_MULTIPLE, 2 * CLASS_MULTIPLE + 1])
+def test_padded_rows_and_classes_add_nothing(rows: int, classes: int) -> None:
+    hidden_TD, classes_ND, weights_T = random(rows, 6, seed=1), random(classes, 6, seed=2), random(rows, seed=3).abs()
+    targets_T = torch.arange(rows) % classes
+    leaves = [t.clone().requires_grad_() for t in (hidden_TD, classes_ND)]
+    loss_T = F.cross_entropy(leaves[0] @ leaves[1].T, targets_T, reduction="none")
+    (weights_T * loss_T).sum().backward()
+    grad_ND, tiling = torch.ones_like(classes_ND), Tiling(ROW_MULTIPLE, classes, "one")
+    lse_T, logit_T, grad_TD = one_sweep(hidden_TD, classes_ND, targets_T, weights_T, tiling, torch.float64, grad_ND)
+    for found, expected in ((lse_T - logit_T, loss_T), (grad_TD, leaves[0].grad), (grad_ND - 1, leaves[1].grad)):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

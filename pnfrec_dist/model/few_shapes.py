@@ -1,0 +1,110 @@
+"""bfloat16 matmuls on a CPU whose numbers of rows take few values.
+
+oneDNN makes a kernel for each new shape, which takes as long as the matmul of a batch. So the first rows, a multiple of
+a block, are one matmul, and the last block, which overlaps them, is another one. Each row's result is that of one of
+the two.
+
+R rows, I columns of the input, O of the output, M matrices.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+MIN_BLOCK = 8
+
+
+class Linear(nn.Linear):
+    """torch's, with few shapes for bfloat16 inputs on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if x.is_cuda or x.dtype == self.weight.dtype or torch.compiler.is_compiling():
+            return super().forward(x)
+        return _Linear.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
+
+
+def bmm(a: Tensor, b: Tensor, bias: Tensor | None = None, alpha: float = 1.0) -> Tensor:
+    """bias + alpha * a @ b for [M, R, I] and [M, I, O]; bias, which gets no gradient: [R, O]."""
+    if a.is_cuda or a.dtype != torch.bfloat16:
+        return torch.bmm(a, b) * alpha if bias is None else torch.baddbmm(bias, a, b, alpha=alpha)
+    return _Bmm.apply(a, b, bias, alpha)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        narrow_OI = weight_OI.to(x_RI.dtype)
+        ctx.save_for_backward(x_RI, narrow_OI)
+        ctx.wide = weight_OI.dtype
+        out_RO = x_RI.new_empty(len(x_RI), len(narrow_OI))
+        for rows in spans(len(x_RI)):
+            if bias_O is None:
+                torch.mm(x_RI[rows], narrow_OI.T, out=out_RO[rows])
+            else:
+                torch.addmm(bias_O.to(x_RI.dtype), x_RI[rows], narrow_OI.T, out=out_RO[rows])
+        return out_RO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad_RO,), (x_RI, narrow_OI) = grad_outputs, ctx.saved_tensors
+        grad_RO = grad_RO.contiguous()
+        grad_RI = grad_OI = grad_O = None
+        if ctx.needs_input_grad[0]:
+            grad_RI = torch.empty_like(x_RI)
+            for rows in spans(len(x_RI)):
+                torch.mm(grad_RO[rows], narrow_OI, out=grad_RI[rows])
+        if ctx.needs_input_grad[1]:
+            grad_OI = _sum_of_outer(grad_RO, x_RI).to(ctx.wide)
+        if ctx.needs_input_grad[2]:
+            grad_O = (grad_RO.new_ones(1, len(grad_RO)) @ grad_RO)[0].to(ctx.wide)
+        return grad_RI, grad_OI, grad_O
+
+
+class _Bmm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None, alpha: float) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.alpha = alpha
+        return _product(a, b, bias, alpha)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,), (a, b) = grad_outputs, ctx.saved_tensors
+        grad_a = _product(grad, b.transpose(1, 2), None, ctx.alpha)
+        return grad_a, _product(a.transpose(1, 2), grad, None, ctx.alpha), None, None
+
+
+def spans(rows: int) -> list[slice]:
+    """The first rows and the last block; one slice if the rows are a multiple of a block, which is 1/16 to 1/32 of
+    them."""
+    block = max(1 << max(rows.bit_length() - 5, 0), MIN_BLOCK)
+    first = rows // block * block
+    if first in (0, rows):
+        return [slice(0, rows)]
+    return [slice(0, first), slice(rows - block, rows)]
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None, alpha: float) -> Tensor:
+    out = a.new_empty(len(a), a.shape[1], b.shape[2])
+    beta = 0 if bias is None else 1
+    for own in spans(len(a)):
+        into = out[own]
+        torch.baddbmm(into if bias is None else bias, a[own], b[own], beta=beta, alpha=alpha, out=into)
+    return out
+
+
+def _sum_of_outer(grad_RO: Tensor, x_RI: Tensor) -> Tensor:
+    """grad.T @ x. The last rows are padded with zeros to a block."""
+    first, *last = spans(len(x_RI))
+    grad_OI = grad_RO[first].T @ x_RI[first]
+    if last:
+        block = last[0].stop - last[0].start
+        missing = block - (len(x_RI) - first.stop)
+        tail_RO, tail_RI = (F.pad(t[first.stop :], (0, 0, 0, missing)) for t in (grad_RO, x_RI))
+        grad_OI = grad_OI.float() + (tail_RO.T @ tail_RI)
+    return grad_OI
