@@ -30,7 +30,8 @@ class Exact(CatalogLoss):
         tiling = plan_softmax(settings, extent.shards * extent.targets, extent.rows, on_gpu=extent.on_gpu)
         is_narrow = settings.train.precision == "bfloat16"
         narrow_copy = NARROW if is_narrow and extent.on_gpu and tiling.sweep != "fused" else 0
-        return (_logit_bytes(settings, on_gpu=extent.on_gpu) + narrow_copy) * tiling.rows * tiling.items
+        transposed = FLOAT * settings.encoder.hidden_size * tiling.items if is_narrow and tiling.sweep == "one" else 0
+        return (_logit_bytes(settings, on_gpu=extent.on_gpu) + narrow_copy) * tiling.rows * tiling.items + transposed
 
     def ways_to_save(self, settings: Settings) -> dict[str, float]:
         is_large = settings.loss.exact_path in ("materialised", "chunked")

@@ -37,7 +37,8 @@ def one_sweep(
     num_classes, rows_at_a_time = len(classes_ND), max(min(tiling.rows, len(hidden_TD)), 1)
     narrow_ND = F.pad(classes_ND.to(matmul_dtype), (0, 0, 0, -num_classes % CLASS_MULTIPLE))
     tile = _Tile(hidden_TD, rows_at_a_time * len(narrow_ND), matmul_dtype)
-    grad_DN = torch.zeros_like(narrow_ND.T, dtype=grad_classes_ND.dtype, memory_format=torch.contiguous_format)
+    is_narrow = matmul_dtype != grad_classes_ND.dtype  # then a sum of transposed gradients is faster
+    grad_DN = grad_classes_ND.new_zeros(narrow_ND.T.shape if is_narrow else 0)
     for rows in blocks(len(hidden_TD), rows_at_a_time):
         size = rows.stop - rows.start
         missing = (0, 0, 0, min(size + -size % ROW_MULTIPLE, rows_at_a_time) - size)
@@ -50,8 +51,12 @@ def one_sweep(
         softmax_tN[target_t] -= 1.0  # torch's scatter functions copy a bfloat16 tile on a CPU
         grad_TD[rows] = _product(softmax_tN, narrow_ND, hidden_TD.dtype)[:size]
         weighted_tD = F.pad((hidden_TD[rows] * weights_T[rows, None]).to(matmul_dtype), missing)
-        _add_product(grad_DN, weighted_tD.T, softmax_tN)
-    grad_classes_ND += grad_DN.T[:num_classes]
+        if is_narrow:
+            _add_product(grad_DN, weighted_tD.T, softmax_tN)
+        else:
+            _add_product(grad_classes_ND, softmax_tN[:, :num_classes].T, weighted_tD)
+    if is_narrow:
+        grad_classes_ND += grad_DN.T[:num_classes]
     return lse_T, logit_T, grad_TD.mul_(weights_T[:, None])
 
 
