@@ -209,8 +209,16 @@ class EvaluationSettings:
     """users that one worker scores at once"""
     measures: tuple[str, ...] = ("hr", "ndcg", "mrr")
     """measures at each k: hr, ndcg, mrr, or your own (docs/extending.md)"""
+    points: int | Literal["auto", "last"] = "auto"
+    """the test also ranks up to this many holdout interactions of each user, each from what came before it; auto: 12,
+    or fewer so that there are at most 50,000 points; last: only each user's last interaction, as in the paper"""
+    select_on: Literal["last", "points"] = "last"
+    """the validation targets that early stopping looks at: each user's last interaction, or many points"""
 
     def __post_init__(self) -> None:
+        require(not isinstance(self.points, int) or self.points >= 1, "evaluation.points", self.points, ">= 1")
+        has_points = self.select_on == "last" or self.points != "last"
+        require(has_points, "evaluation.select_on", self.select_on, "last if evaluation.points is last")
         require(
             "ndcg" in self.measures, "evaluation.measures", self.measures, "a list with ndcg (models are chosen by it)"
         )

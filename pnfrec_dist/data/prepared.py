@@ -62,15 +62,27 @@ class TrainData:
 
 @dataclass(frozen=True)
 class HoldoutData:
-    """Holdout users: what the main encoder reads (positives, or all items) before the target, seen items, target."""
+    """Holdout users, or points: what the main encoder reads before the target, seen items, the target."""
 
     history: Ragged
     seen: Ragged
     target_item: np.ndarray
     target_is_positive: np.ndarray
+    negative: Ragged | None = None
+    """dislikes before the target, if they were asked for"""
 
     def __len__(self) -> int:
         return len(self.target_item)
+
+    def part(self, rows: np.ndarray) -> "HoldoutData":
+        """These rows, in this order."""
+        return HoldoutData(
+            self.history.take(rows),
+            self.seen.take(rows),
+            self.target_item[rows],
+            self.target_is_positive[rows],
+            self.negative.take(rows) if self.negative is not None else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,10 +123,11 @@ class PreparedData:
         arrays = mapped(cache_directory() / content, read)
         return TrainData(arrays[names[0]], arrays.get("negative_items"), arrays.get("is_positive"))
 
-    def holdout(self, split: str, history: History = "positive") -> HoldoutData:
+    def holdout(self, split: str, history: History = "positive", *, with_negative: bool = False) -> HoldoutData:
         """split: "validation" or "test"."""
         column = HISTORIES[history].column
-        table = self._read(split, [column, "seen_items", "target_item", "target_is_positive"])
+        columns = [column, "seen_items", "target_item", "target_is_positive"]
+        table = self._read(split, [*columns, "negative_items"] if with_negative else columns)
         target_item = table["target_item"].to_numpy()
         _require_item_ids(target_item, self.num_items, f"{self.directory} ({split}): target_item")
         return HoldoutData(
@@ -122,11 +135,8 @@ class PreparedData:
             seen=self._ragged(table, "seen_items"),
             target_item=target_item,
             target_is_positive=table["target_is_positive"].to_numpy(),
+            negative=self._ragged(table, "negative_items") if with_negative else None,
         )
-
-    def holdout_negatives(self, split: str) -> Ragged:
-        """The negative items before the target, for the users of holdout()."""
-        return self._ragged(self._read(split, ["negative_items"]), "negative_items")
 
     def user_ids(self, split: str) -> pa.Array:
         """Raw ids of a split's users in the order of train() and holdout()."""

@@ -33,6 +33,10 @@ class Ragged:
     def row(self, number: int) -> np.ndarray:
         return self.values[self.offsets[number] : self.offsets[number + 1]]
 
+    def take(self, rows: np.ndarray) -> "Ragged":
+        """These rows, in this order."""
+        return Ragged(np.concatenate([[0], np.cumsum(self.lengths[rows])]), self.pairs(rows)[1])
+
     def pairs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(place in `rows`, value) of each value of these rows, row by row."""
         lengths = self.lengths[rows]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,8 +16,22 @@ from pnfrec_dist.evaluation.metrics import coverage, measures_of, summarize
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.top_k import Scores, rank_items, table_scores
 
-ScoreRows = Callable[[np.ndarray], Scores]
-"""Rows of the holdout data -> how those users score the catalog."""
+ScoreUsers = Callable[[HoldoutData], Scores]
+"""Some users or points -> how they score the catalog."""
+
+
+class Ranked(Protocol):
+    """What is ranked: holdout users (HoldoutData), or points (Points)."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def target_item(self) -> np.ndarray: ...
+
+    @property
+    def target_is_positive(self) -> np.ndarray: ...
+
+    def part(self, rows: np.ndarray, /) -> HoldoutData: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     target_rank: np.ndarray
-    """1-based rank of each user's target, int64 [U]"""
+    """1-based rank of each target, int64 [U]"""
 
 
 def users_of_full_lists(holdout: HoldoutData, num_items: int, length: int) -> int:
@@ -33,20 +48,20 @@ def users_of_full_lists(holdout: HoldoutData, num_items: int, length: int) -> in
     return int(np.count_nonzero(holdout.seen.lengths >= num_items - length))
 
 
-def model_scores(model: PNFRec, holdout: HoldoutData, world: World) -> ScoreRows:
+def model_scores(model: PNFRec, world: World) -> ScoreUsers:
     """Scores of the main encoder from each user's newest items."""
 
-    def score(rows: np.ndarray) -> Scores:
-        hidden_BD = model.last_hidden(history_batch(holdout.history, rows, model.max_length, world.device))
-        return table_scores(hidden_BD, model.item_table)
+    def score(users: HoldoutData) -> Scores:
+        batch = history_batch(users.history, np.arange(len(users)), model.max_length, world.device)
+        return table_scores(model.last_hidden(batch), model.item_table)
 
     return score
 
 
 @torch.inference_mode()
 def evaluate(
-    score_rows: ScoreRows,
-    holdout: HoldoutData,
+    score_users: ScoreUsers,
+    holdout: Ranked,
     num_items: int,
     settings: EvaluationSettings,
     world: World,
@@ -54,10 +69,10 @@ def evaluate(
     share_catalog: bool = False,
     on_batch: Callable[[float], None] = lambda share: None,
 ) -> Evaluation:
-    """Ranks the catalog for all users of the holdout data; the same result on every rank.
+    """Ranks the catalog for all holdout users or points; the same result on every rank.
 
     Ranks share the users, or with share_catalog (a sharded item table) the catalog. A target that the user has already
-    seen stays a candidate. on_batch is called after each batch, with the share of the users that are done.
+    seen stays a candidate. on_batch is called after each batch, with the share that is done.
     """
     users = np.arange(len(holdout))
     mine = users if share_catalog else rank_share(users, world.rank, world.size)
@@ -65,8 +80,9 @@ def evaluate(
     listed_KV = torch.zeros(len(settings.cutoffs), num_items + 1, dtype=torch.uint8, device=world.device)
     for start in range(0, len(mine), settings.batch_size):
         rows = mine[start : start + settings.batch_size]
-        target_B = torch.from_numpy(holdout.target_item[rows].astype(np.int64)).to(world.device)
-        ranking = rank_items(score_rows(rows), max(settings.cutoffs), holdout.seen, rows, target_B)
+        part = holdout.part(rows)
+        target_B = torch.from_numpy(part.target_item.astype(np.int64)).to(world.device)
+        ranking = rank_items(score_users(part), max(settings.cutoffs), part.seen, np.arange(len(part)), target_B)
         assert ranking.target_rank_B is not None
         ranks_U[torch.from_numpy(rows).to(world.device)] = ranking.target_rank_B
         for place, k in enumerate(settings.cutoffs):

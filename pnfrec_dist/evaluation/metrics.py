@@ -20,9 +20,11 @@ Measure = Callable[[np.ndarray, int], np.ndarray]
 HEADLINE_CUTOFF = 10
 """k of the headline metrics"""
 SELECTION_METRIC = f"ndcg_p_at_{HEADLINE_CUTOFF}"
-"""The metric, on validation users, for early stopping and for choosing epochs and models."""
+"""The metric, on validation users, for early stopping and for choosing epochs and models, by default."""
 LOGGED_SELECTION = f"val/{SELECTION_METRIC}"
 """Its name in the metrics of an epoch."""
+POINTS = "points_"
+"""Start of the names of metrics over many points."""
 HEADLINE_MEASURES = ("hr", "ndcg")
 """The measures in short tables."""
 HEADLINE_METRICS = tuple(
@@ -76,8 +78,20 @@ def metric_parts(metric: str) -> tuple[str, str, int] | None:
     return (found[1], found[2], int(found[3])) if found else None
 
 
+def of_points(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of many points under their own names. Coverage is left out: it grows with the number of lists."""
+    return {f"{POINTS}{name}": value for name, value in metrics.items() if metric_parts(name)}
+
+
+def selection_metric(settings: EvaluationSettings) -> str:
+    """The metric, on validation users, by which epochs are chosen."""
+    return f"{POINTS}{SELECTION_METRIC}" if settings.select_on == "points" else SELECTION_METRIC
+
+
 def metric_title(metric: str) -> str:
-    """ "ndcg_delta_at_10" -> "dNDCG@10", "coverage_at_10" -> "Coverage@10"."""
+    """ "ndcg_delta_at_10" -> "dNDCG@10", "coverage_at_10" -> "Coverage@10"; of many points: "dNDCG@10 (points)"."""
+    if metric.startswith(POINTS):
+        return f"{metric_title(metric.removeprefix(POINTS))} (points)"
     parts = metric_parts(metric)
     if parts is None:
         name, _, k = metric.partition("_at_")

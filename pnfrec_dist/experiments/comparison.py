@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from pnfrec_dist.config.settings import EvaluationSettings
-from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, spread
-from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, measures_of
+from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, paired_point_intervals, spread
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, POINTS, measures_of, selection_metric
 from pnfrec_dist.files.tables import write_csv
 from pnfrec_dist.files.text import counted
-from pnfrec_dist.training.result import Result, TestUsers
+from pnfrec_dist.training.evaluator import MODEL
+from pnfrec_dist.training.result import Result, TestPoints, TestUsers
 
 REFERENCE = "sasrec_p"
 
@@ -26,6 +27,7 @@ class Recorded:
     seed: int
     result: Result
     users: TestUsers
+    points: TestPoints | None
     key: str
     """identifies its run in MLflow"""
     has_model: bool
@@ -37,8 +39,14 @@ class Recorded:
 
     @property
     def best_validation(self) -> float:
-        """NDCG_p@10 of the best epoch."""
-        return max(epoch.metrics[LOGGED_SELECTION] for epoch in self.result.epochs)
+        """The best epoch's value of the metric by which epochs are chosen."""
+        return max(epoch.metrics[self.selection] for epoch in self.result.epochs)
+
+    @property
+    def selection(self) -> str:
+        """The logged name of that metric."""
+        select_on = self.result.settings["evaluation"].get("select_on", EvaluationSettings.select_on)
+        return f"val/{selection_metric(EvaluationSettings(select_on=select_on))}"
 
 
 @dataclass
@@ -87,23 +95,54 @@ class Comparison:
 
     def intervals(self, metrics: Sequence[str]) -> dict[str, dict[str, Interval]]:
         """Model or baseline -> metric -> difference from REFERENCE, over the seeds that both have."""
-        reference = {run.seed: run.users for run in self.runs.get(REFERENCE, [])}
-        if not reference:
-            return {}
-        found, measures = {}, measures_of(self.measures)
-        for model, runs in self.runs.items():
-            shared = [run for run in runs if run.seed in reference]
-            if model != REFERENCE and shared:
-                own = np.stack([run.users.target_rank["model"] for run in shared])
-                others = np.stack([reference[run.seed].target_rank["model"] for run in shared])
-                is_positive = shared[0].users.target_is_positive
-                found[model] = paired_intervals(list(metrics), own, others, is_positive, measures=measures)
-        users = next(iter(reference.values()))
-        every = np.stack([found.target_rank["model"] for found in reference.values()])
-        for floor in self.any_run().result.floors:
-            own = users.target_rank[floor][None]
-            found[floor] = paired_intervals(list(metrics), own, every, users.target_is_positive, measures=measures)
+        found: dict[str, dict[str, Interval]] = {}
+        for model in self.runs:
+            pairs = self._shared(model)
+            if model != REFERENCE and pairs:
+                found[model] = self._differences(metrics, [own for own, _ in pairs], [other for _, other in pairs])
+        reference = self.runs.get(REFERENCE, [])
+        for floor in self.any_run().result.floors if reference else ():
+            found[floor] = self._differences(metrics, reference[:1], reference, floor)
         return found
+
+    def points_of_shared_seeds(self, model: str) -> tuple[np.ndarray, np.ndarray, TestPoints] | None:
+        """(target ranks of the model [S, P], of REFERENCE, the points), over the seeds that both have."""
+        pairs = self._shared(model)
+        return _points([own for own, _ in pairs], [other for _, other in pairs], MODEL) if pairs else None
+
+    def _shared(self, model: str) -> list[tuple[Recorded, Recorded]]:
+        """The model's and REFERENCE's trainings of the seeds that both have."""
+        reference = {run.seed: run for run in self.runs.get(REFERENCE, [])}
+        return [(run, reference[run.seed]) for run in self.runs[model] if run.seed in reference]
+
+    def _differences(
+        self, metrics: Sequence[str], own: list[Recorded], others: list[Recorded], name: str = MODEL
+    ) -> dict[str, Interval]:
+        """name: whose ranks in `own` are compared with those of the models in `others`."""
+        measures = measures_of(self.measures)
+        ranks = [np.stack([r.users.target_rank[n] for r in runs]) for runs, n in ((own, name), (others, MODEL))]
+        is_positive = own[0].users.target_is_positive.astype(bool)
+        found = paired_intervals(metrics, *ranks, is_positive, measures=measures)
+        of_points = [metric.removeprefix(POINTS) for metric in metrics if metric.startswith(POINTS)]
+        if of_points and (both := _points(own, others, name)):
+            own_SP, other_SP, points = both
+            likes_P = points.target_is_positive.astype(bool)
+            by_name = paired_point_intervals(of_points, own_SP, other_SP, likes_P, points.user, measures=measures)
+            found |= {f"{POINTS}{metric}": interval for metric, interval in by_name.items()}
+        return found
+
+
+def _points(own: list[Recorded], others: list[Recorded], name: str) -> tuple[np.ndarray, np.ndarray, TestPoints] | None:
+    """(target ranks under `name` [S, P], those of the models in `others`, the points); None unless all have the same
+    points."""
+    first = own[0].points
+    ranks = []
+    for runs, which in ((own, name), (others, MODEL)):
+        for run in runs:
+            if first is None or run.points is None or not np.array_equal(run.points.user, first.user):
+                return None
+        ranks.append(np.stack([run.points.target_rank[which] for run in runs if run.points is not None]))
+    return (*ranks, first) if first is not None else None  # pyright: ignore[reportReturnType]
 
 
 def curve_points(runs: Iterable[Recorded]) -> dict[float, dict[str, Spread]]:

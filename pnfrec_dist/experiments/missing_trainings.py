@@ -27,7 +27,7 @@ from pnfrec_dist.files.locks import held
 from pnfrec_dist.files.text import duration
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY
 from pnfrec_dist.tracking.run_start import opening_of_training
-from pnfrec_dist.training.result import read_result, read_test_users
+from pnfrec_dist.training.result import read_result, read_test_points, read_test_users
 from pnfrec_dist.training.run_directory import LOCK_FILE, choose_run, finished_run, training_key
 
 KILLED_SECONDS = 30.0
@@ -40,9 +40,11 @@ def recorded(training: Training, data_digest: str) -> Recorded | None:
     result = read_result(run.directory) if run is not None else None
     if run is None or result is None:
         return None
-    settings, users = training.settings, read_test_users(run.directory)
+    settings, users, points = training.settings, read_test_users(run.directory), read_test_points(run.directory)
     has_model = (run.directory / MODEL_DIRECTORY).is_dir()
-    return Recorded(settings.model, settings.seed, result, users, run.key, has_model, training.weight, training.value)
+    return Recorded(
+        settings.model, settings.seed, result, users, points, run.key, has_model, training.weight, training.value
+    )
 
 
 def still_missing(trainings: Sequence[Training], data_digest: str) -> list[Training]:

@@ -2,7 +2,6 @@
 
 import base64
 import datetime
-import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.data.schema import Manifest
-from pnfrec_dist.evaluation.bootstrap import Interval, Spread, resample_count, spread
+from pnfrec_dist.evaluation.bootstrap import resample_count, spread
 from pnfrec_dist.evaluation.metrics import (
     HEADLINE_MEASURES,
     HEADLINE_METRICS,
@@ -29,6 +28,8 @@ from pnfrec_dist.experiments.comparison import (
     write_tables,
 )
 from pnfrec_dist.experiments.paper_figures import published_width
+from pnfrec_dist.experiments.points_report import points_parts
+from pnfrec_dist.experiments.table_cells import interval_text, spread_text
 from pnfrec_dist.files.atomic import replaced_directory
 from pnfrec_dist.files.html_pages import html_of_markdown, page
 from pnfrec_dist.files.tables import markdown_table
@@ -66,7 +67,7 @@ def headline_markdown(comparison: Comparison) -> str:
     for model, metrics in spreads.items():
         cells = [str(len(comparison.runs[model])) if model in comparison.runs else ""]
         for metric in HEADLINE_METRICS:
-            cell = _spread(metrics.get(metric))
+            cell = spread_text(metrics.get(metric))
             if metric in published.get(model, {}) and metric in metrics:
                 paper = published[model][metric]
                 cell += f" ({four(paper)}, {signed(metrics[metric].mean - paper)})"
@@ -121,6 +122,7 @@ def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[
     parts += [headline_markdown(comparison), "![p, n and delta of every model](figures/bars.png)"]
     if REFERENCE in comparison.runs:
         parts += [f"## Difference from `{REFERENCE}`", _interval_text(about.manifest), _interval_table(comparison)]
+    parts += points_parts(comparison)
     parts += ["## At other k, and coverage", _cutoff_table(comparison)]
     parts += ["## Training", _training_table(comparison), "![learning curves](figures/learning_curves.png)"]
     parts.append("Curves: means over seeds, up to the epoch that all seeds reached. Shaded: the range over seeds.")
@@ -183,7 +185,7 @@ def _interval_table(comparison: Comparison) -> str:
     rows, intervals = [], comparison.intervals(HEADLINE_METRICS)
     for model in comparison.spreads():
         if model != REFERENCE:
-            cells = [_interval(intervals.get(model, {}).get(metric)) for metric in HEADLINE_METRICS]
+            cells = [interval_text(intervals.get(model, {}).get(metric)) for metric in HEADLINE_METRICS]
             rows.append([f"`{model}`", str(comparison.shared_seeds(model)), *cells])
     return markdown_table(["model", "seeds of both", *map(metric_title, HEADLINE_METRICS)], rows)
 
@@ -197,7 +199,7 @@ def _cutoff_table(comparison: Comparison) -> str:
     rows = []
     for model, metrics in spreads.items():
         for k in cutoffs:
-            cells = [_spread(metrics.get(f"{name}_at_{k}")) for name in names]
+            cells = [spread_text(metrics.get(f"{name}_at_{k}")) for name in names]
             rows.append([f"`{model}`" if k == cutoffs[0] else "", str(k), *cells])
     return markdown_table(head, rows)
 
@@ -213,7 +215,7 @@ def _training_table(comparison: Comparison) -> str:
             [
                 f"`{model}`",
                 " ".join(str(run.seed) for run in runs),
-                _spread(best),
+                spread_text(best),
                 span([r.best_epoch for r in results]),
                 span([len(r.epochs) for r in results]),
                 duration(statistics.mean(r.seconds for r in results)),
@@ -232,7 +234,7 @@ def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:
     seeds = {value: points[value][LOGGED_SELECTION].count for value in points}
     titles = [metric_title(m.removeprefix("val/")) + (", validation" if "/" in m else "") for m in CURVE_METRICS]
     rows = [
-        [f"{value:g}", str(seeds[value]), *(_spread(points[value].get(m)) for m in CURVE_METRICS)]
+        [f"{value:g}", str(seeds[value]), *(spread_text(points[value].get(m)) for m in CURVE_METRICS)]
         for value in sorted(points)
     ]
     comparable = [value for value in points if seeds[value] == max(seeds.values())]
@@ -266,16 +268,3 @@ def _settings(comparison: Comparison) -> list[str]:
 
 def _embedded(picture: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
-
-
-def _spread(found: Spread | None) -> str:
-    if found is None:
-        return "-"
-    return four(found.mean) + ("" if math.isnan(found.sd) else f" ± {four(found.sd)}")
-
-
-def _interval(found: Interval | None) -> str:
-    if found is None:
-        return "-"
-    text = f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
-    return f"**{text}**" if found.excludes_zero else text

@@ -7,12 +7,19 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from pnfrec_dist.evaluation.metrics import HEADLINE_CUTOFF, HEADLINE_METRICS, LOGGED_SELECTION, metric_title
+from pnfrec_dist.evaluation.metrics import (
+    HEADLINE_CUTOFF,
+    HEADLINE_METRICS,
+    LOGGED_SELECTION,
+    POINTS,
+    metric_title,
+)
 from pnfrec_dist.files.tables import markdown_table, text_table
 from pnfrec_dist.files.text import duration, score
 from pnfrec_dist.training.events import Alive, EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
 HEADLINE = tuple((metric_title(name), name) for name in HEADLINE_METRICS)
+OF_POINTS = tuple(f"{POINTS}ndcg_{group}_at_{HEADLINE_CUTOFF}" for group in ("p", "n", "delta"))
 HIT = f"hr_p_at_{HEADLINE_CUTOFF}"
 LINE_SECONDS = 30.0
 
@@ -112,8 +119,17 @@ class ProgressReport:
 
 
 def headline_table(rows: dict[str, dict[str, float]]) -> str:
-    """Models by headline metrics; a missing metric (of a group without users) is shown as -."""
-    return text_table(*_headline(rows), other_width=9)
+    """Models by headline metrics; a missing metric (of a group without users) is shown as -.
+
+    A second table has the metrics of many points, if there are any.
+    """
+    table = text_table(*_headline(rows), other_width=9)
+    if not any(name in metrics for metrics in rows.values() for name in OF_POINTS):
+        return table
+    head = ["many points", *(metric_title(name.removeprefix(POINTS)) for name in OF_POINTS)]
+    cells = [[name, *(score(metrics.get(key)) for key in OF_POINTS)] for name, metrics in rows.items()]
+    width = max(len(head[0]), *map(len, rows))
+    return f"{table}\n\n{text_table(head, cells, first_width=width, other_width=9)}"
 
 
 def warning_of_full_lists(rows: dict[str, dict[str, float]]) -> str:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from pnfrec_dist.files.text import score
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 from pnfrec_dist.inference.trained_model import open_trained
+from pnfrec_dist.model.top_k import Scores
 
 
 def run(settings: EvaluateSettings) -> int:
@@ -79,16 +79,17 @@ class Split:
     def __init__(self, trained: Exported, data: PreparedData, name: str) -> None:
         history = trained.settings.encoder.history
         self.settings, self.data = trained.settings.evaluation, data
-        self.holdout: HoldoutData = data.holdout(name, history)
-        self.users = Users(self.holdout.history, data.holdout_negatives(name), self.holdout.seen)
+        self.holdout: HoldoutData = data.holdout(name, history, with_negative=True)
         self.likes_U = data.holdout(name, "positive").history.lengths
         self.recommender = Recommender(trained.model.eval(), trained.num_positive_V)
 
     def evaluated(self, gamma: float) -> Evaluation:
         """Ranks and metrics of all users."""
 
-        def scores(rows: np.ndarray) -> Any:
-            return self.recommender.by_history(self.users, rows, gamma)
+        def scores(part: HoldoutData) -> Scores:
+            assert part.negative is not None
+            users = Users(part.history, part.negative, part.seen)
+            return self.recommender.by_history(users, np.arange(len(part)), gamma)
 
         return evaluate(scores, self.holdout, self.data.num_items, self.settings, World())
 

@@ -19,12 +19,10 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.loader import Loader
-from pnfrec_dist.data.prepared import HoldoutData, PreparedData
+from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.distributed import World, seed_step
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
-from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, model_scores
-from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
+from pnfrec_dist.evaluation.baselines import BASELINES
 from pnfrec_dist.files.atomic import write_json
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import compile_encoders
@@ -32,6 +30,7 @@ from pnfrec_dist.model.precision import Precision, fastest_precision, with_preci
 from pnfrec_dist.training.allocator import keep_freed_memory
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable
+from pnfrec_dist.training.evaluator import MODEL, Evaluator
 from pnfrec_dist.training.events import (
     BestTested,
     Diverged,
@@ -75,7 +74,6 @@ class TrainLoop:
         self.resumes_from = self._newest_checkpoint()
         self.settings = settings = with_precision(settings, self._precision(settings))
         self.train_data = data.train(settings.encoder.history)
-        self.validation = data.holdout("validation", settings.encoder.history)
         self.objective = Objective(settings)
         samples = self.objective.cross_entropy.samples_items
         sampler = ItemSampler(settings.sampled, data.item_counts()) if samples else None
@@ -85,6 +83,7 @@ class TrainLoop:
             keep_freed_memory()
         is_sharded = plan_step(settings, self.train_data, data.num_items, world.size, on_gpu=on_gpu).is_sharded
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
+        self.evaluator = Evaluator(settings, data, self.model, world, hooks.progress)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
         self.state = TrainState()
         self.epochs: list[EpochDone] = []
@@ -216,8 +215,8 @@ class TrainLoop:
     def _end_epoch(self) -> None:
         """Validation, the checkpoint of this epoch, and the move to the next."""
         state = self.state
-        validation = self._evaluate(self.validation).metrics
-        epoch, score, seconds = state.epoch, validation[SELECTION_METRIC], state.seconds
+        validation, score = self.evaluator.validate()
+        epoch, seconds = state.epoch, state.seconds
         metrics = self._losses()
         metrics["train/users_per_s"] = len(self.train_data) / max(seconds, 1e-9)
         if self.settings.train.non_finite == "skip":
@@ -250,14 +249,7 @@ class TrainLoop:
                 f"the checkpoint of the best epoch, {self.state.best_epoch}, is lost ({problem}); {way_out}"
             )
         load_model(best, self.model)
-        test = self.data.holdout("test", self.settings.encoder.history)
-        ranked = {"model": self._evaluate(test)}
-        for name, positive_only in BASELINES.items():
-            counts = self.data.item_counts(positive_only=positive_only)
-            scores = popularity_scores(counts, self.world)
-            ranked[name] = evaluate(
-                scores, test, self.data.num_items, self.settings.evaluation, self.world, on_batch=self.hooks.progress
-            )
+        tested = self.evaluator.test()
         result = Result(
             settings=to_mapping(self.settings),
             data_digest=self.data.manifest.digest,
@@ -266,28 +258,15 @@ class TrainLoop:
             epochs=list(self.epochs),
             best_epoch=self.state.best_epoch,
             checkpoint=best.relative_to(self.run_dir).as_posix(),
-            test=ranked["model"].metrics,
-            floors={name: ranked[name].metrics for name in BASELINES},
+            test=tested.metrics(MODEL),
+            floors={name: tested.metrics(name) for name in BASELINES},
         )
         if self.world.is_main:
             try:
-                write_result(self.run_dir, result, self.data.user_ids("test"), test.target_is_positive, ranked)
+                write_result(self.run_dir, result, self.data.user_ids("test"), tested)
             except OSError as error:
                 self._report(Warned(f"cannot write the result to {self.run_dir} ({error.strerror})"))
         self._report(BestTested(result.test, result.floors, self.state.best_epoch, str(best)))
-
-    def _evaluate(self, holdout: HoldoutData) -> Evaluation:
-        self.model.eval()
-        scores, share_catalog = model_scores(self.model, holdout, self.world), self.model.item_table.is_sharded
-        return evaluate(
-            scores,
-            holdout,
-            self.data.num_items,
-            self.settings.evaluation,
-            self.world,
-            share_catalog=share_catalog,
-            on_batch=self.hooks.progress,
-        )
 
     def _save_is_due(self) -> bool:
         """Whether to save, by steps or minutes since the last save. Not while a save still runs."""

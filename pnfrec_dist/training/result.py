@@ -2,6 +2,7 @@
 
 result/result.json          settings, data, metrics and seconds of epochs, best epoch, test metrics, baselines' metrics
 result/test_users.parquet   each test user's target rank, under the model and under each baseline
+result/test_points.parquet  the same for many points: holdout interactions of each user
 (experiments/logged_result.py adds curves and lists of some users)
 """
 
@@ -18,9 +19,13 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation
 from pnfrec_dist.files.atomic import replaced, write_json
 from pnfrec_dist.files.locations import reading
+from pnfrec_dist.training.evaluator import Tested
 from pnfrec_dist.training.events import EpochDone, stored_epoch
 
-DIRECTORY, RESULT, TEST_USERS = "result", "result.json", "test_users.parquet"
+DIRECTORY, RESULT = "result", "result.json"
+TEST_USERS, TEST_POINTS = "test_users.parquet", "test_points.parquet"
+RANKS = "target_rank_"
+"""Start of the names of columns with target ranks."""
 RESULT_VERSION = 1
 
 
@@ -56,17 +61,36 @@ class TestUsers:
     """"model", "popularity", "popularity_positive" -> 1-based target rank of each user"""
 
 
-def write_result(
-    run_dir: Path, result: Result, user_ids: pa.Array, is_positive: np.ndarray, ranked: dict[str, Evaluation]
-) -> None:
-    """Writes both files, result.json last. ranked: evaluations of "model" and of the baselines."""
-    columns = {"user_id": user_ids, "target_is_positive": pa.array(is_positive)}
-    columns.update({f"target_rank_{name}": pa.array(found.target_rank) for name, found in ranked.items()})
+@dataclass(frozen=True)
+class TestPoints:
+    """What test_points.parquet holds, [P] each."""
+
+    user: np.ndarray
+    """row of the user in test_users.parquet"""
+    target_is_positive: np.ndarray
+    target_rank: dict[str, np.ndarray]
+
+
+def write_result(run_dir: Path, result: Result, user_ids: pa.Array, tested: Tested) -> None:
+    """Writes all files, result.json last."""
     directory = run_dir / DIRECTORY
     directory.mkdir(exist_ok=True)
-    with replaced(directory / TEST_USERS) as draft:
-        pq.write_table(pa.table(columns), draft)
+    users = {"user_id": user_ids, "target_is_positive": pa.array(tested.users.target_is_positive)}
+    _write_ranks(directory / TEST_USERS, users, tested.of_users)
+    if tested.points is not None:
+        points = {
+            "user": pa.array(tested.points.user_P, pa.int32()),
+            "place": pa.array(tested.points.place_P, pa.int32()),
+            "target_is_positive": pa.array(tested.points.target_is_positive),
+        }
+        _write_ranks(directory / TEST_POINTS, points, tested.of_points)
     write_json(directory / RESULT, asdict(result), indent=1)
+
+
+def _write_ranks(file: Path, columns: dict[str, pa.Array], ranked: dict[str, Evaluation]) -> None:
+    ranks = {f"{RANKS}{name}": pa.array(found.target_rank) for name, found in ranked.items()}
+    with replaced(file) as draft:
+        pq.write_table(pa.table(columns | ranks), draft)
 
 
 def read_result(run_dir: Path) -> Result | None:
@@ -86,6 +110,18 @@ def read_test_users(run_dir: Path) -> TestUsers:
     file = run_dir / DIRECTORY / TEST_USERS
     with reading(file, f"remove {file.parent}"):
         table = pq.read_table(file)
-        prefix = "target_rank_"
-        ranks = {n.removeprefix(prefix): table[n].to_numpy() for n in table.column_names if n.startswith(prefix)}
-        return TestUsers(table["target_is_positive"].to_numpy(), ranks)
+        return TestUsers(table["target_is_positive"].to_numpy(), _ranks(table))
+
+
+def read_test_points(run_dir: Path) -> TestPoints | None:
+    """None if the training had no points. Raises InputError if the file is damaged."""
+    file = run_dir / DIRECTORY / TEST_POINTS
+    if not file.is_file():
+        return None
+    with reading(file, f"remove {file.parent}"):
+        table = pq.read_table(file)
+        return TestPoints(table["user"].to_numpy(), table["target_is_positive"].to_numpy(), _ranks(table))
+
+
+def _ranks(table: pa.Table) -> dict[str, np.ndarray]:
+    return {n.removeprefix(RANKS): table[n].to_numpy() for n in table.column_names if n.startswith(RANKS)}

@@ -14,7 +14,7 @@ from pnfrec_dist.model.top_k import rank_items
 def test_popularity_ranks_by_train_counts(prepared: Path) -> None:
     data = open_prepared(prepared)
     test = data.holdout("test")
-    scores = popularity_scores(data.item_counts(), World())(np.array([0, 1]))
+    scores = popularity_scores(data.item_counts(), World())(test.part(np.array([0, 1])))
     assert scores.block(1, 13).shape == (2, 12)
     nothing = Ragged(np.zeros(len(test) + 1, dtype=np.int64), np.array([], dtype=np.int32))
     assert rank_items(scores, 3, nothing, np.array([0, 1])).items_BK.tolist() == [[12, 11, 10]] * 2

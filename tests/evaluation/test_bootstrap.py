@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 import pytest
 
-from pnfrec_dist.evaluation.bootstrap import paired_intervals, spread
+from pnfrec_dist.evaluation.bootstrap import paired_intervals, paired_point_intervals, spread
 from pnfrec_dist.evaluation.metrics import measures_of, summarize
 
 METRICS = [f"{name}_{group}_at_{k}" for name in ("hr", "ndcg") for group in ("p", "n", "delta") for k in (5, 10)]
@@ -104,3 +104,40 @@ def test_equal_draws_give_equal_intervals_in_any_number_of_parts(monkeypatch: py
     assert whole == paired_intervals(METRICS, ours, theirs, is_positive, resamples=300)
     monkeypatch.setattr("pnfrec_dist.evaluation.bootstrap.CHUNK_CELLS", 1000)
     assert paired_intervals(METRICS, ours, theirs, is_positive, resamples=300) == whole
+
+
+def test_points_of_one_user_are_drawn_together() -> None:
+    """Copies of a user's point say nothing new: the interval is that of one point of each user."""
+    users, copies = 600, 7
+    likes = np.arange(users) % 3 != 0
+    ours, theirs = ranks(2, users, 1, better=2), ranks(2, users, 2)
+    repeated = [np.repeat(seeds, copies, axis=1) for seeds in (ours, theirs)]
+    user_P = np.repeat(np.arange(users), copies)
+    metrics = ["hr_p_at_10", "hr_n_at_10", "hr_delta_at_10"]
+    many = paired_point_intervals(metrics, *repeated, np.repeat(likes, copies), user_P)
+    single = paired_point_intervals(metrics, ours, theirs, likes, np.arange(users))
+    by_group = paired_intervals(metrics, ours, theirs, likes)
+    for metric in metrics:
+        assert many[metric].difference == pytest.approx(by_group[metric].difference, abs=1e-12)
+        width = by_group[metric].high - by_group[metric].low
+        for found in (many[metric], single[metric]):
+            assert found.low == pytest.approx(by_group[metric].low, abs=0.1 * width)
+            assert found.high == pytest.approx(by_group[metric].high, abs=0.1 * width)
+
+
+def test_intervals_of_points_are_those_of_a_plain_bootstrap() -> None:
+    rng = np.random.default_rng(8)
+    user_P = np.sort(rng.integers(0, 30, 200))
+    likes_P = rng.random(200) < 0.6
+    ours, theirs = ranks(2, 200, 1, better=2), ranks(2, 200, 2)
+    found = paired_point_intervals(["hr_delta_at_10"], ours, theirs, likes_P, user_P)["hr_delta_at_10"]
+    gains = (ours <= 10).mean(0) - (theirs <= 10).mean(0)
+    source, differences = random.Random(3), []
+    of_user = {user: np.flatnonzero(user_P == user) for user in set(user_P.tolist())}
+    for _ in range(3000):
+        drawn = np.concatenate([of_user[user] for user in source.choices(list(of_user), k=len(of_user))])
+        differences.append(gains[drawn][likes_P[drawn]].mean() - gains[drawn][~likes_P[drawn]].mean())
+    differences.sort()
+    assert found.difference == pytest.approx(gains[likes_P].mean() - gains[~likes_P].mean())
+    assert found.low == pytest.approx(differences[75], abs=0.015)
+    assert found.high == pytest.approx(differences[2925], abs=0.015)

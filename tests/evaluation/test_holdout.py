@@ -28,7 +28,7 @@ def test_evaluate_equals_one_user_at_a_time(prepared: Path) -> None:
     model = PNFRec(12, EncoderSettings(hidden_size=8, max_length=3), torch.Generator(), with_negative=False)
     model.eval()
     settings = EvaluationSettings(cutoffs=(3, 10), batch_size=4)
-    result = evaluate(model_scores(model, test, World()), test, 12, settings, World()).metrics
+    result = evaluate(model_scores(model, World()), test, 12, settings, World()).metrics
     ranks, listed = [], set()
     for u in range(len(test)):
         history = test.history.values[test.history.offsets[u] : test.history.offsets[u + 1]][-3:]

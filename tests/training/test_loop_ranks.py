@@ -89,10 +89,10 @@ def best_of(world: World, prepared: str, checkpoint: Path, is_sharded: bool) -> 
     load_model(checkpoint, model)
     model.double().eval()
     test = data.holdout("test", SETTINGS.encoder.history)
-    scores, users = model_scores(model, test, world), np.arange(len(test))
+    scores, users = model_scores(model, world), np.arange(len(test))
     found = evaluate(scores, test, data.num_items, SETTINGS.evaluation, world, share_catalog=is_sharded)
     with torch.inference_mode():
-        return found.metrics, rank_items(scores(users), 10, test.seen, users).items_BK
+        return found.metrics, rank_items(scores(test), 10, test.seen, users).items_BK
 
 
 def stop_and_go_on(world: World, prepared: str, out: str, item_table: Literal["replicated", "sharded"]) -> None:

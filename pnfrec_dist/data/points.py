@@ -1,0 +1,132 @@
+"""Points of an evaluation: holdout interactions, each to be ranked from what came before it.
+
+P points, U users of a split, B points of a batch.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from pnfrec_dist.config.histories import HISTORIES, History
+from pnfrec_dist.config.settings import EvaluationSettings
+from pnfrec_dist.data.holdout_interactions import HoldoutInteractions
+from pnfrec_dist.data.prepared import HoldoutData, PreparedData
+from pnfrec_dist.data.ragged import Ragged
+
+AUTO_OF_USER, AUTO_POINTS = 12, 50_000
+"""evaluation.points auto: at most this many points of a user, and of a split (but one of each user)."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Some holdout interactions of each user, in the order of users and time."""
+
+    lists: HoldoutInteractions
+    user_P: np.ndarray
+    """row of the split"""
+    place_P: np.ndarray
+    """place in the user's list of holdout interactions"""
+    history: History
+    """what the main encoder reads"""
+
+    def __len__(self) -> int:
+        return len(self.user_P)
+
+    @cached_property
+    def target_item(self) -> np.ndarray:
+        return self.lists.items.values[self.lists.items.offsets[self.user_P] + self.place_P]
+
+    @cached_property
+    def target_is_positive(self) -> np.ndarray:
+        return self.lists.is_positive.values[self.lists.items.offsets[self.user_P] + self.place_P].astype(bool)
+
+    def part(self, points: np.ndarray) -> HoldoutData:
+        """The points `points`, each with the histories and the seen items of its moment."""
+        lists, users_B, places_B = self.lists, self.user_P[points], self.place_P[points]
+        earlier = _Earlier(lists, users_B, places_B)
+        kind = HISTORIES[self.history]
+        positive = earlier.joined(lists.before_positive, positive=True)
+        negative = earlier.joined(lists.before_negative, positive=False)
+        both = earlier.joined(lists.before_items)
+        history = kind.choose(positive_items=positive, negative_items=negative, items=both)
+        return HoldoutData(
+            history=history,
+            seen=earlier.seen(),
+            target_item=self.target_item[points],
+            target_is_positive=self.target_is_positive[points],
+            negative=negative,
+        )
+
+
+def points_of(data: PreparedData, split: str, history: History, settings: EvaluationSettings) -> Points | None:
+    """The points of a split's users as evaluation.points says: None for last, and for data of an earlier version, which
+    do not have each user's holdout interactions."""
+    lists = data.holdout_interactions(split) if settings.points != "last" else None
+    if lists is None:
+        return None
+    count = settings.points
+    if not isinstance(count, int):
+        count = min(AUTO_OF_USER, max(AUTO_POINTS // max(len(lists.items), 1), 1))
+    return choose_points(lists, data.user_ids(split), count, history)
+
+
+def choose_points(lists: HoldoutInteractions, user_ids: pa.Array, count: int, history: History) -> Points:
+    """At most `count` holdout interactions of each user, drawn without replacement.
+
+    The choice depends only on the user's id and number of holdout interactions.
+    """
+    lengths_U = lists.items.lengths
+    few = lengths_U <= count
+    users = [np.repeat(np.flatnonzero(few), lengths_U[few])]
+    firsts = np.cumsum(lengths_U[few]) - lengths_U[few]
+    places = [np.arange(len(users[0])) - np.repeat(firsts, lengths_U[few])]
+    for user in np.flatnonzero(~few):
+        seed = int.from_bytes(hashlib.sha256(user_ids[user].as_py().encode()).digest()[:8])
+        users.append(np.full(count, user))
+        places.append(np.random.default_rng(seed).choice(lengths_U[user], count, replace=False))
+    user_P, place_P = np.concatenate(users), np.concatenate(places)
+    order = np.lexsort((place_P, user_P))
+    return Points(lists, user_P[order], place_P[order], history)
+
+
+class _Earlier:
+    """The holdout interactions of each point's user that come before the point."""
+
+    def __init__(self, lists: HoldoutInteractions, users_B: np.ndarray, places_B: np.ndarray) -> None:
+        self.lists, self.users_B, self.places_B = lists, users_B, places_B
+        point, self.items = lists.items.pairs(users_B)
+        place = np.arange(len(point)) - np.repeat(np.cumsum(lists.items.lengths[users_B]), lists.items.lengths[users_B])
+        place += lists.items.lengths[users_B][point]
+        is_earlier = place < places_B[point]
+        self.point, self.items = point[is_earlier], self.items[is_earlier]
+        self.is_positive = lists.is_positive.pairs(users_B)[1][is_earlier].astype(bool)
+
+    def joined(self, before: Ragged, *, positive: bool | None = None) -> Ragged:
+        """The newest max_history of `before` and then the earlier holdout interactions: all, likes or dislikes."""
+        point, items = before.pairs(self.users_B)
+        if self.lists.replaces and len(self.items):
+            is_kept = ~np.isin(_keys(point, items), _keys(self.point, self.items))
+            point, items = point[is_kept], items[is_kept]
+        wanted = slice(None) if positive is None else self.is_positive == positive
+        points = np.concatenate([point, self.point[wanted]])
+        order = np.argsort(points, kind="stable")
+        joined = np.concatenate([items, self.items[wanted]])[order]
+        lengths_B = np.bincount(points, minlength=len(self.users_B))
+        ends_B = np.cumsum(lengths_B)
+        kept_B = np.minimum(lengths_B, self.lists.max_history)
+        is_newest = np.arange(len(joined)) >= np.repeat(ends_B - kept_B, lengths_B)
+        return Ragged(np.concatenate([[0], np.cumsum(kept_B)]), joined[is_newest])
+
+    def seen(self) -> Ragged:
+        """All items before each point, ascending."""
+        point, items = self.lists.before_seen.pairs(self.users_B)
+        keys = np.unique(np.concatenate([_keys(point, items), _keys(self.point, self.items)]))
+        offsets = np.searchsorted(keys, np.arange(len(self.users_B) + 1, dtype=np.int64) << 32)
+        return Ragged(offsets, (keys & 0xFFFFFFFF).astype(np.int32))
+
+
+def _keys(points: np.ndarray, items: np.ndarray) -> np.ndarray:
+    return points.astype(np.int64) << 32 | items.astype(np.int64)

@@ -1,0 +1,71 @@
+"""The section of a report on many points: its metrics beside those of the last interactions, and what chance does."""
+
+import numpy as np
+
+from pnfrec_dist.evaluation.chance import chance_of_difference
+from pnfrec_dist.evaluation.metrics import HEADLINE_CUTOFF, POINTS, SELECTION_METRIC, metric_title, ndcg
+from pnfrec_dist.experiments.comparison import REFERENCE, Comparison
+from pnfrec_dist.experiments.table_cells import interval_text, spread_text
+from pnfrec_dist.files.tables import markdown_table
+from pnfrec_dist.files.text import signed
+
+SHOWN = tuple(f"ndcg_{group}_at_{HEADLINE_CUTOFF}" for group in ("p", "n", "delta"))
+
+
+def points_parts(comparison: Comparison) -> list[str]:
+    """Empty if the trainings have no points."""
+    points = comparison.any_run().points
+    if points is None:
+        return []
+    users, likes = len(np.unique(points.user)), int(points.target_is_positive.sum())
+    text = (
+        f"Up to {int(np.bincount(points.user).max())} interactions from T on of each test user, each predicted from "
+        f"what came before it: {len(points.user):,} points of {users:,} users, {likes:,} of them likes. Means over "
+        "points."
+    )
+    parts = ["## Many points", text, _values(comparison)]
+    if REFERENCE in comparison.runs and len(comparison.runs) > 1:
+        parts += [
+            f"### Difference from `{REFERENCE}`, on both",
+            "95 % intervals of a paired bootstrap over the test users, each with all its points. **Bold**: the interval"
+            " does not contain 0.",
+            _differences(comparison),
+            "### What chance does with one point of each user",
+            "Users and one point of each were drawn again and again, and the mean of all these differences was taken "
+            "away, so that there is none. The share shows how often chance alone gives a difference in "
+            f"{metric_title(SELECTION_METRIC)} as large as that of the last interactions.",
+            _chances(comparison),
+        ]
+    return parts
+
+
+def _values(comparison: Comparison) -> str:
+    rows = [
+        [f"`{model}`", *(spread_text(metrics.get(f"{start}{name}")) for start in ("", POINTS) for name in SHOWN)]
+        for model, metrics in comparison.spreads().items()
+    ]
+    titles = [f"{metric_title(name)}, {kind}" for kind in ("last", "points") for name in SHOWN]
+    return markdown_table(["model", *titles], rows)
+
+
+def _differences(comparison: Comparison) -> str:
+    names = [f"{start}{name}" for name in SHOWN for start in ("", POINTS)]
+    found = comparison.intervals(names)
+    rows = [[f"`{model}`", *(interval_text(of_model.get(name)) for name in names)] for model, of_model in found.items()]
+    titles = [f"{metric_title(name)}, {kind}" for name in SHOWN for kind in ("last", "points")]
+    return markdown_table(["model", *titles], rows)
+
+
+def _chances(comparison: Comparison) -> str:
+    rows = []
+    of_last = comparison.intervals([SELECTION_METRIC])
+    for model in comparison.runs:
+        pair = comparison.points_of_shared_seeds(model) if model != REFERENCE else None
+        if pair is not None and (last := of_last[model].get(SELECTION_METRIC)):
+            own_SP, reference_SP, points = pair
+            values_P = ndcg(own_SP, HEADLINE_CUTOFF).mean(0) - ndcg(reference_SP, HEADLINE_CUTOFF).mean(0)
+            likes_P = points.target_is_positive.astype(bool)
+            on_points = float(values_P[likes_P].mean()) if likes_P.any() else float("nan")
+            share = chance_of_difference(abs(last.difference), values_P, likes_P, points.user)
+            rows.append([f"`{model}`", signed(last.difference), signed(on_points), f"{share:.0%}"])
+    return markdown_table(["model", "difference, last", "difference, points", "by chance at least as large"], rows)

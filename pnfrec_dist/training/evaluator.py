@@ -1,0 +1,92 @@
+"""What a training evaluates: validation users after each epoch; test users and baselines at the end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.points import Points, points_of
+from pnfrec_dist.data.prepared import HoldoutData, PreparedData
+from pnfrec_dist.data.schema import how_to_prepare
+from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
+from pnfrec_dist.evaluation.holdout import Evaluation, Ranked, ScoreUsers, evaluate, model_scores
+from pnfrec_dist.evaluation.metrics import of_points, selection_metric
+from pnfrec_dist.model.dual_encoder import PNFRec
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Evaluations of MODEL and of the baselines, by name."""
+
+    users: HoldoutData
+    of_users: dict[str, Evaluation]
+    points: Points | None
+    of_points: dict[str, Evaluation]
+    """empty without points"""
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Those of the last interactions, and those of many points."""
+        found = self.of_points.get(name)
+        return self.of_users[name].metrics | (of_points(found.metrics) if found else {})
+
+
+class Evaluator:
+    """Evaluates a model on the holdout users of a data set; all ranks call it together."""
+
+    def __init__(
+        self, settings: Settings, data: PreparedData, model: PNFRec, world: World, progress: Callable[[float], None]
+    ) -> None:
+        """progress: called after each batch, with the share that is done. Raises InputError as require_points does."""
+        require_points(settings, data)
+        self.settings, self.data, self.model, self.world, self.progress = settings, data, model, world, progress
+        history = settings.encoder.history
+        self.validation = data.holdout("validation", history)
+        by_points = settings.evaluation.select_on == "points"
+        self.validation_points = points_of(data, "validation", history, settings.evaluation) if by_points else None
+
+    def validate(self) -> tuple[dict[str, float], float]:
+        """(metrics on validation users, the one by which epochs are chosen)."""
+        metrics = self._of_model(self.validation).metrics
+        if self.validation_points is not None:
+            metrics = metrics | of_points(self._of_model(self.validation_points).metrics)
+        return metrics, metrics[selection_metric(self.settings.evaluation)]
+
+    def test(self) -> Tested:
+        """The model and the baselines on the test users."""
+        history = self.settings.encoder.history
+        users = self.data.holdout("test", history)
+        points = points_of(self.data, "test", history, self.settings.evaluation)
+        found: list[dict[str, Evaluation]] = []
+        for ranked in (users, points):
+            found.append({MODEL: self._of_model(ranked)} if ranked is not None else {})
+            for name, positive_only in BASELINES.items():
+                if ranked is not None:
+                    counts = self.data.item_counts(positive_only=positive_only)
+                    found[-1][name] = self._evaluate(popularity_scores(counts, self.world), ranked)
+        return Tested(users, found[0], points, found[1])
+
+    def _of_model(self, ranked: Ranked) -> Evaluation:
+        self.model.eval()
+        is_sharded = self.model.item_table.is_sharded
+        return self._evaluate(model_scores(self.model, self.world), ranked, share_catalog=is_sharded)
+
+    def _evaluate(self, scores: ScoreUsers, ranked: Ranked, *, share_catalog: bool = False) -> Evaluation:
+        return evaluate(
+            scores,
+            ranked,
+            self.data.num_items,
+            self.settings.evaluation,
+            self.world,
+            share_catalog=share_catalog,
+            on_batch=self.progress,
+        )
+
+
+def require_points(settings: Settings, data: PreparedData) -> None:
+    """Raises InputError if epochs are to be chosen by points that the data do not have."""
+    if settings.evaluation.select_on == "points" and not data.has_points:
+        what = f"evaluation.select_on is points, but {data.directory} was prepared by an earlier version without them"
+        raise InputError(f"{what}; prepare it again: {how_to_prepare(data.directory.name)}")
