@@ -213,7 +213,7 @@ class EvaluationSettings:
     """the test also ranks up to this many holdout interactions of each user, each from what came before it; auto: 12,
     or fewer so that there are at most 50,000 points; last: only each user's last interaction, as in the paper"""
     select_on: Literal["last", "points"] = "last"
-    """the validation targets that early stopping looks at: each user's last interaction, or many points"""
+    """the validation targets for early stopping, and of all val/ metrics: each user's last interaction, or points"""
 
     def __post_init__(self) -> None:
         require(not isinstance(self.points, int) or self.points >= 1, "evaluation.points", self.points, ">= 1")

@@ -5,7 +5,6 @@ P points, U users of a split, B points of a batch.
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -35,11 +34,11 @@ class Points:
     def __len__(self) -> int:
         return len(self.user_P)
 
-    @cached_property
+    @property
     def target_item(self) -> np.ndarray:
         return self.lists.items.values[self.lists.items.offsets[self.user_P] + self.place_P]
 
-    @cached_property
+    @property
     def target_is_positive(self) -> np.ndarray:
         return self.lists.is_positive.values[self.lists.items.offsets[self.user_P] + self.place_P].astype(bool)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ import torch
 from pnfrec_dist.config.settings import EvaluationSettings
 from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.epoch_plan import rank_share
+from pnfrec_dist.data.points import Points
 from pnfrec_dist.data.prepared import HoldoutData
 from pnfrec_dist.distributed import World
 from pnfrec_dist.evaluation.metrics import coverage, measures_of, summarize
@@ -18,20 +18,8 @@ from pnfrec_dist.model.top_k import Scores, rank_items, table_scores
 
 ScoreUsers = Callable[[HoldoutData], Scores]
 """Some users or points -> how they score the catalog."""
-
-
-class Ranked(Protocol):
-    """What is ranked: holdout users (HoldoutData), or points (Points)."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def target_item(self) -> np.ndarray: ...
-
-    @property
-    def target_is_positive(self) -> np.ndarray: ...
-
-    def part(self, rows: np.ndarray, /) -> HoldoutData: ...
+Ranked = HoldoutData | Points
+"""What is ranked: holdout users, or points."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Measure = Callable[[np.ndarray, int], np.ndarray]
 HEADLINE_CUTOFF = 10
 """k of the headline metrics"""
 SELECTION_METRIC = f"ndcg_p_at_{HEADLINE_CUTOFF}"
-"""The metric, on validation users, for early stopping and for choosing epochs and models, by default."""
+"""The metric, on validation users, for early stopping and for choosing epochs and models."""
 LOGGED_SELECTION = f"val/{SELECTION_METRIC}"
 """Its name in the metrics of an epoch."""
 POINTS = "points_"
@@ -81,11 +81,6 @@ def metric_parts(metric: str) -> tuple[str, str, int] | None:
 def of_points(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics of many points under their own names. Coverage is left out: it grows with the number of lists."""
     return {f"{POINTS}{name}": value for name, value in metrics.items() if metric_parts(name)}
-
-
-def selection_metric(settings: EvaluationSettings) -> str:
-    """The metric, on validation users, by which epochs are chosen."""
-    return f"{POINTS}{SELECTION_METRIC}" if settings.select_on == "points" else SELECTION_METRIC
 
 
 def metric_title(metric: str) -> str:

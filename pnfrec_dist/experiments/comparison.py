@@ -10,7 +10,7 @@ import numpy as np
 
 from pnfrec_dist.config.settings import EvaluationSettings
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals, paired_point_intervals, spread
-from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, POINTS, measures_of, selection_metric
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, POINTS, measures_of
 from pnfrec_dist.files.tables import write_csv
 from pnfrec_dist.files.text import counted
 from pnfrec_dist.training.evaluator import MODEL
@@ -39,14 +39,8 @@ class Recorded:
 
     @property
     def best_validation(self) -> float:
-        """The best epoch's value of the metric by which epochs are chosen."""
-        return max(epoch.metrics[self.selection] for epoch in self.result.epochs)
-
-    @property
-    def selection(self) -> str:
-        """The logged name of that metric."""
-        select_on = self.result.settings["evaluation"].get("select_on", EvaluationSettings.select_on)
-        return f"val/{selection_metric(EvaluationSettings(select_on=select_on))}"
+        """NDCG_p@10 of the best epoch."""
+        return max(epoch.metrics[LOGGED_SELECTION] for epoch in self.result.epochs)
 
 
 @dataclass

@@ -167,6 +167,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a model on held-out users, as `pnfrec evaluate` computes them: {"ndcg_p_at_10": ..., ...}.
 
+    Those of many points begin with points_ (docs/evaluation.md).
+
     gamma: weight of the negative encoder's score, which is subtracted. Raises InputError for data on which the model
     was not trained, for gamma > 0 without a negative encoder, and for arguments of another kind.
     """
@@ -179,4 +181,5 @@ def evaluate(
     require_gamma(model.exported.model, gamma)
     if model.exported.data_digest != data.manifest.digest:
         raise InputError(f"the model was trained on another state of the data than {data.directory}")
-    return Split(model.exported, data.require_whole(split), split).evaluated(gamma).metrics
+    found = Split(model.exported, data.require_whole(split), split)
+    return found.evaluated(gamma).metrics | found.of_points(gamma)

@@ -11,16 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from pnfrec_dist.config.inference_settings import EvaluateSettings
+from pnfrec_dist.data.points import points_of
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
-from pnfrec_dist.evaluation.holdout import Evaluation, evaluate, users_of_full_lists
+from pnfrec_dist.evaluation.holdout import Evaluation, Ranked, evaluate, users_of_full_lists
 from pnfrec_dist.evaluation.metrics import (
     HEADLINE_CUTOFF,
     HEADLINE_MEASURES,
+    POINTS,
     SELECTION_METRIC,
     measures_of,
     metric_title,
+    of_points,
     summarize,
 )
 from pnfrec_dist.files.atomic import require_writable, write_json, writing
@@ -31,6 +34,7 @@ from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 from pnfrec_dist.inference.trained_model import open_trained
 from pnfrec_dist.model.top_k import Scores
+from pnfrec_dist.training.evaluator import selection_targets
 
 
 def run(settings: EvaluateSettings) -> int:
@@ -45,11 +49,11 @@ def run(settings: EvaluateSettings) -> int:
         way_out = "use --data-dir to say where that state is"
         raise InputError(f"{settings.run} was trained on another state of the data than {data.directory}; {way_out}")
     gammas = sorted({0.0, *settings.gammas}) if trained.model.encoders.negative is not None else [0.0]
-    split = Split(trained, data, "validation")
+    split, targets = Split(trained, data, "validation"), selection_targets(trained.settings, data)
     validation = {}
     print(f"{'gamma':>6}  validation NDCG_p@10", flush=True)
     for gamma in gammas:
-        validation[gamma] = split.evaluated(gamma).metrics[SELECTION_METRIC]
+        validation[gamma] = split.evaluated(gamma, targets).metrics[SELECTION_METRIC]
         print(f"{gamma:>6g}  {score(validation[gamma])}", flush=True)
     by_score = sorted(gammas, key=lambda gamma: (-validation[gamma], gamma))
     best = by_score[0]
@@ -66,8 +70,13 @@ def run(settings: EvaluateSettings) -> int:
     for group, count in split.group_sizes(settings.few).items():
         print(f"test, {group} ({count} users)")
         print(_table({gamma: groups[group] for gamma, groups in tested.items()}, columns), end="\n\n")
+    many = {gamma: found for gamma in shown if (found := split.of_points(gamma))}
+    if many:
+        print("test, many points of each user")
+        print(_table(many, columns, POINTS), end="\n\n")
     if settings.out:
         content = {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested}
+        content["test_points"] = many
         with _writing(out):
             write_json(out, content, indent=1)
     return 0
@@ -77,28 +86,35 @@ class Split:
     """The users of "validation" or "test", and how a model ranks for them."""
 
     def __init__(self, trained: Exported, data: PreparedData, name: str) -> None:
-        history = trained.settings.encoder.history
-        self.settings, self.data = trained.settings.evaluation, data
-        self.holdout: HoldoutData = data.holdout(name, history, with_negative=True)
+        self.settings, self.data, self.name = trained.settings, data, name
+        self.holdout = data.holdout(name, trained.settings.encoder.history, with_negative=True)
         self.likes_U = data.holdout(name, "positive").history.lengths
         self.recommender = Recommender(trained.model.eval(), trained.num_positive_V)
 
-    def evaluated(self, gamma: float) -> Evaluation:
-        """Ranks and metrics of all users."""
+    def evaluated(self, gamma: float, targets: Ranked | None = None) -> Evaluation:
+        """Ranks and metrics of all users, or of other targets."""
 
         def scores(part: HoldoutData) -> Scores:
             assert part.negative is not None
             users = Users(part.history, part.negative, part.seen)
             return self.recommender.by_history(users, np.arange(len(part)), gamma)
 
-        return evaluate(scores, self.holdout, self.data.num_items, self.settings, World())
+        ranked = self.holdout if targets is None else targets
+        return evaluate(scores, ranked, self.data.num_items, self.settings.evaluation, World())
+
+    def of_points(self, gamma: float) -> dict[str, float]:
+        """Metrics of many points; empty if there are none."""
+        points = points_of(self.data, self.name, self.settings.encoder.history, self.settings.evaluation)
+        return of_points(self.evaluated(gamma, points).metrics) if points is not None else {}
 
     def groups(self, found: Evaluation, few: int) -> dict[str, dict[str, float]]:
         """Metrics of all users, and of those with few likes."""
         is_positive_U = self.holdout.target_is_positive.astype(bool)
-        measures = measures_of(self.settings.measures)
+        measures = measures_of(self.settings.evaluation.measures)
         return {
-            name: summarize(found.target_rank[chosen_U], is_positive_U[chosen_U], self.settings.cutoffs, measures)
+            name: summarize(
+                found.target_rank[chosen_U], is_positive_U[chosen_U], self.settings.evaluation.cutoffs, measures
+            )
             for name, chosen_U in self._chosen(few).items()
         }
 
@@ -111,12 +127,12 @@ class Split:
         return {name: chosen_U for name, chosen_U in found.items() if chosen_U.any()}
 
 
-def _table(rows: dict[float, dict[str, float]], shown: Sequence[str]) -> str:
-    """shown: names of measures."""
+def _table(rows: dict[float, dict[str, float]], shown: Sequence[str], start: str = "") -> str:
+    """shown: names of measures; start: of the names of metrics."""
     columns = [f"{name}_{group}_at_10" for name in shown for group in "pn"]
     columns += [f"{name}_delta_at_10" for name in shown]
     head = ["gamma", *map(metric_title, columns)]
-    lines = [[f"{gamma:g}", *(score(metrics.get(name)) for name in columns)] for gamma, metrics in rows.items()]
+    lines = [[f"{gamma:g}", *(score(metrics.get(start + name)) for name in columns)] for gamma, metrics in rows.items()]
     return text_table(head, lines, ">" * len(head), first_width=6, other_width=9)
 
 

@@ -11,7 +11,7 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
 from pnfrec_dist.evaluation.holdout import Evaluation, Ranked, ScoreUsers, evaluate, model_scores
-from pnfrec_dist.evaluation.metrics import of_points, selection_metric
+from pnfrec_dist.evaluation.metrics import of_points
 from pnfrec_dist.model.dual_encoder import PNFRec
 
 MODEL = "model"
@@ -40,19 +40,12 @@ class Evaluator:
         self, settings: Settings, data: PreparedData, model: PNFRec, world: World, progress: Callable[[float], None]
     ) -> None:
         """progress: called after each batch, with the share that is done. Raises InputError as require_points does."""
-        require_points(settings, data)
         self.settings, self.data, self.model, self.world, self.progress = settings, data, model, world, progress
-        history = settings.encoder.history
-        self.validation = data.holdout("validation", history)
-        by_points = settings.evaluation.select_on == "points"
-        self.validation_points = points_of(data, "validation", history, settings.evaluation) if by_points else None
+        self.validation = selection_targets(settings, data)
 
-    def validate(self) -> tuple[dict[str, float], float]:
-        """(metrics on validation users, the one by which epochs are chosen)."""
-        metrics = self._of_model(self.validation).metrics
-        if self.validation_points is not None:
-            metrics = metrics | of_points(self._of_model(self.validation_points).metrics)
-        return metrics, metrics[selection_metric(self.settings.evaluation)]
+    def validate(self) -> dict[str, float]:
+        """Metrics on validation users."""
+        return self._of_model(self.validation).metrics
 
     def test(self) -> Tested:
         """The model and the baselines on the test users."""
@@ -85,8 +78,17 @@ class Evaluator:
         )
 
 
+def selection_targets(settings: Settings, data: PreparedData) -> Ranked:
+    """The validation targets that evaluation.select_on names. Raises InputError as require_points does."""
+    require_points(settings, data)
+    history = settings.encoder.history
+    by_points = settings.evaluation.select_on == "points"
+    points = points_of(data, "validation", history, settings.evaluation) if by_points else None
+    return points if points is not None else data.holdout("validation", history, with_negative=True)
+
+
 def require_points(settings: Settings, data: PreparedData) -> None:
-    """Raises InputError if epochs are to be chosen by points that the data do not have."""
+    """Raises InputError if evaluation.select_on asks for points that the data do not have."""
     if settings.evaluation.select_on == "points" and not data.has_points:
         what = f"evaluation.select_on is points, but {data.directory} was prepared by an earlier version without them"
         raise InputError(f"{what}; prepare it again: {how_to_prepare(data.directory.name)}")

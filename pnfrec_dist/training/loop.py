@@ -23,6 +23,7 @@ from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.distributed import World, seed_step
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.baselines import BASELINES
+from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
 from pnfrec_dist.files.atomic import write_json
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import compile_encoders
@@ -215,8 +216,8 @@ class TrainLoop:
     def _end_epoch(self) -> None:
         """Validation, the checkpoint of this epoch, and the move to the next."""
         state = self.state
-        validation, score = self.evaluator.validate()
-        epoch, seconds = state.epoch, state.seconds
+        validation = self.evaluator.validate()
+        epoch, score, seconds = state.epoch, validation[SELECTION_METRIC], state.seconds
         metrics = self._losses()
         metrics["train/users_per_s"] = len(self.train_data) / max(seconds, 1e-9)
         if self.settings.train.non_finite == "skip":
