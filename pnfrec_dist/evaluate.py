@@ -1,4 +1,5 @@
-"""The command python -m pnfrec_dist.evaluate: evaluates a model with and without the negative encoder's score."""
+"""The command python -m pnfrec_dist.evaluate: evaluates a model with and without the negative encoder's score, or
+another system's lists."""
 
 from collections.abc import Sequence
 
@@ -10,6 +11,10 @@ from pnfrec_dist.errors import InputError
 def main(args: Sequence[str]) -> int:
     """Evaluates and returns the exit code. Raises InputError for wrong input."""
     settings = parse_flags(EvaluateSettings, EvaluateSettings(), args, command("evaluate"))
+    if settings.lists:
+        from pnfrec_dist.inference.list_evaluation import run as evaluate_lists  # torch takes seconds to import
+
+        return evaluate_lists(settings)
     if not settings.run:
         raise InputError(f"--run is missing; name the model, such as runs/<run>; see {command('evaluate')} --help")
     from pnfrec_dist.inference.gamma_search import run  # torch takes seconds to import

@@ -64,6 +64,11 @@ class EvaluateSettings:
 
     run: str = ""
     """the model: a run's directory, a checkpoint, an MLflow run id, a registered model (name, models:/name/version)"""
+    lists: str = ""
+    """Parquet file, or directory of such files, with another system's lists (columns user_id, rank, raw_item_id): they
+    are evaluated on the test users, beside the model of --run if there is one"""
+    dataset: str = ""
+    """prepared data set of --lists; default: the one on which the model was trained"""
     gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
     """values to try; 0 is always added, and is the only one for a model without a negative encoder"""
     few: int = 20

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pnfrec_dist.evaluation.metrics import Measure, measures_of, metric_parts
+from pnfrec_dist.files.text import signed
 
 MOST_RESAMPLES, LEAST_RESAMPLES, RESAMPLE_CELLS = 10_000, 1_000, 1 << 26
 CHUNK_CELLS = 1 << 22
@@ -32,6 +33,11 @@ class Interval:
     difference: float
     low: float
     high: float
+
+    @property
+    def text(self) -> str:
+        """+.0106 [-.0020, +.0230]"""
+        return f"{signed(self.difference)} [{signed(self.low)}, {signed(self.high)}]"
 
     @property
     def excludes_zero(self) -> bool:

@@ -114,9 +114,10 @@ class Comparison:
     ) -> dict[str, Interval]:
         """name: whose ranks in `own` are compared with those of the models in `others`."""
         measures = measures_of(self.measures)
-        ranks = [np.stack([r.users.target_rank[n] for r in runs]) for runs, n in ((own, name), (others, MODEL))]
+        own_SU = np.stack([run.users.target_rank[name] for run in own])
+        other_SU = np.stack([run.users.target_rank[MODEL] for run in others])
         is_positive = own[0].users.target_is_positive.astype(bool)
-        found = paired_intervals(metrics, *ranks, is_positive, measures=measures)
+        found = paired_intervals(metrics, own_SU, other_SU, is_positive, measures=measures)
         of_points = [metric.removeprefix(POINTS) for metric in metrics if metric.startswith(POINTS)]
         if of_points and (both := _points(own, others, name)):
             own_SP, other_SP, points = both

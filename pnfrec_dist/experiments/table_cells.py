@@ -3,7 +3,7 @@
 import math
 
 from pnfrec_dist.evaluation.bootstrap import Interval, Spread
-from pnfrec_dist.files.text import four, signed
+from pnfrec_dist.files.text import four
 
 
 def spread_text(found: Spread | None) -> str:
@@ -17,5 +17,4 @@ def interval_text(found: Interval | None) -> str:
     """+.0106 [-.0020, +.0230], bold if it does not contain 0; - for None."""
     if found is None:
         return "-"
-    text = f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
-    return f"**{text}**" if found.excludes_zero else text
+    return f"**{found.text}**" if found.excludes_zero else found.text

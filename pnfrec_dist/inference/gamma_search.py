@@ -110,11 +110,10 @@ class Split:
     def groups(self, found: Evaluation, few: int) -> dict[str, dict[str, float]]:
         """Metrics of all users, and of those with few likes."""
         is_positive_U = self.holdout.target_is_positive.astype(bool)
-        measures = measures_of(self.settings.evaluation.measures)
+        evaluation = self.settings.evaluation
+        measures = measures_of(evaluation.measures)
         return {
-            name: summarize(
-                found.target_rank[chosen_U], is_positive_U[chosen_U], self.settings.evaluation.cutoffs, measures
-            )
+            name: summarize(found.target_rank[chosen_U], is_positive_U[chosen_U], evaluation.cutoffs, measures)
             for name, chosen_U in self._chosen(few).items()
         }
 

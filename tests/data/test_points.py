@@ -93,7 +93,7 @@ def test_lists_are_cut_to_the_newest() -> None:
     whole, cut = (every_point(interactions(users, most, replaces=False), "all") for most in (1_000, 4))
     points = np.arange(len(whole))
     whole, cut = whole.part(points), cut.part(points)
-    for row in points:
+    for row in range(len(points)):
         assert cut.history.row(row).tolist() == whole.history.row(row).tolist()[-4:]
 
 
@@ -104,7 +104,7 @@ def test_the_choice_is_of_each_user_alone() -> None:
 
     def chosen(rows: np.ndarray) -> list[list[int]]:
         empty = Ragged.of([[]] * len(rows))
-        items = Ragged.of([np.arange(1, lengths[row] + 1) for row in rows])
+        items = Ragged.of([list(range(1, int(lengths[row]) + 1)) for row in rows])
         lists = HoldoutInteractions(empty, empty, empty, empty, empty, items, items, False, 200)
         points = choose_points(lists, ids.take(pa.array(rows)), AUTO_OF_USER, "all")
         return [points.place_P[points.user_P == user].tolist() for user in range(len(rows))]

@@ -111,10 +111,10 @@ def test_points_of_one_user_are_drawn_together() -> None:
     users, copies = 600, 7
     likes = np.arange(users) % 3 != 0
     ours, theirs = ranks(2, users, 1, better=2), ranks(2, users, 2)
-    repeated = [np.repeat(seeds, copies, axis=1) for seeds in (ours, theirs)]
+    many_ours, many_theirs = (np.repeat(seeds, copies, axis=1) for seeds in (ours, theirs))
     user_P = np.repeat(np.arange(users), copies)
     metrics = ["hr_p_at_10", "hr_n_at_10", "hr_delta_at_10"]
-    many = paired_point_intervals(metrics, *repeated, np.repeat(likes, copies), user_P)
+    many = paired_point_intervals(metrics, many_ours, many_theirs, np.repeat(likes, copies), user_P)
     single = paired_point_intervals(metrics, ours, theirs, likes, np.arange(users))
     by_group = paired_intervals(metrics, ours, theirs, likes)
     for metric in metrics:

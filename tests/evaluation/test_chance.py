@@ -9,7 +9,7 @@ from pnfrec_dist.evaluation.chance import chance_of_difference
 
 
 def test_the_share_is_that_of_a_normal_mean() -> None:
-    """One point a user: the mean of U values with deviation s is beyond c s / sqrt(U) with probability erfc(c / sqrt 2).
+    """One point a user: a mean of U values with SD s is beyond c s / sqrt(U) with probability erfc(c / sqrt 2).
 
     The mean of the values is taken away, so a true difference does not count.
     """
