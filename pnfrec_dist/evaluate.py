@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.evaluate: evaluates a model with and without the negative encoder's score."""
+"""The command python -m pnfrec_dist.evaluate: evaluates a model with and without subtracting scores as next dislike."""
 
 from collections.abc import Sequence
 

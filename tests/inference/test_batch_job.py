@@ -94,7 +94,7 @@ def test_pairs_need_their_columns(checkpoint: Path, prepared: Path, tmp_path: Pa
 
 def test_gamma_without_a_negative_encoder_is_refused(prepared: Path, tmp_path: Path) -> None:
     alone = trained(open_prepared(prepared), replace(SETTINGS, loss=LossSettings(0.0, 0.0)), tmp_path / "run")
-    with pytest.raises(InputError, match=r"gamma is 0\.5, but the model has no negative encoder"):
+    with pytest.raises(InputError, match=r"gamma is 0\.5, but the model does not predict dislikes"):
         recommend.main(line(alone, prepared, "--out", str(tmp_path / "recs"), "--gamma", "0.5"))
 
 

@@ -144,7 +144,7 @@ def test_a_query_that_is_none_is_refused(cases: dict[History, Case], query: dict
 
 
 def test_gamma_is_refused_by_a_model_without_a_negative_encoder(cases: dict[History, Case]) -> None:
-    with pytest.raises(mlflow.MlflowException, match="no negative encoder"):
+    with pytest.raises(mlflow.MlflowException, match="does not predict dislikes"):
         cases["all"].served.predict([{"liked": ["1"], "gamma": 0.5}])
 
 

@@ -88,5 +88,5 @@ def test_a_list_does_not_depend_on_who_is_asked_for_beside_it() -> None:
 
 def test_gamma_needs_a_negative_encoder() -> None:
     users = Users(ragged([[1]]), ragged([[2]]), ragged([[1, 2]]))
-    with pytest.raises(InputError, match=r"gamma is 0\.5, but the model has no negative encoder"):
+    with pytest.raises(InputError, match=r"gamma is 0\.5, but the model does not predict dislikes"):
         Recommender(model(alpha=0.0), LIKES_V).rank(users, np.array([0]), K, 0.5)

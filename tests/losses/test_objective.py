@@ -10,7 +10,7 @@ from helpers.slow_losses import random, slow_contrastive, slow_cross_entropy
 from pnfrec_dist.config.settings import ContrastiveSettings, EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.prepared import TrainData
-from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.ragged import Ragged, signed
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.losses.terms import encoded, needed_parts
 from pnfrec_dist.model.dual_encoder import PNFRec
@@ -88,7 +88,7 @@ def test_models_of_all_interactions_equal_the_formulas_per_user(
     model = PNFRec(9, encoder, torch.Generator().manual_seed(1), with_negative=loss.alpha > 0).double()
     with torch.no_grad():
         model.item_table.weight[1:] += random(9, 4)
-    data = TrainData(ragged(0), None, ragged(1))
+    data = TrainData(signed(ragged(0), ragged(1)), None)
     batch = train_batch(data, np.arange(len(users)), encoder, needed_parts(loss), torch.device("cpu"))
     assert len(users) == 3 or sum(count * length for count, length in batch.main.groups) > batch.main.places_T.numel()
     vectors_UD = model.item_table.lookup(batch.items_U)

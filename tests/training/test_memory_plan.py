@@ -55,8 +55,8 @@ def test_a_term_that_needs_negatives_is_refused_where_the_history_holds_them() -
     )
     every = replace(SETTINGS, encoder=encoder, loss=loss)
     side = data().history
-    with pytest.raises(InputError, match=r"needs a negative encoder, but encoder\.history all"):
-        plan_step(every, TrainData(side, None, side), 240, 1)
+    with pytest.raises(InputError, match=r"predicts dislikes, but encoder\.history all"):
+        plan_step(every, TrainData(side, None), 240, 1)
 
 
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
