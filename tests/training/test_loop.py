@@ -22,6 +22,7 @@ from pnfrec_dist.config.settings import (
     CheckpointSettings,
     EncoderSettings,
     EvaluationSettings,
+    History,
     LossSettings,
     OptimizerSettings,
     Settings,
@@ -80,16 +81,18 @@ def untimed(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 11, 15])
+@pytest.mark.parametrize(
+    ("stop_at", "history"), [*((stop_at, "positive") for stop_at in (1, 3, 4, 6, 11, 15)), (6, "signed")]
+)
 def test_stopped_and_resumed_equals_uninterrupted_bitwise(
-    prepared: Path, tmp_path: Path, stop_at: int, device: str
+    prepared: Path, tmp_path: Path, stop_at: int, history: History, device: str
 ) -> None:
     """4 epochs of 4 steps. A stop is requested before step `stop_at`, within and at the end of epochs."""
-    asked = iter(range(1, 100))
+    asked, settings = iter(range(1, 100)), replace(SETTINGS, encoder=replace(SETTINGS.encoder, history=history))
     with repeatable_sums(device_named(device)):
-        whole = run(SETTINGS, prepared, tmp_path / "whole", device=device)
-        first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at, device)
-        second = run(SETTINGS, prepared, tmp_path / "parts", device=device)
+        whole = run(settings, prepared, tmp_path / "whole", device=device)
+        first = run(settings, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at, device)
+        second = run(settings, prepared, tmp_path / "parts", device=device)
     assert len(of_kind(first, EpochDone)) == stop_at // 4 and len(of_kind(first, Stopped)) == 1
     (started,) = of_kind(second, Started)
     assert 4 * (started.epoch - 1) + started.step == stop_at
