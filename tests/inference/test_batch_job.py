@@ -109,6 +109,22 @@ def test_a_card_is_printed(checkpoint: Path, prepared: Path, capsys: pytest.Capt
         recommend.main(line(checkpoint, prepared, "--show", "nobody"))
 
 
+def test_a_signed_model_ranks_for_dislikes_alone_and_with_gamma(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, encoder=replace(SETTINGS.encoder, history="signed"))
+    run, out = trained(open_prepared(prepared), settings, tmp_path / "run"), tmp_path / "gamma.json"
+    evaluate_command(line(run, prepared, "--gammas", "0.5", "--out", str(out)))
+    assert list(json.loads(out.read_text())["validation"]) == ["0.0", "0.5"]
+    cards = []
+    for gamma in ("0", "0.5"):
+        capsys.readouterr()
+        recommend.main(line(run, prepared, "--show", "without likes", "--gamma", gamma))
+        cards.append(capsys.readouterr().out)
+        assert "disliked last  3; 1" in cards[-1] and "list from the whole history" in cards[-1]
+    assert cards[0] != cards[1]
+
+
 def test_gamma_is_picked_on_validation_and_tested_once(
     checkpoint: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
