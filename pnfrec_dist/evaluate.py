@@ -1,5 +1,5 @@
-"""The command python -m pnfrec_dist.evaluate: evaluates a model with and without the negative encoder's score, or
-another system's lists."""
+"""The command python -m pnfrec_dist.evaluate: evaluates a model with and without subtracting scores as next dislike,
+or another system's lists."""
 
 from collections.abc import Sequence
 

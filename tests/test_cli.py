@@ -28,7 +28,7 @@ def test_the_papers_data_sets_have_their_lengths(dataset: str, length: int) -> N
     """l per side for models that read likes, 2 l for those that read all."""
     for model in ("pnfrec", "pnfrec_pn", "pnfrec_pc", "sasrec_p"):
         assert parse_train_settings(["--dataset", dataset, "--model", model]).encoder.positions == length
-    for model in ("sasrec", "sasrec_c"):
+    for model in ("pnfrec_signed", "sasrec", "sasrec_c"):
         settings = parse_train_settings(["--dataset", dataset, "--model", model])
         assert settings.encoder.positions == 2 * length and settings.loss.alpha == 0
     assert settings.loss.beta > 0 and settings.contrastive.temperature == 0.1
@@ -42,6 +42,7 @@ def test_the_papers_data_sets_have_their_lengths(dataset: str, length: int) -> N
         (["--train.batchsize", "3"], "--train.batch-size"),
         (["--train.batch-size", "many"], "'many'"),
         (["--train.batch-size", "0"], "train.batch_size is 0"),
+        (["--model", "sasrec", "--loss.alpha", "0.5"], "loss.alpha is 0.5; it must be 0 if encoder.history is all"),
         (["--contrastive.similarity", "cos"], "cosine"),
         (["--encoder.num-heads", "5"], "encoder.num_heads is 5"),
         (["--evaluation.cutoffs", "5", "20"], "that include 10"),

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
-History = Literal["positive", "all"]
+History = Literal["positive", "all", "signed"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,20 @@ class HistoryKind:
     title: str
     """for plots"""
     holds_negatives: bool
-    """likes and dislikes are in one sequence: it is twice as long, and there is no negative encoder"""
+    """likes and dislikes are in one sequence: it is twice as long, and there is no negative encoder. Its values are
+    item ids with signs (data/ragged.py: signed)"""
+    reads_signs: bool = False
+    """the encoder is told which items are disliked, and its targets are likes alone"""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the prepared data from which the history is made."""
+        return (self.column, "is_positive") if self.holds_negatives else (self.column,)
+
+    @property
+    def predicts_dislikes(self) -> bool:
+        """Next dislikes can be targets: of a negative encoder, or of a second head of an encoder that reads signs."""
+        return self.reads_signs or not self.holds_negatives
 
     def windows(self, max_length: int) -> int:
         """The longest input. max_length: encoder.max_length, which counts positions per side."""
@@ -35,4 +48,5 @@ class HistoryKind:
 HISTORIES: dict[History, HistoryKind] = {
     "positive": HistoryKind("positive", "positive_items", "likes", holds_negatives=False),
     "all": HistoryKind("all", "items", "all interactions", holds_negatives=True),
+    "signed": HistoryKind("signed", "items", "likes (signed history)", holds_negatives=True, reads_signs=True),
 }

@@ -21,7 +21,7 @@ class RecommendSettings:
     top_k: int = 20
     """length of a list"""
     gamma: float = 0.0
-    """weight of the negative encoder's score, which is subtracted (python -m pnfrec_dist.evaluate picks one); 0: off"""
+    """weight of the score as next dislike, which is subtracted (python -m pnfrec_dist.evaluate picks one); 0: off"""
     users: str = ""
     """text file of the users to make lists for, one raw id per line; default: all"""
     keep_seen: bool = False
@@ -58,7 +58,7 @@ class RecommendSettings:
 class EvaluateSettings:
     """Ranks the catalog for held-out users by s_p - gamma * s_n and picks gamma on validation users.
 
-    s_p is the main encoder's score and s_n the negative encoder's. Gamma 0 is the ranking of the paper. The test users
+    s_p is the score as next like, s_n that as next dislike. Gamma 0 is the ranking of the paper. The test users
     are then ranked with gamma 0 and with the best gamma above 0.
     """
 
@@ -70,7 +70,7 @@ class EvaluateSettings:
     dataset: str = ""
     """prepared data set of --lists; default: the one on which the model was trained"""
     gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-    """values to try; 0 is always added, and is the only one for a model without a negative encoder"""
+    """values to try; 0 is always added, and is the only one for a model that predicts no dislikes"""
     few: int = 20
     """also show metrics for users with at most this many likes in their history"""
     out: str = ""

@@ -28,9 +28,11 @@ class EncoderSettings:
     num_heads: int = 1
     """attention heads; divides hidden_size"""
     history: History = "positive"
-    """what the main encoder (the one that recommends) reads: the positives S^p, or all interactions S"""
+    """what the main encoder (the one that recommends) reads: the positives S^p, or all interactions S; signed: S, and
+    which of them are dislikes"""
     max_length: int = 50
-    """l, positions per side: the newest l items of a list are read; with history all, the newest 2 l interactions"""
+    """l, positions per side: the newest l items of a list are read; with history all or signed, the newest 2 l
+    interactions"""
     dropout: float = 0.1
     """dropout rate on the embedding sum, on the attention weights, and twice in the feed-forward part"""
 
@@ -294,9 +296,9 @@ class Settings:
         in_range = 0 < self.stall_timeout <= MAX_SECONDS
         require(in_range, "stall_timeout", self.stall_timeout, "> 0 and at most 30 days in seconds")
         require(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2^32)")
-        reads_once = not self.encoder.history_kind.holds_negatives or self.loss.alpha == 0
-        rule = f"0 if encoder.history is {self.encoder.history}, which contains the negatives"
-        require(reads_once, "loss.alpha", self.loss.alpha, rule)
+        has_targets = self.encoder.history_kind.predicts_dislikes or self.loss.alpha == 0
+        rule = f"0 if encoder.history is {self.encoder.history}, which does not tell dislikes from likes (signed does)"
+        require(has_targets, "loss.alpha", self.loss.alpha, rule)
         a_path = "a path that all machines reach, not an object store (checkpoints are renamed)"
         require("://" not in self.output_dir, "output_dir", self.output_dir, a_path)
         require(self.experiment.strip() != "", "experiment", self.experiment, "a name")

@@ -19,7 +19,7 @@ class BatchParts:
     """The parts of a training batch that terms of the loss need in addition to the main side (losses/terms.py)."""
 
     negative: bool = False
-    """windows of S^n, for a negative encoder"""
+    """targets of next negatives: in windows of S^n for a negative encoder, or in those of a signed history"""
     contrast: bool = False
     """next positives and negatives of each user, for the contrastive term"""
 
@@ -37,6 +37,8 @@ class Sequences:
     """that item's id"""
     target_places_T: Tensor | None
     """its place in items_U; None unless items are sampled"""
+    is_disliked_P: Tensor | None
+    """whether the token is a dislike, bool; None unless the encoder reads signs"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class TrainBatch:
     """ids of the items in the batch, ascending; the first is PAD_ID"""
     main: Sequences
     negative: Sequences | None
+    """of the windows of S^n; of a signed history: main with its next negatives as targets"""
     contrast: Contrast | None
     sampled: Sampled | None
 
@@ -84,6 +87,8 @@ class HistoryBatch:
 
     items_U: Tensor
     inputs_P: Tensor
+    is_disliked_P: Tensor
+    """bool; an encoder that does not read signs ignores it"""
     groups: Groups
     last_B: Tensor
     """the token of each user's newest item, in the order of the users asked for"""

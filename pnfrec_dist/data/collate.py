@@ -3,7 +3,7 @@
 B users, P tokens, N negatives of a user.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,7 +25,8 @@ MARKS_PER_ID = 64
 
 @dataclass(frozen=True)
 class _Packed:
-    """Windows as item ids: [P] each; `users` are indices into the requested rows, without users who have no token."""
+    """Windows as item ids, or as ids with signs: [P] each; `users` are indices into the requested rows, without users
+    who have no token."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -46,26 +47,33 @@ def train_batch(
 
     draw: the items sampled for this step, if the loss samples items.
     """
-    max_groups = MAX_GROUPS[device.type]
-    sides = [_next_items(data.history, rows, encoder.positions, max_groups)]
-    if wanted.negative:
+    max_groups, reads_signs = MAX_GROUPS[device.type], encoder.history_kind.reads_signs
+    window = _next_items(data.history, rows, encoder.positions, max_groups)
+    likes, dislikes = np.maximum(window.targets, PAD_ID), np.maximum(-window.targets, PAD_ID)
+    main = replace(window, inputs=np.abs(window.inputs), targets=likes if reads_signs else likes + dislikes)
+    sides = [main]
+    if wanted.negative and reads_signs:
+        sides.append(replace(main, targets=dislikes))
+    elif wanted.negative:
         assert data.negative is not None
         sides.append(_next_items(data.negative, rows, encoder.positions, max_groups))
-    parts = [side.inputs for side in sides]
+    windows = sides[:1] if reads_signs else sides  # both sides of a signed history have the same inputs
+    parts = [side.inputs for side in windows]
     if wanted.contrast:
-        parts += _contrasted(data, rows, sides[0], encoder.positions, max_groups)
+        parts += _contrasted(data, rows, window, encoder.positions)
     if draw is not None:
         parts += [side.targets[side.targets != PAD_ID] for side in sides] + [draw.items]
     items, places = _distinct(parts)
     tensors = iter([torch.from_numpy(p).to(device) for p in places])
-    inputs = [next(tensors) for _ in sides]
+    inputs = [next(tensors) for _ in windows] * (len(sides) // len(windows))
     contrast = None
     if wanted.contrast:
-        num_tokens = int(np.count_nonzero(parts[len(sides)]))
+        num_tokens = int(np.count_nonzero(parts[len(windows)]))
         contrast = Contrast(next(tensors), next(tensors), num_tokens)
     target_places = [next(tensors) if draw is not None else None for _ in sides]
+    is_disliked_P = torch.from_numpy(window.inputs < 0).to(device) if reads_signs else None
     sequences = [
-        _sequences(side, own_inputs, own_targets, device)
+        _sequences(side, own_inputs, own_targets, is_disliked_P, device)
         for side, own_inputs, own_targets in zip(sides, inputs, target_places, strict=True)
     ]
     return TrainBatch(
@@ -78,44 +86,43 @@ def train_batch(
 
 
 def history_batch(histories: Ragged, rows: np.ndarray, max_length: int, device: torch.device) -> HistoryBatch:
-    """The newest max_length items of each user; a user without items has one padding token."""
+    """The newest max_length items of each user; a user without items has one padding token.
+
+    histories: item ids, or ids with signs (ragged.py: signed).
+    """
     lengths = np.minimum(histories.lengths[rows], max_length)
     starts = histories.offsets[rows + 1] - lengths
     order, groups = _grouped(np.maximum(lengths, 1), max_length, MAX_GROUPS[device.type])
     inputs = _windows(histories.values, starts[order], lengths[order], groups)
-    items, (places,) = _distinct([inputs])
+    items, (places,) = _distinct([np.abs(inputs)])
     last = np.empty(len(rows), dtype=np.int64)
     first_token = np.concatenate([[0], np.cumsum(_token_lengths(groups))])[:-1]
     last[order] = first_token + np.maximum(lengths[order] - 1, 0)
-    as_tensor = [torch.from_numpy(v).to(device) for v in (items, places, last)]
-    return HistoryBatch(as_tensor[0], as_tensor[1], groups, as_tensor[2])
+    as_tensor = [torch.from_numpy(v).to(device) for v in (items, places, inputs < 0, last)]
+    return HistoryBatch(as_tensor[0], as_tensor[1], as_tensor[2], groups, as_tensor[3])
 
 
-def _contrasted(data: TrainData, rows: np.ndarray, main: _Packed, positions: int, max_groups: int) -> list[np.ndarray]:
+def _contrasted(data: TrainData, rows: np.ndarray, window: _Packed, positions: int) -> list[np.ndarray]:
     """[next positive item after each positive token [P], negative items of each user [B, N]] as item ids.
 
-    The negatives are the newest positions + 1 of S^n, or those of the window if the history has both kinds.
+    window: of data.history. The negatives are the newest positions + 1 of S^n, or those of the window if the history
+    has both kinds.
     """
-    users = rows[main.users]
-    if data.is_positive is None:
-        assert data.negative is not None
-        return [main.targets, data.negative.newest(users, positions + 1)[0]]
-    next_is_positive = _next_items(data.is_positive, rows, positions, max_groups)
+    users = rows[window.users]
+    if data.negative is not None:
+        return [window.targets, data.negative.newest(users, positions + 1)[0]]
     following, token = [], 0
-    for members, length in main.groups:
+    for members, length in window.groups:
         own = slice(token, token := token + members * length)
-        targets, is_next, is_own = (
-            values[own].reshape(members, length)
-            for values in (main.targets, next_is_positive.targets, next_is_positive.inputs)
-        )
-        place = np.where(is_next, np.arange(length), length)
+        targets, inputs = (values[own].reshape(members, length) for values in (window.targets, window.inputs))
+        place = np.where(targets > 0, np.arange(length), length)
         place = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1]
         padded = np.pad(targets, ((0, 0), (0, 1)), constant_values=PAD_ID)
-        following.append(np.where(is_own, np.take_along_axis(padded, place, axis=1), PAD_ID).ravel())
-    window, _ = data.history.newest(users, positions + 1)
-    is_negative = (window != PAD_ID) & (data.is_positive.newest(users, positions + 1)[0] == 0)
+        following.append(np.where(inputs > 0, np.take_along_axis(padded, place, axis=1), PAD_ID).ravel())
+    newest, _ = data.history.newest(users, positions + 1)
+    is_negative = newest < 0
     order = np.argsort(~is_negative, axis=1, kind="stable")[:, : max(int(is_negative.sum(1).max(initial=0)), 1)]
-    negatives = np.take_along_axis(np.where(is_negative, window, PAD_ID), order, axis=1)
+    negatives = np.take_along_axis(np.maximum(-newest, PAD_ID), order, axis=1)
     return [np.concatenate([*following, np.empty(0, dtype=np.int64)]), negatives]
 
 
@@ -174,7 +181,13 @@ def _distinct(parts: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     return items, [places[a:b].reshape(p.shape) for (a, b), p in zip(pairwise(bounds), parts, strict=True)]
 
 
-def _sequences(packed: _Packed, inputs_P: Tensor, target_places_T: Tensor | None, device: torch.device) -> Sequences:
+def _sequences(
+    packed: _Packed,
+    inputs_P: Tensor,
+    target_places_T: Tensor | None,
+    is_disliked_P: Tensor | None,
+    device: torch.device,
+) -> Sequences:
     places = np.flatnonzero(packed.targets)
     return Sequences(
         inputs_P=inputs_P,
@@ -182,6 +195,7 @@ def _sequences(packed: _Packed, inputs_P: Tensor, target_places_T: Tensor | None
         places_T=torch.from_numpy(places).to(device),
         targets_T=torch.from_numpy(packed.targets[places]).to(device),
         target_places_T=target_places_T,
+        is_disliked_P=is_disliked_P,
     )
 
 

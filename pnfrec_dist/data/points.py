@@ -13,7 +13,7 @@ from pnfrec_dist.config.histories import HISTORIES, History
 from pnfrec_dist.config.settings import EvaluationSettings
 from pnfrec_dist.data.holdout_interactions import HoldoutInteractions
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
-from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.ragged import Ragged, signed
 
 AUTO_OF_USER, AUTO_POINTS = 12, 50_000
 """evaluation.points auto: at most this many points of a user, and of a split (but one of each user)."""
@@ -49,7 +49,7 @@ class Points:
         kind = HISTORIES[self.history]
         positive = earlier.joined(lists.before_positive, positive=True)
         negative = earlier.joined(lists.before_negative, positive=False)
-        both = earlier.joined(lists.before_items)
+        both = earlier.joined(signed(lists.before_items, lists.before_is_positive))
         history = kind.choose(positive_items=positive, negative_items=negative, items=both)
         return HoldoutData(
             history=history,
@@ -104,15 +104,17 @@ class _Earlier:
         self.is_positive = lists.is_positive.pairs(users_B)[1][is_earlier].astype(bool)
 
     def joined(self, before: Ragged, *, positive: bool | None = None) -> Ragged:
-        """The newest max_history of `before` and then the earlier holdout interactions: all, likes or dislikes."""
-        point, items = before.pairs(self.users_B)
+        """The newest max_history of `before` and then the earlier holdout interactions: likes, dislikes, or all with
+        signs (ragged.py: signed), as in `before`."""
+        point, values = before.pairs(self.users_B)
         if self.lists.replaces and len(self.items):
-            is_kept = ~np.isin(_keys(point, items), _keys(self.point, self.items))
-            point, items = point[is_kept], items[is_kept]
+            is_kept = ~np.isin(_keys(point, np.abs(values)), _keys(self.point, self.items))
+            point, values = point[is_kept], values[is_kept]
         wanted = slice(None) if positive is None else self.is_positive == positive
+        later = self.items if positive is not None else np.where(self.is_positive, self.items, -self.items)
         points = np.concatenate([point, self.point[wanted]])
         order = np.argsort(points, kind="stable")
-        joined = np.concatenate([items, self.items[wanted]])[order]
+        joined = np.concatenate([values, later[wanted]])[order]
         lengths_B = np.bincount(points, minlength=len(self.users_B))
         ends_B = np.cumsum(lengths_B)
         kept_B = np.minimum(lengths_B, self.lists.max_history)

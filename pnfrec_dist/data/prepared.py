@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from pnfrec_dist.config.histories import HISTORIES, History
+from pnfrec_dist.config.histories import HISTORIES, History, HistoryKind
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.data.cache import mapped
 from pnfrec_dist.data.holdout_interactions import HoldoutInteractions
-from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.ragged import Ragged, signed
 from pnfrec_dist.data.schema import (
     INTERACTIONS,
     ITEMS_NAME,
@@ -42,24 +42,22 @@ class TrainData:
     """Training users, oldest interaction first."""
 
     history: Ragged
-    """what the main encoder reads: positives, or all items"""
+    """what the main encoder reads: positives, or all items with signs (ragged.py: signed)"""
     negative: Ragged | None
     """None if history contains the negatives"""
-    is_positive: Ragged | None = None
-    """for each item of a history with both kinds of feedback; else None"""
 
     def __len__(self) -> int:
         return len(self.history)
 
     @property
     def nbytes(self) -> int:
-        sides = [side for side in (self.history, self.negative, self.is_positive) if side is not None]
+        sides = [side for side in (self.history, self.negative) if side is not None]
         return sum(side.values.nbytes + side.offsets.nbytes for side in sides)
 
 
 @dataclass(frozen=True)
 class HoldoutData:
-    """Holdout users, or points: what the main encoder reads before the target, seen items, the target."""
+    """Holdout users, or points: what the main encoder reads (as in TrainData) before the target, seen items, target."""
 
     history: Ragged
     seen: Ragged
@@ -110,25 +108,26 @@ class PreparedData:
     def train(self, history: History = "positive") -> TrainData:
         """The training users' lists, memory-mapped from this machine's cache. The first process to ask fills it."""
         kind = HISTORIES[history]
-        names = list(dict.fromkeys([kind.column, "is_positive" if kind.holds_negatives else "negative_items"]))
+        sides = [] if kind.holds_negatives else ["negative_items"]
 
         def read() -> dict[str, Ragged]:
-            table = self._read("train", names)
-            return {name: self._ragged(table, name) for name in names}
+            table = self._read("train", list(dict.fromkeys([*kind.columns, *sides])))
+            return {kind.column: self._history(table, kind), **{name: self._ragged(table, name) for name in sides}}
 
-        content = f"{self.manifest.dataset}-{self.manifest.digest[:32]}-{history}"
-        arrays = mapped(cache_directory() / content, read)
-        return TrainData(arrays[names[0]], arrays.get("negative_items"), arrays.get("is_positive"))
+        # all and signed have the same lists; an entry "all" of an earlier version has no signs.
+        name = "signed" if kind.holds_negatives else history
+        arrays = mapped(cache_directory() / f"{self.manifest.dataset}-{self.manifest.digest[:32]}-{name}", read)
+        return TrainData(arrays[kind.column], arrays.get("negative_items"))
 
     def holdout(self, split: str, history: History = "positive", *, with_negative: bool = False) -> HoldoutData:
         """split: "validation" or "test"."""
-        column = HISTORIES[history].column
-        columns = [column, "seen_items", "target_item", "target_is_positive"]
+        kind = HISTORIES[history]
+        columns = list(dict.fromkeys([*kind.columns, "seen_items", "target_item", "target_is_positive"]))
         table = self._read(split, [*columns, "negative_items"] if with_negative else columns)
         target_item = table["target_item"].to_numpy()
         _require_item_ids(target_item, self.num_items, f"{self.directory} ({split}): target_item")
         return HoldoutData(
-            history=self._ragged(table, column),
+            history=self._history(table, kind),
             seen=self._ragged(table, "seen_items"),
             target_item=target_item,
             target_is_positive=table["target_is_positive"].to_numpy(),
@@ -186,6 +185,10 @@ class PreparedData:
         self.require_whole(part)
         files = [self.directory / entry.path for entry in self.manifest.files_of(part)]
         return pa.concat_tables([_read_parquet(f, columns) for f in files]).combine_chunks()
+
+    def _history(self, table: pa.Table, kind: HistoryKind) -> Ragged:
+        lists = self._ragged(table, kind.column)
+        return signed(lists, self._ragged(table, "is_positive")) if kind.holds_negatives else lists
 
     def _ragged(self, table: pa.Table, column: str) -> Ragged:
         lists = table[column].combine_chunks()

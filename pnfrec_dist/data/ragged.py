@@ -57,3 +57,8 @@ class Ragged:
         ids = np.full(taken.shape, PAD_ID, dtype=np.int64)
         ids[real] = self.values[taken[real]]
         return ids, lengths
+
+
+def signed(items: Ragged, is_positive: Ragged) -> Ragged:
+    """A history of likes and dislikes as one list: the item id of a like, minus the item id of a dislike."""
+    return Ragged(items.offsets, np.where(is_positive.values, items.values, -items.values))

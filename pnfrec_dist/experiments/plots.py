@@ -20,6 +20,7 @@ COLORS = {
     "pnfrec_dot": "#457b9d",
     "pnfrec_pn": "#2a9d8f",
     "pnfrec_pc": "#8a9a5b",
+    "pnfrec_signed": "#9b5de5",
     "sasrec_p": "#e09f3e",
     "sasrec_c": "#c1666b",
     "sasrec": "#7b2d26",

@@ -169,8 +169,8 @@ def evaluate(
 
     Those of many points begin with points_ (docs/evaluation.md).
 
-    gamma: weight of the negative encoder's score, which is subtracted. Raises InputError for data on which the model
-    was not trained, for gamma > 0 without a negative encoder, and for arguments of another kind.
+    gamma: weight of the score as next dislike, which is subtracted. Raises InputError for data on which the model
+    was not trained, for gamma > 0 if the model predicts no dislikes, and for arguments of another kind.
     """
     if not isinstance(model, Model):
         raise InputError(f"model is {model!r}; it must be the result of load_model()")

@@ -3,7 +3,7 @@
 items.npy             [N, D] float32; row i: the vector of item i + 1
 items.parquet         item_id, raw_item_id, vector
 encoder.pt2           torch.export: item ids [B, L] -> user vectors [B, D]; see PlainEncoder
-negative_encoder.pt2  the same for the negative encoder, if the model has one
+negative_encoder.pt2  the same for next dislikes, if the model predicts them
 manifest.json         which model it is, how to use it, sizes and sha256 of the files
 
 B users, L positions, D width, N items.
@@ -42,8 +42,10 @@ USE = {
     VECTORS: "row i is the vector of item i + 1; a user's vector times it is the item's score",
     ITEMS_NAME: "item_id, raw_item_id, vector",
     ENCODER: "item ids, int64 [users, length] -> user vectors [users, hidden_size]; the ids are a user's liked items "
-    "(reads: positive) or all items (reads: all), the newest max_length, oldest first, right-padded with 0",
-    NEGATIVE_ENCODER: "the same for disliked items; use user vector - gamma * this vector for scores with gamma",
+    "(reads: positive), all items (reads: all), or all items with minus the id of a disliked one (reads: signed), the "
+    "newest max_length, oldest first, right-padded with 0",
+    NEGATIVE_ENCODER: "the same for disliked items (reads: signed: for the input of encoder.pt2); use user vector - "
+    "gamma * this vector for scores with gamma",
 }
 """What manifest.json says about the files."""
 COMPARED = 10_000
@@ -84,11 +86,12 @@ def export(exported: Exported, directory: Path) -> str:
 def usage(directory: Path, exported: Exported) -> str:
     """Python code that computes scores from the files."""
     example = list(range(1, min(3, exported.model.max_length, len(exported.raw_ids)) + 1))
+    signs = "; minus the id of a disliked item" if exported.settings.encoder.history_kind.reads_signs else ""
     return textwrap.dedent(f"""\
         import numpy as np, torch
         items_ND = np.load("{directory / VECTORS}")
         encoder = torch.export.load("{directory / ENCODER}").module()
-        user_BD = encoder(torch.tensor([{example}]))  # item ids, oldest first, right-padded with 0
+        user_BD = encoder(torch.tensor([{example}]))  # item ids, oldest first{signs}, right-padded with 0
         scores_BN = user_BD.detach().numpy() @ items_ND.T  # column i: item i + 1""")
 
 
@@ -114,8 +117,13 @@ def _write(exported: Exported, draft: Path) -> None:
 
 def _encoders(model: PNFRec) -> dict[str, PlainEncoder]:
     """File name -> encoder."""
-    found = {ENCODER: model.encoders.main, NEGATIVE_ENCODER: model.encoders.negative}
-    return {name: PlainEncoder(model.item_table, part).eval() for name, part in found.items() if part is not None}
+    parts = model.encoders
+    found = {ENCODER: PlainEncoder(model.item_table, parts.main)}
+    if parts.negative is not None:
+        found[NEGATIVE_ENCODER] = PlainEncoder(model.item_table, parts.negative)
+    if parts.dislike_head is not None:
+        found[NEGATIVE_ENCODER] = PlainEncoder(model.item_table, parts.main, parts.dislike_head)
+    return {name: encoder.eval() for name, encoder in found.items()}
 
 
 def _compare(model: PNFRec, draft: Path) -> None:
@@ -130,10 +138,10 @@ def _compare(model: PNFRec, draft: Path) -> None:
         written = torch.export.load(draft / name).module()
         for users, length in ((1, 1), (1, longest), (3, (longest + 1) // 2), (2 * longest + 1, longest)):
             lengths = np.arange(length, length - users, -1) % (length + 1)  # longest first; one user without items
-            histories = Ragged(
-                np.concatenate([[0], np.cumsum(lengths)]),
-                rng.integers(PAD_ID + 1, len(vectors_ND) + 1, int(lengths.sum())),
-            )
+            items = rng.integers(PAD_ID + 1, len(vectors_ND) + 1, int(lengths.sum()))
+            if model.encoders.main.signs is not None:
+                items *= rng.choice([-1, 1], len(items))
+            histories = Ragged(np.concatenate([[0], np.cumsum(lengths)]), items)
             rows = np.arange(users)
             items_BL = torch.from_numpy(histories.newest(rows, longest)[0])
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Evaluates a trained model at several gammas, the weights with which the negative encoder's score is subtracted.
+"""Evaluates a trained model at several gammas, the weights with which the score as next dislike is subtracted.
 
 B users of a batch, U users of a split.
 """
@@ -48,7 +48,7 @@ def run(settings: EvaluateSettings) -> int:
     if trained.data_digest != data.manifest.digest:
         way_out = "use --data-dir to say where that state is"
         raise InputError(f"{settings.run} was trained on another state of the data than {data.directory}; {way_out}")
-    gammas = sorted({0.0, *settings.gammas}) if trained.model.encoders.negative is not None else [0.0]
+    gammas = sorted({0.0, *settings.gammas}) if trained.model.encoders.predicts_dislikes else [0.0]
     split, targets = Split(trained, data, "validation"), selection_targets(trained.settings, data)
     validation = {}
     print(f"{'gamma':>6}  validation NDCG_p@10", flush=True)

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import torch
 
 from pnfrec_dist.config.inference_settings import RecommendSettings
-from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.ragged import Ragged, signed
 from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.data.user_histories import UserLists
 from pnfrec_dist.inference.artifact import Exported
@@ -67,7 +67,7 @@ class ListMaker:
         """data_raw_ids: raw ids of the data set's catalog, starting at item 1."""
         self.settings, self.filters = settings, filters
         self.history_kind = trained.settings.encoder.history_kind
-        self.reads = (self.history_kind.column, "negative_items", "seen_items")
+        self.reads = (*self.history_kind.columns, "negative_items", "seen_items")
         """lists of a user that `make` needs"""
         self.raw_ids = pa.array(trained.raw_ids, pa.string())
         self.model_item_of = model_items(data_raw_ids, self.raw_ids)
@@ -77,6 +77,8 @@ class ListMaker:
     def make(self, users: UserLists) -> pa.Table:
         """A table of LIST_SCHEMA: at most top_k rows per user, in the order of `users`."""
         read = self.history_kind.choose(positive_items=users.positive, negative_items=users.negative, items=users.items)
+        if self.history_kind.holds_negatives:
+            read = signed(read, users.is_positive)
         sides = [read, users.negative, users.seen]
         history, negative, seen = (self._known(side) for side in sides)
         if self.settings.keep_seen:
@@ -105,10 +107,10 @@ class ListMaker:
         return pa.table(columns, schema=LIST_SCHEMA)
 
     def _known(self, lists: Ragged) -> Ragged:
-        """The lists in the model's item ids, without items that the model does not know."""
+        """The lists in the model's item ids, signs kept, without items that the model does not know."""
         if self.model_item_of is None:
             return lists
-        items = self.model_item_of[lists.values]
+        items = np.sign(lists.values) * self.model_item_of[np.abs(lists.values)]
         is_known = items != PAD_ID
         before = np.concatenate([[0], np.cumsum(is_known)])
         return Ragged(before[lists.offsets], items[is_known])

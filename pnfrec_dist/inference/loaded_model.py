@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.ragged import Ragged, signed
 from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.inference.artifact import Exported
@@ -71,9 +71,9 @@ class Model:
         liked, disliked: raw item ids of one user, oldest first; the result is a Recommendations.
         users: {user: Feedback, or {"liked": [...], "disliked": [...]}, or [(item, relevance), ...]}, or a pandas
         DataFrame with the columns user_id, item_id and is_liked, oldest first; the result is {user: Recommendations}.
-        gamma: weight of the negative encoder's score, which is subtracted (0: the paper's ranking).
+        gamma: weight of the score as next dislike, which is subtracted (0: the paper's ranking).
 
-        Raises InputError for users of another form, for k < 1, and for gamma > 0 without a negative encoder.
+        Raises InputError for users of another form, for k < 1, and for gamma > 0 if the model predicts no dislikes.
         """
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise InputError(f"k is {k!r}; it must be a whole number >= 1")
@@ -85,13 +85,15 @@ class Model:
         return dict(zip(found, self.lists(list(found.values()), [k] * len(found), gamma), strict=True))
 
     def lists(self, users: Sequence[Feedback], lengths: Sequence[int], gamma: float = 0.0) -> list[Recommendations]:
-        """The list of each user, of the given length. Raises InputError for gamma > 0 without a negative encoder."""
+        """The list of each user, of the given length. Raises InputError for gamma > 0 if the model predicts no
+        dislikes."""
         if not users:
             return []
         raw_ids, numbers = self.exported.raw_ids, self._item_ids
-        sides = [self._sides(user) for user in users]
-        known = [[[numbers[raw] for raw in side if raw in numbers] for side in of_user] for of_user in sides]
-        encoded = Users(*(Ragged.of([of_user[place] for of_user in known]) for place in range(3)))
+        given = [self._interactions(user) for user in users]
+        encoded = self._encoded(
+            [[(numbers[raw], is_liked) for raw, is_liked in of_user if raw in numbers] for of_user in given]
+        )
         longest = min(max(lengths), len(raw_ids))
         ranking = self._recommender.rank(encoded, np.arange(len(users)), longest, gamma)
         found = []
@@ -102,25 +104,30 @@ class Model:
                 Recommendations(
                     items=[raw_ids[item - 1] for item in items[:count]],
                     scores=scores[:count],
-                    unknown=[raw for raw in dict.fromkeys(sides[place][2]) if raw not in numbers],
-                    is_popular=not known[place][0],
+                    unknown=[raw for raw in dict.fromkeys(raw for raw, _ in given[place]) if raw not in numbers],
+                    is_popular=not encoded.history.lengths[place],
                 )
             )
         return found
 
-    def _sides(self, user: Feedback) -> tuple[Sequence[str], Sequence[str], list[str]]:
-        """(raw ids that the main encoder reads, disliked ones, all), oldest first.
-
-        The order between liked and disliked is not known: a model that reads both gets the likes last.
-        """
-        liked, disliked, every = user.liked, user.disliked, [*user.disliked, *user.liked]
+    def _interactions(self, user: Feedback) -> list[tuple[str, bool]]:
+        """(raw id, whether it is liked), oldest first. The order between liked and disliked is not known: the likes
+        come last."""
         if user.history:
-            every = [item for item, _ in user.history]
-            is_liked = [float(relevance) >= self.exported.threshold for _, relevance in user.history]
-            liked = [raw for raw, is_one in zip(every, is_liked, strict=True) if is_one]
-            disliked = [raw for raw, is_one in zip(every, is_liked, strict=True) if not is_one]
+            return [(item, float(relevance) >= self.exported.threshold) for item, relevance in user.history]
+        return [*((raw, False) for raw in user.disliked), *((raw, True) for raw in user.liked)]
+
+    def _encoded(self, known: Sequence[Sequence[tuple[int, bool]]]) -> Users:
+        """known: (item, whether it is liked) of each user."""
+        items = Ragged.of([[item for item, _ in of_user] for of_user in known])
+        flags = Ragged.of([[is_liked for _, is_liked in of_user] for of_user in known], bool)
+        liked, disliked = (
+            Ragged.of([[item for item, is_liked in of_user if is_liked == wanted] for of_user in known])
+            for wanted in (True, False)
+        )
         kind = self.exported.settings.encoder.history_kind
-        return kind.choose(positive_items=liked, negative_items=disliked, items=every), disliked, every
+        history = kind.choose(positive_items=liked, negative_items=disliked, items=items)
+        return Users(signed(history, flags) if kind.holds_negatives else history, disliked, items)
 
 
 def _texts(ids: Any) -> list[str]:

@@ -54,7 +54,7 @@ class Query(BaseModel):
     )
     top_k: int = Field(default=10, ge=1, description="length of the list")
     gamma: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="weight of the negative encoder's subtracted score; 0: off"
+        default=0.0, ge=0, allow_inf_nan=False, description="weight of the subtracted score as next dislike; 0: off"
     )
 
     @field_validator("liked", "disliked", "history", mode="before")

@@ -29,7 +29,7 @@ class Users:
     """Histories of users, oldest interaction first."""
 
     history: Ragged
-    """what the main encoder reads: positives, or all items"""
+    """what the main encoder reads: positives, or all items with signs (data/ragged.py: signed)"""
     negative: Ragged
     seen: Ragged
     """items that are never listed"""
@@ -38,10 +38,10 @@ class Users:
 class Recommender:
     """Ranks the catalog for users.
 
-    The score is s = s_p - gamma * s_n. s_p is the main encoder's score of an item as the next liked one, and s_n the
-    negative encoder's score of it as the next disliked one (0 for users without negatives). The paper ranks by s_p
-    (gamma 0). For users without a history, log(1 + likes in train) replaces s_p; with gamma 0 it is multiplied by 1 -
-    the item's cosine to the mean of the user's dislikes, if that cosine is above 0.
+    The score is s = s_p - gamma * s_n. s_p is the main encoder's score of an item as the next liked one, and s_n that
+    of it as the next disliked one: by the negative encoder (0 for users without negatives), or by a head of the main
+    encoder. The paper ranks by s_p (gamma 0). For users without a history, log(1 + likes in train) replaces s_p; with
+    gamma 0 it is multiplied by 1 - the item's cosine to the mean of the user's dislikes, if that cosine is above 0.
     """
 
     def __init__(self, model: PNFRec, num_positive_V: np.ndarray, is_hidden_V: np.ndarray | None = None) -> None:
@@ -56,7 +56,7 @@ class Recommender:
     def rank(self, users: Users, rows: np.ndarray, k: int, gamma: float = 0.0) -> Ranking:
         """The k best items of the users `rows`, as rank_items gives them.
 
-        Raises InputError for gamma > 0 without a negative encoder.
+        Raises InputError for gamma > 0 if the model does not predict dislikes.
         """
         require_gamma(self.model, gamma)
         has_history_B = users.history.lengths[rows] > 0
@@ -74,12 +74,13 @@ class Recommender:
         """How users with a history score the catalog, including hidden items."""
         hidden_BD = self._encoded(self.model.last_hidden, users.history, rows)
         if gamma:
-            hidden_BD = hidden_BD - gamma * self._disliking(users, rows)
+            head = self.model.encoders.dislike_head
+            hidden_BD = hidden_BD - gamma * (self._disliking(users, rows) if head is None else head(hidden_BD))
         return table_scores(hidden_BD, self.model.item_table)
 
     def _by_popularity(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
         table = self.model.item_table
-        if gamma:
+        if gamma and self.model.encoders.negative is not None:  # without it, these users have no negatives either
             by_dislikes = table_scores(-gamma * self._disliking(users, rows), table)
             return _changed(by_dislikes, lambda scores_Bn, first, end: scores_Bn.add_(self.popularity_V[first:end]))
         ids_BN, _ = users.negative.newest(rows, self.model.max_length)
@@ -115,12 +116,13 @@ class Recommender:
 
 
 def require_gamma(model: PNFRec, gamma: float) -> None:
-    """Raises InputError unless gamma is a finite number >= 0, and for gamma > 0 without a negative encoder."""
+    """Raises InputError unless gamma is a finite number >= 0, and for gamma > 0 if the model predicts no dislikes."""
     is_number = isinstance(gamma, int | float | np.number) and not isinstance(gamma, bool)
     if not is_number or not 0 <= gamma < float("inf"):
         raise InputError(f"gamma is {gamma!r}; it must be a finite number >= 0")
-    if gamma and model.encoders.negative is None:
-        raise InputError(f"gamma is {gamma:g}, but the model has no negative encoder; use 0, or train pnfrec")
+    if gamma and not model.encoders.predicts_dislikes:
+        way_out = "use 0, or train one with loss.alpha above 0 (pnfrec, or pnfrec_signed with --loss.alpha 0.45)"
+        raise InputError(f"gamma is {gamma:g}, but the model does not predict dislikes; {way_out}")
 
 
 def _changed(scores: Scores, change: Callable[[Tensor, int, int], Tensor]) -> Scores:

@@ -31,7 +31,7 @@ class StepTensors:
     main_PD: Tensor
     """the main encoder's output"""
     negative_PD: Tensor | None
-    """the negative encoder's output; None if no term needs it"""
+    """the output of the negative encoder, or of the head for dislikes; None if no term needs it"""
     vectors_UD: Tensor
     """vectors of batch.items_U"""
     batch: TrainBatch
@@ -47,7 +47,7 @@ class Term(ABC):
     """One summand of the loss. Its weight is a setting; its mean is logged as train/<name>."""
 
     needs: BatchParts = NOTHING_MORE
-    """needed parts of the batch; with needs.negative, the model has a negative encoder"""
+    """needed parts of the batch; with needs.negative, the model predicts next dislikes"""
 
     @abstractmethod
     def name(self, encoder: EncoderSettings) -> str:
@@ -122,7 +122,7 @@ def logged_names(terms: dict[str, Term], encoder: EncoderSettings) -> dict[str, 
 
 
 def needed_parts(loss: LossSettings) -> BatchParts:
-    """The parts of a batch that the terms need; `negative` also means a negative encoder."""
+    """The parts of a batch that the terms need; `negative` also means a model that predicts next dislikes."""
     terms = terms_of(loss).values()
     return BatchParts(
         negative=any(term.needs.negative for term in terms), contrast=any(term.needs.contrast for term in terms)

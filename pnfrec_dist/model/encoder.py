@@ -42,16 +42,22 @@ class Encoder(nn.Module):
         super().__init__()
         self.scale = math.sqrt(settings.hidden_size)
         self.positions = nn.Embedding(settings.positions, settings.hidden_size)
+        self.signs = nn.Embedding(2, settings.hidden_size) if settings.history_kind.reads_signs else None
+        """of a like and of a dislike"""
         self.dropout = Dropout(settings.dropout)
         block = block_class(settings)
         self.blocks = nn.ModuleList(block(settings) for _ in range(settings.num_blocks))
         self.norm = LayerNorm(settings.hidden_size)
 
-    def forward(self, item_vectors_PD: Tensor, groups: Groups) -> Tensor:
-        """-> hidden_PD. groups: no length above settings.positions."""
+    def forward(self, item_vectors_PD: Tensor, groups: Groups, is_disliked_P: Tensor | None = None) -> Tensor:
+        """-> hidden_PD. groups: no length above settings.positions; is_disliked_P: read only with signs."""
         weight = self.positions.weight
         positions = [weight[:length].expand(users, -1, -1).flatten(0, 1) for users, length in groups]
         x_PD = torch.add(torch.cat([*positions, weight[:0]]), item_vectors_PD, alpha=self.scale)
+        if self.signs is not None:
+            assert is_disliked_P is not None
+            like_D, dislike_D = self.signs.weight
+            x_PD = x_PD + torch.where(is_disliked_P[:, None], dislike_D, like_D)
         device = x_PD.device.type
         if torch.is_autocast_enabled(device):  # tokens stay narrow from here on, or each matmul would copy them
             x_PD = x_PD.to(torch.get_autocast_dtype(device))

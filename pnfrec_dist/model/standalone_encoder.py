@@ -13,23 +13,28 @@ from pnfrec_dist.model.item_table import ItemTable
 
 
 class PlainEncoder(nn.Module):
-    """Item ids -> user vectors, with the weights of a trained model.
+    """Item ids -> user vectors, with the weights of a trained model. head: a further layer over the user vectors.
 
     All users form one group of the encoder, so that the traced graph does not contain the packing of batches.
     """
 
-    def __init__(self, table: ItemTable, encoder: Encoder) -> None:
+    def __init__(self, table: ItemTable, encoder: Encoder, head: nn.Module | None = None) -> None:
         assert not table.is_sharded
         super().__init__()
         self.item_vectors = table.weight
         self.encoder = encoder
+        self.head = head or nn.Identity()
 
     def forward(self, items_BL: Tensor) -> Tensor:
-        """items_BL: int64, oldest first, right-padded with PAD_ID; L at most the encoder's positions.
+        """items_BL: int64, oldest first, right-padded with PAD_ID; L at most the encoder's positions. For an encoder
+        that reads signs, a disliked item is minus its id.
 
         -> the output at each user's newest item, [B, D]; at padding for a user without items.
         """
         users, length = items_BL.shape
-        hidden_PD = self.encoder(F.embedding(items_BL.flatten(), self.item_vectors), ((users, length),))
+        items_P, is_disliked_P = items_BL.flatten(), None
+        if self.encoder.signs is not None:
+            items_P, is_disliked_P = items_P.abs(), items_P < 0
+        hidden_PD = self.encoder(F.embedding(items_P, self.item_vectors), ((users, length),), is_disliked_P)
         last_B = (items_BL != PAD_ID).sum(1).clamp(min=1) - 1
-        return hidden_PD.view(users, length, -1)[torch.arange(users, device=items_BL.device), last_B]
+        return self.head(hidden_PD.view(users, length, -1)[torch.arange(users, device=items_BL.device), last_B])

@@ -7,8 +7,8 @@ from pnfrec_dist.model.dual_encoder import PNFRec
 
 
 def build_model(num_items: int, settings: Settings, shards: World | None = None) -> PNFRec:
-    """The same settings.seed gives the same weights for any sharding. There is a negative encoder if a term of the loss
-    needs one.
+    """The same settings.seed gives the same weights for any sharding. The model predicts dislikes if a term of the loss
+    needs it.
 
     shards: the ranks that share the rows of the item table; None: each rank holds all.
     """

@@ -29,7 +29,7 @@ class StepPlan:
     encoders: int
     """weights, gradients and moments"""
     activations: int
-    """intermediate results of both encoders for the backward pass, and the inputs of the softmax"""
+    """intermediate results of the encoders for the backward pass, and the inputs of the softmax"""
     passing: int
     """temporary further gradient of this worker's rows"""
     logits: int
@@ -53,15 +53,16 @@ def plan_step(
 
     item_table auto: per step, a replicated table sends the gradients of N rows; a sharded table sends the hidden states
     of all ranks' targets and the rows that this rank looks up. So it is sharded if N > R * T + U (R ranks, T targets
-    and U looked-up items of a rank).
+    and U looked-up items of a rank). T counts all next items, also of a signed history, where fewer may be targets.
     """
     encoder, width, objective = settings.encoder, settings.encoder.hidden_size, Objective(settings)
-    sides = [data.history]
-    if objective.parts.negative:
+    sides, kind = [data.history], encoder.history_kind
+    has_head = objective.parts.negative and kind.reads_signs
+    if objective.parts.negative and not has_head:
         if data.negative is None:
             raise InputError(
-                f"a term of the loss needs a negative encoder, but encoder.history {encoder.history} contains "
-                "the negatives already; remove the term from loss.terms, or use --encoder.history positive"
+                f"a term of the loss predicts dislikes, but encoder.history {encoder.history} does not tell them from "
+                "likes; remove the term from loss.terms, or use --encoder.history positive or signed"
             )
         sides.append(data.negative)
     users = -(-min(settings.train.batch_size, len(data)) // num_workers)
@@ -78,12 +79,13 @@ def plan_step(
     length = min(encoder.positions, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
     block = block_size(encoder, length)
     each = NARROW if settings.train.precision == "bfloat16" else FLOAT
-    per_token = encoder.num_blocks * block.activations_per_token * each + FLOAT * 6 * width
+    per_token = encoder.num_blocks * block.activations_per_token * each + FLOAT * (8 if has_head else 6) * width
     softmax = (1 + 3 * shards) * tokens * width
     # From the second part on, the softmax's gradient of all rows exists before it is added to the sum.
     passing = objective.cross_entropy.touches_all_rows and settings.train.accumulation > 1
     per_encoder = encoder.num_blocks * block.parameters + encoder.positions * width + 2 * width
-    encoders = 4 * FLOAT * len(sides) * per_encoder
+    signs = 2 * width * kind.reads_signs + (width * width + width) * has_head
+    encoders = 4 * FLOAT * (len(sides) * per_encoder + signs)
     copies = settings.checkpoint.background and not on_gpu
     return StepPlan(
         is_sharded=is_sharded,

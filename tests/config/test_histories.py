@@ -17,3 +17,8 @@ def test_likes_alone_are_half_as_long_as_likes_and_dislikes_in_one_sequence() ->
     positive, both = HISTORIES["positive"], HISTORIES["all"]
     assert (positive.choose(**LISTS), positive.holds_negatives, positive.windows(50)) == ([1], False, 50)
     assert (both.choose(**LISTS), both.holds_negatives, both.windows(50)) == ([1, 2], True, 100)
+
+
+def test_dislikes_can_be_predicted_where_they_are_told_from_likes() -> None:
+    predicting = {name: kind.predicts_dislikes for name, kind in HISTORIES.items()}
+    assert predicting == {"positive": True, "all": False, "signed": True}

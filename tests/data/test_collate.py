@@ -1,14 +1,16 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pnfrec_dist.config.settings import EncoderSettings
+from pnfrec_dist.config.settings import EncoderSettings, History
 from pnfrec_dist.data.batches import BatchParts, Groups
 from pnfrec_dist.data.collate import MARKS_PER_ID, MAX_GROUPS, _distinct, _grouped, history_batch, train_batch
 from pnfrec_dist.data.prepared import TrainData
-from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.ragged import Ragged, signed
 
 CPU = torch.device("cpu")
 
@@ -27,6 +29,12 @@ def test_newest_equals_slicing_each_row(rows: list[list[int]], count: int) -> No
     for row, expected, length in zip(ids, wanted, lengths, strict=True):
         assert row[:length].tolist() == expected
         assert not row[length:].any()
+
+
+def both_kinds(rows: list[list[tuple[int, bool]]]) -> Ragged:
+    """rows: (item, whether it is liked)."""
+    items, flags = (ragged([[entry[side] for entry in row] for row in rows]) for side in (0, 1))
+    return signed(items, flags)
 
 
 def by_user(tokens: list[int], groups: Groups) -> list[list[int]]:
@@ -90,11 +98,7 @@ def test_train_batch_holds_every_users_newest_items(rows: list[list[int]], max_l
 def test_contrast_of_a_history_of_both_kinds_by_hand() -> None:
     """Likes 1, 3, 4, 6 and dislikes 2, 5: the next like after 1 is 3, after 3 it is 4, after 4 it is 6. The second
     user's window starts with a dislike, and no like follows its only like."""
-    data = TrainData(
-        ragged([[1, 2, 3, 4, 5, 6], [7, 8, 9]]),
-        None,
-        ragged([[True, False, True, True, False, True], [False, True, False]]),
-    )
+    data = TrainData(ragged([[1, -2, 3, 4, -5, 6], [-7, 8, -9]]), None)
     encoder = EncoderSettings(history="all", max_length=3)
     batch = train_batch(data, np.array([0, 1]), encoder, BatchParts(contrast=True), CPU)
     contrast = batch.contrast
@@ -108,13 +112,14 @@ def test_contrast_of_a_history_of_both_kinds_by_hand() -> None:
 @given(
     rows=st.lists(st.lists(st.tuples(st.integers(1, 99), st.booleans()), max_size=30), min_size=1, max_size=8),
     max_length=st.integers(1, 12),
+    history=st.sampled_from(["all", "signed"]),
 )
-def test_contrast_of_histories_of_both_kinds(rows: list[list[tuple[int, bool]]], max_length: int) -> None:
+def test_contrast_of_histories_of_both_kinds(
+    rows: list[list[tuple[int, bool]]], max_length: int, history: History
+) -> None:
     """Every window equals a plain search for the next like and the dislikes."""
-    data = TrainData(
-        ragged([[item for item, _ in row] for row in rows]), None, ragged([[flag for _, flag in row] for row in rows])
-    )
-    encoder, picked = EncoderSettings(history="all", max_length=max_length), np.arange(len(rows))[::-1]
+    data = TrainData(both_kinds(rows), None)
+    encoder, picked = EncoderSettings(history=history, max_length=max_length), np.arange(len(rows))[::-1]
     batch = train_batch(data, picked, encoder, BatchParts(contrast=True), CPU)
     assert batch.contrast is not None
     found = [
@@ -139,6 +144,41 @@ def test_contrast_of_histories_of_both_kinds(rows: list[list[tuple[int, bool]]],
     assert batch.contrast.num_tokens == sum(i > 0 for _, following, _ in expected for i in following)
 
 
+@given(
+    rows=st.lists(st.lists(st.tuples(st.integers(1, 99), st.booleans()), max_size=30), min_size=1, max_size=8),
+    max_length=st.integers(1, 12),
+    history=st.sampled_from(["all", "signed"]),
+)
+def test_signs_and_targets_of_histories_of_both_kinds(
+    rows: list[list[tuple[int, bool]]], max_length: int, history: History
+) -> None:
+    """all: every next item is a target. signed: next likes are the main targets, next dislikes those of the head."""
+    encoder, picked = EncoderSettings(history=history, max_length=max_length), np.arange(len(rows))[::-1]
+    has_signs = history == "signed"
+    batch = train_batch(TrainData(both_kinds(rows), None), picked, encoder, BatchParts(negative=has_signs), CPU)
+    sides = [batch.main] if batch.negative is None else [batch.main, batch.negative]
+    assert len(sides) == 1 + has_signs and (batch.main.is_disliked_P is not None) == has_signs
+    signs = batch.main.is_disliked_P if has_signs else torch.zeros_like(batch.main.inputs_P, dtype=torch.bool)
+    assert signs is not None and all(torch.equal(side.inputs_P, batch.main.inputs_P) for side in sides)
+    columns = [batch.items_U[batch.main.inputs_P], signs]
+    for side in sides:
+        columns.append(torch.zeros_like(side.inputs_P))
+        columns[-1][side.places_T] = side.targets_T
+        assert side.groups == batch.main.groups
+    found = [
+        list(zip(*values, strict=True))[: np.count_nonzero(values[0])]
+        for values in zip(*(by_user(column.tolist(), batch.main.groups) for column in columns), strict=True)
+    ]
+    expected = []
+    for user in picked:
+        tokens = []
+        for (item, liked), (following, is_liked) in pairwise(rows[user][-(2 * max_length + 1) :]):
+            targets = (following * is_liked, following * (not is_liked)) if has_signs else (following,)
+            tokens.append((item, has_signs and not liked, *targets))
+        expected += [tokens] if tokens else []
+    assert sorted(found) == sorted(expected)
+
+
 def test_a_batch_carries_only_what_the_loss_uses() -> None:
     data = TrainData(ragged([[1, 2]]), ragged([[3, 4]]))
     rows, encoder = np.array([0]), EncoderSettings()
@@ -158,11 +198,14 @@ def test_users_with_nothing_to_predict_and_empty_shares_make_whole_batches() -> 
         assert batch.main.groups == () and len(batch.main.inputs_P) == len(batch.main.targets_T) == 0
 
 
-@given(rows=st.lists(st.lists(st.integers(1, 99), max_size=9), min_size=1, max_size=8), max_length=st.integers(1, 12))
+IDS = st.integers(-99, 99).filter(bool)
+
+
+@given(rows=st.lists(st.lists(IDS, max_size=9), min_size=1, max_size=8), max_length=st.integers(1, 12))
 def test_history_batch_points_at_the_newest_item(rows: list[list[int]], max_length: int) -> None:
     picked = np.arange(len(rows))[::-1]
     batch = history_batch(ragged(rows), picked, max_length, CPU)
-    tokens = batch.items_U[batch.inputs_P]
+    tokens = batch.items_U[batch.inputs_P] * torch.where(batch.is_disliked_P, -1, 1)
     newest = [rows[u][-1] if rows[u] else 0 for u in picked]
     assert tokens[batch.last_B].tolist() == newest
     windows = [[i for i in row if i] for row in by_user(tokens.tolist(), batch.groups)]

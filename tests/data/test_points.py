@@ -70,7 +70,7 @@ def every_point(lists: HoldoutInteractions, history: History) -> Points:
 
 
 @pytest.mark.parametrize("replaces", [False, True])
-@pytest.mark.parametrize("history", ["positive", "all"])
+@pytest.mark.parametrize("history", ["positive", "all", "signed"])
 def test_a_point_has_what_came_before_it(history: History, replaces: bool) -> None:
     users = random_rows(replaces=replaces, seed=1)
     points = every_point(interactions(users, 1_000, replaces=replaces), history)
@@ -81,7 +81,8 @@ def test_a_point_has_what_came_before_it(history: History, replaces: bool) -> No
     for row, point in enumerate(order):
         user, place = users[points.user_P[point]], int(points.place_P[point])
         expected = plain_history(user, place, replaces=replaces)
-        read = [item for item, is_positive in expected if history == "all" or is_positive]
+        likes = [item for item, is_positive in expected if is_positive]
+        read = likes if history == "positive" else [item if positive else -item for item, positive in expected]
         assert part.history.row(row).tolist() == read
         assert part.negative.row(row).tolist() == [item for item, is_positive in expected if not is_positive]
         assert part.seen.row(row).tolist() == sorted({item for item, _ in expected})

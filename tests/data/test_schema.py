@@ -7,7 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pnfrec_dist.config.settings import History
+from pnfrec_dist.data.cache import mapped
 from pnfrec_dist.data.prepared import TRAINING_PARTS, open_prepared
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.schema import read_manifest, write_manifest
 from pnfrec_dist.data.user_histories import user_parts
 from pnfrec_dist.errors import InputError
@@ -112,13 +115,31 @@ def test_another_schema_is_refused(prepared: Path) -> None:
         open_prepared(prepared).train()
 
 
-def test_ids_outside_the_catalog_are_refused(prepared: Path) -> None:
+@pytest.mark.parametrize(("column", "item", "history"), [("positive_items", 99, "positive"), ("items", -3, "signed")])
+def test_ids_outside_the_catalog_are_refused(prepared: Path, column: str, item: int, history: History) -> None:
     name = "train/part-00000.parquet"
     table = pq.read_table(prepared / name)
-    beyond = pa.array([[99]] * len(table), type=pa.list_(pa.int32()))
-    _rewrite(prepared, name, table.set_column(3, table.schema.field("positive_items"), beyond))
-    with pytest.raises(InputError, match=r"positive_items holds ids outside 1\.\.12"):
-        open_prepared(prepared).train()
+    beyond = pa.array([[item]] * len(table), type=pa.list_(pa.int32()))
+    _rewrite(prepared, name, table.set_column(table.column_names.index(column), table.schema.field(column), beyond))
+    with pytest.raises(InputError, match=rf"{column} holds ids outside 1\.\.12"):
+        open_prepared(prepared).train(history)
+
+
+@pytest.mark.parametrize("history", ["all", "signed"])
+def test_a_history_of_both_kinds_has_signs(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: History
+) -> None:
+    """Also where an earlier version has left lists without signs in the cache."""
+    monkeypatch.setenv("PNFREC_CACHE", str(tmp_path / "cache"))
+    data = open_prepared(prepared)
+    mapped(tmp_path / "cache" / f"tiny-{data.manifest.digest[:32]}-all", lambda: {"items": Ragged.of([[1]])})
+    for split, found in (("train", data.train(history).history), ("test", data.holdout("test", history).history)):
+        rows = pq.read_table(prepared / split, columns=["items", "is_positive"]).to_pylist()
+        expected = [
+            [item if liked else -item for item, liked in zip(row["items"], row["is_positive"], strict=True)]
+            for row in rows
+        ]
+        assert [found.row(number).tolist() for number in range(len(found))] == expected
 
 
 def test_other_settings_are_refused_with_the_difference(prepared: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_history_is_trained_evaluated_and_listed(prepared: Path, tmp_path: Pat
         ({"encoder": {"block": "mistaken:Sizeless"}}, "it must be a class of Block with the method size"),
         ({"encoder": {"block": "mistaken:Countless"}}, "it must be a class of Block whose size is a BlockSize"),
         ({"encoder": {"block": "mistaken:NotStatic"}}, "which cannot tell its size .TypeError.*missing 1"),
-        ({"encoder": {"history": "additions:NORM"}}, "it must be one of 'positive', 'all'"),
+        ({"encoder": {"history": "additions:NORM"}}, "it must be one of 'positive', 'all', 'signed'"),
         ({"evaluation": {"measures": ["ndcg", "nowhere:first"]}}, "which cannot be imported"),
         (
             {"evaluation": {"measures": ["ndcg", "additions:second"]}},

@@ -94,7 +94,7 @@ def test_pairs_need_their_columns(checkpoint: Path, prepared: Path, tmp_path: Pa
 
 def test_gamma_without_a_negative_encoder_is_refused(prepared: Path, tmp_path: Path) -> None:
     alone = trained(open_prepared(prepared), replace(SETTINGS, loss=LossSettings(0.0, 0.0)), tmp_path / "run")
-    with pytest.raises(InputError, match=r"gamma is 0\.5, but the model has no negative encoder"):
+    with pytest.raises(InputError, match=r"gamma is 0\.5, but the model does not predict dislikes"):
         recommend.main(line(alone, prepared, "--out", str(tmp_path / "recs"), "--gamma", "0.5"))
 
 
@@ -107,6 +107,22 @@ def test_a_card_is_printed(checkpoint: Path, prepared: Path, capsys: pytest.Capt
     assert "list of popular items, as no like is known" in second
     with pytest.raises(InputError, match="has no user 'nobody'"):
         recommend.main(line(checkpoint, prepared, "--show", "nobody"))
+
+
+def test_a_signed_model_ranks_for_dislikes_alone_and_with_gamma(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, encoder=replace(SETTINGS.encoder, history="signed"))
+    run, out = trained(open_prepared(prepared), settings, tmp_path / "run"), tmp_path / "gamma.json"
+    evaluate_command(line(run, prepared, "--gammas", "0.5", "--out", str(out)))
+    assert list(json.loads(out.read_text())["validation"]) == ["0.0", "0.5"]
+    cards = []
+    for gamma in ("0", "0.5"):
+        capsys.readouterr()
+        recommend.main(line(run, prepared, "--show", "without likes", "--gamma", gamma))
+        cards.append(capsys.readouterr().out)
+        assert "disliked last  3; 1" in cards[-1] and "list from the whole history" in cards[-1]
+    assert cards[0] != cards[1]
 
 
 def test_gamma_is_picked_on_validation_and_tested_once(

@@ -16,7 +16,7 @@ import torch
 from helpers.tiny_training import SETTINGS, trained
 
 from pnfrec_dist import export
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.config.settings import EncoderSettings, Settings
 from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.data.ragged import Ragged
@@ -32,7 +32,7 @@ SIZES = EncoderSettings(hidden_size=8, num_blocks=2, num_heads=2, max_length=7, 
 POSITIVE = replace(SETTINGS, encoder=SIZES)
 CASES = {
     "two encoders": POSITIVE,
-    "all interactions": replace(POSITIVE, encoder=replace(SIZES, history="all"), loss=LossSettings()),
+    "signed": replace(POSITIVE, encoder=replace(SIZES, history="signed")),
     "one position": replace(POSITIVE, encoder=replace(SIZES, max_length=1)),
     "two positions": replace(POSITIVE, encoder=replace(SIZES, max_length=2)),
 }
@@ -61,12 +61,13 @@ def made(settings: Settings) -> Exported:
     return Exported(settings, model, [f"raw {item}" for item in range(ITEMS)], np.arange(ITEMS + 1), 4.0, "digest")
 
 
-def histories(longest: int) -> list[list[list[int]]]:
-    """Batches of several sizes and lengths, users without an item among them."""
+def histories(longest: int, has_signs: bool) -> list[list[list[int]]]:
+    """Batches of several sizes and lengths, users without an item among them. has_signs: some items are disliked."""
     rng = np.random.default_rng(5)
     batches = [[[3]], [[*range(1, longest + 1)]], [[4] * length for length in range((longest + 1) // 2, -1, -1)]]
     many = [rng.integers(1, ITEMS + 1, length % (longest + 1)).tolist() for length in range(longest, longest + 17)]
-    return [*batches, many]
+    signs = np.array([1, -1]) if has_signs else np.array([1])
+    return [[(rng.choice(signs, len(user)) * user).tolist() for user in batch] for batch in [*batches, many]]
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +87,10 @@ def test_scores_equal_the_models_where_torch_is_all_there_is(case: str, tmp_path
     exported = made(CASES[case])
     model = exported.model
     export_files.export(exported, tmp_path / "out")
-    batches = histories(model.max_length)
+    batches = histories(model.max_length, has_signs=model.encoders.main.signs is not None)
     padded = [[user + [0] * (max(map(len, batch)) - len(user)) for user in batch] for batch in batches]
     own = {"encoder.pt2": model.last_hidden}
-    if model.encoders.negative is not None:
+    if model.encoders.predicts_dislikes:
         own["negative_encoder.pt2"] = model.last_negative_hidden
     line = [sys.executable, "-c", SCORES, json.dumps(padded), *own]
     found = json.loads(subprocess.run(line, check=True, capture_output=True, cwd=tmp_path / "out").stdout)

@@ -1,6 +1,7 @@
 """Lists equal brute force for every user: whole data sets, filters, a model with an older catalog; cards."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,12 @@ def brute_force(trained: Exported, raw: list[str], users: UserLists, place: int,
     def model_ids(lists: Ragged) -> list[int]:
         return [known[raw[item - 1]] for item in row(lists, place) if raw[item - 1] in known]
 
-    reads_all = trained.settings.encoder.history == "all"
-    history, disliked = model_ids(users.items if reads_all else users.positive), model_ids(users.negative)
+    reads = trained.settings.encoder.history
+    history, disliked = model_ids(users.positive if reads == "positive" else users.items), model_ids(users.negative)
+    if reads == "signed":
+        flags = zip(row(users.items, place), row(users.is_positive, place), strict=True)
+        liked = [flag for item, flag in flags if raw[item - 1] in known]
+        history = [item if flag else -item for item, flag in zip(history, liked, strict=True)]
     table_VD = trained.model.item_table.weight.detach()
     if history:
         lists = Ragged(np.array([0, len(history)]), np.array(history))
@@ -81,7 +86,7 @@ def listed(table: pa.Table) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("history", ["positive", "all"])
+@pytest.mark.parametrize("history", ["positive", "all", "signed"])
 @pytest.mark.parametrize("older", [False, True])
 def test_every_user_s_list_equals_brute_force(prepared: Path, history: History, older: bool) -> None:
     """older: the model knows half of the items in another order, and two that the data set lacks."""
@@ -102,6 +107,25 @@ def test_every_user_s_list_equals_brute_force(prepared: Path, history: History, 
             assert found.get(user_id, []) == brute_force(trained, raw, users, place, hidden)
             seen_users += 1
     assert seen_users == 31
+
+
+def test_dislikes_alone_get_a_list_of_their_own_from_signs(prepared: Path) -> None:
+    """Not the popular items, and not the list of a user who likes these items."""
+    data = open_prepared(prepared)
+    encoder = replace(SETTINGS.encoder, history="signed")
+    trained = model_of(data.raw_item_ids().to_pylist(), replace(SETTINGS, encoder=encoder))
+    (users,) = find_users(data, pa.array(["without likes"]))
+    items = users.items
+    found = []
+    for liked, gamma in ((False, 0.0), (True, 0.0), (False, 0.5)):
+        maker = ListMaker(trained, data.raw_item_ids(), replace(LISTS, top_k=12, gamma=gamma), Filters(), CPU)
+        flags = Ragged(items.offsets, np.full(len(items.values), liked))
+        found.append(maker.make(replace(users, is_positive=flags, negative=items)))
+        assert not any(found[-1]["is_popular"].to_pylist())
+    orders = [table["raw_item_id"].to_pylist() for table in found]
+    assert len(orders[0]) == 12 - 2 and len({tuple(order) for order in orders}) == 3
+    likes_V = trained.num_positive_V
+    assert orders[0] != sorted(orders[0], key=lambda raw: -likes_V[int(raw)])
 
 
 def test_on_ml1m_s_shape_lists_equal_torch_s_own_top_k() -> None:

@@ -44,13 +44,13 @@ class Case:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> dict[History, Case]:
-    """A model that reads positives, and one that reads all interactions."""
+    """A model that reads positives, one that reads all interactions, and one that reads them with signs."""
     directory = tmp_path_factory.mktemp("serving")
     data = open_prepared(prepared_writer(directory / "prepared"))
     found: dict[History, Case] = {}
-    histories: tuple[History, ...] = ("positive", "all")
+    histories: tuple[History, ...] = ("positive", "all", "signed")
     for history in histories:
-        alpha = 0.45 if history == "positive" else 0.0
+        alpha = 0.0 if history == "all" else 0.45
         encoder = dataclasses.replace(SETTINGS.encoder, history=history)
         settings = dataclasses.replace(SETTINGS, encoder=encoder, loss=LossSettings(alpha, 0.25))
         checkpoint = trained(data, settings, directory / history / "run")
@@ -62,7 +62,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..
     return found
 
 
-@pytest.mark.parametrize("history", ["positive", "all"])
+@pytest.mark.parametrize("history", ["positive", "all", "signed"])
 def test_the_exported_model_lists_what_the_trained_one_does(cases: dict[History, Case], history: History) -> None:
     """Users with known and unknown items, with more than fit the window, with none; alone and together."""
     case = cases[history]
@@ -102,6 +102,16 @@ def test_a_history_with_relevances_is_split_at_the_threshold(cases: dict[History
     assert answer.unknown == ["what"]
     (answer,) = cases["all"].served.predict([{"history": history, "top_k": 12}])
     assert answer.items == [str(item) for item in cases["all"].expected([3, 1, 2, 7], [1, 7], [1, 2, 3, 7], 12)]
+    (answer,) = cases["signed"].served.predict([{"history": history, "top_k": 12, "gamma": 0.5}])
+    assert answer.items == [
+        str(item) for item in cases["signed"].expected([3, -1, 2, -7], [1, 7], [1, 2, 3, 7], 12, 0.5)
+    ]
+
+
+def test_signs_serve_dislikes_alone(cases: dict[History, Case]) -> None:
+    (answer,) = cases["signed"].served.predict([{"disliked": ["5", "6"], "top_k": 12}])
+    assert answer.items == [str(item) for item in cases["signed"].expected([-5, -6], [5, 6], [5, 6], 12)]
+    assert not answer.popular
 
 
 def test_an_interrupted_export_leaves_the_old_model(
@@ -144,7 +154,7 @@ def test_a_query_that_is_none_is_refused(cases: dict[History, Case], query: dict
 
 
 def test_gamma_is_refused_by_a_model_without_a_negative_encoder(cases: dict[History, Case]) -> None:
-    with pytest.raises(mlflow.MlflowException, match="no negative encoder"):
+    with pytest.raises(mlflow.MlflowException, match="does not predict dislikes"):
         cases["all"].served.predict([{"liked": ["1"], "gamma": 0.5}])
 
 

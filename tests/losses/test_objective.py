@@ -1,19 +1,24 @@
 """Batch, model and losses together against the paper's formulas, one user at a time."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from helpers.slow_losses import random, slow_contrastive, slow_cross_entropy
+from torch import Tensor
+from torch.nn import functional as F
 
 from pnfrec_dist.config.settings import ContrastiveSettings, EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.prepared import TrainData
-from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.ragged import Ragged, signed
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.losses.terms import encoded, needed_parts
 from pnfrec_dist.model.dual_encoder import PNFRec
+
+CPU = torch.device("cpu")
 
 
 def test_the_whole_objective_equals_the_formulas_per_user() -> None:
@@ -88,7 +93,7 @@ def test_models_of_all_interactions_equal_the_formulas_per_user(
     model = PNFRec(9, encoder, torch.Generator().manual_seed(1), with_negative=loss.alpha > 0).double()
     with torch.no_grad():
         model.item_table.weight[1:] += random(9, 4)
-    data = TrainData(ragged(0), None, ragged(1))
+    data = TrainData(signed(ragged(0), ragged(1)), None)
     batch = train_batch(data, np.arange(len(users)), encoder, needed_parts(loss), torch.device("cpu"))
     assert len(users) == 3 or sum(count * length for count, length in batch.main.groups) > batch.main.places_T.numel()
     vectors_UD = model.item_table.lookup(batch.items_U)
@@ -117,3 +122,63 @@ def test_models_of_all_interactions_equal_the_formulas_per_user(
     assert abs(weighted.item() - (weights * totals).sum().item()) <= 1e-12 * max(expected)
     tokens = sum(min(len(user), 2 * max_length + 1) - 1 for user in users)
     assert objective.counts(batch).tolist() == ([tokens, compared] if beta else [tokens])
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.0), (0.5, 0.3)])
+@pytest.mark.parametrize(("users", "max_length"), [(FEW, 3), (many_users(), 20)], ids=["few", "many"])
+def test_a_signed_model_and_its_gradients_equal_the_formulas_per_user(
+    users: list[list[tuple[int, bool]]], max_length: int, alpha: float, beta: float
+) -> None:
+    """CE where the very next item is liked; by the head, CE where it is disliked; InfoNCE as for sasrec_c."""
+    encoder = EncoderSettings(hidden_size=4, num_blocks=1, history="signed", max_length=max_length, dropout=0.0)
+    loss = LossSettings(alpha, beta)
+    settings = Settings(encoder=encoder, loss=loss, contrastive=ContrastiveSettings("cosine", 0.1))
+    model = PNFRec(9, encoder, torch.Generator().manual_seed(1), with_negative=alpha > 0).double()
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter += 0.5 * random(*parameter.shape, seed=number)
+        model.item_table.weight[0] = 0.0
+    plain = copy.deepcopy(model)
+    histories = Ragged.of([[item if liked else -item for item, liked in user] for user in users])
+    batch = train_batch(TrainData(histories, None), np.arange(len(users)), encoder, needed_parts(loss), CPU)
+    objective, vectors_UD = Objective(settings), model.item_table.lookup(batch.items_U)
+    weights = torch.tensor([0.7, 0.2, 0.1] if alpha else [0.7], dtype=torch.float64)
+    weighted, totals = objective.loss(encoded(model.encoders, vectors_UD, batch), model.item_table, weights)
+    weighted.backward()
+    model.item_table.collect_gradients()
+
+    signs = plain.encoders.main.signs
+    assert signs is not None
+    plain.encoders.main.signs = None  # here, signs are a part of the items' vectors
+    terms: list[list[Tensor]] = [[], [], []]
+    for user in users:
+        for term, losses in zip(terms, plain_terms(plain, signs.weight, user[-2 * max_length - 1 :]), strict=True):
+            term += losses
+    expected = torch.stack([torch.stack(term).sum() for term in terms[: len(weights)]])
+    (weights * expected).sum().backward()
+    assert objective.counts(batch).tolist() == [len(term) for term in terms[: len(weights)]]
+    torch.testing.assert_close(totals, expected.detach(), rtol=1e-12, atol=0)
+    plain.encoders.main.signs = signs
+    for (name, found), wanted in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert found.grad is not None and wanted.grad is not None, name
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=0, atol=1e-11, msg=name)
+
+
+def plain_terms(model: PNFRec, signs_2D: Tensor, window: list[tuple[int, bool]]) -> tuple[list[Tensor], ...]:
+    """The losses of one user: of each next like, of each next dislike, of each like with a later like."""
+    table_VD, likes, dislikes, contrasts = model.item_table.weight, [], [], []
+    vectors = [table_VD[item] + signs_2D[0 if liked else 1] / 2 for item, liked in window[:-1]]  # 2 is sqrt(d)
+    hidden_LD = model.encoders.main(torch.stack(vectors), ((1, len(vectors)),))
+    disliked = [item for item, liked in window if not liked]
+    for place, hidden_D in enumerate(hidden_LD):
+        (item, liked), head = window[place + 1], model.encoders.dislike_head
+        if liked:
+            likes.append(-F.log_softmax(table_VD[1:] @ hidden_D, dim=0)[item - 1])
+        elif head is not None:
+            query_D = head.weight @ hidden_D + head.bias
+            dislikes.append(-F.log_softmax(table_VD[1:] @ query_D, dim=0)[item - 1])
+        later = [item for item, liked in window[place + 1 :] if liked]
+        if window[place][1] and later:
+            scores = F.cosine_similarity(table_VD[[later[0], *disliked]], hidden_D[None], dim=1) / 0.1
+            contrasts.append(-F.log_softmax(scores, dim=0)[0])
+    return likes, dislikes, contrasts

@@ -103,7 +103,7 @@ def test_a_training_of_two_terms_of_one_name_is_refused() -> None:
         Objective(Settings(loss=LossSettings(beta=0.5, terms=(f"{OWN}=0.5",))))
 
 
-@pytest.mark.parametrize("history", ["positive", "all", "negative"])
+@pytest.mark.parametrize("history", ["positive", "all", "signed", "negative"])
 def test_the_two_sides_have_names_of_their_own(history: str) -> None:
     encoder = EncoderSettings(history=history)  # type: ignore[arg-type]
     names = logged_names({"ce_main": CE_MAIN, "ce_negative": CE_NEGATIVE}, encoder)
@@ -119,4 +119,5 @@ def test_titles_are_found_by_the_names_in_the_log() -> None:
     assert term_title("ce_positive") == "CE over likes"
     assert term_title("ce_negative") == "CE over dislikes"
     assert term_title("ce_all") != "ce_all"
+    assert term_title("ce_signed") == "CE over likes (signed history)"
     assert term_title("somebody_s_own") == "somebody_s_own"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,29 +14,36 @@ from pnfrec_dist.losses.terms import encoded, needed_parts
 from pnfrec_dist.model.dual_encoder import PNFRec
 
 ENCODER = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, dropout=0.0)
+SIGNED = replace(ENCODER, history="signed")
 VARIANTS = {
     "pnfrec": LossSettings(0.45, 0.25),
     "pnfrec_pn": LossSettings(0.45, 0.0),
     "pnfrec_pc": LossSettings(0.0, 0.25),
     "sasrec_p": LossSettings(0.0, 0.0),
+    "pnfrec_signed": LossSettings(0.0, 0.0),
+    "pnfrec_signed with all options": LossSettings(0.45, 0.25),
 }
 CPU = torch.device("cpu")
 
 
-def build(loss: LossSettings) -> PNFRec:
-    return PNFRec(9, ENCODER, torch.Generator().manual_seed(0), with_negative=loss.alpha > 0)
+def build(loss: LossSettings, encoder: EncoderSettings = ENCODER) -> PNFRec:
+    return PNFRec(9, encoder, torch.Generator().manual_seed(0), with_negative=loss.alpha > 0)
 
 
 def ragged(rows: list[list[int]]) -> Ragged:
     return Ragged(np.cumsum([0] + [len(r) for r in rows]), np.array([i for r in rows for i in r], dtype=np.int32))
 
 
-def totals_after_backward(model: PNFRec, loss: LossSettings, rows: list[int]) -> dict[str, float]:
+def totals_after_backward(
+    model: PNFRec, loss: LossSettings, rows: list[int], encoder: EncoderSettings = ENCODER
+) -> dict[str, float]:
     """The total of each term for some of two users. Leaves gradients in the model."""
     data = TrainData(ragged([[1, 2, 3], [4, 5]]), ragged([[6, 7, 8], [9, 1]]))
-    batch = train_batch(data, np.array(rows, dtype=np.int64), ENCODER, needed_parts(loss), CPU)
+    if encoder is SIGNED:
+        data = TrainData(ragged([[1, -6, 2, 3, -7], [4, 5, -9], [-1, -2]]), None)
+    batch = train_batch(data, np.array(rows, dtype=np.int64), encoder, needed_parts(loss), CPU)
     vectors_UD = model.item_table.lookup(batch.items_U)
-    objective = Objective(Settings(loss=loss))
+    objective = Objective(Settings(encoder=encoder, loss=loss))
     tensors = encoded(model.encoders, vectors_UD, batch)
     weighted, totals = objective.loss(tensors, model.item_table, objective.weights_J)
     weighted.backward()
@@ -46,14 +55,23 @@ def totals_after_backward(model: PNFRec, loss: LossSettings, rows: list[int]) ->
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_of_every_variant_gets_a_gradient(name: str) -> None:
     """DDP waits for all gradients, so parameters that a variant does not use must not exist."""
-    loss = VARIANTS[name]
+    loss, encoder = VARIANTS[name], SIGNED if "signed" in name else ENCODER
     for rows in ([0, 1], []):
-        model = build(loss)
+        model = build(loss, encoder)
         assert (model.encoders.negative is not None) == (name in ("pnfrec", "pnfrec_pn"))
-        totals = totals_after_backward(model, loss, rows)
+        assert (model.encoders.dislike_head is not None) == (name == "pnfrec_signed with all options")
+        assert (model.encoders.main.signs is not None) == (encoder is SIGNED)
+        totals = totals_after_backward(model, loss, rows, encoder)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         assert totals.keys() == loss.weights.keys()
         assert all((total > 0) == bool(rows) for total in totals.values())
+
+
+def test_tokens_without_a_next_like_give_every_parameter_a_gradient() -> None:
+    """A rank may have only users with dislikes alone."""
+    model, loss = build(VARIANTS["pnfrec_signed"], SIGNED), VARIANTS["pnfrec_signed"]
+    assert totals_after_backward(model, loss, [2], SIGNED) == {"ce_main": 0.0}
+    assert all(p.grad is not None and (p.grad == 0).all() for p in model.parameters())
 
 
 def test_the_padding_row_is_zero_and_never_learns() -> None:
@@ -83,3 +101,14 @@ def test_last_hidden_is_of_the_newest_item_of_each_user() -> None:
     for b, row in enumerate(([1, 2, 3], [4], [], [5, 6])):
         torch.testing.assert_close(together_BD[b : b + 1], last_hidden(row))
     assert not torch.allclose(together_BD[0], last_hidden([1, 2, 5])[0])
+
+
+def test_the_head_for_dislikes_reads_the_main_encoder() -> None:
+    """It is a linear map of the hidden state that predicts the next like; both depend on the signs."""
+    model = build(VARIANTS["pnfrec"], SIGNED).eval()
+    batch, other = (history_batch(ragged([row]), np.array([0]), 8, CPU) for row in ([1, -2, 3], [1, 2, 3]))
+    head = model.encoders.dislike_head
+    assert head is not None
+    expected_BD = model.last_hidden(batch) @ head.weight.T + head.bias
+    torch.testing.assert_close(model.last_negative_hidden(batch), expected_BD)
+    assert not torch.allclose(model.last_hidden(batch), model.last_hidden(other))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,6 +37,18 @@ def test_no_position_sees_the_future() -> None:
         (gradient,) = torch.autograd.grad(encode(model, x_BLD)[:, position].sum(), x_BLD)
         assert (gradient[:, position + 1 :] == 0).all()
         assert (gradient[:, : position + 1] != 0).any(dim=-1).all()
+
+
+def test_a_sign_changes_no_earlier_state() -> None:
+    """It changes that of its own token and those of all later ones."""
+    model, x_BLD = encoder(replace(SETTINGS, history="signed", max_length=4)), inputs(users=1)
+    likes_P = torch.zeros(7, dtype=torch.bool)
+    without_PD = model(x_BLD[0], ((1, 7),), likes_P)
+    for position in range(7):
+        is_disliked_P = likes_P.clone()
+        is_disliked_P[position] = True
+        changed_P = (model(x_BLD[0], ((1, 7),), is_disliked_P) != without_PD).any(dim=1)
+        assert changed_P.tolist() == [place >= position for place in range(7)]
 
 
 def test_padding_changes_nothing() -> None:

@@ -22,6 +22,7 @@ from pnfrec_dist.config.settings import (
     CheckpointSettings,
     EncoderSettings,
     EvaluationSettings,
+    History,
     LossSettings,
     OptimizerSettings,
     Settings,
@@ -32,7 +33,7 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.evaluation.baselines import BASELINES
 from pnfrec_dist.evaluation.holdout import Evaluation
 from pnfrec_dist.files import atomic
-from pnfrec_dist.training import loop
+from pnfrec_dist.training import evaluator, loop
 from pnfrec_dist.training.checkpoint import read_state
 from pnfrec_dist.training.checkpoint_manager import checkpoint_path, checkpoints
 from pnfrec_dist.training.events import (
@@ -80,16 +81,18 @@ def untimed(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 11, 15])
+@pytest.mark.parametrize(
+    ("stop_at", "history"), [*((stop_at, "positive") for stop_at in (1, 3, 4, 6, 11, 15)), (6, "signed")]
+)
 def test_stopped_and_resumed_equals_uninterrupted_bitwise(
-    prepared: Path, tmp_path: Path, stop_at: int, device: str
+    prepared: Path, tmp_path: Path, stop_at: int, history: History, device: str
 ) -> None:
     """4 epochs of 4 steps. A stop is requested before step `stop_at`, within and at the end of epochs."""
-    asked = iter(range(1, 100))
+    asked, settings = iter(range(1, 100)), replace(SETTINGS, encoder=replace(SETTINGS.encoder, history=history))
     with repeatable_sums(device_named(device)):
-        whole = run(SETTINGS, prepared, tmp_path / "whole", device=device)
-        first = run(SETTINGS, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at, device)
-        second = run(SETTINGS, prepared, tmp_path / "parts", device=device)
+        whole = run(settings, prepared, tmp_path / "whole", device=device)
+        first = run(settings, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at, device)
+        second = run(settings, prepared, tmp_path / "parts", device=device)
     assert len(of_kind(first, EpochDone)) == stop_at // 4 and len(of_kind(first, Stopped)) == 1
     (started,) = of_kind(second, Started)
     assert 4 * (started.epoch - 1) + started.step == stop_at
@@ -213,7 +216,7 @@ def test_early_stopping_restores_the_best_epoch(
 ) -> None:
     """Validation scores are made to rise twice and then fall; the test must see the weights of epoch 2."""
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.1, 0.9, 0.9])
-    real, tested = loop.evaluate, []
+    real, tested = evaluator.evaluate, []
 
     def scripted(score_rows: object, holdout: object, *rest: object, **named: bool) -> Evaluation:
         result = real(score_rows, holdout, *rest, **named)  # type: ignore[arg-type]
@@ -222,7 +225,7 @@ def test_early_stopping_restores_the_best_epoch(
         tested.append(result.metrics)
         return result
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(evaluator, "evaluate", scripted)
     settings = replace(SETTINGS, epochs=50, train=TrainSettings(batch_size=8, patience=3))
     events = run(settings, prepared, tmp_path)
     assert [e.is_best for e in of_kind(events, EpochDone)] == [True, True, False, False, False]
@@ -232,7 +235,7 @@ def test_early_stopping_restores_the_best_epoch(
     state = read_state(checkpoint_path(tmp_path, 8))["train_state"]
     assert state["best_epoch"] == 2 and state["epoch"] == 3
 
-    monkeypatch.setattr(loop, "evaluate", real)
+    monkeypatch.setattr(evaluator, "evaluate", real)
     two_epochs = run(replace(SETTINGS, epochs=2), prepared, tmp_path / "two")
     trained = load_file(checkpoint_path(tmp_path, 8) / "model.safetensors")
     expected = load_file(checkpoint_path(tmp_path / "two", 8) / "model.safetensors")

@@ -55,8 +55,8 @@ def test_a_term_that_needs_negatives_is_refused_where_the_history_holds_them() -
     )
     every = replace(SETTINGS, encoder=encoder, loss=loss)
     side = data().history
-    with pytest.raises(InputError, match=r"needs a negative encoder, but encoder\.history all"):
-        plan_step(every, TrainData(side, None, side), 240, 1)
+    with pytest.raises(InputError, match=r"predicts dislikes, but encoder\.history all"):
+        plan_step(every, TrainData(side, None), 240, 1)
 
 
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
@@ -69,6 +69,21 @@ def test_the_tables_bytes_are_those_of_its_tensors(kind: str) -> None:
     assert plan.table == 4 * weight.numel() and plan.table_training == 3 * plan.table
     encoders = sum(p.numel() for p in model.encoders.parameters())
     assert plan.encoders == pytest.approx(4 * 4 * encoders, rel=0.02)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_signed_history_needs_two_more_rows_and_a_head(alpha: float) -> None:
+    """Next likes and dislikes together are as many targets as tokens, as the next items of history all."""
+    settings = replace(SETTINGS, encoder=replace(SETTINGS.encoder, history="signed"), loss=LossSettings(alpha))
+    users = TrainData(data(length=21).history, None)
+    plan = plan_step(settings, users, 1000, 1)
+    of_all = plan_step(
+        replace(settings, encoder=replace(SETTINGS.encoder, history="all"), loss=LossSettings()), users, 1000, 1
+    )
+    parameters = sum(p.numel() for p in build_model(1000, settings).encoders.parameters())
+    assert plan.encoders == pytest.approx(4 * 4 * parameters, rel=0.001) and plan.logits == of_all.logits
+    head = 8 * 20 * 4 * 2 * 16 if alpha else 0  # users, tokens, bytes, input and output, width
+    assert plan.activations == of_all.activations + head
 
 
 def test_parts_smaller_tiles_and_shards_need_less() -> None:
