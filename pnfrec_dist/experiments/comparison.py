@@ -13,7 +13,7 @@ from pnfrec_dist.evaluation.bootstrap import Interval, Spread, paired_intervals,
 from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION, POINTS, measures_of
 from pnfrec_dist.files.tables import write_csv
 from pnfrec_dist.files.text import counted
-from pnfrec_dist.training.evaluator import MODEL
+from pnfrec_dist.training.held_out import MODEL
 from pnfrec_dist.training.result import Result, TestPoints, TestUsers
 
 REFERENCE = "sasrec_p"

@@ -34,7 +34,7 @@ from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 from pnfrec_dist.inference.trained_model import open_trained
 from pnfrec_dist.model.top_k import Scores
-from pnfrec_dist.training.evaluator import selection_targets
+from pnfrec_dist.training.held_out import selection_targets
 
 
 def run(settings: EvaluateSettings) -> int:

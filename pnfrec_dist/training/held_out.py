@@ -33,7 +33,7 @@ class Tested:
         return self.of_users[name].metrics | (of_points(found.metrics) if found else {})
 
 
-class Evaluator:
+class HeldOut:
     """Evaluates a model on the holdout users of a data set; all ranks call it together."""
 
     def __init__(

@@ -31,7 +31,6 @@ from pnfrec_dist.model.precision import Precision, fastest_precision, with_preci
 from pnfrec_dist.training.allocator import keep_freed_memory
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable
-from pnfrec_dist.training.evaluator import MODEL, Evaluator
 from pnfrec_dist.training.events import (
     BestTested,
     Diverged,
@@ -45,6 +44,7 @@ from pnfrec_dist.training.events import (
     Warned,
     stored_epoch,
 )
+from pnfrec_dist.training.held_out import MODEL, HeldOut
 from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.memory_plan import plan_step
 from pnfrec_dist.training.result import Result, write_result
@@ -84,7 +84,7 @@ class TrainLoop:
             keep_freed_memory()
         is_sharded = plan_step(settings, self.train_data, data.num_items, world.size, on_gpu=on_gpu).is_sharded
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
-        self.evaluator = Evaluator(settings, data, self.model, world, hooks.progress)
+        self.held_out = HeldOut(settings, data, self.model, world, hooks.progress)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
         self.state = TrainState()
         self.epochs: list[EpochDone] = []
@@ -216,7 +216,7 @@ class TrainLoop:
     def _end_epoch(self) -> None:
         """Validation, the checkpoint of this epoch, and the move to the next."""
         state = self.state
-        validation = self.evaluator.validate()
+        validation = self.held_out.validate()
         epoch, score, seconds = state.epoch, validation[SELECTION_METRIC], state.seconds
         metrics = self._losses()
         metrics["train/users_per_s"] = len(self.train_data) / max(seconds, 1e-9)
@@ -250,7 +250,7 @@ class TrainLoop:
                 f"the checkpoint of the best epoch, {self.state.best_epoch}, is lost ({problem}); {way_out}"
             )
         load_model(best, self.model)
-        tested = self.evaluator.test()
+        tested = self.held_out.test()
         result = Result(
             settings=to_mapping(self.settings),
             data_digest=self.data.manifest.digest,

@@ -19,8 +19,8 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation
 from pnfrec_dist.files.atomic import replaced, write_json
 from pnfrec_dist.files.locations import reading
-from pnfrec_dist.training.evaluator import Tested
 from pnfrec_dist.training.events import EpochDone, stored_epoch
+from pnfrec_dist.training.held_out import Tested
 
 DIRECTORY, RESULT = "result", "result.json"
 TEST_USERS, TEST_POINTS = "test_users.parquet", "test_points.parquet"

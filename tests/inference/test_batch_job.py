@@ -154,7 +154,9 @@ def test_evaluating_as_trained_gives_the_run_s_test_metrics(checkpoint: Path, pr
     out = tmp_path / "gamma.json"
     evaluate_command(line(checkpoint, prepared, "--gammas", "0", "--out", str(out)))
     wanted = json.loads((tmp_path / "run" / "result" / "result.json").read_text())["test"]
-    found = json.loads(out.read_text())["test"]["0.0"]["all"]
+    written = json.loads(out.read_text())
+    found = written["test"]["0.0"]["all"] | written["test_points"]["0.0"]
+    assert any(name.startswith("points_ndcg_p") for name in found)
     assert found == pytest.approx({name: value for name, value in wanted.items() if "coverage" not in name})
 
 
