@@ -114,8 +114,12 @@ def _wrong_value(message: str) -> str:
     unread = re.match(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", message)
     if unread:
         return f"{unread[1]} is {unread[2]}; it must be of the type that --help shows"
-    choices = re.match(r"Error parsing (--\S+): no type matching FLOAT\|\{(.*?)\} .*? from \[('.*?')\]", message)
-    return f"{choices[1]} is {choices[3]}; it must be a number or one of {choices[2]}" if choices else message
+    union = re.match(r"Error parsing (--\S+): no type matching (\S+) could be .*? from \[('.*?')\]", message)
+    if not union:
+        return message
+    meant = {"INT": "a whole number", "FLOAT": "a number"}
+    wanted = [meant.get(kind) or f"one of {kind.strip('{}')}" for kind in union[2].split("|") if kind != "{None}"]
+    return f"{union[1]} is {union[3]}; it must be {' or '.join(sorted(wanted))}"
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> None:

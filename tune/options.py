@@ -136,8 +136,11 @@ def _parser() -> argparse.ArgumentParser:
 def _require_flags(flags: Sequence[str], own: Sequence[str]) -> None:
     """Raises InputError for flags that neither this command nor its trainings accept."""
     names = [flag.partition("=")[0] for flag in flags]
-    if {"--model", "--output-dir", "--num-workers", "--min-workers", "--num-gpus"} & set(names):
-        raise InputError("--model comes from the stage; set workers with --workers-per-trial and --gpus-per-trial")
+    if "--model" in names:
+        raise InputError("--model comes from the stage; choose stages with --stages")
+    for name in ("--num-workers", "--min-workers", "--num-gpus"):
+        if name in names:
+            raise InputError(f"{name} is for a single training; use --workers-per-trial and --gpus-per-trial")
     if "--resume" in names:
         raise InputError(
             "--resume is for a single training; the same command continues its sweep, a new sweep needs another --name"

@@ -1,11 +1,15 @@
 """One rank's batches of an epoch, made in a thread while earlier steps run."""
 
+import contextlib
+import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.batches import BatchParts, TrainBatch
@@ -35,19 +39,43 @@ class Loader:
         """For each step from first_step on: (users of the global batch, this rank's train.accumulation batches)."""
         order = epoch_order(self.settings.seed, epoch, len(self.data))
         steps = num_steps(len(self.data), self.settings.train.batch_size)
+        device = self.world.device
+        # On the stream of the steps, each copy to the GPU would wait for the step before.
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
             ahead = range(first_step, min(first_step + AHEAD, steps))
-            pending = deque(pool.submit(self._make, order, epoch, step) for step in ahead)
+            pending = deque(pool.submit(self._make, order, epoch, step, stream) for step in ahead)
             for step in range(first_step, steps):
-                made = pending.popleft().result()
+                users, batches, is_copied = pending.popleft().result()
                 if step + AHEAD < steps:
-                    pending.append(pool.submit(self._make, order, epoch, step + AHEAD))
-                yield made
+                    pending.append(pool.submit(self._make, order, epoch, step + AHEAD, stream))
+                if is_copied is not None:
+                    torch.cuda.current_stream(device).wait_event(is_copied)
+                    for tensor in tensors_of(batches):  # its memory is not given away before these steps are done
+                        tensor.record_stream(torch.cuda.current_stream(device))
+                yield users, batches
 
-    def _make(self, order: np.ndarray, epoch: int, step: int) -> tuple[int, list[TrainBatch]]:
+    def _make(
+        self, order: np.ndarray, epoch: int, step: int, stream: torch.cuda.Stream | None
+    ) -> tuple[int, list[TrainBatch], torch.Event | None]:
         settings, world = self.settings, self.world
         users = global_batch(order, step, settings.train.batch_size)
         shares = np.array_split(rank_share(users, world.rank, world.size), settings.train.accumulation)
         draw = self.sampler.draw(settings.seed, epoch, step) if self.sampler is not None else None
-        batches = [train_batch(self.data, share, settings.encoder, self.parts, world.device, draw) for share in shares]
-        return len(users), batches
+        with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+            batches = [
+                train_batch(self.data, share, settings.encoder, self.parts, world.device, draw) for share in shares
+            ]
+        return len(users), batches, stream.record_event() if stream is not None else None
+
+
+def tensors_of(value: object) -> Iterator[Tensor]:
+    """All tensors in dataclasses and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from tensors_of(part)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from tensors_of(getattr(value, field.name))

@@ -218,7 +218,7 @@ def plan_trainings(
         return None if plan.concurrent == gpus == 1 else plan
     if plan.concurrent < most:
         raise InputError(
-            f"--at-a-time is {at_a_time}, but {plan.concurrent} trainings have a CPU each"
+            f"--at-a-time is {at_a_time}, but only {plan.concurrent} trainings fit at a time: each needs a CPU"
             f"{' and room on a GPU' if use_gpu else ''}; lower it"
         )
     return plan

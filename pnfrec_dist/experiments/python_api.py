@@ -23,6 +23,7 @@ from pnfrec_dist.inference.gamma_search import Split
 from pnfrec_dist.inference.loaded_model import Model
 from pnfrec_dist.inference.recommender import require_gamma
 from pnfrec_dist.inference.trained_model import open_trained
+from pnfrec_dist.training.checkpoint_manager import with_kept_precision
 from pnfrec_dist.training.events import EpochDone, Event
 from pnfrec_dist.training.loop import Hooks
 from pnfrec_dist.training.run_directory import choose_run
@@ -110,8 +111,8 @@ def train(settings: Settings, *, on_event: Callable[[Event], None] = lambda _: N
         raise InputError(f"settings is {settings!r}; it must be the result of train_settings()")
     data = open_data(settings)
     plan = _one_worker(settings)
-    checked_plan(settings, data, plan)
     run, outcome = choose_run(settings, data.manifest.digest), Outcome()
+    checked_plan(with_kept_precision(settings, run.directory), data, plan)
 
     def report(event: Event) -> None:
         outcome.see(event)

@@ -24,6 +24,7 @@ from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import Opening, opening_of_training
 from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking.system_metrics import MachineMetrics
+from pnfrec_dist.training.checkpoint_manager import with_kept_precision
 from pnfrec_dist.training.events import Alive, BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of
 from pnfrec_dist.training.loop import Hooks, Phase
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, begin, choose_run
@@ -40,7 +41,8 @@ def drive(settings: Settings) -> int:
     uri = tracking_uri()
     run = choose_run(settings, data.manifest.digest)
     with planned_workers(worker_options(settings)) as plan:
-        print(f"{checked_plan(settings, data, plan)}\ntracking: {shown(uri)}", flush=True)
+        planned = with_kept_precision(settings, run.directory)
+        print(f"{checked_plan(planned, data, plan)}\ntracking: {shown(uri)}", flush=True)
         if settings.dry_run:
             print("dry run: nothing was trained")
             return 0

@@ -11,7 +11,6 @@ from pnfrec_dist.config.settings import ContrastiveSettings, EncoderSettings, Se
 from pnfrec_dist.data.batches import BatchParts, Groups, TrainBatch
 from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.losses.terms import DirectTerm, StepTensors
-from pnfrec_dist.model.few_shapes import bmm
 from pnfrec_dist.model.item_table import take
 
 NORM_EPS = 1e-12
@@ -77,9 +76,18 @@ def contrastive(
     for group, hidden_gD, scale_g1, next_g, is_pad_g, negatives_GND, is_pad_GN in zip(
         groups, *by_group, *by_user, strict=True
     ):
-        to_negatives_GLN = bmm(hidden_gD.unflatten(0, group), negatives_GND.transpose(1, 2)) * scale_g1.view(*group, 1)
+        to_negatives_GLN = _products(hidden_gD.unflatten(0, group), negatives_GND) * scale_g1.view(*group, 1)
         to_negatives_GLN = to_negatives_GLN.masked_fill(is_pad_GN[:, None, :], -torch.inf)
         to_next_GL1 = next_g.view(*group, 1)
         loss_GL = torch.cat([to_next_GL1, to_negatives_GLN], dim=2).logsumexp(dim=2) - to_next_GL1[:, :, 0]
         total = total + loss_GL.masked_fill(is_pad_g.view(group), 0.0).sum()
     return total
+
+
+def _products(hidden_GLD: Tensor, negatives_GND: Tensor) -> Tensor:
+    """Dot products, [G, L, N]; on a CPU in float32, as in attention (model/sasrec_block.py)."""
+    if hidden_GLD.is_cuda:
+        return hidden_GLD @ negatives_GND.transpose(1, 2)
+    wide = torch.promote_types(hidden_GLD.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        return hidden_GLD.to(wide) @ negatives_GND.to(wide).transpose(1, 2)

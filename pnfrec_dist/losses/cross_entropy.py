@@ -160,7 +160,7 @@ class _Softmax:
             grad_ND = of_table[self.padding :]
             add_class_gradient(self.hidden_TD, self.classes_ND, weights_TB, self.tiling, self.matmul_dtype, grad_ND)
             self._add_targets(self.weights_T, of_table)
-        target_TD = self.target_rows()
+        target_TD = self.target_rows().to(self.matmul_dtype)  # rounded as in the mean, which may be the target alone
         grad_TD[self.here_T] -= self.weights_T[self.here_T, None] * target_TD
         return lse_T, self.target_logits(target_TD), grad_TD, of_table
 
@@ -191,7 +191,8 @@ class _Softmax:
     def _add_targets(self, weights_T: Tensor, grad_SD: Tensor) -> None:
         """The part of the gradient that the targets' own logits have."""
         rows_T = self.targets_T[self.here_T] - self.table.first_row
-        add_rows(grad_SD, rows_T, self.hidden_TD[self.here_T] * -weights_T[self.here_T, None])
+        weighted_TD = (self.hidden_TD[self.here_T] * -weights_T[self.here_T, None]).to(self.matmul_dtype)
+        add_rows(grad_SD, rows_T, weighted_TD)
 
     def _over_shards(self, lse_T: Tensor) -> Tensor:
         """The log-sum-exp over all ranks' classes from each rank's own."""

@@ -28,10 +28,15 @@ class Exact(CatalogLoss):
 
     def bytes(self, extent: StepExtent, settings: Settings) -> int:
         tiling = plan_softmax(settings, extent.shards * extent.targets, extent.rows, on_gpu=extent.on_gpu)
-        is_narrow = settings.train.precision == "bfloat16"
-        narrow_copy = NARROW if is_narrow and extent.on_gpu and tiling.sweep != "fused" else 0
-        transposed = FLOAT * settings.encoder.hidden_size * tiling.items if is_narrow and tiling.sweep == "one" else 0
-        return (_logit_bytes(settings, on_gpu=extent.on_gpu) + narrow_copy) * tiling.rows * tiling.items + transposed
+        width, is_narrow = settings.encoder.hidden_size, settings.train.precision == "bfloat16"
+        if tiling.sweep == "fused":  # no tile outside the kernels, but a narrow copy of the classes
+            return NARROW * width * extent.rows
+        product = FLOAT if extent.on_gpu and is_narrow else 0  # logits in float32 before they are in the tile
+        of_tile = (_logit_bytes(settings, on_gpu=extent.on_gpu) + product) * tiling.rows * tiling.items
+        if not is_narrow or tiling.sweep == "two":
+            return of_tile
+        # The narrow classes, the transposed gradient, and a chunk's part of it.
+        return of_tile + (NARROW + FLOAT + (FLOAT if extent.on_gpu else NARROW)) * width * tiling.items
 
     def ways_to_save(self, settings: Settings) -> dict[str, float]:
         is_large = settings.loss.exact_path in ("materialised", "chunked")

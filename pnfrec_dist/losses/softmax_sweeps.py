@@ -42,8 +42,7 @@ def one_sweep(
     for rows in blocks(len(hidden_TD), rows_at_a_time):
         size = rows.stop - rows.start
         missing = (0, 0, 0, min(size + -size % ROW_MULTIPLE, rows_at_a_time) - size)
-        logits_tN = tile.logits(F.pad(hidden_TD[rows].to(matmul_dtype), missing), narrow_ND)
-        logits_tN[:, num_classes:] = -torch.inf
+        logits_tN = tile.logits(F.pad(hidden_TD[rows].to(matmul_dtype), missing), narrow_ND, num_classes)
         target_t = (torch.arange(size, device=logits_tN.device), targets_T[rows])
         logit_T[rows] = logits_tN[target_t].to(logit_T.dtype)
         softmax_tN, lse_t = tile.softmax_and_lse()
@@ -144,13 +143,20 @@ class _Tile:
         self.buffer = like.new_empty(logits, dtype=dtype)
         self.wide = like.dtype
 
-    def logits(self, hidden_tD: Tensor, classes_nD: Tensor) -> Tensor:
-        """Those of the next tile, [t, n], until its softmax takes their place."""
-        self.hidden_tD, self.classes_nD = hidden_tD, classes_nD
+    def logits(self, hidden_tD: Tensor, classes_nD: Tensor, num_classes: int | None = None) -> Tensor:
+        """Those of the next tile, [t, n], until its softmax takes their place.
+
+        num_classes: rows of classes_nD that are classes; the others, at the end, get the logit -inf.
+        """
+        self.hidden_tD, self.classes_nD = hidden_tD, classes_nD[:num_classes]
         self.out_tn = self.buffer[: len(hidden_tD) * len(classes_nD)].view(len(hidden_tD), len(classes_nD))
         if hidden_tD.dtype == self.out_tn.dtype:
-            return torch.mm(hidden_tD, classes_nD.T, out=self.out_tn)
-        return self.out_tn.copy_(_product(hidden_tD, classes_nD.T, self.out_tn.dtype))
+            torch.mm(hidden_tD, classes_nD.T, out=self.out_tn)
+        else:
+            self.out_tn.copy_(_product(hidden_tD, classes_nD.T, self.out_tn.dtype))
+        if num_classes is not None:
+            self.out_tn[:, num_classes:] = -torch.inf
+        return self.out_tn
 
     def softmax(self) -> Tensor:
         """[t, n], in the dtype of the matmuls."""
@@ -159,12 +165,15 @@ class _Tile:
     def softmax_and_lse(self) -> tuple[Tensor, Tensor]:
         """(softmax [t, n], in the dtype of the matmuls; log-sum-exp of the tile [t], in the wide dtype).
 
-        On a CPU, a second pass over the logits costs as much as the softmax. So there, a few classes tell the
-        log-sum-exp: that of their logits, minus the log of their probabilities' sum.
+        The log-sum-exp is a logit minus the log of its probability. On a GPU, the largest one is taken. On a CPU, a
+        second pass over the logits costs as much as the softmax. So there, a few classes tell it: the log-sum-exp of
+        their logits, minus the log of their probabilities' sum.
         """
         if self.out_tn.is_cuda:
-            lse_t = self.out_tn.logsumexp(dim=1)
-            return self.softmax(), lse_t
+            largest_t1, place_t1 = self.out_tn.max(dim=1, keepdim=True)
+            torch.softmax(self.out_tn, 1, out=self.out_tn)
+            lse_t = (largest_t1 - self.out_tn.gather(1, place_t1).log())[:, 0]
+            return self.out_tn.to(self.hidden_tD.dtype), lse_t
         first_t = self.out_tn[:, :FIRST_CLASSES].to(self.wide).logsumexp(dim=1)
         softmax_tn = self.softmax()
         share_t = softmax_tn[:, :FIRST_CLASSES].sum(dim=1, dtype=self.wide)
@@ -186,4 +195,4 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == out.dtype:
         out.addmm_(a, b)
     else:
-        out += _product(a, b, out.dtype)
+        out += _product(a, b, out.dtype) if a.is_cuda else a @ b  # without a copy in the dtype of `out`

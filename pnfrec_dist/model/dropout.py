@@ -25,7 +25,7 @@ class Dropout(nn.Module):
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    if x.is_cuda:
+    if x.is_cuda or torch.compiler.is_compiling():  # torch.compile cannot save a mask that is a view of other integers
         return F.dropout(x, p)
     return _Dropout.apply(x, p) if p > 0 else x
 

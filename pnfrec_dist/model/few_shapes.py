@@ -4,7 +4,7 @@ oneDNN makes a kernel for each new shape, which takes as long as the matmul of a
 a block, are one matmul, and the last block, which overlaps them, is another one. Each row's result is that of one of
 the two.
 
-R rows, I columns of the input, O of the output, M matrices.
+R rows, I columns of the input, O of the output.
 """
 
 from typing import Any
@@ -24,13 +24,6 @@ class Linear(nn.Linear):
         if x.is_cuda or x.dtype == self.weight.dtype or torch.compiler.is_compiling():
             return super().forward(x)
         return _Linear.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
-
-
-def bmm(a: Tensor, b: Tensor, bias: Tensor | None = None, alpha: float = 1.0) -> Tensor:
-    """bias + alpha * a @ b for [M, R, I] and [M, I, O]; bias, which gets no gradient: [R, O]."""
-    if a.is_cuda or a.dtype != torch.bfloat16:
-        return torch.bmm(a, b) * alpha if bias is None else torch.baddbmm(bias, a, b, alpha=alpha)
-    return _Bmm.apply(a, b, bias, alpha)
 
 
 class _Linear(torch.autograd.Function):
@@ -64,21 +57,6 @@ class _Linear(torch.autograd.Function):
         return grad_RI, grad_OI, grad_O
 
 
-class _Bmm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None, alpha: float) -> Tensor:
-        ctx.save_for_backward(a, b)
-        ctx.alpha = alpha
-        return _product(a, b, bias, alpha)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (grad,), (a, b) = grad_outputs, ctx.saved_tensors
-        grad_a = _product(grad, b.transpose(1, 2), None, ctx.alpha)
-        return grad_a, _product(a.transpose(1, 2), grad, None, ctx.alpha), None, None
-
-
 def spans(rows: int) -> list[slice]:
     """The first rows and the last block; one slice if the rows are a multiple of a block, which is 1/16 to 1/32 of
     them."""
@@ -87,15 +65,6 @@ def spans(rows: int) -> list[slice]:
     if first in (0, rows):
         return [slice(0, rows)]
     return [slice(0, first), slice(rows - block, rows)]
-
-
-def _product(a: Tensor, b: Tensor, bias: Tensor | None, alpha: float) -> Tensor:
-    out = a.new_empty(len(a), a.shape[1], b.shape[2])
-    beta = 0 if bias is None else 1
-    for own in spans(len(a)):
-        into = out[own]
-        torch.baddbmm(into if bias is None else bias, a[own], b[own], beta=beta, alpha=alpha, out=into)
-    return out
 
 
 def _sum_of_outer(grad_RO: Tensor, x_RI: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pnfrec_dist.config.settings import EncoderSettings
 from pnfrec_dist.data.batches import Groups
 from pnfrec_dist.model.block import Block, BlockSize
 from pnfrec_dist.model.dropout import Dropout, dropout
-from pnfrec_dist.model.few_shapes import Linear, bmm
+from pnfrec_dist.model.few_shapes import Linear
 from pnfrec_dist.model.layer_norm import LayerNorm
 
 GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -88,6 +88,7 @@ def causal_attention(q_GHLE: Tensor, k_GHLE: Tensor, v_GHLE: Tensor, dropout_p: 
     """Causal attention, [G, H, L, E], with dropout on the attention weights.
 
     On a CPU, the fused kernels have no dropout, and torch's other path draws a Bernoulli number for each weight.
+    Matmuls are in float32 there: oneDNN would make a kernel for each new number of users and length (few_shapes.py).
     """
     if q_GHLE.is_cuda:
         with sdpa_kernel(GPU_KERNELS):
@@ -95,7 +96,9 @@ def causal_attention(q_GHLE: Tensor, k_GHLE: Tensor, v_GHLE: Tensor, dropout_p: 
     if dropout_p == 0:
         return F.scaled_dot_product_attention(q_GHLE, k_GHLE, v_GHLE, dropout_p=dropout_p, is_causal=True)
     length, width = q_GHLE.shape[2:]
-    future_LL = q_GHLE.new_full((length, length), -torch.inf).triu(1)
-    q, k, v = (t.flatten(0, 1) for t in (q_GHLE, k_GHLE, v_GHLE))
-    weights = bmm(q, k.transpose(1, 2), future_LL, 1 / math.sqrt(width)).softmax(dim=-1)
-    return bmm(dropout(weights, dropout_p), v).view_as(q_GHLE)
+    wide = torch.promote_types(q_GHLE.dtype, torch.float32)
+    q, k, v = (t.flatten(0, 1).to(wide) for t in (q_GHLE, k_GHLE, v_GHLE))
+    future_LL = q.new_full((length, length), -torch.inf).triu(1)
+    with torch.autocast("cpu", enabled=False):
+        weights = torch.baddbmm(future_LL, q, k.transpose(1, 2), alpha=1 / math.sqrt(width)).softmax(dim=-1)
+        return torch.bmm(dropout(weights, dropout_p), v).view_as(q_GHLE).to(q_GHLE.dtype)

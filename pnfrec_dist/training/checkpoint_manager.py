@@ -15,11 +15,12 @@ from typing import Any
 from safetensors import SafetensorError
 from torch.optim import Optimizer
 
-from pnfrec_dist.config.settings import CheckpointSettings
+from pnfrec_dist.config.settings import CheckpointSettings, Settings
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import draft_of
 from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.precision import Precision, with_precision
 from pnfrec_dist.training.checkpoint import (
     Files,
     commit,
@@ -69,6 +70,22 @@ def newest_usable(run_dir: Path) -> tuple[Path | None, list[str]]:
         else:
             return path, problems
     return None, problems
+
+
+def with_kept_precision(settings: Settings, run_dir: Path) -> Settings:
+    """The settings with the precision that the run began with, if they say auto and it has a checkpoint; else as they
+    are. For plans: the checkpoint is not checked."""
+    newest = next(iter(checkpoints(run_dir)), None)
+    if newest is None or settings.train.precision != "auto":
+        return settings
+    with contextlib.suppress(InputError):
+        return with_precision(settings, precision_of(stored_state(newest)))
+    return settings
+
+
+def precision_of(state: dict[str, Any]) -> Precision:
+    """train.precision of a checkpoint's training; versions before the setting had float32."""
+    return state["settings"]["train"].get("precision", "float32")
 
 
 class Saver:

@@ -30,7 +30,7 @@ from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.model.precision import Precision, fastest_precision, with_precision
 from pnfrec_dist.training.allocator import keep_freed_memory
 from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
-from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable
+from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable, precision_of
 from pnfrec_dist.training.events import (
     BestTested,
     Diverged,
@@ -132,7 +132,7 @@ class TrainLoop:
     def _precision(self, settings: Settings) -> Precision:
         """That of the settings, the same on all ranks; a run that goes on keeps its own if they say auto."""
         if settings.train.precision == "auto" and self.resumes_from is not None:
-            return stored_state(self.resumes_from)["settings"]["train"].get("precision", "float32")
+            return precision_of(stored_state(self.resumes_from))
         fastest = self.world.gather(fastest_precision(settings, on_gpu=self.world.device.type == "cuda"))
         return "float32" if "float32" in fastest else "bfloat16"
 

@@ -5,7 +5,7 @@ J terms of the loss, U distinct items of a batch, D width.
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,8 +82,9 @@ def train_step(
     sums = world.sum(torch.cat([totals_J, _not_finite(model)[None]]))
     if settings.optimizer.max_gradient_norm:
         scale_gradients(model, settings.optimizer.max_gradient_norm)
+    read_sums = reading(sums)
     _step_if_finite(optimizer, sums)
-    *totals, not_finite = sums.tolist()  # waits for the GPU, which has the optimizer's step to do meanwhile
+    *totals, not_finite = read_sums()  # a GPU has the optimizer's step to do meanwhile
     is_finite = all(map(math.isfinite, totals)) and not_finite == 0
     *counts, stop, save = shared.tolist()
     of_terms = [dict(zip(objective.terms, values, strict=True)) for values in (totals, counts)]
@@ -101,6 +102,22 @@ def _step_if_finite(optimizer: Optimizer, sums: Tensor) -> None:
         optimizer.step()
     elif not is_bad:
         optimizer.step()
+
+
+def reading(values: Tensor) -> Callable[[], list[float]]:
+    """Starts to copy values to the host; the function that it returns waits for them, not for what is queued later."""
+    if not values.is_cuda:
+        return values.tolist
+    here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    here.copy_(values, non_blocking=True)
+    is_here = torch.cuda.Event()
+    is_here.record()
+
+    def wait() -> list[float]:
+        is_here.synchronize()
+        return here.tolist()
+
+    return wait
 
 
 @torch.no_grad()
@@ -122,6 +139,10 @@ def scale_gradients(model: PNFRec, max_norm: float) -> None:
 
 
 def _square_sum(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The sum of squares, in blocks added in float64. A float64 norm would copy the gradient of the item table."""
-    blocks = [b for p in parameters if p.grad is not None for b in p.grad.flatten().split(NORM_BLOCK)]
+    """The sum of squares, as float64. On a CPU, it is summed in blocks: a float64 norm would copy the gradient of the
+    item table, and a float32 one is not exact enough. A GPU sums in a tree."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients and gradients[0].is_cuda:
+        return torch.nn.utils.get_total_norm(gradients).double().square()
+    blocks = [block for gradient in gradients for block in gradient.flatten().split(NORM_BLOCK)]
     return torch.stack([torch.dot(block, block) for block in blocks]).double().sum()

@@ -5,11 +5,13 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import torch
 
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, SampledSettings, Settings, TrainSettings
 from pnfrec_dist.data.batches import BatchParts
+from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.item_sampler import ItemSampler
-from pnfrec_dist.data.loader import Loader
+from pnfrec_dist.data.loader import Loader, tensors_of
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
@@ -70,3 +72,12 @@ def test_an_error_in_the_thread_is_raised_in_the_loop() -> None:
     broken = TrainData(data().history, Ragged(np.array([0]), np.array([1])))
     with pytest.raises(IndexError):
         next(Loader(broken, SETTINGS, BatchParts(negative=True), None, World()).epoch(1, 0))
+
+
+def test_all_tensors_of_a_batch_are_found() -> None:
+    """Those whose memory a GPU must not give away."""
+    batch = train_batch(data(), np.arange(5), EncoderSettings(), BatchParts(True, True), torch.device("cpu"))
+    found = {id(tensor) for tensor in tensors_of([batch])}
+    assert batch.negative is not None and batch.contrast is not None
+    for tensor in (batch.items_U, batch.main.inputs_P, batch.negative.targets_T, batch.contrast.negatives_BN):
+        assert id(tensor) in found

@@ -63,7 +63,9 @@ def test_on_cpus_as_many_as_asked_for_each_with_one_worker(planned: Callable[...
 
 @pytest.mark.parametrize("node", [Node(2), Node(2, 1)])
 def test_more_than_there_are_cpus_are_refused(planned: Callable[..., str], node: Node) -> None:
-    with pytest.raises(InputError, match=r"^--at-a-time is 3, but 2 trainings have a CPU each.*; lower it$"):
+    with pytest.raises(
+        InputError, match=r"^--at-a-time is 3, but only 2 trainings fit .* each needs a CPU.*; lower it$"
+    ):
         planned(node, 3)
 
 

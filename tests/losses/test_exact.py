@@ -30,11 +30,12 @@ def test_materialised_logits_are_all_there_at_once() -> None:
 def test_narrow_logits_are_half_as_large_on_a_cpu_and_copied_on_a_gpu() -> None:
     loss, train = LossSettings(exact_path="chunked"), TrainSettings(precision="bfloat16")
     narrow, wide = Settings(loss=loss, train=train), Settings(loss=loss)
-    for settings, on_gpu, per_logit in ((narrow, False, 2), (wide, False, 4), (narrow, True, 6), (wide, True, 4)):
+    cases = ((narrow, False, 2, 8), (wide, False, 4, 0), (narrow, True, 8, 10), (wide, True, 4, 0))
+    for settings, on_gpu, per_logit, per_weight in cases:
         extent = StepExtent(targets=10**5, rows=10**5, num_items=10**5, shards=1, on_gpu=on_gpu)
         tiling = plan_softmax(settings, 10**5, 10**5, on_gpu=on_gpu)
-        transposed_gradient = 4 * settings.encoder.hidden_size * tiling.items if settings is narrow else 0
-        assert EXACT.bytes(extent, settings) == per_logit * tiling.rows * tiling.items + transposed_gradient
+        of_classes = per_weight * settings.encoder.hidden_size * tiling.items
+        assert EXACT.bytes(extent, settings) == per_logit * tiling.rows * tiling.items + of_classes
     assert plan_softmax(narrow, 10**5, 10**5, on_gpu=False).rows == 83
     assert plan_softmax(wide, 10**5, 10**5, on_gpu=False).rows == 41
 

@@ -51,13 +51,16 @@ def test_padded_rows_and_classes_add_nothing(rows: int, classes: int) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shift", [0.0, -128.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_log_sum_exp_does_not_need_likely_first_classes(dtype: torch.dtype) -> None:
+def test_the_log_sum_exp_does_not_need_likely_first_classes(dtype: torch.dtype, shift: float) -> None:
     """Their probabilities are small, tiny, or 0: then, the row's logits are computed again."""
     stored = torch.float32 if dtype == torch.bfloat16 else dtype
     classes_ND = torch.zeros(FIRST_CLASSES + 9, 2, dtype=stored)
     classes_ND[FIRST_CLASSES:, 0] = 1
-    hidden_TD = torch.tensor([[at, 0.0] for at in (0.5, 8, 60, 80, 96, 1024, 2**20)], dtype=stored)
+    classes_ND[:, 1] = shift  # of all logits: those that pad the tile stay -inf
+    largest = 2**12 if shift else 2**20  # the logits are numbers of bfloat16
+    hidden_TD = torch.tensor([[at, 1.0] for at in (0.5, 8, 60, 80, 96, 1024, largest)], dtype=stored)
     expected_T = (hidden_TD.double() @ classes_ND.double().T).logsumexp(1)
     grad_ND = torch.zeros_like(classes_ND)
     weights_T = torch.ones(7, dtype=stored)

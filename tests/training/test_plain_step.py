@@ -19,6 +19,7 @@ from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.losses.terms import needed_parts
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.encoder import compile_encoders
+from pnfrec_dist.model.precision import Precision
 from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
@@ -93,6 +94,22 @@ def test_a_bfloat16_step_is_near_the_float32_one() -> None:
     assert loss == pytest.approx(expected, rel=1e-3)
     assert table_VD.dtype == torch.float32
     torch.testing.assert_close(table_VD, expected_VD, rtol=0, atol=2.1e-3)  # Adam's first step moves by lr or -lr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_step_has_dropout(precision: Precision) -> None:
+    """Its draws are others than the eager step's."""
+    encoder, train = replace(SETTINGS.encoder, dropout=0.1), TrainSettings(precision=precision)
+    settings, data, losses = replace(SETTINGS, encoder=encoder, train=train), ml1m_like(users=USERS, items=ITEMS), []
+    model = build_model(ITEMS, settings)
+    compile_encoders(model.encoders)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    batch = train_batch(data, np.arange(USERS), encoder, needed_parts(settings.loss), torch.device("cpu"))
+    for _ in range(3):
+        sums = train_step(model, model.encoders, optimizer, [batch], Objective(settings), World(), Requests())
+        losses.append(sums.totals["ce_main"])
+    assert len(set(losses)) == 3 and np.isfinite(losses).all()
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ from tune.options import base_settings, parse, planned_stages
         (["--gpus-per-trial", "0.001"], "--gpus-per-trial is 0.001"),
         (["--gpus-per-trial", "nan"], "--gpus-per-trial is nan"),
         (["--gpus-per-trial", "inf"], "--gpus-per-trial is inf"),
-        (["--min-workers", "1"], "set workers with --workers-per-trial"),
+        (["--min-workers", "1"], "--min-workers is for a single training; use --workers-per-trial"),
         (["--write-config", "found.yaml"], "--write-config is 'found.yaml'; leave out .yaml"),
         (["--write-config", "ml1m"], "conf/train/ already has this file"),
         (["--name", ""], "--name is ''"),
