@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pnfrec_dist.config.settings import EncoderSettings, History
+from pnfrec_dist.config.settings import EncoderSettings, History, SampledSettings
 from pnfrec_dist.data.batches import BatchParts, Groups
 from pnfrec_dist.data.collate import MARKS_PER_ID, MAX_GROUPS, _distinct, _grouped, history_batch, train_batch
+from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged, signed
 
@@ -177,6 +178,20 @@ def test_signs_and_targets_of_histories_of_both_kinds(
             tokens.append((item, has_signs and not liked, *targets))
         expected += [tokens] if tokens else []
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("history", ["positive", "signed"])
+def test_with_sampled_items_each_side_has_the_places_of_its_targets(history: History) -> None:
+    data = TrainData(ragged([[1, -2, 3, -4, -5, 6], [-7, 8]]), None)
+    if history == "positive":
+        data = TrainData(ragged([[1, 3, 6], [8]]), ragged([[2, 4, 5], [7, 9]]))
+    draw = ItemSampler(SampledSettings(num_items=4), np.ones(10)).draw(1, 1, 0)
+    batch = train_batch(data, np.arange(2), EncoderSettings(history=history), BatchParts(negative=True), CPU, draw)
+    assert batch.negative is not None and batch.sampled is not None
+    for side in (batch.main, batch.negative):
+        assert side.target_places_T is not None and len(side.targets_T) > 1
+        assert torch.equal(batch.items_U[side.target_places_T], side.targets_T)
+    assert torch.equal(batch.items_U[batch.sampled.places_K], batch.sampled.items_K)
 
 
 def test_a_batch_carries_only_what_the_loss_uses() -> None:
