@@ -134,7 +134,13 @@ CASES = {"softmax": softmax, "matmul_peak": matmul_peak, "step": step}
 
 
 def main() -> None:
+    if len(sys.argv) != 2 or not sys.argv[1].startswith("{"):
+        print(f"usage: python -m benchmarks.gpu '{{\"case\": \"step\", ...}}'; cases: {', '.join(CASES)}", file=sys.stderr)
+        sys.exit(2)
     request = json.loads(sys.argv[1])
+    if request["case"] != "step" and DEVICE.type != "cuda":
+        print(f"error: the case {request['case']} needs a GPU; step runs on a CPU, too", file=sys.stderr)
+        sys.exit(2)
     print(json.dumps(CASES[request.pop("case")](**request)))
 
 
