@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
@@ -300,14 +301,16 @@ class Build:
             ("test", F.col("is_test")),
         ):
             part_rows = chosen.where(wanted)
-            lists = ("items", "positive_items", "negative_items", "seen_items")
-            total, positive, crowded, entries = part_rows.agg(
+            lists = [f.name for f in SCHEMAS[part] if pa.types.is_list(f.type) and f.type.value_type == pa.int32()]
+            total, positive, interactions, crowded, entries = part_rows.agg(
                 F.count("*"),
                 F.count_if("target_is_positive"),
+                F.sum(F.size("holdout_items")),
                 F.count_if(F.size("seen_items") >= self.num_items - LIST_LENGTH),
                 F.sum(sum((F.size(name) for name in lists), F.lit(0))),
             ).collect()[0]
-            self.log.done(part, users=total, positive_targets=positive, negative_targets=total - positive)
+            targets = {"positive_targets": positive, "negative_targets": total - positive}
+            self.log.done(part, users=total, **targets, holdout_interactions=interactions or 0)
             if crowded > total / 2:
                 few = f"{crowded:,} of {total:,} {part} users have seen all but {LIST_LENGTH} items or fewer"
                 what = f"for them, HR@{LIST_LENGTH} is 1 whatever the model, and NDCG@{LIST_LENGTH} says little"

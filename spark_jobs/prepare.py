@@ -77,6 +77,8 @@ def main(args: Sequence[str]) -> None:
     if manifest:
         source = "same source, same settings" if files else "same settings; the raw data are not there to compare"
         print(f"{final} is up to date ({source}); --force builds it again")
+        if not manifest.has_interactions:
+            print("It is of an earlier version, without the data for an evaluation on many points; --force adds them")
         _complain(manifest, settings)
         return
     if not files:

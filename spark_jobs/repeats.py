@@ -94,11 +94,18 @@ def collapse_pairs(interactions: DataFrame, rule: str, split: int) -> DataFrame:
 
 
 def mark_newest(encoded: DataFrame, rule: str) -> DataFrame:
-    """Adds is_newest: false if a later row of the same user and item takes it back or replaces it ("keep_last")."""
+    """Adds is_newest: false if a later row of the same user and item takes it back or replaces it ("keep_last").
+
+    Also newest_timestamp and newest_position: those of the row that replaces it, else its own.
+    """
     is_standing = ~F.col("is_undone") if "is_undone" in encoded.columns else F.lit(True)
+    own = {f"newest_{name}": F.col(name) for name in ("timestamp", "position")}
     if rule != "keep_last":
-        return encoded.withColumn("is_newest", is_standing)
+        return encoded.withColumns({"is_newest": is_standing, **own})
     newest_first = Window.partitionBy("raw_user_id", "item_id").orderBy(
         is_standing.desc(), F.col("timestamp").desc(), F.col("position").desc()
     )
-    return encoded.withColumn("is_newest", is_standing & (F.row_number().over(newest_first) == 1))
+    newest = {
+        name: F.when(is_standing, F.first(value).over(newest_first)).otherwise(value) for name, value in own.items()
+    }
+    return encoded.withColumns({"is_newest": is_standing & (F.row_number().over(newest_first) == 1), **newest})

@@ -101,7 +101,7 @@ def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, l
     for part in SPLITS[1:]:
         numbers = counts[part]
         targets = [f"{numbers[f'{side}_targets']:,}" for side in ("positive", "negative")]
-        rows.append([part, f"{numbers['users']:,}", *targets, "", ""])
+        rows.append([part, f"{numbers['users']:,}", *targets, "", f"{numbers['holdout_interactions']:,}"])
     tables.append(("", rows))
     rows = [["history length in train", *FRACTIONS]]
     for kind in LENGTHS:

@@ -51,7 +51,7 @@ def verify_content(directory: Location, manifest: Manifest) -> None:
         for entry in manifest.files_of(part):
             file = directory / entry.path
             found = 0
-            for batch in _batches(file, SCHEMAS[part]):
+            for batch in _batches(file, manifest.schema_of(part)):
                 found += batch.num_rows
                 if part != QUARANTINE:
                     _verify_lists(file, batch, manifest)
@@ -92,43 +92,61 @@ def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> 
         lists = batch[name]
         values = lists.flatten()
         _require(lists.null_count == 0 and values.null_count == 0, file, f"nulls in {name}")
-        if name != "seen_items":
+        if not name.endswith("seen_items"):
             longest = pc.max(lists.value_lengths()).as_py() or 0
-            limit = manifest.settings["max_history"]
-            _require(longest <= limit, file, f"a list of {longest} {name}; max_history is {limit}")
-        if name != "is_positive" and len(values):
+            most = manifest.settings["max_history"]
+            limit = 2 * most if name.startswith("before_") else most  # with those that holdout_items replace
+            _require(longest <= limit, file, f"a list of {longest} {name}; max_history is {most}")
+        if not pa.types.is_boolean(values.type) and len(values):
             bounds = pc.min_max(values).as_py()
             inside = bounds["min"] >= 1 and bounds["max"] <= manifest.num_items
             _require(inside, file, f"{name} outside 1..{manifest.num_items}")
-    same = pc.all(pc.equal(batch["items"].value_lengths(), batch["is_positive"].value_lengths())).as_py()
-    _require(same is not False, file, "items and is_positive of different lengths")
-    for name, side in (("positive_items", True), ("negative_items", False)):
-        _require(_ends_agree(batch, name, side), file, f"{name} that items and is_positive contradict")
+    _verify_sides(file, batch, "")
     if "num_holdout" in batch.schema.names:
         more = pc.any(pc.greater(batch["num_holdout"], batch["items"].value_lengths())).as_py()
         _require(not more, file, "num_holdout larger than the number of items")
-        _require(_seen_holds(batch), file, "items that are not in seen_items")
+        _require(_seen_holds(batch, ""), file, "items that are not in seen_items")
     if "target_item" in batch.schema.names:
         targets = pc.min_max(batch["target_item"]).as_py()
         inside = batch.num_rows == 0 or (targets["min"] >= 1 and targets["max"] <= manifest.num_items)
         _require(inside, file, f"target_item outside 1..{manifest.num_items}")
         before = pc.min(batch["target_timestamp"]).as_py()
         _require(batch.num_rows == 0 or before >= manifest.split_timestamp, file, "a target before the split")
+    if "holdout_items" in batch.schema.names:
+        _verify_sides(file, batch, "before_")
+        _require(_seen_holds(batch, "before_"), file, "before_items that are not in before_seen_items")
+        for name, target in (("holdout_items", "target_item"), ("holdout_is_positive", "target_is_positive")):
+            ends = np.cumsum(batch[name].value_lengths().to_numpy())
+            values = batch[name].flatten().to_numpy(zero_copy_only=False)
+            last = values[ends - 1] if len(values) else ends
+            same = (np.diff(ends, prepend=0) > 0).all() and np.array_equal(last, batch[target])
+            _require(bool(same), file, f"{name} that do not end with {target}")
+        same = batch["holdout_items"].value_lengths().equals(batch["holdout_is_positive"].value_lengths())
+        _require(same, file, "holdout_items and holdout_is_positive of different lengths")
 
 
-def _seen_holds(batch: pa.RecordBatch) -> bool:
+def _verify_sides(file: Location, batch: pa.RecordBatch, prefix: str) -> None:
+    """The lists of all items, of likes and of dislikes agree. prefix: of the columns' names."""
+    items, flags = f"{prefix}items", f"{prefix}is_positive"
+    same = batch[items].value_lengths().equals(batch[flags].value_lengths())
+    _require(same, file, f"{items} and {flags} of different lengths")
+    for name, side in ((f"{prefix}positive_items", True), (f"{prefix}negative_items", False)):
+        _require(_ends_agree(batch, prefix, name, side), file, f"{name} that {items} and {flags} contradict")
+
+
+def _seen_holds(batch: pa.RecordBatch, prefix: str) -> bool:
     """Whether seen_items are ascending and contain all items of the user."""
     pairs = []
-    for name in ("items", "seen_items"):
+    for name in (f"{prefix}items", f"{prefix}seen_items"):
         owner = np.repeat(np.arange(batch.num_rows), batch[name].value_lengths().to_numpy())
         pairs.append(owner.astype(np.int64) << 32 | batch[name].flatten().to_numpy())
     items, seen = pairs
     return bool((np.diff(seen) > 0).all() and np.isin(items, seen).all())
 
 
-def _ends_agree(batch: pa.RecordBatch, name: str, side: bool) -> bool:
+def _ends_agree(batch: pa.RecordBatch, prefix: str, name: str, side: bool) -> bool:
     """Whether the newest entries of one side's list agree with items and is_positive."""
-    items, flags = batch["items"], batch["is_positive"].flatten().to_numpy(zero_copy_only=False)
+    items, flags = batch[f"{prefix}items"], batch[f"{prefix}is_positive"].flatten().to_numpy(zero_copy_only=False)
     owner = np.repeat(np.arange(batch.num_rows), items.value_lengths().to_numpy())
     chosen = flags == side
     expected, expected_owner = items.flatten().to_numpy()[chosen], owner[chosen]

@@ -47,6 +47,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PNFREC_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+def interactions(row: dict[str, Any]) -> dict[str, object]:
+    """The last item of the history and the target are from T on."""
+    liked = row["is_positive"][-1]
+    return {
+        "before_items": row["items"][:-1],
+        "before_is_positive": row["is_positive"][:-1],
+        "before_positive_items": row["positive_items"][:-1] if liked else row["positive_items"],
+        "before_negative_items": row["negative_items"] if liked else row["negative_items"][:-1],
+        "before_seen_items": sorted(set(row["items"][:-1])),
+        "holdout_items": [row["items"][-1], row["target_item"]],
+        "holdout_is_positive": [liked, row["target_is_positive"]],
+    }
+
+
 def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int = 0) -> Path:
     """A complete prepared data set of random histories. Every third user has no negatives, one more no positives."""
     rng = np.random.default_rng(seed)
@@ -66,7 +80,8 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
         row = history(user)
         seen = sorted(set(row["items"]))  # type: ignore[call-overload]
         target = int(rng.integers(1, items + 1))
-        return {**row, "seen_items": seen, "target_item": target, "target_is_positive": positive, "target_timestamp": 9}
+        row |= {"seen_items": seen, "target_item": target, "target_is_positive": positive, "target_timestamp": 9}
+        return row | interactions(row)
 
     def whole(row: dict[str, object]) -> dict[str, object]:
         return {**row, "seen_items": sorted(set(row["items"])), "num_holdout": 1}  # type: ignore[call-overload]
@@ -101,8 +116,8 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
         "quarantined": {"rows": 0},
         "train_users": {"users": users},
         "users": {"users": users + 1},
-        "validation": {"users": 8, "positive_targets": 8, "negative_targets": 0},
-        "test": {"users": 10, "positive_targets": 6, "negative_targets": 4},
+        "validation": {"users": 8, "positive_targets": 8, "negative_targets": 0, "holdout_interactions": 16},
+        "test": {"users": 10, "positive_targets": 6, "negative_targets": 4, "holdout_interactions": 20},
     }
     manifest = Manifest(SCHEMA_VERSION, "tiny", settings, settings_hash(settings), [], counts, 4.0, 5, "s", entries)
     write_manifest(directory, manifest)

@@ -168,7 +168,7 @@ class DatasetSettings:
     split: SplitSettings = field(default_factory=SplitSettings)
     expected: ExpectedSettings = field(default_factory=ExpectedSettings)
     max_history: int = 200
-    """how many of its newest entries each list column keeps (seen_items keeps all)"""
+    """how many of its newest entries each list column keeps (seen_items keeps all, before_* up to twice as many)"""
     shard_mb: int = 64
     """approximate size of a shard in MB"""
 

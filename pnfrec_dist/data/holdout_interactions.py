@@ -10,11 +10,13 @@ class HoldoutInteractions:
     """The users of a split, in the order of PreparedData.holdout(); lists are oldest first."""
 
     before_items: Ragged
-    """the newest max_history interactions before the first of `items`"""
+    """before the first of `items`: the newest max_history interactions that none of `items` replaces, and those among
+    them that one replaces, so that at each point the newest max_history of what is left are there"""
     before_is_positive: Ragged
     before_positive: Ragged
-    """the newest max_history likes before it"""
+    """the same of the likes"""
     before_negative: Ragged
+    """the same of the dislikes"""
     before_seen: Ragged
     """all distinct items before it, ascending"""
     items: Ragged

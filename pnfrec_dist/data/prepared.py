@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 from pnfrec_dist.config.histories import HISTORIES, History
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.data.cache import mapped
+from pnfrec_dist.data.holdout_interactions import HoldoutInteractions
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.schema import (
+    INTERACTIONS,
     ITEMS_NAME,
-    ITEMS_SCHEMA,
-    SCHEMAS,
     SPLITS,
     TITLES_NAME,
-    TITLES_SCHEMA,
     FileEntry,
     Manifest,
     check_listing,
@@ -34,8 +33,6 @@ from pnfrec_dist.files.locations import Location
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 
-
-_SCHEMAS = {**SCHEMAS, ITEMS_NAME: ITEMS_SCHEMA, TITLES_NAME: TITLES_SCHEMA}
 TRAINING_PARTS = (ITEMS_NAME, *SPLITS)
 """What a training reads, including the test at its end."""
 
@@ -96,7 +93,7 @@ class PreparedData:
 
     def _require_file(self, entry: FileEntry) -> None:
         require_content(self.directory / entry.path, entry.sha256, self.directory)
-        _require_schema(self.directory / entry.path, _SCHEMAS[entry.path.partition("/")[0]], entry.rows)
+        _require_schema(self.directory / entry.path, self.manifest.schema_of(entry.path.partition("/")[0]), entry.rows)
 
     def train(self, history: History = "positive") -> TrainData:
         """The training users' lists, memory-mapped from this machine's cache. The first process to ask fills it."""
@@ -131,6 +128,23 @@ class PreparedData:
     def user_ids(self, split: str) -> pa.Array:
         """Raw ids of a split's users in the order of train() and holdout()."""
         return self._read(split, ["user_id"])["user_id"].combine_chunks()
+
+    @property
+    def has_points(self) -> bool:
+        """Whether each holdout user's interactions from T on are there, not only the last one."""
+        return self.manifest.has_interactions
+
+    def holdout_interactions(self, split: str) -> HoldoutInteractions | None:
+        """For the users of holdout(); None for data of version 3, which have only the last interaction."""
+        if not self.has_points:
+            return None
+        table = self._read(split, [field.name for field in INTERACTIONS])
+        settings = self.manifest.settings
+        return HoldoutInteractions(
+            *(self._ragged(table, field.name) for field in INTERACTIONS),
+            replaces=settings.get("clean", {}).get("duplicates") == "keep_last",
+            max_history=settings["max_history"],
+        )
 
     def raw_item_ids(self) -> pa.Array:
         """The raw ids of the catalog, in order of item_id from 1."""

@@ -5,7 +5,8 @@ Layout of a prepared data set (a directory):
     manifest.json                 counts, sources and settings of the build; size and sha256 of every file
     items.parquet                 the catalog, item_id 1..num_items
     train/part-*.parquet          one row per training user
-    validation/part-*.parquet     one row per holdout user: history before the target, and the target
+    validation/part-*.parquet     one row per holdout user: history before the target, and the target; then the
+                                  interactions from T on, and the lists before them
     test/part-*.parquet           the same
     users/part-*.parquet          one row per user (training user or not): the whole history, to recommend from
     titles.parquet                the items' titles, if the source has them
@@ -27,7 +28,9 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.content_hash import has_sha256
 from pnfrec_dist.files.locations import Location, reading
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+READ_VERSIONS = (3, 4)
+"""Version 3 has no INTERACTIONS in validation/ and test/; all else is the same."""
 PAD_ID = 0
 """item_id of padding; real items are 1..num_items."""
 
@@ -49,6 +52,20 @@ _HISTORY = [
     pa.field("negative_items", _ITEM_IDS),
 ]
 TRAIN_SCHEMA = pa.schema(_HISTORY)
+INTERACTIONS = [
+    pa.field("before_items", _ITEM_IDS),
+    pa.field("before_is_positive", pa.list_(pa.bool_())),
+    pa.field("before_positive_items", _ITEM_IDS),
+    pa.field("before_negative_items", _ITEM_IDS),
+    pa.field("before_seen_items", _ITEM_IDS),
+    pa.field("holdout_items", _ITEM_IDS),
+    pa.field("holdout_is_positive", pa.list_(pa.bool_())),
+]
+"""holdout_*: the newest max_history interactions at or after T, up to the target, oldest first.
+
+before_*: the lists before the first of them: the newest max_history entries that none of holdout_items replaces
+(clean.duplicates: keep_last), and those among these that one replaces. before_seen_items are all, ascending.
+"""
 HOLDOUT_SCHEMA = pa.schema(
     [
         *_HISTORY,
@@ -56,6 +73,7 @@ HOLDOUT_SCHEMA = pa.schema(
         pa.field("target_item", pa.int32()),
         pa.field("target_is_positive", pa.bool_()),
         pa.field("target_timestamp", pa.int64()),
+        *INTERACTIONS,
     ]
 )
 USERS_SCHEMA = pa.schema([*_HISTORY, pa.field("seen_items", _ITEM_IDS), pa.field("num_holdout", pa.int32())])
@@ -78,6 +96,8 @@ SCHEMAS = {
     "test": HOLDOUT_SCHEMA,
     USERS: USERS_SCHEMA,
     QUARANTINE: QUARANTINE_SCHEMA,
+    ITEMS_NAME: ITEMS_SCHEMA,
+    TITLES_NAME: TITLES_SCHEMA,
 }
 
 
@@ -117,6 +137,16 @@ class Manifest:
     @property
     def num_items(self) -> int:
         return self.counts["train"]["items"]
+
+    @property
+    def has_interactions(self) -> bool:
+        """Whether validation/ and test/ have INTERACTIONS."""
+        return self.schema_version > 3
+
+    def schema_of(self, part: str) -> pa.Schema:
+        """The columns of a sub-directory or a file, in the data set's own version."""
+        left_out = () if self.has_interactions else INTERACTIONS
+        return pa.schema([field for field in SCHEMAS[part] if field not in left_out])
 
     @property
     def digest(self) -> str:
@@ -171,8 +201,9 @@ def read_manifest(directory: Path | Location) -> Manifest:
     try:
         raw = json.loads(text)
         version = raw["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; {rebuild}")
+        if version not in READ_VERSIONS:
+            readable = " and ".join(map(str, READ_VERSIONS))
+            raise InputError(f"{path} has schema version {version}, this program reads {readable}; {rebuild}")
         raw["sources"] = [FileEntry(**entry) for entry in raw["sources"]]
         raw["files"] = [FileEntry(**entry) for entry in raw["files"]]
         manifest = Manifest(**raw)

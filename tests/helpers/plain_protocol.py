@@ -30,6 +30,8 @@ class Expected:
     """user -> lists, by column"""
     holdout: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """validation, test -> user -> lists and target"""
+    points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """user of the holdout -> the lists before each of the newest max_history interactions from T on"""
     rows: int = 0
     """after the filter"""
     positives: int = 0
@@ -134,9 +136,73 @@ def lists(history: Frame, numbers: dict[str, int], most: int) -> dict[str, Any]:
     }
 
 
+def past(history: Frame, end: int, rule: str) -> Frame:
+    """What counts of the first `end` rows of a user: without those taken back, and by the rule for repeats."""
+    earlier = history.iloc[:end]
+    earlier = earlier[earlier.undone.isna()]
+    return earlier[~earlier.item.duplicated(keep="last")] if rule == "keep_last" else earlier
+
+
+def interactions(history: Frame, first: int, numbers: dict[str, int], most: int, rule: str) -> dict[str, Any]:
+    """The columns of the interactions from row `first` of a user on, and of the lists before them."""
+    before, later = past(history, first, rule), history.iloc[first:]
+    stays = ~before.item.isin(later.item) if rule == "keep_last" else before.item == before.item
+
+    def kept(rows: Frame) -> Frame:
+        """Rows that fewer than `most` staying ones follow."""
+        follow = stays[rows.index][::-1].cumsum()[::-1] - stays[rows.index]
+        return rows[follow < most]
+
+    def coded(rows: Frame) -> list[int]:
+        return rows.item.map(numbers).tolist()
+
+    return {
+        "before_items": coded(kept(before)),
+        "before_is_positive": kept(before).liked.tolist(),
+        "before_positive_items": coded(kept(before[before.liked])),
+        "before_negative_items": coded(kept(before[~before.liked])),
+        "before_seen_items": sorted(set(coded(before))),
+        "holdout_items": coded(later),
+        "holdout_is_positive": later.liked.tolist(),
+    }
+
+
+def read_at(row: dict[str, Any], point: int, most: int, *, replaced_by: int) -> dict[str, Any]:
+    """The lists before holdout interaction `point` of a prepared row, as a reader joins them.
+
+    replaced_by: how many holdout interactions replace earlier ones with their items.
+    """
+    later = list(zip(row["holdout_items"], row["holdout_is_positive"], strict=True))[:point]
+    gone = set(row["holdout_items"][:replaced_by])
+    likes, dislikes = ([item for item, liked in later if liked == side] for side in (True, False))
+    before = zip(row["before_items"], row["before_is_positive"], strict=True)
+    both = [*((item, liked) for item, liked in before if item not in gone), *later][-most:]
+    return {
+        "items": [item for item, _ in both],
+        "is_positive": [liked for _, liked in both],
+        "positive_items": [*(i for i in row["before_positive_items"] if i not in gone), *likes][-most:],
+        "negative_items": [*(i for i in row["before_negative_items"] if i not in gone), *dislikes][-most:],
+        "seen_items": sorted({*row["before_seen_items"], *(item for item, _ in later)}),
+    }
+
+
+def require_points(row: dict[str, Any], points: list[dict[str, Any]], most: int, *, replaces: bool) -> None:
+    """The lists before each holdout interaction are `points`. Those before the last one equal the row's own lists,
+    which a target with keep_last has already changed."""
+    assert len(row["holdout_items"]) == len(points)
+    for point, wanted in enumerate(points):
+        assert read_at(row, point, most, replaced_by=point if replaces else 0) == wanted
+    last = read_at(row, len(points) - 1, most, replaced_by=len(points) if replaces else 0)
+    if replaces:
+        last["seen_items"] = [item for item in last["seen_items"] if item != row["target_item"]]
+    assert last == {name: row[name] for name in last}
+    assert (row["holdout_items"][-1], row["holdout_is_positive"][-1]) == (row["target_item"], row["target_is_positive"])
+
+
 def fill(found: Expected, histories: dict[str, Frame], settings: DatasetSettings) -> None:
     """Train lists, and the lists and targets of validation and test users."""
     least, most = settings.split.min_positives, settings.max_history
+    rule = settings.clean.duplicates
     numbers = {raw: number for number, raw in enumerate(found.items, 1)}
     holdout = []
     for user, history in histories.items():
@@ -156,12 +222,12 @@ def fill(found: Expected, histories: dict[str, Frame], settings: DatasetSettings
     for user in holdout:
         history = histories[user]
         later = history[history.time >= found.split]
-        target, earlier = history.iloc[-1], history.iloc[:-1]
-        earlier = earlier[earlier.undone.isna()]
-        if settings.clean.duplicates == "keep_last":
-            earlier = earlier[~(earlier.item.duplicated(keep="last") | (earlier.item == target["item"]))]
+        target, earlier = history.iloc[-1], past(history, len(history) - 1, rule)
+        if rule == "keep_last":
+            earlier = earlier[earlier.item != target["item"]]
         if user not in found.train or later.liked.sum() < least:
             continue
+        first = len(history) - min(len(later), most)
         if user in tests or target["liked"]:
             found.holdout["test" if user in tests else "validation"][user] = {
                 **lists(earlier, numbers, most),
@@ -169,7 +235,13 @@ def fill(found: Expected, histories: dict[str, Frame], settings: DatasetSettings
                 "target_item": numbers[target["item"]],
                 "target_is_positive": bool(target["liked"]),
                 "target_timestamp": int(target["time"]),
+                **interactions(history, first, numbers, most, rule),
             }
+            pasts = [past(history, end, rule) for end in range(first, len(history))]
+            found.points[user] = [
+                lists(earlier, numbers, most) | {"seen_items": sorted({numbers[raw] for raw in earlier["item"]})}
+                for earlier in pasts
+            ]
     if not all(found.holdout.values()):
         raise TooSmallError
 
@@ -187,5 +259,10 @@ def require_equal(directory: Path, manifest: Manifest, wanted: Expected) -> None
     assert manifest.counts["filtered"]["rows"] == wanted.rows
     assert manifest.counts["filtered"]["positives"] == wanted.positives
     assert lists_of(directory, "train") == wanted.train
+    most, replaces = manifest.settings["max_history"], manifest.settings["clean"]["duplicates"] == "keep_last"
     for part, users in wanted.holdout.items():
-        assert lists_of(directory, part) == users, part
+        found = lists_of(directory, part)
+        assert found == users, part
+        for user, row in found.items():
+            require_points(row, wanted.points[user], most, replaces=replaces)
+        assert manifest.counts[part]["holdout_interactions"] == sum(len(row["holdout_items"]) for row in found.values())

@@ -145,23 +145,25 @@ PAIRS = [("ann", "x", 1.0, 1), ("ann", "x", 2.0, 5), ("ann", "x", 3.0, 5), ("ann
 
 
 @pytest.mark.parametrize(
-    ("rule", "kept", "newest"),
+    ("rule", "kept", "replaced"),
     [
-        ("keep_all", {1.0, 2.0, 3.0, 4.0, 5.0}, {1.0, 2.0, 3.0, 4.0, 5.0}),
-        ("keep_first", {1.0, 5.0}, {1.0, 5.0}),
-        ("keep_last", {3.0, 4.0, 5.0}, {4.0, 5.0}),
+        ("keep_all", {1.0, 2.0, 3.0, 4.0, 5.0}, set()),
+        ("keep_first", {1.0, 5.0}, set()),
+        ("keep_last", {3.0, 4.0, 5.0}, {3.0}),
     ],
 )
 def test_a_pair_met_again_stays_by_the_rule_and_train_never_looks_ahead(
-    spark: SparkSession, rule: str, kept: set[float], newest: set[float]
+    spark: SparkSession, rule: str, kept: set[float], replaced: set[float]
 ) -> None:
     frame = interactions(spark, PAIRS)
     collapsed = repeats.collapse_pairs(frame, rule, 6)
     assert as_set(collapsed, "relevance") == {(v,) for v in kept}
     assert collapsed.columns == frame.columns
     marked = repeats.mark_newest(collapsed.withColumnRenamed("raw_item_id", "item_id"), rule)
-    assert as_set(marked.where("is_newest"), "relevance") == {(v,) for v in newest}
-    assert marked.count() == len(kept)
+    own = {row[2]: (*row[3:], position) for position, row in enumerate(PAIRS)}
+    newest = {v: (v not in replaced, *(own[4.0] if v in replaced else own[v])) for v in kept}
+    found = as_set(marked, "relevance", "is_newest", "newest_timestamp", "newest_position")
+    assert found == {(v, *marks) for v, marks in newest.items()}
 
 
 @pytest.mark.parametrize("count", [7, 8])
@@ -239,6 +241,13 @@ def test_holdout_sequences_by_hand(labelled: DataFrame) -> None:
         "target_item": 11,
         "target_is_positive": True,
         "target_timestamp": 500,
+        "before_items": [9, 10],
+        "before_is_positive": [True, False],
+        "before_positive_items": [9],
+        "before_negative_items": [10],
+        "before_seen_items": [9, 10],
+        "holdout_items": [2, 11],
+        "holdout_is_positive": [True, True],
     }
     assert users["ann"]["seen_items"] == [2, 9, 10, 11]
     assert "cid" not in users  # nothing before T

@@ -59,6 +59,9 @@ def test_what_is_taken_back_from_t_on_stays_in_train_alone(spark: SparkSession) 
     newest_undone = repeats.not_undone(frame(spark, None, None, 50), 30)
     marked = repeats.mark_newest(newest_undone, "keep_last").where("is_newest")
     assert {row["timestamp"] for row in marked.collect()} == {10}, "the newest of those that stand"
+    marked = repeats.mark_newest(repeats.not_undone(frame(spark, 30, None, 0, None), 30), "keep_last")
+    by = {row["timestamp"]: (row["newest_timestamp"], row["newest_position"]) for row in marked.collect()}
+    assert by == {0: (0, 0), 10: (30, 3), 30: (30, 3)}, "a row that is taken back is not replaced, too"
 
 
 def test_of_equal_rows_one_that_is_not_taken_back_stays(spark: SparkSession) -> None:
