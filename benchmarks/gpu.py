@@ -135,7 +135,9 @@ CASES = {"softmax": softmax, "matmul_peak": matmul_peak, "step": step}
 
 def main() -> None:
     if len(sys.argv) != 2 or not sys.argv[1].startswith("{"):
-        print(f"usage: python -m benchmarks.gpu '{{\"case\": \"step\", ...}}'; cases: {', '.join(CASES)}", file=sys.stderr)
+        print(
+            f'usage: python -m benchmarks.gpu \'{{"case": "step", ...}}\'; cases: {", ".join(CASES)}', file=sys.stderr
+        )
         sys.exit(2)
     request = json.loads(sys.argv[1])
     if request["case"] != "step" and DEVICE.type != "cuda":

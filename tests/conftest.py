@@ -48,9 +48,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def interactions(row: dict[str, Any]) -> dict[str, object]:
-    """The last item of the history and the target are from T on."""
+    """Seen items, and the columns in which the last item of the history and the target are from T on."""
     liked = row["is_positive"][-1]
     return {
+        "seen_items": sorted(set(row["items"])),
         "before_items": row["items"][:-1],
         "before_is_positive": row["is_positive"][:-1],
         "before_positive_items": row["positive_items"][:-1] if liked else row["positive_items"],
@@ -78,9 +79,8 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
 
     def holdout(user: int, positive: bool) -> dict[str, object]:
         row = history(user)
-        seen = sorted(set(row["items"]))  # type: ignore[call-overload]
         target = int(rng.integers(1, items + 1))
-        row |= {"seen_items": seen, "target_item": target, "target_is_positive": positive, "target_timestamp": 9}
+        row |= {"target_item": target, "target_is_positive": positive, "target_timestamp": 9}
         return row | interactions(row)
 
     def whole(row: dict[str, object]) -> dict[str, object]:

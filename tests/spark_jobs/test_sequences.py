@@ -144,18 +144,24 @@ def test_times_too_far_apart_for_one_key_are_ordered_all_the_same() -> None:
     assert [(user["train_rows"], user["holdout"]["target_timestamp"]) for user in users] == [(2, 2**62)] * 3
 
 
-@pytest.mark.parametrize("split", [0, 10**6, 10**9])
-def test_a_user_longer_than_any_batch_is_held_in_bounded_memory(monkeypatch: pytest.MonkeyPatch, split: int) -> None:
-    """A user with two million rows: only a batch and the rows of a few lists are in memory at once."""
-    longest, batch_rows, batches, keep = 0, 8192, 250, 50
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collects the number of rows of each table in memory."""
+    found: list[int] = []
     real = user_rows.Rows.__init__
 
     def counting(self, batch: pa.Table, split: int, earlier: user_rows.Earlier) -> None:
-        nonlocal longest
-        longest = max(longest, batch.num_rows)
+        found.append(batch.num_rows)
         real(self, batch, split, earlier)
 
     monkeypatch.setattr(user_rows.Rows, "__init__", counting)
+    return found
+
+
+@pytest.mark.parametrize("split", [0, 10**6, 10**9])
+def test_a_user_longer_than_any_batch_is_held_in_bounded_memory(tables: list[int], split: int) -> None:
+    """A user with two million rows: only a batch and the rows of a few lists are in memory at once."""
+    batch_rows, batches, keep = 8192, 250, 50
 
     def stream():
         for number in range(batches):
@@ -169,7 +175,7 @@ def test_a_user_longer_than_any_batch_is_held_in_bounded_memory(monkeypatch: pyt
 
     (row,) = pa.Table.from_batches(user_lists(keep, split)(stream())).to_pylist()
     rows = batches * batch_rows
-    assert longest <= batch_rows + 10 * keep
+    assert max(tables) <= batch_rows + 10 * keep
     assert (row["train_rows"], row["holdout_rows"]) == (min(split, rows), rows - min(split, rows))
     assert row["train_positives"] + row["holdout_positives"] == -(-rows // 3)
     assert len(row["train"]["positive_items"]) == len(row["train"]["negative_items"]) == (keep if split else 0)
@@ -181,8 +187,30 @@ def test_a_user_longer_than_any_batch_is_held_in_bounded_memory(monkeypatch: pyt
         assert len(row["holdout"]["items"]) == len(row["holdout"]["positive_items"]) == keep
         assert row["holdout"]["seen_items"] == list(range(1, 1001))
         assert row["holdout"]["target_timestamp"] == rows - 1
+        assert row["holdout"]["holdout_items"] == [place % 1000 + 1 for place in range(rows - keep, rows)]
+        assert row["holdout"]["before_items"] == [place % 1000 + 1 for place in range(rows - 2 * keep, rows - keep)]
+        assert row["holdout"]["before_seen_items"] == list(range(1, 1001))
     else:
         assert row["holdout"] is None
+
+
+@pytest.mark.parametrize("holdout_first", [False, True])
+def test_rows_that_later_ones_replace_are_held_in_bounded_memory(tables: list[int], holdout_first: bool) -> None:
+    """All items of the rows before T come again from T on, and these rows come from Spark all before or all after."""
+    items, keep, batch_rows = 20_000, 20, 500
+    train, holdout = (
+        [
+            ("u", start + item, start + item, item + 1, True, is_newest, items + item, items + item)
+            for item in range(items)
+        ]
+        for start, is_newest in ((0, False), (items, True))
+    )
+    stream = table_of([*holdout, *train] if holdout_first else [*train, *holdout]).to_batches(batch_rows)
+    (row,) = pa.Table.from_batches(user_lists(keep, items)(iter(stream))).to_pylist()
+    assert max(tables) <= batch_rows + 10 * keep
+    assert row["holdout"]["holdout_items"] == list(range(items - keep + 1, items + 1))
+    assert row["holdout"]["before_items"] == list(range(items - 2 * keep + 1, items - keep + 1))
+    assert row["holdout"]["before_seen_items"] == list(range(1, items + 1))
 
 
 def test_no_rows_give_no_users() -> None:
