@@ -114,11 +114,15 @@ def _wrong_value(message: str) -> str:
     unread = re.match(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", message)
     if unread:
         return f"{unread[1]} is {unread[2]}; it must be of the type that --help shows"
-    union = re.match(r"Error parsing (--\S+): no type matching (\S+) could be .*? from \[('.*?')\]", message)
+    union = re.match(r"Error parsing (--\S+): no type matching (.*?) could be .*? from \[('.*?')\]", message)
     if not union:
         return message
     meant = {"INT": "a whole number", "FLOAT": "a number"}
-    wanted = [meant.get(kind) or f"one of {kind.strip('{}')}" for kind in union[2].split("|") if kind != "{None}"]
+    wanted = [
+        meant.get(kind) or f"one of {', '.join(re.split(', ?', kind.strip('{}')))}"
+        for kind in union[2].split("|")
+        if kind != "{None}"
+    ]
     return f"{union[1]} is {union[3]}; it must be {' or '.join(sorted(wanted))}"
 
 
