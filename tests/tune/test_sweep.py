@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pnfrec_dist.cli import parse_train_settings
+from pnfrec_dist.cluster import session
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
@@ -122,6 +123,8 @@ def made_machine(
     monkeypatch.chdir(tmp_path)
 
     def made(gpus: int, gib: int) -> None:
+        monkeypatch.setattr(session, "_has_ray", lambda: False)  # other tests of this process may share a Ray
+        monkeypatch.setattr(session, "_stop_ray", lambda: None)
         monkeypatch.setattr(memory_plan, "LIBRARIES", 600 * 2**20)  # whether or not torch supports GPUs here
         monkeypatch.setattr(os, "cpu_count", lambda: 16)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
