@@ -164,8 +164,8 @@ class TrainSettings:
     accumulation: int = 1
     """number of parts in which a worker computes its share of a step, one after another, to save memory"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """of matrix products and activations; auto: bfloat16 on GPUs and on CPUs with AMX (hidden size 32 or more),
-    where it is mostly faster, else float32; a resumed run keeps what it began with"""
+    """of matrix products and activations; auto: bfloat16 on GPUs and, for hidden sizes from 32 and hidden size x
+    batch size from 12,000 on, on CPUs with AMX, else float32; a resumed run keeps what it began with"""
     compile: bool = False
     """use torch.compile for the token-wise parts of the encoders"""
     non_finite: Literal["stop", "skip"] = "stop"

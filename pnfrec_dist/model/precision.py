@@ -8,8 +8,9 @@ import torch
 from pnfrec_dist.config.settings import Settings
 
 Precision = Literal["float32", "bfloat16"]
-AMX_WIDTH = 32
-"""With a smaller hidden size, a step in bfloat16 takes as long as one in float32 (docs/decisions.md)."""
+AMX_WIDTH, AMX_SIZE = 32, 12_000
+"""With a smaller hidden size, or a smaller product of hidden size and train.batch_size, a step in bfloat16 takes as
+long as one in float32 or longer (docs/decisions.md)."""
 
 
 def with_precision(settings: Settings, precision: Precision) -> Settings:
@@ -19,8 +20,8 @@ def with_precision(settings: Settings, precision: Precision) -> Settings:
 def fastest_precision(settings: Settings, *, on_gpu: bool) -> Precision:
     """train.precision; if it is auto, what is faster on this machine.
 
-    That is bfloat16 on GPUs with bf16 matmuls (compute capability 8.0) and, from a hidden size of AMX_WIDTH on, on CPUs
-    with AMX. on_gpu without a GPU, as on a cluster's head, counts as such a GPU.
+    That is bfloat16 on GPUs with bf16 matmuls (compute capability 8.0) and, for steps of AMX_WIDTH and AMX_SIZE, on
+    CPUs with AMX. on_gpu without a GPU, as on a cluster's head, counts as such a GPU.
     """
     precision = settings.train.precision
     if precision != "auto":
@@ -28,7 +29,8 @@ def fastest_precision(settings: Settings, *, on_gpu: bool) -> Precision:
     if on_gpu:
         is_narrow = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        is_narrow = has_amx() and settings.encoder.hidden_size >= AMX_WIDTH
+        width = settings.encoder.hidden_size
+        is_narrow = has_amx() and width >= AMX_WIDTH and width * settings.train.batch_size >= AMX_SIZE
     return "bfloat16" if is_narrow else "float32"
 
 

@@ -5,16 +5,22 @@ import torch
 
 from pnfrec_dist.config.settings import EncoderSettings, Settings, TrainSettings
 from pnfrec_dist.model import precision
-from pnfrec_dist.model.precision import AMX_WIDTH, fastest_precision, with_precision
+from pnfrec_dist.model.precision import AMX_SIZE, AMX_WIDTH, fastest_precision, with_precision
 
 
 @pytest.mark.parametrize(
-    ("has_amx", "width", "wanted"),
-    [(True, AMX_WIDTH, "bfloat16"), (True, AMX_WIDTH - 1, "float32"), (False, 256, "float32")],
+    ("has_amx", "width", "users", "wanted"),
+    [
+        (True, AMX_WIDTH, 500, "bfloat16"),
+        (True, AMX_WIDTH - 1, 500, "float32"),
+        (True, 64, AMX_SIZE // 64 + 1, "bfloat16"),
+        (True, 64, AMX_SIZE // 64 - 1, "float32"),
+        (False, 256, 500, "float32"),
+    ],
 )
-def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, has_amx: bool, width: int, wanted: str) -> None:
+def test_auto_on_a_cpu(monkeypatch: pytest.MonkeyPatch, has_amx: bool, width: int, users: int, wanted: str) -> None:
     monkeypatch.setattr(precision, "has_amx", lambda: has_amx)
-    settings = Settings(encoder=EncoderSettings(hidden_size=width))
+    settings = Settings(encoder=EncoderSettings(hidden_size=width), train=TrainSettings(batch_size=users))
     assert fastest_precision(settings, on_gpu=False) == wanted
 
 

@@ -9,16 +9,16 @@ from pnfrec_dist.config.settings import EncoderSettings, EvaluationSettings, Los
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model import precision
-from pnfrec_dist.model.precision import AMX_WIDTH, Precision, with_precision
+from pnfrec_dist.model.precision import AMX_SIZE, Precision, with_precision
 from pnfrec_dist.training.events import EpochDone, Event
 from pnfrec_dist.training.loop import Hooks, TrainLoop
 from pnfrec_dist.training.result import read_result
 
 SETTINGS = Settings(
     epochs=2,
-    encoder=EncoderSettings(hidden_size=AMX_WIDTH, num_blocks=1, max_length=5),
+    encoder=EncoderSettings(hidden_size=-(-AMX_SIZE // 30), num_blocks=1, max_length=5),
     loss=LossSettings(0.45, 0.25),
-    train=TrainSettings(batch_size=8),
+    train=TrainSettings(batch_size=30),
     evaluation=EvaluationSettings(cutoffs=(5, 10)),
 )
 
