@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from benchmarks.plain_step import IGNORE_INDEX, PlainModel, plain_step
 from benchmarks.shapes import ITEMS, ml1m_like
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings, TrainSettings
+from pnfrec_dist.config.settings import EncoderSettings, ExactPath, LossSettings, Settings, TrainSettings
 from pnfrec_dist.data.batches import Sampled
 from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.ragged import Ragged
@@ -32,11 +32,13 @@ from pnfrec_dist.losses.sampled_softmax import SAMPLED_SOFTMAX
 from pnfrec_dist.losses.terms import needed_parts
 from pnfrec_dist.losses.tiling import plan_tiles
 from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.model.precision import Precision
 from pnfrec_dist.model.top_k import rank_items, table_scores
 from pnfrec_dist.training.allocator import keep_freed_memory
 from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.step import Requests, train_step
 
+SoftmaxPath = ExactPath | Literal["plain", "torch", "sampled"]
 TILE_BYTES = CPU_TILE_MIB * 2**20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -67,7 +69,7 @@ def status_kib(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
-def softmax(path: str, items: int, width: int, targets: int, dtype: str = "float32", times: int = 3) -> Result:
+def softmax(path: SoftmaxPath, items: int, width: int, targets: int, dtype: str = "float32", times: int = 3) -> Result:
     """Forward and backward of the cross-entropy over `items` items, each target with weight 1 / targets.
 
     plain: F.cross_entropy on all logits; torch: F.linear_cross_entropy; sampled: 1,024 items; else a path of ours.
@@ -93,7 +95,7 @@ def softmax(path: str, items: int, width: int, targets: int, dtype: str = "float
             vectors = table.lookup(drawn), table.lookup(targets_T.unique())[targets_T.unique(return_inverse=True)[1]]
             samples = Samples(vectors[1], vectors[0], sampled)
             return SAMPLED_SOFTMAX(Targets(hidden_TD, targets_T, weights_T, samples), table, Settings())[0]
-        tiling = plan_tiles(targets, items, TILE_BYTES, path, logit_bytes=DTYPES[dtype].itemsize)  # type: ignore[arg-type]
+        tiling = plan_tiles(targets, items, TILE_BYTES, path, logit_bytes=DTYPES[dtype].itemsize)
         return cross_entropy(hidden_TD, table, targets_T, weights_T, tiling, DTYPES[dtype])[0]
 
     def call() -> float:
@@ -142,14 +144,14 @@ def matmul_peak(dtype: str, width: int, times: int = 7) -> Result:
     return {"flops": best}
 
 
-def step(kind: str, width: int, precision: str = "float32", batch_size: int = 500, times: int = 0) -> Result:
+def step(kind: str, width: int, precision: Precision = "float32", batch_size: int = 500, times: int = 0) -> Result:
     """Users/s of whole training steps on ML-1M's shapes; the time includes making the batches.
 
     times: 0 for 25 of our steps, in which most shapes have come before, as after two epochs of a training, or 5 plain
     ones.
     """
     encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
-    settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(precision=precision))  # type: ignore[arg-type]
+    settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(precision=precision))
     data, world = ml1m_like(), World()
     order = np.random.default_rng(1).permutation(len(data))
     number, flops = iter(range(10**6)), []

@@ -72,12 +72,14 @@ def paired_intervals(
     measures: by name; default: those of the default settings. resamples: 0 for resample_count().
     """
     asked = _Asked.of(metrics, measures)
+    if not asked.parts:
+        return {}
     resamples = resamples or resample_count(len(is_positive_U))
     values_UC = asked.differences(model_SU, reference_SU)
     rng = np.random.default_rng(0)
     found, drawn = {}, {}
     for group, chosen in (("p", is_positive_U), ("n", ~is_positive_U)):
-        if chosen.any() and asked.parts:
+        if chosen.any():
             found[group], drawn[group] = values_UC[chosen].mean(0), _resampled(values_UC[chosen], resamples, rng)
     return asked.intervals(found, drawn)
 
@@ -138,7 +140,7 @@ class _Asked:
             self.measures[name](model_SU, k).mean(0) - self.measures[name](reference_SU, k).mean(0)
             for name, k in self.columns
         ]
-        return np.stack(columns, axis=1) if columns else np.empty((model_SU.shape[1], 0))
+        return np.stack(columns, axis=1)
 
     def intervals(self, found: dict[str, np.ndarray], drawn: dict[str, np.ndarray]) -> dict[str, Interval]:
         """found, drawn: group -> differences [C], and those of each resample [R, C]."""

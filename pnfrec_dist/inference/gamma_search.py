@@ -49,7 +49,7 @@ def run(settings: EvaluateSettings) -> int:
         way_out = "use --data-dir to say where that state is"
         raise InputError(f"{settings.run} was trained on another state of the data than {data.directory}; {way_out}")
     gammas = sorted({0.0, *settings.gammas}) if trained.model.encoders.predicts_dislikes else [0.0]
-    split, targets = Split(trained, data, "validation"), selection_targets(trained.settings, data)
+    split, targets = Split(trained, data, "validation"), selection_targets(trained.settings, data, with_negative=True)
     validation = {}
     print(f"{'gamma':>6}  validation NDCG_p@10", flush=True)
     for gamma in gammas:

@@ -172,8 +172,7 @@ def _notes(lists: _Lists, users: HoldoutData, settings: EvaluationSettings) -> l
     short = int(((lengths_U > 0) & (lengths_U < longest)).sum())
     if short:
         notes.append(f"{short:,} lists have fewer than {longest} items; beyond their end, targets count as not found")
-    hits = np.isin(np.arange(len(users)) << 32 | users.target_item.astype(np.int64), lists.user_R << 32 | lists.item_R)
-    if not hits.any():
+    if not np.any(lists.item_R == users.target_item[lists.user_R]):
         notes.append(
             "WARNING: no list holds its user's target. Lists must be made from the histories in test/, which end "
             "before it; pnfrec recommend makes lists from whole histories, which hold it already"

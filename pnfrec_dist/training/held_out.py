@@ -52,14 +52,16 @@ class HeldOut:
         history = self.settings.encoder.history
         users = self.data.holdout("test", history)
         points = points_of(self.data, "test", history, self.settings.evaluation)
-        found: list[dict[str, Evaluation]] = []
-        for ranked in (users, points):
-            found.append({MODEL: self._of_model(ranked)} if ranked is not None else {})
-            for name, positive_only in BASELINES.items():
-                if ranked is not None:
-                    counts = self.data.item_counts(positive_only=positive_only)
-                    found[-1][name] = self._evaluate(popularity_scores(counts, self.world), ranked)
-        return Tested(users, found[0], points, found[1])
+        popularity = {
+            name: popularity_scores(self.data.item_counts(positive_only=positive_only), self.world)
+            for name, positive_only in BASELINES.items()
+        }
+
+        def found(ranked: Ranked) -> dict[str, Evaluation]:
+            of_baselines = {name: self._evaluate(scores, ranked) for name, scores in popularity.items()}
+            return {MODEL: self._of_model(ranked), **of_baselines}
+
+        return Tested(users, found(users), points, found(points) if points is not None else {})
 
     def _of_model(self, ranked: Ranked) -> Evaluation:
         self.model.eval()
@@ -78,13 +80,14 @@ class HeldOut:
         )
 
 
-def selection_targets(settings: Settings, data: PreparedData) -> Ranked:
-    """The validation targets that evaluation.select_on names. Raises InputError as require_points does."""
+def selection_targets(settings: Settings, data: PreparedData, *, with_negative: bool = False) -> Ranked:
+    """The validation targets that evaluation.select_on names. with_negative: as in PreparedData.holdout; points always
+    have the dislikes. Raises InputError as require_points does."""
     require_points(settings, data)
     history = settings.encoder.history
     by_points = settings.evaluation.select_on == "points"
     points = points_of(data, "validation", history, settings.evaluation) if by_points else None
-    return points if points is not None else data.holdout("validation", history, with_negative=True)
+    return points if points is not None else data.holdout("validation", history, with_negative=with_negative)
 
 
 def require_points(settings: Settings, data: PreparedData) -> None:

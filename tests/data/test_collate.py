@@ -110,11 +110,14 @@ def test_contrast_of_a_history_of_both_kinds_by_hand() -> None:
     assert contrast.num_tokens == 3
 
 
-@given(
+over_histories_of_both_kinds = given(
     rows=st.lists(st.lists(st.tuples(st.integers(1, 99), st.booleans()), max_size=30), min_size=1, max_size=8),
     max_length=st.integers(1, 12),
     history=st.sampled_from(["all", "signed"]),
 )
+
+
+@over_histories_of_both_kinds
 def test_contrast_of_histories_of_both_kinds(
     rows: list[list[tuple[int, bool]]], max_length: int, history: History
 ) -> None:
@@ -145,11 +148,7 @@ def test_contrast_of_histories_of_both_kinds(
     assert batch.contrast.num_tokens == sum(i > 0 for _, following, _ in expected for i in following)
 
 
-@given(
-    rows=st.lists(st.lists(st.tuples(st.integers(1, 99), st.booleans()), max_size=30), min_size=1, max_size=8),
-    max_length=st.integers(1, 12),
-    history=st.sampled_from(["all", "signed"]),
-)
+@over_histories_of_both_kinds
 def test_signs_and_targets_of_histories_of_both_kinds(
     rows: list[list[tuple[int, bool]]], max_length: int, history: History
 ) -> None:
