@@ -58,8 +58,8 @@ class HeldOut:
         }
 
         def found(ranked: Ranked) -> dict[str, Evaluation]:
-            of_baselines = {name: self._evaluate(scores, ranked) for name, scores in popularity.items()}
-            return {MODEL: self._of_model(ranked), **of_baselines}
+            of_model = {MODEL: self._of_model(ranked)}
+            return of_model | {name: self._evaluate(scores, ranked) for name, scores in popularity.items()}
 
         return Tested(users, found(users), points, found(points) if points is not None else {})
 
