@@ -27,6 +27,7 @@ from pnfrec_dist.model.precision import Precision
 from pnfrec_dist.training.initial_model import build_model
 from pnfrec_dist.training.memory_plan import LIBRARIES, plan_step
 from pnfrec_dist.training.step import Requests, train_step
+from pnfrec_dist.training.step_graph import StepGraph, make_optimizer
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """On a machine without a GPU, `step` runs on the CPU, so that a test can try it."""
@@ -102,19 +103,25 @@ def step(items: int, width: int, batch_size: int = 500, precision: Precision = "
     settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(batch_size=batch_size, precision=precision))
     data, world = ml1m_like(users=batch_size * steps, items=items), World(device=DEVICE)
     model, objective = build_model(items, settings).to(DEVICE), Objective(settings)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    batches = Loader(data, settings, objective.parts, None, world).epoch(1, 0)
-    seconds, waited, tokens = [], [], []
+    optimizer = make_optimizer(model, settings, world)
+    graph = StepGraph.of(model, optimizer, objective, world, data)
+    slots = graph.batches.plan if graph is not None else None
+    batches = Loader(data, settings, objective.parts, None, world, slots).epoch(1, 0)
+    seconds, waited, targets = [], [], 0.0
     while True:
         started = time.perf_counter()
         if (made := next(batches, None)) is None:
             break
         waited.append(time.perf_counter() - started)
-        train_step(model, model.encoders, optimizer, made[1], objective, world, Requests())
+        if isinstance(made[1], torch.Tensor):
+            assert graph is not None
+            sums = graph.step(made[1], Requests())
+        else:
+            sums = train_step(model, model.encoders, optimizer, made[1], objective, world, Requests())
         seconds.append(time.perf_counter() - started)
-        tokens.append(sum(objective.counts(batch)[:2].sum().item() for batch in made[1]))
+        targets += sums.counts["ce_main"] + sums.counts["ce_negative"]
     median = statistics.median(seconds[2:])
-    flops = 3 * statistics.mean(tokens) * (encoder.num_blocks * 12 * width**2 + 2 * items * width)
+    flops = 3 * targets / len(seconds) * (encoder.num_blocks * 12 * width**2 + 2 * items * width)
     plan = plan_step(settings, data, items, 1, on_gpu=True)
     return {
         "seconds": median,

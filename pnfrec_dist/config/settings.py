@@ -168,6 +168,8 @@ class TrainSettings:
     batch size from 12,000 on, on CPUs with AMX, else float32; a resumed run keeps what it began with"""
     compile: bool = False
     """use torch.compile for the token-wise parts of the encoders"""
+    cuda_graph: bool = True
+    """on one GPU, record the step as a CUDA graph and replay it, if the loss is exact and all code is built in"""
     non_finite: Literal["stop", "skip"] = "stop"
     """if a loss or gradient is nan or infinite: end the run, or skip the step and count it; in both cases its users are
     written to a file"""

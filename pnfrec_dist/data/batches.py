@@ -8,6 +8,7 @@ axis; only attention sees a group as users x length.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Groups = tuple[tuple[int, int], ...]
@@ -39,6 +40,13 @@ class Sequences:
     """its place in items_U; None unless items are sampled"""
     is_disliked_P: Tensor | None
     """whether the token is a dislike, bool; None unless the encoder reads signs"""
+    is_real_T: Tensor | None = None
+    """bool, in batches of fixed shapes: other targets are padding, and have no weight in the loss"""
+
+    @property
+    def num_targets(self) -> int | Tensor:
+        """A tensor if there is padding."""
+        return len(self.targets_T) if self.is_real_T is None else torch.count_nonzero(self.is_real_T)
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Contrast:
     """place in items_U of the next positive item after each positive token; 0 (padding) if there is none"""
     negatives_BN: Tensor
     """places in items_U of each user's negative items, padded with 0"""
-    num_tokens: int
+    num_tokens: int | Tensor
     """tokens that have a next positive item"""
 
 
@@ -72,8 +80,9 @@ class Sampled:
 class TrainBatch:
     """The input of one training step of one rank; a part that no term of the loss needs is None."""
 
-    items_U: Tensor
-    """ids of the items in the batch, ascending; the first is PAD_ID"""
+    items_U: Tensor | None
+    """ids of the items in the batch; the first is PAD_ID. Ascending and distinct, except in batches of fixed shapes.
+    None: all rows of the item table"""
     main: Sequences
     negative: Sequences | None
     """of the windows of S^n; of a signed history: main with its next negatives as targets"""

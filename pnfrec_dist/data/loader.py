@@ -17,6 +17,7 @@ from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.slots import SlotPlan
 from pnfrec_dist.distributed import World
 
 AHEAD = 2
@@ -34,9 +35,12 @@ class Loader:
     sampler: ItemSampler | None
     """None unless the loss samples items"""
     world: World
+    slots: SlotPlan | None = None
+    """given if the device makes batches of fixed shapes"""
 
-    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[int, list[TrainBatch]]]:
-        """For each step from first_step on: (users of the global batch, this rank's train.accumulation batches)."""
+    def epoch(self, epoch: int, first_step: int) -> Iterator[tuple[int, list[TrainBatch] | Tensor]]:
+        """For each step from first_step on: (users of the global batch, this rank's train.accumulation batches; or the
+        users in their slots if they fit)."""
         order = epoch_order(self.settings.seed, epoch, len(self.data))
         steps = num_steps(len(self.data), self.settings.train.batch_size)
         device = self.world.device
@@ -49,7 +53,7 @@ class Loader:
                 users, batches, is_copied = pending.popleft().result()
                 if step + AHEAD < steps:
                     pending.append(pool.submit(self._make, order, epoch, step + AHEAD, stream))
-                if is_copied is not None:
+                if is_copied is not None and not isinstance(batches, Tensor):
                     torch.cuda.current_stream(device).wait_event(is_copied)
                     for tensor in tensors_of(batches):  # its memory is not given away before these steps are done
                         tensor.record_stream(torch.cuda.current_stream(device))
@@ -57,9 +61,12 @@ class Loader:
 
     def _make(
         self, order: np.ndarray, epoch: int, step: int, stream: torch.cuda.Stream | None
-    ) -> tuple[int, list[TrainBatch], torch.Event | None]:
+    ) -> tuple[int, list[TrainBatch] | Tensor, torch.Event | None]:
         settings, world = self.settings, self.world
         users = global_batch(order, step, settings.train.batch_size)
+        if self.slots is not None and (placed := self.slots.place(users)) is not None:
+            rows_SB = torch.from_numpy(placed)
+            return len(users), rows_SB.pin_memory() if stream is not None else rows_SB, None
         shares = np.array_split(rank_share(users, world.rank, world.size), settings.train.accumulation)
         draw = self.sampler.draw(settings.seed, epoch, step) if self.sampler is not None else None
         with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():

@@ -39,6 +39,8 @@ class Targets:
     """weight of each target in the loss"""
     samples: Samples | None = None
     """given if the loss samples items"""
+    bounds: Tensor | None = None
+    """[2], given if there is padding: the first of the real targets, and the end; all others have weight 0"""
 
 
 @dataclass(frozen=True)

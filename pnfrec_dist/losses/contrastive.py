@@ -28,7 +28,7 @@ class ContrastiveTerm(DirectTerm):
     def title(self, encoder: EncoderSettings) -> str:
         return "contrastive term"
 
-    def count(self, batch: TrainBatch) -> int:
+    def count(self, batch: TrainBatch) -> int | Tensor:
         assert batch.contrast is not None
         return batch.contrast.num_tokens
 

@@ -26,6 +26,7 @@ def cross_entropy(
     weights_T: Tensor,
     tiling: Tiling,
     matmul_dtype: torch.dtype | None = None,
+    bounds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(sum over targets of weight * loss, loss_T), where loss = -log softmax over items(hidden . item)[target].
 
@@ -34,12 +35,13 @@ def cross_entropy(
     float32. If a gradient is needed, forward computes it, so that no tile is kept for backward. With fused tiles, the
     table's gradient is added to table.weight.grad, by the backward of table.lookup or by table.collect_gradients.
 
+    bounds: as Targets.bounds; the fused kernels leave out what is outside, whose loss_T is then not the loss.
+
     With a sharded table, each rank has its own targets. Hidden states are sent to all ranks, maxima and sums are
     combined over ranks, and the gradients of hidden states are summed and sent back. Rows of the table are not sent.
     """
-    return _CrossEntropy.apply(
-        hidden_TD, table.weight, targets_T, weights_T, tiling, matmul_dtype or hidden_TD.dtype, table
-    )
+    how = (tiling, matmul_dtype or hidden_TD.dtype, table, bounds)
+    return _CrossEntropy.apply(hidden_TD, table.weight, targets_T, weights_T, how)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -50,10 +52,9 @@ class _CrossEntropy(torch.autograd.Function):
         table_SD: Tensor,
         targets_T: Tensor,
         weights_T: Tensor,
-        tiling: Tiling,
-        matmul_dtype: torch.dtype,
-        table: ItemTable,
+        how: tuple[Tiling, torch.dtype, ItemTable, Tensor | None],
     ) -> tuple[Tensor, Tensor]:
+        tiling, matmul_dtype, table, bounds = how
         wide = torch.promote_types(hidden_TD.dtype, torch.float32)
         shards, sizes = table.shards, table.shards.sizes(len(targets_T))
         own = slice(sum(sizes[: shards.rank]), sum(sizes[: shards.rank + 1]))
@@ -61,7 +62,7 @@ class _CrossEntropy(torch.autograd.Function):
             all_TD = shards.gather_rows(hidden_TD.to(wide), sizes)
             targets_T = shards.gather_rows(targets_T, sizes)
             weights_T = shards.gather_rows(weights_T.to(wide), sizes)
-            softmax = _Softmax(all_TD, targets_T, weights_T, table, tiling, matmul_dtype)
+            softmax = _Softmax(all_TD, targets_T, weights_T, table, tiling, matmul_dtype, bounds)
             if any(ctx.needs_input_grad[:2]):
                 takes_one = tiling.sweep == "one" and not table.is_sharded
                 found = softmax.in_one_sweep() if takes_one else softmax.in_two_sweeps()
@@ -83,9 +84,9 @@ class _CrossEntropy(torch.autograd.Function):
         (grad_TD, of_table), ctx.gradients = ctx.gradients, None
         if callable(of_table):
             ctx.table.add_in_backward(partial(of_table, grad_total))
-            return grad_TD.mul_(grad_total), *[None] * 6
+            return grad_TD.mul_(grad_total), *[None] * 4
         is_one = not grad_total.is_cuda and grad_total == 1
-        return *(g if is_one else g.mul_(grad_total) for g in (grad_TD, of_table)), *[None] * 5
+        return *(g if is_one else g.mul_(grad_total) for g in (grad_TD, of_table)), *[None] * 3
 
 
 AddGradient = Callable[[Tensor, Tensor], None]
@@ -102,6 +103,7 @@ class _Softmax:
     table: ItemTable
     tiling: Tiling
     matmul_dtype: torch.dtype
+    bounds: Tensor | None
 
     @property
     def padding(self) -> int:
@@ -173,13 +175,14 @@ class _Softmax:
         from pnfrec_dist.losses import gpu_kernels  # only torch's GPU builds bring Triton
 
         width = self.hidden_TD.shape[1]
-        here_T, mean_TW = gpu_kernels.softmax_mean(self._padded(self.hidden_TD), self._padded(self.classes_ND))
+        here_T, mean_TW = gpu_kernels.softmax_mean(self._padded(self.hidden_TD), self._padded(self.classes_ND), bounds=self.bounds)
         lse_T = self._over_shards(here_T)
 
         def add(grad_total: Tensor, grad_SD: Tensor) -> None:
             weights_T = self.weights_T * grad_total
             hidden_TW, classes_NW = self._padded(self.hidden_TD), self._padded(self.classes_ND)
-            gpu_kernels.add_class_gradient(hidden_TW, classes_NW, weights_T, lse_T, grad_SD[self.padding :])
+            gradient_ND = grad_SD[self.padding :]
+            gpu_kernels.add_class_gradient(hidden_TW, classes_NW, weights_T, lse_T, gradient_ND, bounds=self.bounds)
             self._add_targets(weights_T, grad_SD)
 
         return lse_T, mean_TW[:, :width] * (self.weights_T * (here_T - lse_T).exp())[:, None], add

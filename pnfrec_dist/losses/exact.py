@@ -24,7 +24,9 @@ class Exact(CatalogLoss):
         rows = table.shards.size * len(targets.targets_T)
         tiling = plan_softmax(settings, rows, len(table.weight), on_gpu=targets.hidden_TD.is_cuda)
         dtype = torch.bfloat16 if settings.train.precision == "bfloat16" else None
-        return cross_entropy(targets.hidden_TD, table, targets.targets_T, targets.weights_T, tiling, dtype)
+        return cross_entropy(
+            targets.hidden_TD, table, targets.targets_T, targets.weights_T, tiling, dtype, targets.bounds
+        )
 
     def bytes(self, extent: StepExtent, settings: Settings) -> int:
         tiling = plan_softmax(settings, extent.shards * extent.targets, extent.rows, on_gpu=extent.on_gpu)

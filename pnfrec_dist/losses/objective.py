@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pnfrec_dist.config.registry import CROSS_ENTROPIES, TERMS
 from pnfrec_dist.config.settings import Settings
-from pnfrec_dist.data.batches import TrainBatch
+from pnfrec_dist.data.batches import Sequences, TrainBatch
 from pnfrec_dist.errors import require
 from pnfrec_dist.losses.catalog_loss import CatalogLoss, Samples, Targets
 from pnfrec_dist.losses.terms import (
@@ -35,13 +35,21 @@ class Objective:
         self.cross_entropy.require(settings)
         self.terms: dict[str, Term] = terms_of(settings.loss)
         self.weights_J = torch.tensor(list(settings.loss.weights.values()), dtype=torch.float64)
+        self._weights_on = {self.weights_J.device: self.weights_J}
         self.parts = needed_parts(settings.loss)
         self.logged_names = logged_names(self.terms, settings.encoder)
         """term -> its name in MLflow, after train/"""
 
     def counts(self, batch: TrainBatch) -> Tensor:
-        """Number of tokens of each term in this batch, [J]."""
-        return torch.tensor([term.count(batch) for term in self.terms.values()])
+        """Number of tokens of each term in this batch, [J]; on the device for a batch of fixed shapes."""
+        counts = [term.count(batch) for term in self.terms.values()]
+        return torch.stack([count if isinstance(count, Tensor) else torch.tensor(count) for count in counts])
+
+    def weights_on(self, device: torch.device) -> Tensor:
+        """weights_J on a device; copied once, because a recorded step copies nothing from the host."""
+        if device not in self._weights_on:
+            self._weights_on[device] = self.weights_J.to(device)
+        return self._weights_on[device]
 
     def loss(self, tensors: StepTensors, table: ItemTable, weights_J: Tensor) -> tuple[Tensor, Tensor]:
         """(sum over terms of weight * total, the totals [J] without gradient) over this rank's users.
@@ -50,12 +58,15 @@ class Objective:
         """
         places = {name: place for place, name in enumerate(self.terms)}
         sides = {name: term for name, term in self.terms.items() if isinstance(term, CrossEntropyTerm)}
-        sizes = [term.count(tensors.batch) for term in sides.values()]
-        weights_T = torch.cat([weights_J[places[name]].expand(size) for name, size in zip(sides, sizes, strict=True)])
+        sequences = [term.sequences(tensors.batch) for term in sides.values()]
+        weights_T = torch.cat(
+            [_masked(weights_J[places[name]].expand(len(own.targets_T)), own) for name, own in zip(sides, sequences, strict=True)]
+        )
         loss, loss_T = self.cross_entropy(self._targets(tensors, list(sides.values()), weights_T), table, self.settings)
         totals_J = loss.new_zeros(len(self.terms))
-        for name, losses_T in zip(sides, loss_T.split(sizes), strict=True):
-            totals_J[places[name]] = losses_T.sum()
+        sizes = [len(own.targets_T) for own in sequences]
+        for name, own, losses_T in zip(sides, sequences, loss_T.split(sizes), strict=True):
+            totals_J[places[name]] = _masked(losses_T, own).sum()
         for name, term in self.terms.items():
             if isinstance(term, DirectTerm):
                 total = term.total(tensors, self.settings)
@@ -77,7 +88,7 @@ class Objective:
         hidden_TD = torch.cat([h_PD.index_select(0, own.places_T) for h_PD, own in zip(hidden, sequences, strict=True)])
         targets_T = torch.cat([own.targets_T for own in sequences])
         if not self.cross_entropy.samples_items:
-            return Targets(hidden_TD, targets_T, weights_T)
+            return Targets(hidden_TD, targets_T, weights_T, bounds=_bounds(sequences))
         places = [own.target_places_T for own in sequences if own.target_places_T is not None]
         assert batch.sampled is not None and len(places) == len(sequences)
         target_TD, sampled_KD = (take(tensors.vectors_UD, at) for at in (torch.cat(places), batch.sampled.places_K))
@@ -92,3 +103,17 @@ class Objective:
             f"train/{LOSS}": float((self.weights_J * means_J).sum()),
             **{f"train/{name}": mean for name, mean in of_terms.items()},
         }
+
+
+def _masked(values_T: Tensor, sequences: Sequences) -> Tensor:
+    """Zero where a target is padding."""
+    return values_T if sequences.is_real_T is None else values_T.masked_fill(~sequences.is_real_T, 0.0)
+
+
+def _bounds(sequences: list[Sequences]) -> Tensor | None:
+    """Targets.bounds: the first side's padding is before its targets, the second's behind them."""
+    if sequences[0].is_real_T is None:
+        return None
+    room = len(sequences[0].targets_T)
+    counts = [torch.count_nonzero(own.is_real_T) for own in sequences if own.is_real_T is not None]
+    return torch.stack([room - counts[0], room + sum(counts[1:], torch.zeros_like(counts[0]))])

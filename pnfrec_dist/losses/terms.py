@@ -58,8 +58,8 @@ class Term(ABC):
         return self.name(encoder)
 
     @abstractmethod
-    def count(self, batch: TrainBatch) -> int:
-        """Tokens that the total sums over."""
+    def count(self, batch: TrainBatch) -> int | Tensor:
+        """Tokens that the total sums over; built-in terms return a tensor for a batch of fixed shapes."""
 
 
 class DirectTerm(Term):
@@ -97,8 +97,8 @@ class CrossEntropyTerm(Term):
         assert hidden_PD is not None
         return hidden_PD
 
-    def count(self, batch: TrainBatch) -> int:
-        return len(self.sequences(batch).targets_T)
+    def count(self, batch: TrainBatch) -> int | Tensor:
+        return self.sequences(batch).num_targets
 
 
 AnyTerm = CrossEntropyTerm | DirectTerm

@@ -31,8 +31,8 @@ class ItemTable(nn.Module):
         self.bounds = [(num_items + 1) * r // self.shards.size for r in range(self.shards.size + 1)]
         self.first_row, self.end_row = self.bounds[self.shards.rank], self.bounds[self.shards.rank + 1]
         self.weight = nn.Parameter(torch.zeros(self.end_row - self.first_row, hidden_size))
-        self._looked_up: list[tuple[Tensor, Tensor]] = []
-        """rows and gradients that collect_gradients will add"""
+        self._looked_up: list[tuple[Tensor | None, Tensor]] = []
+        """rows (None: all) and gradients that collect_gradients will add"""
         self._to_add: list[Callable[[Tensor], None]] = []
         """what add_in_backward was given"""
 
@@ -52,8 +52,9 @@ class ItemTable(nn.Module):
         if self.first_row <= PAD_ID < self.end_row:
             self.weight[PAD_ID] = 0.0
 
-    def lookup(self, items_U: Tensor) -> Tensor:
-        """Rows of distinct, ascending item ids, [U, D], from all ranks; PAD_ID gives zeros.
+    def lookup(self, items_U: Tensor | None) -> Tensor:
+        """Rows of distinct, ascending item ids, [U, D], from all ranks; PAD_ID gives zeros. With one rank, ids may
+        repeat in any order; None: all rows.
 
         The backward pass only stores the gradients of these rows: call collect_gradients after it.
         """
@@ -72,7 +73,10 @@ class ItemTable(nn.Module):
         of the table's size."""
         self._add_waiting()
         for rows, gradients in self._looked_up:
-            add_rows(self._gradient(), rows, gradients)
+            if rows is None:
+                self._gradient().add_(gradients)[PAD_ID].zero_()
+            else:
+                add_rows(self._gradient(), rows, gradients)
         self._looked_up.clear()
 
     @torch.no_grad()
@@ -92,8 +96,11 @@ class _Lookup(torch.autograd.Function):
     """Sends ids to the ranks that hold the rows and gets the rows back; backward sends the gradients to those ranks."""
 
     @staticmethod
-    def forward(ctx: Any, items_U: Tensor, weight_SD: Tensor, table: ItemTable) -> Tensor:
+    def forward(ctx: Any, items_U: Tensor | None, weight_SD: Tensor, table: ItemTable) -> Tensor:
         shards = table.shards
+        if items_U is None:
+            ctx.table, ctx.rows = table, None
+            return weight_SD.detach()
         asked = answered = [len(items_U)]
         if table.is_sharded:
             bounds = torch.tensor(table.bounds, device=items_U.device)
@@ -108,6 +115,9 @@ class _Lookup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.table._add_waiting()
+        if ctx.rows is None:
+            ctx.table._looked_up.append((None, grad_outputs[0]))
+            return None, None, None
         gradients = ctx.table.shards.exchange(grad_outputs[0], ctx.asked, ctx.answered)
         is_padding = ctx.rows == PAD_ID - ctx.table.first_row
         ctx.table._looked_up.append((ctx.rows, gradients.masked_fill(is_padding[:, None], 0.0)))

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
+from torch import Tensor
 
 from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.batches import TrainBatch
 from pnfrec_dist.data.epoch_plan import epoch_order, global_batch, num_steps, rank_share
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.loader import Loader
@@ -50,6 +51,7 @@ from pnfrec_dist.training.memory_plan import plan_step
 from pnfrec_dist.training.result import Result, write_result
 from pnfrec_dist.training.state import TrainState
 from pnfrec_dist.training.step import Requests, StepSums, train_step
+from pnfrec_dist.training.step_graph import StepGraph, make_optimizer
 
 Phase = Literal["train", "test", "both"]
 """train: no test users are read; test: only the test, of a trained run."""
@@ -78,14 +80,16 @@ class TrainLoop:
         self.objective = Objective(settings)
         samples = self.objective.cross_entropy.samples_items
         sampler = ItemSampler(settings.sampled, data.item_counts()) if samples else None
-        self.loader = Loader(self.train_data, settings, self.objective.parts, sampler, world)
         on_gpu = world.device.type == "cuda"
         if not on_gpu:
             keep_freed_memory()
         is_sharded = plan_step(settings, self.train_data, data.num_items, world.size, on_gpu=on_gpu).is_sharded
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
         self.held_out = HeldOut(settings, data, self.model, world, hooks.progress)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.optimizer.lr, fused=True)
+        self.optimizer = make_optimizer(self.model, settings, world)
+        self.graph = StepGraph.of(self.model, self.optimizer, self.objective, world, self.train_data)
+        slots = self.graph.batches.plan if self.graph is not None else None
+        self.loader = Loader(self.train_data, settings, self.objective.parts, sampler, world, slots)
         self.state = TrainState()
         self.epochs: list[EpochDone] = []
         """all epochs of the run, including those before it was resumed"""
@@ -160,7 +164,7 @@ class TrainLoop:
         for users, batches in self.loader.epoch(state.epoch, state.step):
             seed_step(settings.seed, state.epoch, state.step, world.rank)
             requests = Requests(world.is_main and self.hooks.should_stop(), world.is_main and self._save_is_due())
-            sums = train_step(self.model, self.encoders, self.optimizer, batches, self.objective, world, requests)
+            sums = self._step(batches, requests)
             users_done += users
             seconds = time.monotonic() - started
             state.seconds = before + seconds
@@ -178,6 +182,12 @@ class TrainLoop:
                 self._save()
             self._report_problems()
         return True, stop
+
+    def _step(self, batches: list[TrainBatch] | Tensor, requests: Requests) -> StepSums:
+        if isinstance(batches, Tensor):
+            assert self.graph is not None
+            return self.graph.step(batches, requests)
+        return train_step(self.model, self.encoders, self.optimizer, batches, self.objective, self.world, requests)
 
     def _leave_out(self, sums: StepSums) -> bool:
         """Writes the users of a step that is not finite to a file. Returns whether training goes on without it."""

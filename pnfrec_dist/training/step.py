@@ -57,15 +57,42 @@ def train_step(
     The loss is sum over terms of weight * total / count, with totals and counts over all ranks and parts. Gradients are
     summed over ranks. encoders is World.wrap(model.encoders). Every rank has the same number of parts.
     """
-    settings, num_terms = objective.settings, len(objective.terms)
+    num_terms = len(objective.terms)
     counts_J = torch.stack([objective.counts(batch) for batch in batches]).sum(0)
     asked = torch.tensor([int(requests.stop), int(requests.save)])
     shared = world.sum(torch.cat([counts_J, asked]).to(world.device))
-    counts_J = shared[:num_terms]
-    weights_J = objective.weights_J.to(world.device) / counts_J.clamp(min=1)
+    sums = compute_gradients(model, encoders, optimizer, batches, objective, world, shared[:num_terms])
+    read_sums = reading(sums)
+    step_if_finite(optimizer, sums)
+    *totals, not_finite = read_sums()  # a GPU has the optimizer's step to do meanwhile
+    *counts, stop, save = shared.tolist()
+    return step_sums(objective, totals, counts, not_finite, Requests(stop > 0, save > 0))
 
+
+def step_sums(
+    objective: Objective, totals: list[float], counts: list[float], not_finite: float, requests: Requests
+) -> StepSums:
+    """totals, counts: of the terms, in their order; not_finite: number of gradients that are not finite."""
+    is_finite = all(map(math.isfinite, totals)) and not_finite == 0
+    of_terms = [dict(zip(objective.terms, values, strict=True)) for values in (totals, counts)]
+    return StepSums(of_terms[0], of_terms[1], is_finite, requests)
+
+
+def compute_gradients(
+    model: PNFRec,
+    encoders: nn.Module,
+    optimizer: Optimizer,
+    batches: Sequence[TrainBatch],
+    objective: Objective,
+    world: World,
+    counts_J: Tensor,
+) -> Tensor:
+    """Sets all gradients of a step. Returns the totals of the terms and the number of gradients that are not finite,
+    [J + 1], over all ranks. counts_J: tokens of each term, over all ranks."""
+    settings = objective.settings
+    weights_J = objective.weights_on(world.device) / counts_J.clamp(min=1)
     optimizer.zero_grad(set_to_none=True)
-    totals_J = torch.zeros(num_terms, dtype=torch.float64, device=world.device)
+    totals_J = torch.zeros(len(objective.terms), dtype=torch.float64, device=world.device)
     for number, batch in enumerate(batches):
         with world.gradients_stay_here(encoders) if number < len(batches) - 1 else contextlib.nullcontext():
             with torch.autocast(world.device.type, torch.bfloat16, enabled=settings.train.precision == "bfloat16"):
@@ -82,16 +109,10 @@ def train_step(
     sums = world.sum(torch.cat([totals_J, _not_finite(model)[None]]))
     if settings.optimizer.max_gradient_norm:
         scale_gradients(model, settings.optimizer.max_gradient_norm)
-    read_sums = reading(sums)
-    _step_if_finite(optimizer, sums)
-    *totals, not_finite = read_sums()  # a GPU has the optimizer's step to do meanwhile
-    is_finite = all(map(math.isfinite, totals)) and not_finite == 0
-    *counts, stop, save = shared.tolist()
-    of_terms = [dict(zip(objective.terms, values, strict=True)) for values in (totals, counts)]
-    return StepSums(of_terms[0], of_terms[1], is_finite, Requests(stop > 0, save > 0))
+    return sums
 
 
-def _step_if_finite(optimizer: Optimizer, sums: Tensor) -> None:
+def step_if_finite(optimizer: Optimizer, sums: Tensor) -> None:
     """The optimizer's step, unless a sum is not finite or the last one, of gradients that are not, is above 0.
 
     Fused Adam reads this on the device, as it does for gradient scaling: a host that decided would let a GPU wait.
@@ -122,8 +143,11 @@ def reading(values: Tensor) -> Callable[[], list[float]]:
 
 @torch.no_grad()
 def _not_finite(model: PNFRec) -> Tensor:
-    """Number of parameters whose gradient has a nan or infinity, found by its sum, as float64."""
-    sums = torch.stack([p.grad.sum().float() for p in model.parameters() if p.grad is not None])
+    """Number of parameters whose gradient has a nan or infinity, as float64; on a GPU, 1 if there is any."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if gradients[0].is_cuda:  # two kernels instead of one for each parameter
+        return (~torch.nn.utils.get_total_norm(gradients, math.inf).isfinite()).double()
+    sums = torch.stack([gradient.sum().float() for gradient in gradients])
     return (~sums.isfinite()).sum().double()
 
 

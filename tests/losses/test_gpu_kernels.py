@@ -77,6 +77,31 @@ def test_both_sweeps_equal_the_formula(interpreter: None, check: Callable[[World
     spawn(1, check)
 
 
+def check_bounds(_: World) -> None:
+    """Rows beyond the bounds cost nothing, and change nothing."""
+    from pnfrec_dist.losses.gpu_kernels import add_class_gradient, softmax_mean
+
+    hidden_TD, classes_ND = random(700, 24, seed=1).float(), random(270, 24, seed=2).float()
+    for first, end, splits in ((0, 700, 1), (130, 131, 2), (300, 560, 3), (128, 384, 1), (50, 50, 2)):
+        bounds = torch.tensor([first, end])
+        weights_T = random(700, seed=3).abs().float()
+        weights_T[:first] = weights_T[end:] = 0
+        lse_T, mean_TD = softmax_mean(hidden_TD, classes_ND, splits, bounds)
+        grad_ND = torch.zeros(270, 24)
+        add_class_gradient(hidden_TD, classes_ND, weights_T, lse_T, grad_ND, splits, bounds)
+        expected = softmax_gradients(hidden_TD, classes_ND, weights_T)
+        assert lse_T.isfinite().all() and mean_TD.isfinite().all()
+        for found, wanted in zip((lse_T[first:end], mean_TD[first:end]), (e[first:end] for e in expected), strict=False):
+            torch.testing.assert_close(found.double(), wanted, rtol=0, atol=3e-5)
+        torch.testing.assert_close(grad_ND.double(), expected[2], rtol=0, atol=1e-3)
+        far = [row for row in range(700) if row // 128 < first // 128 or row // 128 > max(end - 1, 0) // 128]
+        assert not mean_TD[far].any(), "tiles of other rows are left out"
+
+
+def test_rows_beyond_the_bounds_are_left_out(interpreter: None) -> None:
+    spawn(1, check_bounds)
+
+
 def losses(world: World, tiling: Tiling, width: int = 10) -> tuple[Tensor, Tensor, Tensor]:
     """(loss_T, gradient of hidden, gradient of all rows) with this rank's share of 12 targets over 200 items."""
     table = ItemTable(200, width, shards=world)
@@ -126,8 +151,9 @@ def test_the_kernels_compile_for_a_gpu_within_its_shared_memory(capability: int,
         (gpu_kernels._softmax_mean, {"tile_t": own, "tile_n": passing}),
         (gpu_kernels._add_class_gradient, {"tile_t": passing, "tile_n": own, "grad_width": width}),
     ):
-        constants = {"width": width, "tile_w": tile_w, **sizes}
-        types = {"hidden_ptr": "*bf16", "classes_ptr": "*bf16", **dict.fromkeys(constants, "constexpr")}
+        constants = {"width": width, "tile_w": tile_w, "has_bounds": True, **sizes}
+        types = {"hidden_ptr": "*bf16", "classes_ptr": "*bf16", "bounds_ptr": "*i64"}
+        types |= dict.fromkeys(constants, "constexpr")
         pointers = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
         signature = {name: {**pointers, **types}.get(name, "i32") for name in kernel.arg_names}
         target = GPUTarget("cuda", capability, 32)

@@ -1,0 +1,123 @@
+"""The training step of one GPU, recorded once and replayed: launching its kernels takes no time of the processor's.
+
+A step has 900 small kernels, and a processor needs several times as long to launch them as a GPU to run them. All
+batches have the same shapes (data/slots.py), so one graph serves all steps.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pnfrec_dist.config.registry import BLOCKS, CROSS_ENTROPIES, TERMS
+from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.data.device_batches import DeviceBatches
+from pnfrec_dist.data.prepared import TrainData
+from pnfrec_dist.data.slots import plan_slots
+from pnfrec_dist.distributed import World
+from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.training.step import Requests, StepSums, compute_gradients, reading, step_if_finite, step_sums
+
+
+def can_record(settings: Settings, world: World) -> bool:
+    """Whether a step can be a graph: one GPU, the exact softmax, no code of the user, which may decide on the host."""
+    own = [name for name in settings.loss.weights if name not in TERMS.known]
+    own += [settings.encoder.block] * (settings.encoder.block not in BLOCKS.known)
+    own += [settings.loss.cross_entropy] * (settings.loss.cross_entropy not in CROSS_ENTROPIES.known)
+    is_one_gpu = world.is_alone and world.device.type == "cuda"
+    is_whole = settings.train.accumulation == 1 and not settings.train.compile
+    is_exact = settings.loss.cross_entropy == "exact"
+    return settings.train.cuda_graph and is_one_gpu and is_whole and is_exact and not own
+
+
+def make_optimizer(model: PNFRec, settings: Settings, world: World) -> torch.optim.Adam:
+    """Adam over all parameters."""
+    is_recorded = can_record(settings, world)
+    return torch.optim.Adam(model.parameters(), lr=settings.optimizer.lr, fused=True, capturable=is_recorded)
+
+
+@dataclass
+class StepGraph:
+    """Steps on batches that DeviceBatches makes. The first step runs as usual, which also compiles kernels; the second
+    one is recorded. On a CPU, every step runs as usual."""
+
+    model: PNFRec
+    optimizer: Optimizer
+    objective: Objective
+    world: World
+    batches: DeviceBatches
+    _rows_SB: Tensor | None = None
+    """the input of the graph"""
+    _results: Tensor | None = None
+    """its output: totals, not finite, counts"""
+    _graph: "torch.cuda.CUDAGraph | None" = None
+    _steps: int = field(default=0)
+    problem: str = ""
+    """why the step could not be recorded; it then runs as usual"""
+
+    @classmethod
+    def of(
+        cls, model: PNFRec, optimizer: Optimizer, objective: Objective, world: World, data: TrainData
+    ) -> "StepGraph | None":
+        """None if the steps of this training cannot be recorded."""
+        settings = objective.settings
+        if not can_record(settings, world):
+            return None
+        plan = plan_slots(data, settings.encoder, objective.parts, settings.train.batch_size)
+        num_items = model.item_table.num_items
+        batches = DeviceBatches.of(data, plan, settings.encoder, objective.parts, num_items, world.device)
+        return cls(model, optimizer, objective, world, batches)
+
+    def step(self, rows_SB: Tensor, requests: Requests) -> StepSums:
+        """As train_step. rows_SB: users in their slots (SlotPlan.place), on the host."""
+        if self._rows_SB is None:
+            self._rows_SB = rows_SB.to(self.world.device)
+        else:
+            self._rows_SB.copy_(rows_SB, non_blocking=True)
+        self._steps += 1
+        if not self._rows_SB.is_cuda:
+            self._results = self._run()
+        else:
+            if self._steps == 2:
+                self._record()
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._run_aside()
+        assert self._results is not None
+        num_terms = len(self.objective.terms)
+        values = reading(self._results)()
+        return step_sums(self.objective, values[:num_terms], values[num_terms + 1 :], values[num_terms], requests)
+
+    def _run(self) -> Tensor:
+        assert self._rows_SB is not None
+        batch = self.batches.batch(self._rows_SB)
+        counts_J = self.objective.counts(batch)
+        sums = compute_gradients(
+            self.model, self.model.encoders, self.optimizer, [batch], self.objective, self.world, counts_J
+        )
+        step_if_finite(self.optimizer, sums)
+        return torch.cat([sums, counts_J])
+
+    def _run_aside(self) -> None:
+        """On a stream of its own, as recording is: autograd remembers on which stream a gradient was summed."""
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            self._results = self._run()
+        current.wait_stream(stream)
+
+    def _record(self) -> None:
+        """Recording runs nothing. Other threads (the loader's) may use the GPU meanwhile."""
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._results = self._run()
+        except RuntimeError as error:
+            self.problem = f"the step cannot be recorded as a CUDA graph, so training is slower: {first_line(error)}"
+            torch.cuda.synchronize()
+        else:
+            self._graph = graph
