@@ -22,6 +22,7 @@ from pnfrec_dist.distributed import World
 from pnfrec_dist.losses.cross_entropy import cross_entropy
 from pnfrec_dist.losses.exact import plan_softmax
 from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.model.item_table import ItemTable
 from pnfrec_dist.model.precision import Precision
 from pnfrec_dist.training.initial_model import build_model
@@ -93,16 +94,25 @@ def matmul_peak(dtype: str, width: int) -> Result:
     return {"flops": best}
 
 
-def step(items: int, width: int, batch_size: int = 500, precision: Precision = "bfloat16", steps: int = 12) -> Result:
-    """Training steps of the real loop, with histories as long as ML-1M's, over `items` items.
+def step(
+    items: int,
+    width: int,
+    batch_size: int = 500,
+    precision: Precision = "bfloat16",
+    steps: int = 12,
+    compiled: bool = False,
+) -> Result:
+    """Training steps of the real loop, with histories as long as ML-1M's, over `items` items; compiled: train.compile.
 
     users_per_s, flops: of the median step, waiting for its batch included; waiting: share of the time; mib: highest
     memory that torch had allocated; mib_planned: what the memory plan says without the host's part.
     """
     encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
-    settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(batch_size=batch_size, precision=precision))
+    settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(batch_size=batch_size, precision=precision, compile=compiled))
     data, world = ml1m_like(users=batch_size * steps, items=items), World(device=DEVICE)
     model, objective = build_model(items, settings).to(DEVICE), Objective(settings)
+    if compiled:
+        compile_encoders(model.encoders)
     optimizer = make_optimizer(model, settings, world)
     graph = StepGraph.of(model, optimizer, objective, world, data)
     slots = graph.batches.plan if graph is not None else None

@@ -16,6 +16,10 @@ from torch import Tensor
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+MAX_SPLITS, MIN_TILES = 16, 4
+"""Each split has results of its own, which must be summed, and reads at least so many tiles."""
+ENOUGH_USED = 0.93
+"""Share of the processors' time that is used, with which no further splits are tried."""
 
 
 def softmax_mean(
@@ -43,7 +47,7 @@ def softmax_mean(
     if splits == 1:
         return lse_ST[0], mean_STD[0]
     lse_T = lse_ST.logsumexp(dim=0)
-    return lse_T, torch.einsum("st,std->td", (lse_ST - lse_T).exp_(), mean_STD)
+    return lse_T, mean_STD.mul_((lse_ST - lse_T).exp_()[:, :, None]).sum(0)
 
 
 def add_class_gradient(
@@ -55,7 +59,7 @@ def add_class_gradient(
     splits: int | None = None,
     bounds: Tensor | None = None,
 ) -> None:
-    """grad_classes += the gradient of sum(weight * lse) with respect to the classes.
+    """grad_classes += the gradient of sum(weight * lse) with respect to the classes. No weight is negative.
 
     hidden and classes are as in softmax_mean; weights, lse and the gradient are in float32. The gradient may have fewer
     columns than the classes; the last columns of the classes are then padding. splits: parts of the rows of hidden.
@@ -69,9 +73,11 @@ def add_class_gradient(
         return
     part_SND = grad_classes_ND[None] if splits == 1 else grad_classes_ND.new_zeros(splits, *grad_classes_ND.shape)
     per_split = _parts(_parts(targets, splits), tile_t) * tile_t
+    log2_T = lse_T * LOG2_E.value - weights_T.log2()  # softmax * weight = exp2(logit * log2 e - this)
     _add_class_gradient[(class_blocks, splits)](
-        hidden_TD, classes_ND, weights_T, lse_T, part_SND, _bounds(bounds, hidden_TD), targets, num_classes, per_split,
-        has_bounds=bounds is not None, width=width, grad_width=grad_classes_ND.shape[1], tile_t=tile_t, tile_n=tile_n, tile_w=tile_w, **launch,
+        hidden_TD, classes_ND, log2_T, part_SND, _bounds(bounds, hidden_TD), targets, num_classes, per_split,
+        has_bounds=bounds is not None, width=width, grad_width=grad_classes_ND.shape[1],
+        tile_t=tile_t, tile_n=tile_n, tile_w=tile_w, **launch,
     )  # fmt: skip
     if splits > 1:
         grad_classes_ND += part_SND.sum(dim=0)
@@ -89,17 +95,25 @@ def _parts(length: int, size: int) -> int:
 def _tile(width: int) -> tuple[int, int, int, dict[str, int]]:
     """(rows that a program owns, rows that it reads at a time, W, {warps, pipeline stages})."""
     tile_w = max(1 << (width - 1).bit_length(), 16)
-    if tile_w <= 64:
-        return 128, 128, tile_w, {"num_warps": 8, "num_stages": 3}
-    return 128, 64, tile_w, {"num_warps": 8, "num_stages": 3 if tile_w <= 128 else 2}
+    return 128, 128 if tile_w <= 64 else 64, tile_w, {"num_warps": 8, "num_stages": 3}
 
 
 def _splits(blocks: int, longest: int, like: Tensor) -> int:
-    """How many programs share the work of a block of rows, so that there are two programs per processor of the GPU."""
+    """How many programs share the work of a block of rows."""
     if not like.is_cuda:
         return 1
-    wanted = 2 * torch.cuda.get_device_properties(like.device).multi_processor_count
-    return max(min(wanted // max(blocks, 1), longest), 1)
+    return fewest_splits(blocks, longest, torch.cuda.get_device_properties(like.device).multi_processor_count)
+
+
+def fewest_splits(blocks: int, longest: int, processors: int) -> int:
+    """The fewest splits that keep the processors busy. Programs run in rounds, one on each processor, so a last round
+    with few programs wastes most of its time. longest: tiles that a program reads without splits."""
+    used = {}
+    for splits in range(1, max(min(MAX_SPLITS, longest // MIN_TILES), 1) + 1):
+        programs = blocks * splits
+        used[splits] = programs / max(_parts(programs, processors) * processors, 1)
+    enough = min(ENOUGH_USED, max(used.values()))
+    return next(splits for splits, share in used.items() if share >= enough)
 
 
 @triton.jit
@@ -169,7 +183,7 @@ def _softmax_mean(
 
 @triton.jit
 def _add_class_gradient(
-    hidden_ptr, classes_ptr, weights_ptr, lse_ptr, grad_ptr, bounds_ptr, targets, num_classes, per_split,
+    hidden_ptr, classes_ptr, log2_ptr, grad_ptr, bounds_ptr, targets, num_classes, per_split,
     has_bounds: tl.constexpr, width: tl.constexpr, grad_width: tl.constexpr,
     tile_t: tl.constexpr, tile_n: tl.constexpr, tile_w: tl.constexpr,
 ):  # fmt: skip
@@ -185,10 +199,9 @@ def _add_class_gradient(
     for start_t in range(first_t, end_t, tile_t):
         hidden_tW = _rows(hidden_ptr, start_t, end_t, width, tile_t, tile_w)
         at_t = start_t + tl.arange(0, tile_t)
-        lse_t = tl.load(lse_ptr + at_t, mask=at_t < end_t, other=0.0)
-        weight_t = tl.load(weights_ptr + at_t, mask=at_t < end_t, other=0.0)
+        log2_t = tl.load(log2_ptr + at_t, mask=at_t < end_t, other=float("inf"))
         logits_nt = tl.dot(classes_nW, tl.trans(hidden_tW))
-        softmax_nt = tl.exp2(logits_nt * LOG2_E - (lse_t * LOG2_E)[None, :]) * weight_t[None, :]
+        softmax_nt = tl.exp2(logits_nt * LOG2_E - log2_t[None, :])  # times the weight
         grad_nW = tl.dot(softmax_nt.to(hidden_tW.dtype), hidden_tW, grad_nW)
     at_n = (first_n + tl.arange(0, tile_n)).to(tl.int64)
     at_w = tl.arange(0, tile_w)

@@ -20,6 +20,8 @@ class BlockSize:
     parameters: int
     activations_per_token: int
     """kept for the backward pass"""
+    activations_on_gpu: int | None = None
+    """the same on a GPU, where it differs"""
 
 
 class Block(nn.Module, ABC):

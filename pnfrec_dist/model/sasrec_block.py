@@ -49,7 +49,8 @@ class SASRecBlock(Block):
     @staticmethod
     def size(settings: EncoderSettings, length: int) -> BlockSize:
         width = settings.hidden_size
-        return BlockSize(6 * width * width + 10 * width, 16 * width + 3 * settings.num_heads * length)
+        # A GPU's attention keeps no weights.
+        return BlockSize(6 * width * width + 10 * width, 16 * width + 3 * settings.num_heads * length, 12 * width)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Query, key and value weights: uniform over +-sqrt(6 / 4D). This is Xavier's range for the [3D, D] matrix of

@@ -8,13 +8,20 @@ import torch
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.slots import SlotPlan, plan_slots
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.catalog_loss import FLOAT, NARROW, StepExtent
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import block_size
+from pnfrec_dist.training.step_graph import may_record
 
 LIBRARIES = (600 if torch.version.cuda is None else 900) * 2**20
 """Bytes of Python, torch, and Ray or MLflow in one worker. A torch that supports GPUs is larger."""
+GPU_WORKSPACES = 190 * 2**20
+"""Bytes of cuBLAS and of small tensors of a step that is recorded as a CUDA graph."""
+TOKEN_COPIES, LOOKED_UP_COPIES = 2.3, 3.1
+"""float32 vectors of each token, and of each item that a step looks up, which exist at the same time on a GPU. These
+three were fitted to measured steps (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,12 @@ def plan_step(
     rows = -(-(num_items + 1) // num_workers) if is_sharded else num_items + 1
     shards = num_workers if is_sharded else 1
     tokens = -(-targets // settings.train.accumulation)
+    if on_gpu and num_workers == 1 and may_record(settings):
+        slots = plan_slots(data, encoder, objective.parts, settings.train.batch_size)
+        activations = _recorded_activations(settings, slots, num_items, has_head=has_head)
+        tokens = sum(slots.room)
+    else:
+        activations = None
     length = min(encoder.positions, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
     block = block_size(encoder, length)
     each = NARROW if settings.train.precision == "bfloat16" else FLOAT
@@ -92,12 +105,25 @@ def plan_step(
         table=FLOAT * rows * width,
         table_training=3 * FLOAT * rows * width,
         encoders=encoders,
-        activations=tokens * per_token + FLOAT * softmax,
+        activations=tokens * per_token + FLOAT * softmax if activations is None else activations,
         passing=passing * FLOAT * rows * width,
         logits=objective.cross_entropy.bytes(StepExtent(tokens, rows, num_items, shards, on_gpu), settings),
         data=data.nbytes,
         checkpoint=(3 * FLOAT * rows * width + encoders * 3 // 4) if copies else 0,
     )
+
+
+def _recorded_activations(settings: Settings, slots: SlotPlan, num_items: int, *, has_head: bool) -> int:
+    """Of a step that is recorded as a CUDA graph: of all slots, and the softmax's inputs."""
+    encoder, width = settings.encoder, settings.encoder.hidden_size
+    each = NARROW if settings.train.precision == "bfloat16" else FLOAT
+    tokens, main = sum(side.tokens for side in slots.sides), slots.sides[0].tokens
+    block = block_size(encoder, max(length for side in slots.sides for _, length in side.groups))
+    per_token = block.activations_on_gpu if block.activations_on_gpu is not None else block.activations_per_token
+    contrasted = main + sum(users for users, _ in slots.sides[0].groups) * (encoder.positions + 1)
+    looked_up = min(tokens + (contrasted if settings.loss.beta else 0), num_items + 1)
+    copies = TOKEN_COPIES * tokens + LOOKED_UP_COPIES * looked_up + 4 * sum(slots.room) + 2 * has_head * tokens
+    return int(encoder.num_blocks * per_token * each * tokens + FLOAT * width * copies) + GPU_WORKSPACES
 
 
 def _largest_targets(side: Ragged, positions: int, users: int) -> int:

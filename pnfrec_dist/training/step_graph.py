@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pnfrec_dist.config.registry import BLOCKS, CROSS_ENTROPIES, TERMS
+from pnfrec_dist.config.registry import BLOCKS, TERMS
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.device_batches import DeviceBatches
 from pnfrec_dist.data.prepared import TrainData
@@ -21,15 +21,18 @@ from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training.step import Requests, StepSums, compute_gradients, reading, step_if_finite, step_sums
 
 
-def can_record(settings: Settings, world: World) -> bool:
-    """Whether a step can be a graph: one GPU, the exact softmax, no code of the user, which may decide on the host."""
+def may_record(settings: Settings) -> bool:
+    """Whether the settings allow that a step is a graph: the exact softmax, all users of a batch at once, and no code
+    of the user, which may decide on the host."""
     own = [name for name in settings.loss.weights if name not in TERMS.known]
     own += [settings.encoder.block] * (settings.encoder.block not in BLOCKS.known)
-    own += [settings.loss.cross_entropy] * (settings.loss.cross_entropy not in CROSS_ENTROPIES.known)
-    is_one_gpu = world.is_alone and world.device.type == "cuda"
-    is_whole = settings.train.accumulation == 1 and not settings.train.compile
     is_exact = settings.loss.cross_entropy == "exact"
-    return settings.train.cuda_graph and is_one_gpu and is_whole and is_exact and not own
+    return settings.train.cuda_graph and settings.train.accumulation == 1 and is_exact and not own
+
+
+def can_record(settings: Settings, world: World) -> bool:
+    """Whether a step is a graph here: on one GPU."""
+    return may_record(settings) and world.is_alone and world.device.type == "cuda"
 
 
 def make_optimizer(model: PNFRec, settings: Settings, world: World) -> torch.optim.Adam:

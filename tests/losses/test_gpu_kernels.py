@@ -133,6 +133,16 @@ def test_the_loss_equals_that_of_tiles(interpreter: None, ranks: int) -> None:
     spawn(ranks, check_losses)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "longest", "splits"), [(132, 1_000, 1), (144, 1_000, 6), (10, 1_000, 13), (2_000, 8, 1), (50, 3, 1), (0, 0, 1)]
+)
+def test_splits_leave_no_processor_idle(blocks: int, longest: int, splits: int) -> None:
+    """144 programs would take two rounds on 132 processors; 6 * 144 take seven, which are almost full."""
+    from pnfrec_dist.losses.gpu_kernels import fewest_splits
+
+    assert fewest_splits(blocks, longest, processors=132) == splits
+
+
 SLOW = pytest.mark.slow
 
 
