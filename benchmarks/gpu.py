@@ -104,7 +104,7 @@ def step(
 ) -> Result:
     """Training steps of the real loop, with histories as long as ML-1M's, over `items` items; compiled: train.compile.
 
-    users_per_s, flops: of the median step, waiting for its batch included; waiting: share of the time; mib: highest
+    users_per_s, flops: of the median step, waiting for its batch included; waiting: share of the time; recorded: as a CUDA graph; mib: highest
     memory that torch had allocated; mib_planned: what the memory plan says without the host's part.
     """
     encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
@@ -138,6 +138,7 @@ def step(
         "users_per_s": batch_size / median,
         "flops": flops / median,
         "waiting": sum(waited[2:]) / sum(seconds[2:]),
+        "recorded": graph is not None and not graph.problem,
         "mib": torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else 0.0,
         "mib_planned": (plan.total - plan.data - LIBRARIES) / 2**20,
     }

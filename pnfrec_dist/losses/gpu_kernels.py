@@ -95,7 +95,9 @@ def _parts(length: int, size: int) -> int:
 def _tile(width: int) -> tuple[int, int, int, dict[str, int]]:
     """(rows that a program owns, rows that it reads at a time, W, {warps, pipeline stages})."""
     tile_w = max(1 << (width - 1).bit_length(), 16)
-    return 128, 128 if tile_w <= 64 else 64, tile_w, {"num_warps": 8, "num_stages": 3}
+    if tile_w <= 128:  # two programs of 4 warps run on a processor at a time
+        return 64, 128, tile_w, {"num_warps": 4, "num_stages": 3 if tile_w <= 64 else 2}
+    return 128, 64, tile_w, {"num_warps": 8, "num_stages": 3}
 
 
 def _splits(blocks: int, longest: int, like: Tensor) -> int:
@@ -192,11 +194,12 @@ def _add_class_gradient(
     first_t = tl.program_id(1) * per_split
     end_t = tl.minimum(first_t + per_split, targets)
     if has_bounds:
-        first_t = tl.maximum(first_t, (tl.load(bounds_ptr) // tile_t * tile_t).to(tl.int32))
+        first_t = tl.maximum(first_t, tl.load(bounds_ptr).to(tl.int32) // tile_t * tile_t)
         end_t = tl.minimum(end_t, tl.load(bounds_ptr + 1).to(tl.int32))
     classes_nW = _rows(classes_ptr, first_n, num_classes, width, tile_n, tile_w)
     grad_nW = tl.zeros([tile_n, tile_w], tl.float32)
-    for start_t in range(first_t, end_t, tile_t):
+    for number in range(first_t // tile_t, tl.cdiv(end_t, tile_t)):  # starts are seen to be multiples
+        start_t = number * tile_t
         hidden_tW = _rows(hidden_ptr, start_t, end_t, width, tile_t, tile_w)
         at_t = start_t + tl.arange(0, tile_t)
         log2_t = tl.load(log2_ptr + at_t, mask=at_t < end_t, other=float("inf"))
