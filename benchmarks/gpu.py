@@ -104,11 +104,14 @@ def step(
 ) -> Result:
     """Training steps of the real loop, with histories as long as ML-1M's, over `items` items; compiled: train.compile.
 
-    users_per_s, flops: of the median step, waiting for its batch included; waiting: share of the time; recorded: as a CUDA graph; mib: highest
-    memory that torch had allocated; mib_planned: what the memory plan says without the host's part.
+    users_per_s, flops: of the median step, waiting for its batch included; waiting: share of the time; recorded: as a
+    CUDA graph; mib: highest memory that torch had allocated; mib_planned: what the memory plan says without the host's
+    part.
     """
     encoder, loss = EncoderSettings(hidden_size=width), LossSettings(0.45, 0.25)
-    settings = Settings(encoder=encoder, loss=loss, train=TrainSettings(batch_size=batch_size, precision=precision, compile=compiled))
+    settings = Settings(
+        encoder=encoder, loss=loss, train=TrainSettings(batch_size=batch_size, precision=precision, compile=compiled)
+    )
     data, world = ml1m_like(users=batch_size * steps, items=items), World(device=DEVICE)
     model, objective = build_model(items, settings).to(DEVICE), Objective(settings)
     if compiled:

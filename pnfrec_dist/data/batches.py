@@ -80,14 +80,15 @@ class Sampled:
 class TrainBatch:
     """The input of one training step of one rank; a part that no term of the loss needs is None."""
 
-    items_U: Tensor | None
-    """ids of the items in the batch; the first is PAD_ID. Ascending and distinct, except in batches of fixed shapes.
-    None: all rows of the item table"""
+    items_U: Tensor
+    """ids of the items in the batch; the first is PAD_ID. Ascending and distinct, except in batches of fixed shapes"""
     main: Sequences
     negative: Sequences | None
     """of the windows of S^n; of a signed history: main with its next negatives as targets"""
     contrast: Contrast | None
     sampled: Sampled | None
+    has_all_items: bool = False
+    """items_U are all rows of the item table, in order"""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ S sides, B slots of a batch, P tokens, T room for targets, N negatives of a user
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,8 +30,8 @@ class _Lists:
 
     @classmethod
     def of(cls, lists: Ragged, device: torch.device) -> "_Lists":
-        values = lists.values if len(lists.values) else lists.values.new_zeros(1)
-        return cls(torch.from_numpy(lists.offsets).to(device), torch.from_numpy(values).to(device))
+        values = lists.values if len(lists.values) else np.zeros(1, dtype=np.int32)  # padding reads the first value
+        return cls(torch.tensor(lists.offsets, device=device), torch.tensor(values, device=device))
 
     def window(self, rows_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """(inputs, next items) of the newest length + 1 values, [B, length] each; NO_USER has none."""
@@ -119,6 +120,7 @@ class DeviceBatches:
             negative=sequences[1] if self.wanted.negative else None,
             contrast=contrast,
             sampled=None,
+            has_all_items=len(items_U) == self.num_items + 1,
         )
 
     def _windows(self, lists: _Lists, rows_B: Tensor, side: int) -> _Windows:
@@ -134,7 +136,9 @@ class DeviceBatches:
             return [main.targets, self.negative.newest(rows_B, positions + 1)]
         following = []
         tokens = [users * length for users, length in main.groups]
-        for (users, length), *parts in zip(main.groups, main.inputs.split(tokens), main.targets.split(tokens), strict=True):
+        for (users, length), *parts in zip(
+            main.groups, main.inputs.split(tokens), main.targets.split(tokens), strict=True
+        ):
             inputs, targets = (part.view(users, length) for part in parts)
             place = torch.arange(length, device=targets.device).expand(users, -1).masked_fill(targets <= 0, length)
             place = place.flip(1).cummin(1).values.flip(1)
@@ -143,11 +147,11 @@ class DeviceBatches:
         newest = self.history.newest(rows_B, positions + 1)
         return [torch.cat(following), (-newest).clamp(min=PAD_ID)]
 
-    def _looked_up(self, ids: list[Tensor]) -> tuple[Tensor | None, list[Tensor]]:
-        """(the items to look up, the places of the ids among them). None: all items, if these are fewer."""
+    def _looked_up(self, ids: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """(the items to look up, the places of the ids among them): all items, if these are not more than the ids."""
         count = sum(part.numel() for part in ids)
         if self.num_items <= count:
-            return None, ids
+            return torch.arange(self.num_items + 1, device=ids[0].device), ids
         joined = torch.cat([part.flatten() for part in ids])
         number = torch.arange(1, count + 1, device=joined.device)
         # Padding is place 0. Its own places look up different items: sums over equal rows are slow.

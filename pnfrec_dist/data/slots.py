@@ -51,8 +51,8 @@ class SidePlan:
         order = np.argsort(lengths, kind="stable")
         placed = np.full(slots, NO_USER, dtype=np.int64)
         placed[slots - len(rows) :] = rows[order]
-        first, end = (self.groups[0][0] if len(self.groups) > 1 else 0), slots - len(rows)
-        fits = first <= end or lengths[order[first - end - 1]] <= self.groups[0][1]
+        short, end = sum(users for users, _ in self.groups[:-1]), slots - len(rows)
+        fits = short <= end or lengths[order[short - end - 1]] <= self.span
         return placed if fits else None
 
 

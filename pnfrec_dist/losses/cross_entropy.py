@@ -175,7 +175,9 @@ class _Softmax:
         from pnfrec_dist.losses import gpu_kernels  # only torch's GPU builds bring Triton
 
         width = self.hidden_TD.shape[1]
-        here_T, mean_TW = gpu_kernels.softmax_mean(self._padded(self.hidden_TD), self._padded(self.classes_ND), bounds=self.bounds)
+        here_T, mean_TW = gpu_kernels.softmax_mean(
+            self._padded(self.hidden_TD), self._padded(self.classes_ND), bounds=self.bounds
+        )
         lse_T = self._over_shards(here_T)
 
         def add(grad_total: Tensor, grad_SD: Tensor) -> None:

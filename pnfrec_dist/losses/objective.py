@@ -60,7 +60,10 @@ class Objective:
         sides = {name: term for name, term in self.terms.items() if isinstance(term, CrossEntropyTerm)}
         sequences = [term.sequences(tensors.batch) for term in sides.values()]
         weights_T = torch.cat(
-            [_masked(weights_J[places[name]].expand(len(own.targets_T)), own) for name, own in zip(sides, sequences, strict=True)]
+            [
+                _masked(weights_J[places[name]].expand(len(own.targets_T)), own)
+                for name, own in zip(sides, sequences, strict=True)
+            ]
         )
         loss, loss_T = self.cross_entropy(self._targets(tensors, list(sides.values()), weights_T), table, self.settings)
         totals_J = loss.new_zeros(len(self.terms))

@@ -303,7 +303,10 @@ class TrainLoop:
             self.hooks.report(event)
 
     def _report_problems(self) -> None:
-        """Reports problems of saving; each rank reports its own."""
+        """Reports problems of saving, each rank its own, and of recording the step."""
+        if self.graph is not None and self.graph.problem:
+            self._report(Warned(self.graph.problem))
+            self.graph.problem = ""
         for text in self.saver.problems():
             self.hooks.report(Warned(text))
 

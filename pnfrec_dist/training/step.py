@@ -96,7 +96,7 @@ def compute_gradients(
     for number, batch in enumerate(batches):
         with world.gradients_stay_here(encoders) if number < len(batches) - 1 else contextlib.nullcontext():
             with torch.autocast(world.device.type, torch.bfloat16, enabled=settings.train.precision == "bfloat16"):
-                vectors_UD = model.item_table.lookup(batch.items_U)
+                vectors_UD = model.item_table.lookup(None if batch.has_all_items else batch.items_U)
                 tensors = encoded(encoders, vectors_UD, batch)
                 loss, part_J = objective.loss(tensors, model.item_table, weights_J)
             loss.backward()

@@ -16,6 +16,7 @@ from pnfrec_dist.data.device_batches import DeviceBatches
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.slots import plan_slots
 from pnfrec_dist.distributed import World
+from pnfrec_dist.errors import first_line
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.training.step import Requests, StepSums, compute_gradients, reading, step_if_finite, step_sums

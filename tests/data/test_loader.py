@@ -6,9 +6,10 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, SampledSettings, Settings, TrainSettings
-from pnfrec_dist.data.batches import BatchParts
+from pnfrec_dist.data.batches import BatchParts, TrainBatch
 from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.item_sampler import ItemSampler
 from pnfrec_dist.data.loader import Loader, tensors_of
@@ -26,10 +27,16 @@ def data() -> TrainData:
     return TrainData(Ragged(offsets, ids), Ragged(offsets, ids))
 
 
+def collated(batches: list[TrainBatch] | Tensor) -> list[TrainBatch]:
+    """Without a plan of slots, all batches are made on the host."""
+    assert not isinstance(batches, Tensor)
+    return batches
+
+
 def users_of(settings: Settings, world: World, epoch: int = 1, first_step: int = 0) -> list[list[int]]:
     """This rank's users of each step."""
     return [
-        sorted((int(t) - 2) // 2 for batch in batches for t in batch.main.targets_T)
+        sorted((int(t) - 2) // 2 for batch in collated(batches) for t in batch.main.targets_T)
         for _, batches in Loader(data(), settings, BatchParts(), None, world).epoch(epoch, first_step)
     ]
 
@@ -59,7 +66,7 @@ def test_all_parts_of_all_ranks_share_a_steps_sample() -> None:
     for rank in range(2):
         loader = Loader(data(), settings, BatchParts(), sampler, World(rank, 2))
         for step, (_, batches) in enumerate(loader.epoch(1, 0)):
-            for batch in batches:
+            for batch in collated(batches):
                 assert batch.sampled is not None
                 items = tuple(batch.items_U[batch.sampled.places_K].tolist())
                 assert items == tuple(batch.sampled.items_K.tolist())

@@ -91,7 +91,9 @@ def check_bounds(_: World) -> None:
         add_class_gradient(hidden_TD, classes_ND, weights_T, lse_T, grad_ND, splits, bounds)
         expected = softmax_gradients(hidden_TD, classes_ND, weights_T)
         assert lse_T.isfinite().all() and mean_TD.isfinite().all()
-        for found, wanted in zip((lse_T[first:end], mean_TD[first:end]), (e[first:end] for e in expected), strict=False):
+        for found, wanted in zip(
+            (lse_T[first:end], mean_TD[first:end]), (e[first:end] for e in expected), strict=False
+        ):
             torch.testing.assert_close(found.double(), wanted, rtol=0, atol=3e-5)
         torch.testing.assert_close(grad_ND.double(), expected[2], rtol=0, atol=1e-3)
         far = [row for row in range(700) if row // 128 < first // 128 or row // 128 > max(end - 1, 0) // 128]
@@ -134,7 +136,8 @@ def test_the_loss_equals_that_of_tiles(interpreter: None, ranks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "longest", "splits"), [(132, 1_000, 1), (144, 1_000, 6), (10, 1_000, 13), (2_000, 8, 1), (50, 3, 1), (0, 0, 1)]
+    ("blocks", "longest", "splits"),
+    [(132, 1_000, 1), (144, 1_000, 6), (10, 1_000, 13), (2_000, 8, 1), (50, 3, 1), (0, 0, 1)],
 )
 def test_splits_leave_no_processor_idle(blocks: int, longest: int, splits: int) -> None:
     """144 programs would take two rounds on 132 processors; 6 * 144 take seven, which are almost full."""
