@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
-History = Literal["positive", "all", "signed"]
+History = Literal["positive", "all", "signed", "both"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class HistoryKind:
     item ids with signs (data/ragged.py: signed)"""
     reads_signs: bool = False
     """the encoder is told which items are disliked, and its targets are likes alone"""
+    reads_likes_too: bool = False
+    """a further encoder reads the likes among them; each encoder has half of the item vectors for itself"""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -49,4 +51,12 @@ HISTORIES: dict[History, HistoryKind] = {
     "positive": HistoryKind("positive", "positive_items", "likes", holds_negatives=False),
     "all": HistoryKind("all", "items", "all interactions", holds_negatives=True),
     "signed": HistoryKind("signed", "items", "likes (signed history)", holds_negatives=True, reads_signs=True),
+    "both": HistoryKind(
+        "both",
+        "items",
+        "likes (signed history, beside likes)",
+        holds_negatives=True,
+        reads_signs=True,
+        reads_likes_too=True,
+    ),
 }

@@ -110,6 +110,7 @@ TERMS = Registry(
         "ce_main": "pnfrec_dist.losses.terms:CE_MAIN",
         "ce_negative": "pnfrec_dist.losses.terms:CE_NEGATIVE",
         "contrastive": "pnfrec_dist.losses.contrastive:CONTRASTIVE",
+        "ce_likes": "pnfrec_dist.losses.terms:CE_LIKES",
     },
     "pnfrec_dist.losses.terms:AnyTerm",
     "an object of DirectTerm",

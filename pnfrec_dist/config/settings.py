@@ -20,7 +20,7 @@ class EncoderSettings:
     """The transformer encoder (SASRec); both encoders use these settings."""
 
     hidden_size: int = 64
-    """d, width of item vectors and hidden states"""
+    """d, width of item vectors and hidden states; with history both, item vectors are twice as wide"""
     num_blocks: int = 2
     """transformer blocks"""
     block: str = "sasrec"
@@ -29,7 +29,9 @@ class EncoderSettings:
     """attention heads; divides hidden_size"""
     history: History = "positive"
     """what the main encoder (the one that recommends) reads: the positives S^p, or all interactions S; signed: S, and
-    which of them are dislikes"""
+    which of them are dislikes; both: signed, and a second encoder over the likes alone, whose scores are added"""
+    likes_share: float = 0.3
+    """share of the likes' encoder in the scores, with history both"""
     max_length: int = 50
     """l, positions per side: the newest l items of a list are read; with history all or signed, the newest 2 l
     interactions"""
@@ -47,12 +49,18 @@ class EncoderSettings:
         )
         require(self.max_length >= 1, "encoder.max_length", self.max_length, ">= 1")
         require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "in [0, 1)")
+        require(0 <= self.likes_share <= 1, "encoder.likes_share", self.likes_share, "in [0, 1]")
 
         BLOCKS.require(self.block)
 
     @property
     def history_kind(self) -> HistoryKind:
         return HISTORIES[self.history]
+
+    @property
+    def vector_size(self) -> int:
+        """Width of item vectors, and of what scores them."""
+        return self.hidden_size * (2 if self.history_kind.reads_likes_too else 1)
 
     @property
     def positions(self) -> int:
@@ -218,6 +226,9 @@ class EvaluationSettings:
     or fewer so that there are at most 50,000 points; last: only each user's last interaction, as in the paper"""
     select_on: Literal["last", "points"] = "last"
     """the validation targets for early stopping, and of all val/ metrics: each user's last interaction, or points"""
+    gamma: float = 0.0
+    """weight of the score as next dislike, which is subtracted in validation, in the test and, by default, in lists; 0:
+    off"""
 
     def __post_init__(self) -> None:
         require(not isinstance(self.points, int) or self.points >= 1, "evaluation.points", self.points, ">= 1")
@@ -235,6 +246,7 @@ class EvaluationSettings:
             "whole numbers >= 1 that include 10 (the result table and early stopping use it)",
         )
         require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, ">= 1")
+        require(0 <= self.gamma < math.inf, "evaluation.gamma", self.gamma, "a finite number >= 0")
 
 
 @dataclass(frozen=True)
@@ -301,6 +313,15 @@ class Settings:
         has_targets = self.encoder.history_kind.predicts_dislikes or self.loss.alpha == 0
         rule = f"0 if encoder.history is {self.encoder.history}, which does not tell dislikes from likes (signed does)"
         require(has_targets, "loss.alpha", self.loss.alpha, rule)
+        has_likes = "ce_likes" in self.loss.weights
+        if self.encoder.history_kind.reads_likes_too:
+            require(has_likes, "loss.terms", self.loss.terms, "a list with ce_likes=1 for encoder.history both")
+        else:
+            require(not has_likes, "loss.terms", self.loss.terms, "a list without ce_likes, or encoder.history both")
+        predicts = self.loss.alpha > 0 or bool(self.loss.terms)
+        require(
+            self.evaluation.gamma == 0 or predicts, "evaluation.gamma", self.evaluation.gamma, "0 if loss.alpha is 0"
+        )
         a_path = "a path that all machines reach, not an object store (checkpoints are renamed)"
         require("://" not in self.output_dir, "output_dir", self.output_dir, a_path)
         require(self.experiment.strip() != "", "experiment", self.experiment, "a name")

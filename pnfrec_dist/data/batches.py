@@ -23,6 +23,8 @@ class BatchParts:
     """targets of next negatives: in windows of S^n for a negative encoder, or in those of a signed history"""
     contrast: bool = False
     """next positives and negatives of each user, for the contrastive term"""
+    likes: bool = False
+    """targets of a further encoder over the likes of a signed history: the next like after each like"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class TrainBatch:
     """of the windows of S^n; of a signed history: main with its next negatives as targets"""
     contrast: Contrast | None
     sampled: Sampled | None
+    likes: Sequences | None = None
+    """main with the next like after each like as targets"""
     has_all_items: bool = False
     """items_U are all rows of the item table, in order"""
 

@@ -57,7 +57,9 @@ def train_batch(
     elif wanted.negative:
         assert data.negative is not None
         sides.append(_next_items(data.negative, rows, encoder.positions, max_groups))
-    windows = sides[:1] if reads_signs else sides  # both sides of a signed history have the same inputs
+    if wanted.likes:
+        sides.append(replace(main, targets=_next_likes(window)))
+    windows = sides[:1] if reads_signs else sides  # all sides of a signed history have the same inputs
     parts = [side.inputs for side in windows]
     if wanted.contrast:
         parts += _contrasted(data, rows, window, encoder.positions)
@@ -82,6 +84,7 @@ def train_batch(
         negative=sequences[1] if wanted.negative else None,
         contrast=contrast,
         sampled=_sampled(draw, next(tensors), device) if draw is not None else None,
+        likes=sequences[-1] if wanted.likes else None,
     )
 
 
@@ -111,6 +114,15 @@ def _contrasted(data: TrainData, rows: np.ndarray, window: _Packed, positions: i
     users = rows[window.users]
     if data.negative is not None:
         return [window.targets, data.negative.newest(users, positions + 1)[0]]
+    newest, _ = data.history.newest(users, positions + 1)
+    is_negative = newest < 0
+    order = np.argsort(~is_negative, axis=1, kind="stable")[:, : max(int(is_negative.sum(1).max(initial=0)), 1)]
+    negatives = np.take_along_axis(np.maximum(-newest, PAD_ID), order, axis=1)
+    return [_next_likes(window), negatives]
+
+
+def _next_likes(window: _Packed) -> np.ndarray:
+    """The next like after each like, as item ids; PAD_ID for none, and after dislikes: [P]. window: with signs."""
     following, token = [], 0
     for members, length in window.groups:
         own = slice(token, token := token + members * length)
@@ -119,11 +131,7 @@ def _contrasted(data: TrainData, rows: np.ndarray, window: _Packed, positions: i
         place = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1]
         padded = np.pad(targets, ((0, 0), (0, 1)), constant_values=PAD_ID)
         following.append(np.where(inputs > 0, np.take_along_axis(padded, place, axis=1), PAD_ID).ravel())
-    newest, _ = data.history.newest(users, positions + 1)
-    is_negative = newest < 0
-    order = np.argsort(~is_negative, axis=1, kind="stable")[:, : max(int(is_negative.sum(1).max(initial=0)), 1)]
-    negatives = np.take_along_axis(np.maximum(-newest, PAD_ID), order, axis=1)
-    return [np.concatenate([*following, np.empty(0, dtype=np.int64)]), negatives]
+    return np.concatenate([*following, np.empty(0, dtype=np.int64)])
 
 
 def _next_items(histories: Ragged, rows: np.ndarray, max_length: int, max_groups: int) -> _Packed:

@@ -100,6 +100,8 @@ class DeviceBatches:
         elif self.wanted.negative:
             assert self.negative is not None
             sides.append(self._windows(self.negative, rows_SB[1], 1))
+        if self.wanted.likes:
+            sides.append(replace(sides[0], targets=_next_likes(main)))
         ids = [sides[0].inputs] if reads_signs else [side.inputs for side in sides]
         if self.wanted.contrast:
             ids += self._contrasted(main, rows_SB[0], positions)
@@ -120,6 +122,7 @@ class DeviceBatches:
             negative=sequences[1] if self.wanted.negative else None,
             contrast=contrast,
             sampled=None,
+            likes=sequences[-1] if self.wanted.likes else None,
             has_all_items=len(items_U) == self.num_items + 1,
         )
 
@@ -134,18 +137,8 @@ class DeviceBatches:
         """As in collate.py, as item ids: [next positive after each positive token [P], negatives of each user]."""
         if self.negative is not None:
             return [main.targets, self.negative.newest(rows_B, positions + 1)]
-        following = []
-        tokens = [users * length for users, length in main.groups]
-        for (users, length), *parts in zip(
-            main.groups, main.inputs.split(tokens), main.targets.split(tokens), strict=True
-        ):
-            inputs, targets = (part.view(users, length) for part in parts)
-            place = torch.arange(length, device=targets.device).expand(users, -1).masked_fill(targets <= 0, length)
-            place = place.flip(1).cummin(1).values.flip(1)
-            found = F.pad(targets, (0, 1), value=PAD_ID).gather(1, place)
-            following.append(found.masked_fill(inputs <= 0, PAD_ID).flatten())
         newest = self.history.newest(rows_B, positions + 1)
-        return [torch.cat(following), (-newest).clamp(min=PAD_ID)]
+        return [_next_likes(main), (-newest).clamp(min=PAD_ID)]
 
     def _looked_up(self, ids: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """(the items to look up, the places of the ids among them): all items, if these are not more than the ids."""
@@ -160,7 +153,7 @@ class DeviceBatches:
         return items_U, [at.view(part.shape) for at, part in zip(places, ids, strict=True)]
 
     def _sequences(self, side: _Windows, inputs_P: Tensor, is_disliked_P: Tensor | None, number: int) -> Sequences:
-        """number: 0 has its padding before its targets, 1 behind them, so that all real targets are in one range."""
+        """number: 0 has its padding before its targets, others behind them: one range has the targets of two sides."""
         room, device = self.plan.room[number], inputs_P.device
         is_target_P = side.targets != PAD_ID
         count, order_P = torch.count_nonzero(is_target_P), is_target_P.cumsum(0) - 1
@@ -179,3 +172,18 @@ class DeviceBatches:
             is_disliked_P=is_disliked_P,
             is_real_T=is_real_T,
         )
+
+
+def _next_likes(window: _Windows) -> Tensor:
+    """As in collate.py: [P]."""
+    following = []
+    tokens = [users * length for users, length in window.groups]
+    for (users, length), *parts in zip(
+        window.groups, window.inputs.split(tokens), window.targets.split(tokens), strict=True
+    ):
+        inputs, targets = (part.view(users, length) for part in parts)
+        place = torch.arange(length, device=targets.device).expand(users, -1).masked_fill(targets <= 0, length)
+        place = place.flip(1).cummin(1).values.flip(1)
+        found = F.pad(targets, (0, 1), value=PAD_ID).gather(1, place)
+        following.append(found.masked_fill(inputs <= 0, PAD_ID).flatten())
+    return torch.cat(following)

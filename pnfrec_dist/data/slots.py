@@ -7,6 +7,7 @@ U training users, B slots of a batch.
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class SlotPlan:
     sides: tuple[SidePlan, ...]
     """of the main side, and of the negative encoder if there is one"""
     targets_U: tuple[np.ndarray, ...]
-    """targets of each user: of the main side, and of the negative side if it has any"""
+    """targets of each user: of the main side, and of the negative side and the likes' side if there are any"""
     room: tuple[int, ...]
     """most targets of a batch, in the same order"""
 
@@ -85,15 +86,18 @@ def plan_slots(data: TrainData, encoder: EncoderSettings, wanted: BatchParts, ba
     sides = [SidePlan.of(data.history, encoder.positions, batch_size)]
     targets = [sides[0].lengths_U]
     if encoder.history_kind.reads_signs:
-        likes_U = _likes(data.history, sides[0].lengths_U)
-        targets = [likes_U, sides[0].lengths_U - likes_U] if wanted.negative else [likes_U]
+        tokens_U = sides[0].lengths_U
+        likes_U = _likes(data.history, tokens_U)
+        targets = [likes_U, tokens_U - likes_U] if wanted.negative else [likes_U]
+        if wanted.likes:  # all likes of a window but its first one
+            targets.append((_likes(data.history, np.minimum(tokens_U + 1, data.history.lengths)) - 1).clip(min=0))
     elif wanted.negative:
         assert data.negative is not None
         sides.append(SidePlan.of(data.negative, encoder.positions, batch_size))
         targets.append(sides[1].lengths_U)
-    side_of = [*sides, sides[0]]
     room = []
-    for of_user_U, side in zip(targets, side_of, strict=False):
+    for of_user_U, side in zip_longest(targets, sides, fillvalue=sides[0]):
+        assert isinstance(of_user_U, np.ndarray) and isinstance(side, SidePlan)
         wanted_room = _with_room(of_user_U, batch_size)
         room.append(min(wanted_room + -wanted_room % TARGET_MULTIPLE, side.tokens))
     return SlotPlan(tuple(sides), tuple(targets), tuple(room))
@@ -107,7 +111,7 @@ def _with_room(values_U: np.ndarray, batch_size: int) -> int:
 
 
 def _likes(history: Ragged, lengths_U: np.ndarray) -> np.ndarray:
-    """Likes among the targets of each user's newest window."""
+    """Likes among each user's newest items, lengths_U of them."""
     before = np.concatenate([[0], np.cumsum(history.values > 0)])
     ends = history.offsets[1:]
     return before[ends] - before[ends - lengths_U]

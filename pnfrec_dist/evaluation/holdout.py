@@ -36,12 +36,21 @@ def users_of_full_lists(holdout: HoldoutData, num_items: int, length: int) -> in
     return int(np.count_nonzero(holdout.seen.lengths >= num_items - length))
 
 
-def model_scores(model: PNFRec, world: World) -> ScoreUsers:
-    """Scores of the main encoder from each user's newest items."""
+def model_scores(model: PNFRec, world: World, gamma: float = 0.0) -> ScoreUsers:
+    """Scores of the main encoder from each user's newest items, minus gamma times those as the next dislike.
+
+    With gamma, a model with a negative encoder needs HoldoutData.negative.
+    """
 
     def score(users: HoldoutData) -> Scores:
-        batch = history_batch(users.history, np.arange(len(users)), model.max_length, world.device)
-        return table_scores(model.last_hidden(batch), model.item_table)
+        rows = np.arange(len(users))
+        hidden_BD = model.last_hidden(history_batch(users.history, rows, model.max_length, world.device), gamma)
+        if gamma and model.encoders.negative is not None:
+            assert users.negative is not None
+            batch = history_batch(users.negative, rows, model.max_length, world.device)
+            has_any_B = torch.from_numpy(users.negative.lengths > 0).to(world.device)
+            hidden_BD = hidden_BD - gamma * model.last_negative_hidden(batch) * has_any_B[:, None]
+        return table_scores(hidden_BD, model.item_table)
 
     return score
 

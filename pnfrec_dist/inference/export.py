@@ -41,9 +41,9 @@ TOLERANCE = 1e-5
 USE = {
     VECTORS: "row i is the vector of item i + 1; a user's vector times it is the item's score",
     ITEMS_NAME: "item_id, raw_item_id, vector",
-    ENCODER: "item ids, int64 [users, length] -> user vectors [users, hidden_size]; the ids are a user's liked items "
-    "(reads: positive), all items (reads: all), or all items with minus the id of a disliked one (reads: signed), the "
-    "newest max_length, oldest first, right-padded with 0",
+    ENCODER: "item ids, int64 [users, length] -> user vectors [users, vector_size]; the ids are a user's liked items "
+    "(reads: positive), all items (reads: all), or all items with minus the id of a disliked one (reads: signed or "
+    "both), the newest max_length, oldest first, right-padded with 0",
     NEGATIVE_ENCODER: "the same for disliked items (reads: signed: for the input of encoder.pt2); use user vector - "
     "gamma * this vector for scores with gamma",
 }
@@ -118,11 +118,11 @@ def _write(exported: Exported, draft: Path) -> None:
 def _encoders(model: PNFRec) -> dict[str, PlainEncoder]:
     """File name -> encoder."""
     parts = model.encoders
-    found = {ENCODER: PlainEncoder(model.item_table, parts.main)}
+    found = {ENCODER: PlainEncoder(model, parts.liking)}
     if parts.negative is not None:
-        found[NEGATIVE_ENCODER] = PlainEncoder(model.item_table, parts.negative)
+        found[NEGATIVE_ENCODER] = PlainEncoder(model, parts.negative)
     if parts.dislike_head is not None:
-        found[NEGATIVE_ENCODER] = PlainEncoder(model.item_table, parts.main, parts.dislike_head)
+        found[NEGATIVE_ENCODER] = PlainEncoder(model, parts.disliking)
     return {name: encoder.eval() for name, encoder in found.items()}
 
 
@@ -139,7 +139,7 @@ def _compare(model: PNFRec, draft: Path) -> None:
         for users, length in ((1, 1), (1, longest), (3, (longest + 1) // 2), (2 * longest + 1, longest)):
             lengths = np.arange(length, length - users, -1) % (length + 1)  # longest first; one user without items
             items = rng.integers(PAD_ID + 1, len(vectors_ND) + 1, int(lengths.sum()))
-            if model.encoders.main.signs is not None:
+            if model.encoders.main.reads_signs:
                 items *= rng.choice([-1, 1], len(items))
             histories = Ragged(np.concatenate([[0], np.cumsum(lengths)]), items)
             rows = np.arange(users)
@@ -165,6 +165,7 @@ def _manifest(exported: Exported, draft: Path) -> dict[str, Any]:
         "data_digest": exported.data_digest,
         "num_items": len(exported.raw_ids),
         "hidden_size": settings.encoder.hidden_size,
+        "vector_size": settings.encoder.vector_size,
         "max_length": exported.model.max_length,
         "reads": settings.encoder.history,
         "threshold": exported.threshold,

@@ -5,6 +5,7 @@ B users, N items, n items of one block, V = N + 1, D width, K list length.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -72,10 +73,9 @@ class Recommender:
 
     def by_history(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
         """How users with a history score the catalog, including hidden items."""
-        hidden_BD = self._encoded(self.model.last_hidden, users.history, rows)
-        if gamma:
-            head = self.model.encoders.dislike_head
-            hidden_BD = hidden_BD - gamma * (self._disliking(users, rows) if head is None else head(hidden_BD))
+        hidden_BD = self._encoded(partial(self.model.last_hidden, gamma=gamma), users.history, rows)
+        if gamma and self.model.encoders.negative is not None:
+            hidden_BD = hidden_BD - gamma * self._disliking(users, rows)
         return table_scores(hidden_BD, self.model.item_table)
 
     def _by_popularity(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:

@@ -39,7 +39,7 @@ class SampledItemsLoss(CatalogLoss):
     samples_items = True
 
     def bytes(self, extent: StepExtent, settings: Settings) -> int:
-        drawn, width = settings.sampled.num_items, settings.encoder.hidden_size
+        drawn, width = settings.sampled.num_items, settings.encoder.vector_size
         distinct = min(drawn, extent.num_items)
         return FLOAT * (6 * drawn + 3 * width * distinct + 4 * max(CHUNK_LOGITS, distinct))
 

@@ -30,7 +30,7 @@ class Exact(CatalogLoss):
 
     def bytes(self, extent: StepExtent, settings: Settings) -> int:
         tiling = plan_softmax(settings, extent.shards * extent.targets, extent.rows, on_gpu=extent.on_gpu)
-        width, is_narrow = settings.encoder.hidden_size, settings.train.precision == "bfloat16"
+        width, is_narrow = settings.encoder.vector_size, settings.train.precision == "bfloat16"
         if tiling.sweep == "fused":  # no tile outside the kernels, but a narrow copy of the classes
             return NARROW * width * extent.rows
         product = FLOAT if extent.on_gpu and is_narrow else 0  # logits in float32 before they are in the tile
@@ -57,10 +57,10 @@ def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> 
     Raises InputError if loss.exact_path does not work there.
     """
     loss = settings.loss
-    fits = settings.train.precision == "bfloat16" and settings.encoder.hidden_size <= MAX_FUSED_WIDTH
+    fits = settings.train.precision == "bfloat16" and settings.encoder.vector_size <= MAX_FUSED_WIDTH
     can_fuse = on_gpu and fits and find_spec("triton") is not None
     if loss.exact_path == "fused" and not can_fuse:
-        narrow = f"train.precision bfloat16 and encoder.hidden_size <= {MAX_FUSED_WIDTH}"
+        narrow = f"train.precision bfloat16 and item vectors of at most {MAX_FUSED_WIDTH} numbers (encoder.hidden_size)"
         lacks = "GPU workers" if not on_gpu else "Triton, which comes with torch for NVIDIA GPUs" if fits else narrow
         raise InputError(f"loss.exact_path is 'fused', which needs {lacks}; use auto")
     tile_bytes = int((loss.tile_mib or (GPU_TILE_MIB if on_gpu else CPU_TILE_MIB)) * 2**20)

@@ -114,9 +114,10 @@ def _masked(values_T: Tensor, sequences: Sequences) -> Tensor:
 
 
 def _bounds(sequences: list[Sequences]) -> Tensor | None:
-    """Targets.bounds: the first side's padding is before its targets, the second's behind them."""
-    if sequences[0].is_real_T is None:
-        return None
-    room = len(sequences[0].targets_T)
+    """Targets.bounds: the first side's padding is before its targets, that of other sides behind them."""
     counts = [torch.count_nonzero(own.is_real_T) for own in sequences if own.is_real_T is not None]
-    return torch.stack([room - counts[0], room + sum(counts[1:], torch.zeros_like(counts[0]))])
+    if not counts:
+        return None
+    rooms = [len(own.targets_T) for own in sequences]
+    end = sum(rooms) - rooms[-1] + counts[-1] if len(rooms) > 1 else torch.full_like(counts[0], rooms[0])
+    return torch.stack([rooms[0] - counts[0], end])

@@ -64,7 +64,7 @@ class ScalableCrossEntropy(CatalogLoss):
         return (weights_T * loss_T).sum() * raise_by, loss_T.detach() * raise_by
 
     def bytes(self, extent: StepExtent, settings: Settings) -> int:
-        sampled, width, tokens = settings.sampled, settings.encoder.hidden_size, extent.targets
+        sampled, width, tokens = settings.sampled, settings.encoder.vector_size, extent.targets
         buckets, targets, items = sampled.sce_buckets, min(sampled.sce_targets, tokens), sampled.sce_items
         vectors = 3 * width * min(buckets * items + tokens, extent.num_items)
         return FLOAT * (buckets * (2 * tokens + extent.shards * width + 4 * targets + 6 * items) + vectors)

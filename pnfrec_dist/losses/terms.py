@@ -32,6 +32,8 @@ class StepTensors:
     """the main encoder's output"""
     negative_PD: Tensor | None
     """the output of the negative encoder, or of the head for dislikes; None if no term needs it"""
+    likes_PD: Tensor | None
+    """the output of the further encoder over likes, for history both"""
     vectors_UD: Tensor
     """vectors of batch.items_U"""
     batch: TrainBatch
@@ -39,8 +41,8 @@ class StepTensors:
 
 def encoded(encoders: nn.Module, vectors_UD: Tensor, batch: TrainBatch) -> StepTensors:
     """encoders: a DualEncoder, wrapped or not; vectors_UD: vectors of batch.items_U."""
-    main_PD, negative_PD = encoders(vectors_UD, batch)
-    return StepTensors(main_PD, negative_PD, vectors_UD, batch)
+    main_PD, negative_PD, likes_PD = encoders(vectors_UD, batch)
+    return StepTensors(main_PD, negative_PD, likes_PD, vectors_UD, batch)
 
 
 class Term(ABC):
@@ -74,26 +76,29 @@ class DirectTerm(Term):
 class CrossEntropyTerm(Term):
     """The cross-entropy of one side's next items. Both sides go through one sweep over the catalog (objective.py)."""
 
-    side: Literal["main", "negative"]
+    side: Literal["main", "negative", "likes"]
     needs: BatchParts = NOTHING_MORE
 
     def name(self, encoder: EncoderSettings) -> str:
-        """ce_negative, or ce_positive, ce_all, ... by what the main encoder reads; ce_main if it reads negatives."""
+        """ce_negative, ce_likes, or ce_positive, ce_all, ... by what the main encoder reads; ce_main if it reads
+        negatives."""
         reads = encoder.history if self.side == "main" else self.side
         return "ce_main" if (self.side, reads) == ("main", "negative") else f"ce_{reads}"
 
     def title(self, encoder: EncoderSettings) -> str:
-        title = f"CE over {encoder.history_kind.title if self.side == 'main' else 'dislikes'}"
+        of_others = {"negative": "dislikes", "likes": "likes (their own encoder)"}
+        title = f"CE over {of_others.get(self.side, encoder.history_kind.title)}"
         return f"{title} (main encoder)" if self.name(encoder) == "ce_main" else title
 
     def sequences(self, batch: TrainBatch) -> Sequences:
-        side = batch.main if self.side == "main" else batch.negative
+        side = {"main": batch.main, "negative": batch.negative, "likes": batch.likes}[self.side]
         assert side is not None
         return side
 
     def hidden(self, tensors: StepTensors) -> Tensor:
         """[P, D]."""
-        hidden_PD = tensors.main_PD if self.side == "main" else tensors.negative_PD
+        of_sides = {"main": tensors.main_PD, "negative": tensors.negative_PD, "likes": tensors.likes_PD}
+        hidden_PD = of_sides[self.side]
         assert hidden_PD is not None
         return hidden_PD
 
@@ -104,6 +109,7 @@ class CrossEntropyTerm(Term):
 AnyTerm = CrossEntropyTerm | DirectTerm
 CE_MAIN = CrossEntropyTerm("main")
 CE_NEGATIVE = CrossEntropyTerm("negative", BatchParts(negative=True))
+CE_LIKES = CrossEntropyTerm("likes", BatchParts(likes=True))
 
 
 def terms_of(loss: LossSettings) -> dict[str, Term]:
@@ -125,7 +131,9 @@ def needed_parts(loss: LossSettings) -> BatchParts:
     """The parts of a batch that the terms need; `negative` also means a model that predicts next dislikes."""
     terms = terms_of(loss).values()
     return BatchParts(
-        negative=any(term.needs.negative for term in terms), contrast=any(term.needs.contrast for term in terms)
+        negative=any(term.needs.negative for term in terms),
+        contrast=any(term.needs.contrast for term in terms),
+        likes=any(term.needs.likes for term in terms),
     )
 
 

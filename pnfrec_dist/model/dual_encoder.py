@@ -5,44 +5,94 @@ With a signed history, a second head of the main encoder replaces the negative e
 B users, P tokens, U distinct items of a batch, D width, N items.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pnfrec_dist.config.settings import EncoderSettings
-from pnfrec_dist.data.batches import HistoryBatch, TrainBatch
+from pnfrec_dist.data.batches import Groups, HistoryBatch, TrainBatch
 from pnfrec_dist.distributed import World
 from pnfrec_dist.model.encoder import INIT_STD, Encoder, initialize
 from pnfrec_dist.model.few_shapes import Linear
 from pnfrec_dist.model.item_table import ItemTable, take
+from pnfrec_dist.model.likes_order import likes_first
 
 
 class DualEncoder(nn.Module):
-    """The main encoder over S^p (or S) and the negative encoder over S^n, each with its own positions. Data-parallel
-    training replicates them on every rank. If the main encoder reads signs, there is no negative encoder but a linear
-    head: its output for a token scores the next dislike, as the token's hidden state scores the next like."""
+    """The encoders, each with its own positions. Data-parallel training replicates them on every rank.
+
+    main: over S^p, S, or S with signs. negative: over S^n. If the main encoder reads signs, there is no negative
+    encoder but a linear head: its output for a token scores the next dislike, as the token's hidden state scores the
+    next like. likes: a further encoder, over the likes among what the main encoder reads. Then each of the two has half
+    of the item vectors for itself (likes the first one), and outputs are 0 in the other's half. So the two scores of an
+    item are those of two models without a common weight, and their weighted sum is one dot product.
+    """
 
     def __init__(self, encoder: EncoderSettings, *, with_negative: bool) -> None:
         super().__init__()
-        has_head = with_negative and encoder.history_kind.reads_signs
+        kind, self.width = encoder.history_kind, encoder.hidden_size
+        has_head = with_negative and kind.reads_signs
         self.main = Encoder(encoder)
         self.negative = Encoder(encoder) if with_negative and not has_head else None
-        self.dislike_head = Linear(encoder.hidden_size, encoder.hidden_size) if has_head else None
+        self.dislike_head = Linear(self.width, self.width) if has_head else None
+        of_likes = replace(encoder, history="positive", max_length=encoder.positions)
+        self.likes = Encoder(of_likes) if kind.reads_likes_too else None
+        self.likes_share = encoder.likes_share
 
     @property
     def predicts_dislikes(self) -> bool:
         return self.negative is not None or self.dislike_head is not None
 
-    def forward(self, vectors_UD: Tensor, batch: TrainBatch) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of both sides' tokens, [P, D] each; None for a side that the model does not have.
+    def forward(self, vectors_UD: Tensor, batch: TrainBatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Hidden states of the main side's, the negative side's and the likes' tokens, [P, D] each; None for a side
+        that the model does not have.
 
         vectors_UD: vectors of batch.items_U.
         """
-        main_PD = self.main(take(vectors_UD, batch.main.inputs_P), batch.main.groups, batch.main.is_disliked_P)
+        main = batch.main
+        main_PD, likes_PD = self._states(take(vectors_UD, main.inputs_P), main.groups, main.is_disliked_P)
+        negative_PD = None
         if self.dislike_head is not None:
-            return main_PD, self.dislike_head(main_PD)
-        if self.negative is None or batch.negative is None:
-            return main_PD, None
-        return main_PD, self.negative(take(vectors_UD, batch.negative.inputs_P), batch.negative.groups)
+            negative_PD = self._of_head(main_PD)
+        elif self.negative is not None and batch.negative is not None:
+            negative_PD = self.negative(take(vectors_UD, batch.negative.inputs_P), batch.negative.groups)
+        return main_PD, negative_PD, likes_PD
+
+    def liking(self, x_PD: Tensor, groups: Groups, is_disliked_P: Tensor | None, gamma: float = 0.0) -> Tensor:
+        """What scores the next like at each token of the main side, minus gamma times what the head for dislikes gives,
+        [P, D]. Without a head, gamma is ignored."""
+        main_PD, likes_PD = self._states(x_PD, groups, is_disliked_P)
+        liking_PD = main_PD
+        if likes_PD is not None:
+            liking_PD = self.likes_share * likes_PD + (1 - self.likes_share) * main_PD
+        if gamma and self.dislike_head is not None:
+            liking_PD = liking_PD - gamma * self._of_head(main_PD)
+        return liking_PD
+
+    def disliking(self, x_PD: Tensor, groups: Groups, is_disliked_P: Tensor | None) -> Tensor:
+        """What the head gives: scores of the next dislike at each token of the main side, [P, D]."""
+        return self._of_head(self._states(x_PD, groups, is_disliked_P)[0])
+
+    def _states(self, x_PD: Tensor, groups: Groups, is_disliked_P: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The main encoder's output, and that of the likes' encoder at the newest like (0 before the first one)."""
+        if self.likes is None:
+            return self.main(x_PD, groups, is_disliked_P), None
+        assert is_disliked_P is not None
+        main_PD = self.main(x_PD[:, self.width :], groups, is_disliked_P)
+        order_P, newest_P = likes_first(is_disliked_P, groups)
+        likes_PD = self.likes(x_PD[:, : self.width].index_select(0, order_P), groups)
+        likes_PD = likes_PD.index_select(0, newest_P.clamp(min=0)).masked_fill((newest_P < 0)[:, None], 0.0)
+        return F.pad(main_PD, (self.width, 0)), F.pad(likes_PD, (0, self.width))
+
+    def _of_head(self, main_PD: Tensor) -> Tensor:
+        assert self.dislike_head is not None
+        if self.likes is None:
+            return self.dislike_head(main_PD)
+        return F.pad(self.dislike_head(main_PD[:, self.width :]), (self.width, 0))
 
 
 class PNFRec(nn.Module):
@@ -64,23 +114,25 @@ class PNFRec(nn.Module):
         shards: the ranks that share the rows of the item table; None: each rank holds all."""
         super().__init__()
         self.max_length = encoder.positions
-        self.item_table = ItemTable(num_items, encoder.hidden_size, shards)
+        self.item_table = ItemTable(num_items, encoder.vector_size, shards)
         self.encoders = DualEncoder(encoder, with_negative=with_negative)
         self.item_table.initialize(INIT_STD, generator)
         initialize(self.encoders, generator)
 
-    def last_hidden(self, batch: HistoryBatch) -> Tensor:
-        """The main encoder's output at each user's newest item, [B, D], which scores the catalog."""
-        return self._last(self.encoders.main, batch)
+    def last_hidden(self, batch: HistoryBatch, gamma: float = 0.0) -> Tensor:
+        """The main encoder's output at each user's newest item, which scores the catalog, minus gamma times that of its
+        head for dislikes, [B, D]. A model without such a head ignores gamma: its negative encoder reads another
+        batch."""
+        return self._last(partial(self.encoders.liking, gamma=gamma), batch)
 
     def last_negative_hidden(self, batch: HistoryBatch) -> Tensor:
         """What scores the next dislike, [B, D]. batch: of the negatives, or of what the main encoder reads if it has a
         head for dislikes."""
         if self.encoders.dislike_head is not None:
-            return self.encoders.dislike_head(self.last_hidden(batch))
+            return self._last(self.encoders.disliking, batch)
         assert self.encoders.negative is not None
         return self._last(self.encoders.negative, batch)
 
-    def _last(self, encoder: Encoder, batch: HistoryBatch) -> Tensor:
+    def _last(self, encoder: Callable[..., Tensor], batch: HistoryBatch) -> Tensor:
         vectors_UD = self.item_table.lookup(batch.items_U)
         return encoder(take(vectors_UD, batch.inputs_P), batch.groups, batch.is_disliked_P)[batch.last_B]

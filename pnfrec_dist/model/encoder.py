@@ -42,7 +42,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.scale = math.sqrt(settings.hidden_size)
         self.positions = nn.Embedding(settings.positions, settings.hidden_size)
-        self.signs = nn.Embedding(2, settings.hidden_size) if settings.history_kind.reads_signs else None
+        self.reads_signs = settings.history_kind.reads_signs
+        self.signs = nn.Embedding(2, settings.hidden_size) if self.reads_signs else None
         """of a like and of a dislike"""
         self.dropout = Dropout(settings.dropout)
         block = block_class(settings)

@@ -3,27 +3,30 @@
 B users, L positions, P = B L tokens, D width.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pnfrec_dist.data.batches import Groups
 from pnfrec_dist.data.schema import PAD_ID
-from pnfrec_dist.model.encoder import Encoder
-from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.model.dual_encoder import PNFRec
 
 
 class PlainEncoder(nn.Module):
-    """Item ids -> user vectors, with the weights of a trained model. head: a further layer over the user vectors.
+    """Item ids -> user vectors, with the weights of a trained model. encode: a method of its encoders.
 
     All users form one group of the encoder, so that the traced graph does not contain the packing of batches.
     """
 
-    def __init__(self, table: ItemTable, encoder: Encoder, head: nn.Module | None = None) -> None:
-        assert not table.is_sharded
+    def __init__(self, model: PNFRec, encode: Callable[[Tensor, Groups, Tensor | None], Tensor]) -> None:
+        assert not model.item_table.is_sharded
         super().__init__()
-        self.item_vectors = table.weight
-        self.encoder = encoder
-        self.head = head or nn.Identity()
+        self.item_vectors = model.item_table.weight
+        self.encoders = model.encoders
+        self.encode = encode
+        self.reads_signs = model.encoders.main.reads_signs
 
     def forward(self, items_BL: Tensor) -> Tensor:
         """items_BL: int64, oldest first, right-padded with PAD_ID; L at most the encoder's positions. For an encoder
@@ -33,8 +36,8 @@ class PlainEncoder(nn.Module):
         """
         users, length = items_BL.shape
         items_P, is_disliked_P = items_BL.flatten(), None
-        if self.encoder.signs is not None:
+        if self.reads_signs:
             items_P, is_disliked_P = items_P.abs(), items_P < 0
-        hidden_PD = self.encoder(F.embedding(items_P, self.item_vectors), ((users, length),), is_disliked_P)
+        hidden_PD = self.encode(F.embedding(items_P, self.item_vectors), ((users, length),), is_disliked_P)
         last_B = (items_BL != PAD_ID).sum(1).clamp(min=1) - 1
-        return self.head(hidden_PD.view(users, length, -1)[torch.arange(users, device=items_BL.device), last_B])
+        return hidden_PD.view(users, length, -1)[torch.arange(users, device=items_BL.device), last_B]

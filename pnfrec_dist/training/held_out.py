@@ -8,7 +8,7 @@ from pnfrec_dist.data.points import Points, points_of
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
 from pnfrec_dist.data.schema import how_to_prepare
 from pnfrec_dist.distributed import World
-from pnfrec_dist.errors import InputError
+from pnfrec_dist.errors import InputError, require
 from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
 from pnfrec_dist.evaluation.holdout import Evaluation, Ranked, ScoreUsers, evaluate, model_scores
 from pnfrec_dist.evaluation.metrics import of_points
@@ -41,7 +41,11 @@ class HeldOut:
     ) -> None:
         """progress: called after each batch, with the share that is done. Raises InputError as require_points does."""
         self.settings, self.data, self.model, self.world, self.progress = settings, data, model, world, progress
-        self.validation = selection_targets(settings, data)
+        self.gamma = settings.evaluation.gamma
+        if self.gamma and not model.encoders.predicts_dislikes:
+            rule = "0 if no term of the loss predicts dislikes (loss.alpha 0)"
+            require(False, "evaluation.gamma", self.gamma, rule)
+        self.validation = selection_targets(settings, data, with_negative=self.gamma > 0)
 
     def validate(self) -> dict[str, float]:
         """Metrics on validation users."""
@@ -50,7 +54,7 @@ class HeldOut:
     def test(self) -> Tested:
         """The model and the baselines on the test users."""
         history = self.settings.encoder.history
-        users = self.data.holdout("test", history)
+        users = self.data.holdout("test", history, with_negative=self.gamma > 0)
         points = points_of(self.data, "test", history, self.settings.evaluation)
         popularity = {
             name: popularity_scores(self.data.item_counts(positive_only=positive_only), self.world)
@@ -66,7 +70,7 @@ class HeldOut:
     def _of_model(self, ranked: Ranked) -> Evaluation:
         self.model.eval()
         is_sharded = self.model.item_table.is_sharded
-        return self._evaluate(model_scores(self.model, self.world), ranked, share_catalog=is_sharded)
+        return self._evaluate(model_scores(self.model, self.world, self.gamma), ranked, share_catalog=is_sharded)
 
     def _evaluate(self, scores: ScoreUsers, ranked: Ranked, *, share_catalog: bool = False) -> Evaluation:
         return evaluate(

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.config.settings import EncoderSettings, Settings
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.slots import SlotPlan, plan_slots
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.catalog_loss import FLOAT, NARROW, StepExtent
 from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.model.block import BlockSize
 from pnfrec_dist.model.encoder import block_size
 from pnfrec_dist.training.step_graph import may_record
 
@@ -62,9 +63,9 @@ def plan_step(
     of all ranks' targets and the rows that this rank looks up. So it is sharded if N > R * T + U (R ranks, T targets
     and U looked-up items of a rank). T counts all next items, also of a signed history, where fewer may be targets.
     """
-    encoder, width, objective = settings.encoder, settings.encoder.hidden_size, Objective(settings)
-    sides, kind = [data.history], encoder.history_kind
-    has_head = objective.parts.negative and kind.reads_signs
+    encoder, objective = settings.encoder, Objective(settings)
+    width, sides = encoder.vector_size, [data.history]
+    has_head = objective.parts.negative and encoder.history_kind.reads_signs
     if objective.parts.negative and not has_head:
         if data.negative is None:
             raise InputError(
@@ -72,6 +73,8 @@ def plan_step(
                 "likes; remove the term from loss.terms, or use --encoder.history positive or signed"
             )
         sides.append(data.negative)
+    if objective.parts.likes:
+        sides.append(data.history)
     users = -(-min(settings.train.batch_size, len(data)) // num_workers)
     targets = sum(_largest_targets(side, encoder.positions, users) for side in sides)
     looked_up = targets
@@ -83,12 +86,10 @@ def plan_step(
     rows = -(-(num_items + 1) // num_workers) if is_sharded else num_items + 1
     shards = num_workers if is_sharded else 1
     tokens = -(-targets // settings.train.accumulation)
+    activations = None
     if on_gpu and num_workers == 1 and may_record(settings):
         slots = plan_slots(data, encoder, objective.parts, settings.train.batch_size)
-        activations = _recorded_activations(settings, slots, num_items, has_head=has_head)
-        tokens = sum(slots.room)
-    else:
-        activations = None
+        activations, tokens = _recorded_activations(settings, slots, num_items, has_head=has_head), sum(slots.room)
     length = min(encoder.positions, max(int(max(side.lengths.max(initial=1) for side in sides)), 1))
     block = block_size(encoder, length)
     each = NARROW if settings.train.precision == "bfloat16" else FLOAT
@@ -96,9 +97,7 @@ def plan_step(
     softmax = (1 + 3 * shards) * tokens * width
     # From the second part on, the softmax's gradient of all rows exists before it is added to the sum.
     passing = objective.cross_entropy.touches_all_rows and settings.train.accumulation > 1
-    per_encoder = encoder.num_blocks * block.parameters + encoder.positions * width + 2 * width
-    signs = 2 * width * kind.reads_signs + (width * width + width) * has_head
-    encoders = 4 * FLOAT * (len(sides) * per_encoder + signs)
+    encoders = 4 * FLOAT * _encoder_parameters(encoder, block, len(sides), has_head=has_head)
     copies = settings.checkpoint.background and not on_gpu
     return StepPlan(
         is_sharded=is_sharded,
@@ -113,11 +112,19 @@ def plan_step(
     )
 
 
+def _encoder_parameters(encoder: EncoderSettings, block: BlockSize, count: int, *, has_head: bool) -> int:
+    """Of `count` encoders, the signs and the head."""
+    width = encoder.hidden_size
+    each = encoder.num_blocks * block.parameters + encoder.positions * width + 2 * width
+    return count * each + 2 * width * encoder.history_kind.reads_signs + (width * width + width) * has_head
+
+
 def _recorded_activations(settings: Settings, slots: SlotPlan, num_items: int, *, has_head: bool) -> int:
     """Of a step that is recorded as a CUDA graph: of all slots, and the softmax's inputs."""
-    encoder, width = settings.encoder, settings.encoder.hidden_size
+    encoder, width = settings.encoder, settings.encoder.vector_size
     each = NARROW if settings.train.precision == "bfloat16" else FLOAT
-    tokens, main = sum(side.tokens for side in slots.sides), slots.sides[0].tokens
+    main = slots.sides[0].tokens
+    tokens = sum(side.tokens for side in slots.sides) + main * encoder.history_kind.reads_likes_too
     block = block_size(encoder, max(length for side in slots.sides for _, length in side.groups))
     per_token = block.activations_on_gpu if block.activations_on_gpu is not None else block.activations_per_token
     contrasted = main + sum(users for users, _ in slots.sides[0].groups) * (encoder.positions + 1)
