@@ -20,8 +20,9 @@ class RecommendSettings:
     """directory of the lists"""
     top_k: int = 20
     """length of a list"""
-    gamma: float = 0.0
-    """weight of the score as next dislike, which is subtracted (python -m pnfrec_dist.evaluate picks one); 0: off"""
+    gamma: float | None = None
+    """weight of the score as next dislike, which is subtracted (python -m pnfrec_dist.evaluate picks one); 0: off;
+    default: evaluation.gamma of the model's training"""
     users: str = ""
     """text file of the users to make lists for, one raw id per line; default: all"""
     keep_seen: bool = False
@@ -49,7 +50,8 @@ class RecommendSettings:
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "--top-k", self.top_k, ">= 1")
-        require(0 <= self.gamma < float("inf"), "--gamma", self.gamma, "a finite number >= 0")
+        in_range = self.gamma is None or 0 <= self.gamma < float("inf")
+        require(in_range, "--gamma", self.gamma, "a finite number >= 0")
         require(self.batch_size is None or self.batch_size >= 1, "--batch-size", self.batch_size, ">= 1")
         require("://" not in self.out, "--out", self.out, "a path that all workers can reach, not an object store")
 
@@ -59,7 +61,7 @@ class EvaluateSettings:
     """Ranks the catalog for held-out users by s_p - gamma * s_n and picks gamma on validation users.
 
     s_p is the score as next like, s_n that as next dislike. Gamma 0 is the ranking of the paper. The test users
-    are then ranked with gamma 0 and with the best gamma above 0.
+    are then ranked with gamma 0, with evaluation.gamma of the training, and with the best gamma above 0.
     """
 
     run: str = ""
@@ -70,7 +72,8 @@ class EvaluateSettings:
     dataset: str = ""
     """prepared data set of --lists; default: the one on which the model was trained"""
     gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-    """values to try; 0 is always added, and is the only one for a model that predicts no dislikes"""
+    """values to try; 0 and evaluation.gamma of the training are always added. Only 0 is used for a model that predicts
+    no dislikes"""
     few: int = 20
     """also show metrics for users with at most this many likes in their history"""
     out: str = ""

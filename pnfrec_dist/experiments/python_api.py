@@ -164,14 +164,16 @@ def load_model(run: TrainedRun | Path | str, data_dir: str = "") -> Model:
 
 
 def evaluate(
-    model: Model, data: PreparedData, split: Literal["validation", "test"] = "test", gamma: float = 0.0
+    model: Model, data: PreparedData, split: Literal["validation", "test"] = "test", gamma: float | None = None
 ) -> dict[str, float]:
     """Metrics of a model on held-out users, as `pnfrec evaluate` computes them: {"ndcg_p_at_10": ..., ...}.
 
     Those of many points begin with points_ (docs/evaluation.md).
 
-    gamma: weight of the score as next dislike, which is subtracted. Raises InputError for data on which the model
-    was not trained, for gamma > 0 if the model predicts no dislikes, and for arguments of another kind.
+    gamma: weight of the score as next dislike, which is subtracted (None: evaluation.gamma of the training).
+
+    Raises InputError for data on which the model was not trained, for gamma > 0 if the model predicts no dislikes, and
+    for arguments of another kind.
     """
     if not isinstance(model, Model):
         raise InputError(f"model is {model!r}; it must be the result of load_model()")
@@ -179,8 +181,9 @@ def evaluate(
         raise InputError(f"data is {data!r}; it must be the result of open_prepared()")
     if split not in ("validation", "test"):
         raise InputError(f"split is {split!r}; it must be 'validation' or 'test'")
-    require_gamma(model.exported.model, gamma)
+    used = model.exported.gamma(gamma)
+    require_gamma(model.exported.model, used)
     if model.exported.data_digest != data.manifest.digest:
         raise InputError(f"the model was trained on another state of the data than {data.directory}")
     found = Split(model.exported, data.require_whole(split), split)
-    return found.evaluated(gamma).metrics | found.of_points(gamma)
+    return found.evaluated(used).metrics | found.of_points(used)

@@ -49,6 +49,10 @@ class Exported:
     data_digest: str
     """digest of the prepared data set on which it was trained"""
 
+    def gamma(self, asked: float | None) -> float:
+        """asked; if it is None, that with which the model was evaluated in its training (evaluation.gamma)."""
+        return self.settings.evaluation.gamma if asked is None else asked
+
 
 def of_checkpoint(checkpoint: Path, settings: Settings, data: PreparedData) -> Exported:
     """The model of a complete checkpoint. Call read_state first: it checks the files."""

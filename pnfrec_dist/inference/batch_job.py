@@ -63,7 +63,9 @@ def recommend(settings: RecommendSettings) -> int:
                     done[part.number] = made
                     progress.show(part.rows)
 
-                job = _Job(files.making, trained, data.raw_item_ids(), ListSettings.of(settings), filters, wanted)
+                job = _Job(
+                    files.making, trained, data.raw_item_ids(), ListSettings.of(settings, trained), filters, wanted
+                )
                 share = min(-(-len(missing) // plan.num_workers), MOST_PARTS) if plan.use_gpu else 1
                 run_units(plan, _make_parts, [job], missing, on_done, share)
         made = [done[number] for number in sorted(done)]
@@ -123,7 +125,11 @@ def _request(settings: RecommendSettings, trained: Exported, data: PreparedData)
             "digest": data.manifest.digest,
             "users": [[entry.path, entry.sha256] for entry in data.manifest.files_of("users")],
         },
-        "lists": {name: getattr(settings, name) for name in ("top_k", "gamma", "keep_seen")},
+        "lists": {
+            "top_k": settings.top_k,
+            "gamma": trained.gamma(settings.gamma),
+            "keep_seen": settings.keep_seen,
+        },
         "filters": {name: sha256_of(Path(path)) if path else None for name, path in files.items()},
     }
 
@@ -147,7 +153,7 @@ def _about(settings: RecommendSettings, trained: Exported, data: PreparedData, u
             else f"{was}, but the users are from {data.manifest.dataset}"
         )
         of_old = f"; trained on {of}: of their {data.num_items:,} items, it knows {shared:,} by raw id"
-    gamma = f", gamma {settings.gamma:g}" if settings.gamma else ""
+    gamma = f", gamma {used:g}" if (used := trained.gamma(settings.gamma)) else ""
     whose = f"{users:,} users of {data.directory}, in {counted(parts, 'part')}"
     return f"{trained.settings.model} ({len(trained.raw_ids):,} items{of_old})\ntop {settings.top_k} for {whose}{gamma}"
 

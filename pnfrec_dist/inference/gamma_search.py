@@ -48,7 +48,8 @@ def run(settings: EvaluateSettings) -> int:
     if trained.data_digest != data.manifest.digest:
         way_out = "use --data-dir to say where that state is"
         raise InputError(f"{settings.run} was trained on another state of the data than {data.directory}; {way_out}")
-    gammas = sorted({0.0, *settings.gammas}) if trained.model.encoders.predicts_dislikes else [0.0]
+    own = trained.gamma(None)
+    gammas = sorted({0.0, own, *settings.gammas}) if trained.model.encoders.predicts_dislikes else [0.0]
     split, targets = Split(trained, data, "validation"), selection_targets(trained.settings, data, with_negative=True)
     validation = {}
     print(f"{'gamma':>6}  validation NDCG_p@10", flush=True)
@@ -58,7 +59,7 @@ def run(settings: EvaluateSettings) -> int:
     by_score = sorted(gammas, key=lambda gamma: (-validation[gamma], gamma))
     best = by_score[0]
     print(f"best on validation: gamma {best:g}\n", flush=True)
-    shown = list(dict.fromkeys([0.0, *[gamma for gamma in by_score if gamma][:1]]))
+    shown = list(dict.fromkeys([0.0, own, *[gamma for gamma in by_score if gamma][:1]]))
     split = Split(trained, data, "test")
     tested = {gamma: split.groups(split.evaluated(gamma), settings.few) for gamma in shown}
     measures = measures_of(trained.settings.evaluation.measures)

@@ -44,8 +44,9 @@ class ListSettings:
     """users ranked at once; None: BATCH_SIZE"""
 
     @staticmethod
-    def of(settings: RecommendSettings) -> "ListSettings":
-        return ListSettings(settings.top_k, settings.gamma, settings.keep_seen, settings.batch_size)
+    def of(settings: RecommendSettings, trained: Exported) -> "ListSettings":
+        gamma = trained.gamma(settings.gamma)
+        return ListSettings(settings.top_k, gamma, settings.keep_seen, settings.batch_size)
 
 
 @dataclass(frozen=True)

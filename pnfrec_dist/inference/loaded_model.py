@@ -64,14 +64,15 @@ class Model:
         *,
         users: Any = None,
         k: int = 10,
-        gamma: float = 0.0,
+        gamma: float | None = None,
     ) -> Any:
         """The k best items of one user, or of several.
 
         liked, disliked: raw item ids of one user, oldest first; the result is a Recommendations.
         users: {user: Feedback, or {"liked": [...], "disliked": [...]}, or [(item, relevance), ...]}, or a pandas
         DataFrame with the columns user_id, item_id and is_liked, oldest first; the result is {user: Recommendations}.
-        gamma: weight of the score as next dislike, which is subtracted (0: the paper's ranking).
+        gamma: weight of the score as next dislike, which is subtracted (0: the paper's ranking; None:
+        evaluation.gamma of the training).
 
         Raises InputError for users of another form, for k < 1, and for gamma > 0 if the model predicts no dislikes.
         """
@@ -84,7 +85,9 @@ class Model:
         found = _by_user(users)
         return dict(zip(found, self.lists(list(found.values()), [k] * len(found), gamma), strict=True))
 
-    def lists(self, users: Sequence[Feedback], lengths: Sequence[int], gamma: float = 0.0) -> list[Recommendations]:
+    def lists(
+        self, users: Sequence[Feedback], lengths: Sequence[int], gamma: float | None = None
+    ) -> list[Recommendations]:
         """The list of each user, of the given length. Raises InputError for gamma > 0 if the model predicts no
         dislikes."""
         if not users:
@@ -95,7 +98,7 @@ class Model:
             [[(numbers[raw], is_liked) for raw, is_liked in of_user if raw in numbers] for of_user in given]
         )
         longest = min(max(lengths), len(raw_ids))
-        ranking = self._recommender.rank(encoded, np.arange(len(users)), longest, gamma)
+        ranking = self._recommender.rank(encoded, np.arange(len(users)), longest, self.exported.gamma(gamma))
         found = []
         for place, length in enumerate(lengths):
             items, scores = ranking.items_BK[place].tolist(), ranking.scores_BK[place].tolist()

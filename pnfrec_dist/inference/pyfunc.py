@@ -53,8 +53,11 @@ class Query(BaseModel):
         default=[], description="[raw item id, relevance] of each interaction, instead of liked and disliked"
     )
     top_k: int = Field(default=10, ge=1, description="length of the list")
-    gamma: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="weight of the subtracted score as next dislike; 0: off"
+    gamma: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the subtracted score as next dislike; 0: off; default: evaluation.gamma of the training",
     )
 
     @field_validator("liked", "disliked", "history", mode="before")
@@ -116,12 +119,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def _by_gamma(self, model_input: list[Query]) -> list[Answer]:
         answers: list[Answer | None] = [None] * len(model_input)
-        for gamma in sorted({query.gamma for query in model_input}):
+        of_queries = [self.model.exported.gamma(query.gamma) for query in model_input]
+        for gamma in sorted(set(of_queries)):
             try:
                 require_gamma(self.model.exported.model, gamma)
             except InputError as error:  # MLflow's server only passes on the reasons of its own errors
                 raise MlflowException.invalid_parameter_value(str(error)) from error
-            places = [place for place, query in enumerate(model_input) if query.gamma == gamma]
+            places = [place for place, own in enumerate(of_queries) if own == gamma]
             for place, answer in zip(places, self._answers([model_input[p] for p in places], gamma), strict=True):
                 answers[place] = answer
         return [answer for answer in answers if answer is not None]

@@ -48,7 +48,7 @@ def open_with_data(settings: RecommendSettings) -> tuple[Exported, PreparedData]
             f"in {data.directory}, a like has relevance >= {data.manifest.threshold:g}, for the model >= "
             f"{trained.threshold:g}; prepare the data with the same feedback.threshold"
         )
-    require_gamma(trained.model, settings.gamma)
+    require_gamma(trained.model, trained.gamma(settings.gamma))
     return trained, data
 
 

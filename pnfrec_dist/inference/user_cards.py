@@ -73,7 +73,7 @@ def show_cards(settings: RecommendSettings) -> int:
     trained, data = open_with_data(settings)
     filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
     raw_ids = data.raw_item_ids()
-    maker = ListMaker(trained, raw_ids, ListSettings.of(settings), filters, torch.device("cpu"))
+    maker = ListMaker(trained, raw_ids, ListSettings.of(settings, trained), filters, torch.device("cpu"))
     wanted = pa.array(settings.show, pa.string())
     found = {card.user_id: card for users in find_users(data, wanted) for card in cards(maker, raw_ids, users)}
     if missing := [user for user in settings.show if user not in found]:
@@ -87,7 +87,7 @@ def write_cards(file: Path, trained: Exported, data: PreparedData) -> None:
     """Writes the cards of the first validation users by id."""
     wanted = data.user_ids("validation").sort().slice(0, USERS)
     raw_ids, titles = data.raw_item_ids(), data.titles()
-    settings = ListSettings(LENGTH, gamma=0.0, keep_seen=False, batch_size=USERS)
+    settings = ListSettings(LENGTH, gamma=trained.gamma(None), keep_seen=False, batch_size=USERS)
     maker = ListMaker(trained, raw_ids, settings, Filters(), torch.device("cpu"))
     found = [card for users in find_users(data, wanted) for card in cards(maker, raw_ids, users)]
     text = "\n\n".join(card_text(card, titles) for card in sorted(found, key=lambda card: card.user_id))

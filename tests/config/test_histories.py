@@ -21,4 +21,4 @@ def test_likes_alone_are_half_as_long_as_likes_and_dislikes_in_one_sequence() ->
 
 def test_dislikes_can_be_predicted_where_they_are_told_from_likes() -> None:
     predicting = {name: kind.predicts_dislikes for name, kind in HISTORIES.items()}
-    assert predicting == {"positive": True, "all": False, "signed": True}
+    assert predicting == {"positive": True, "all": False, "signed": True, "both": True}

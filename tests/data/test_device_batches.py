@@ -70,7 +70,7 @@ rows_of_items = st.lists(st.lists(st.integers(1, 30), max_size=9), min_size=2, m
 
 
 @pytest.mark.parametrize("num_items", [30, 10_000])
-@pytest.mark.parametrize("history", ["positive", "all", "signed"])
+@pytest.mark.parametrize("history", ["positive", "all", "signed", "both"])
 @given(rows=rows_of_items, max_length=st.integers(1, 6), seed=st.integers(0, 9))
 def test_the_tokens_are_those_of_collate(
     rows: list[list[int]], max_length: int, seed: int, history: History, num_items: int
@@ -82,7 +82,7 @@ def test_the_tokens_are_those_of_collate(
     negative = Ragged.of(rows[::-1]) if history == "positive" else None
     data = TrainData(Ragged(values.offsets, values.values * signs), negative)
     encoder = EncoderSettings(max_length=max_length, history=history)
-    wanted = BatchParts(negative=history != "all", contrast=True)
+    wanted = BatchParts(negative=history != "all", contrast=True, likes=history == "both")
     plan = plan_slots(data, encoder, wanted, batch_size=len(rows))
     picked = rng.permutation(len(rows))[: rng.integers(1, len(rows) + 1)]
     placed = plan.place(picked)
@@ -95,6 +95,10 @@ def test_the_tokens_are_those_of_collate(
     if wanted.negative:
         assert batch.negative is not None and expected.negative is not None
         assert windows(batch, batch.negative) == windows(expected, expected.negative)
+    if wanted.likes:
+        assert batch.likes is not None and expected.likes is not None
+        assert windows(batch, batch.likes) == windows(expected, expected.likes)
+        assert int(batch.likes.num_targets) == expected.likes.num_targets
     assert batch.contrast is not None and expected.contrast is not None
     assert contrasts(batch) == contrasts(expected)
     assert int(batch.contrast.num_tokens) == expected.contrast.num_tokens

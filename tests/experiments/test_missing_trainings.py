@@ -40,7 +40,7 @@ def test_gpus_are_shared_as_far_as_memory_and_cpus_allow(planned: Callable[..., 
     start = "trainings at a time, each with 1 worker,"
     assert planned(Node(16, 1), None) == f"16 {start} 0.0625 GPU, 1 CPU"
     assert planned(Node(16, 1), None, 8) == f"8 {start} 0.125 GPU, 2 CPUs"
-    assert planned(Node(16, 1), None, gib=4) == f"3 {start} 0.3333 GPU, 5 CPUs"
+    assert planned(Node(16, 1), None, gib=5) == f"3 {start} 0.3333 GPU, 5 CPUs"
     assert planned(Node(16, 4), None, gib=2) == f"4 {start} 1 GPU"
     assert planned(Node(16, 1), None, num_gpus=1) == f"16 {start} 0.0625 GPU, 1 CPU"
     assert planned(Node(16, 2), 6) == f"6 {start} 0.3333 GPU, 2 CPUs"

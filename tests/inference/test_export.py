@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.tiny_training import SETTINGS, trained
+from torch import Tensor
 
 from pnfrec_dist import export
-from pnfrec_dist.config.settings import EncoderSettings, Settings
+from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.data.batches import HistoryBatch
 from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.data.ragged import Ragged
@@ -33,6 +35,9 @@ POSITIVE = replace(SETTINGS, encoder=SIZES)
 CASES = {
     "two encoders": POSITIVE,
     "signed": replace(POSITIVE, encoder=replace(SIZES, history="signed")),
+    "likes beside signed": replace(
+        POSITIVE, encoder=replace(SIZES, history="both"), loss=LossSettings(0.45, terms=("ce_likes=1",))
+    ),
     "one position": replace(POSITIVE, encoder=replace(SIZES, max_length=1)),
     "two positions": replace(POSITIVE, encoder=replace(SIZES, max_length=2)),
 }
@@ -87,9 +92,9 @@ def test_scores_equal_the_models_where_torch_is_all_there_is(case: str, tmp_path
     exported = made(CASES[case])
     model = exported.model
     export_files.export(exported, tmp_path / "out")
-    batches = histories(model.max_length, has_signs=model.encoders.main.signs is not None)
+    batches = histories(model.max_length, has_signs=model.encoders.main.reads_signs)
     padded = [[user + [0] * (max(map(len, batch)) - len(user)) for user in batch] for batch in batches]
-    own = {"encoder.pt2": model.last_hidden}
+    own: dict[str, Callable[[HistoryBatch], Tensor]] = {"encoder.pt2": model.last_hidden}
     if model.encoders.predicts_dislikes:
         own["negative_encoder.pt2"] = model.last_negative_hidden
     line = [sys.executable, "-c", SCORES, json.dumps(padded), *own]

@@ -53,7 +53,7 @@ def test_what_the_model_does_not_know_is_told(model: Model) -> None:
     ("asked", "said"),
     [
         *(({"liked": ["3"], "k": k}, "it must be a whole number >= 1") for k in (0, 1.5, "5", None, True)),
-        *(({"gamma": gamma}, "it must be a finite number >= 0") for gamma in (-1, math.nan, math.inf, "x", None)),
+        *(({"gamma": gamma}, "it must be a finite number >= 0") for gamma in (-1, math.nan, math.inf, "x")),
         *(({"liked": ids}, "is no list; item ids must be a list") for ids in ("3", b"3", 3)),
         ({"liked": ["3"], "users": {"u": []}}, "give users, or liked and disliked, not both"),
         ({"users": [1]}, "users is a list; it must be a mapping or a DataFrame"),

@@ -164,6 +164,38 @@ def test_a_signed_model_and_its_gradients_equal_the_formulas_per_user(
         torch.testing.assert_close(found.grad, wanted.grad, rtol=0, atol=1e-11, msg=name)
 
 
+@pytest.mark.parametrize(("users", "max_length"), [(FEW, 3), (many_users(), 20)], ids=["few", "many"])
+def test_the_likes_encoder_predicts_the_next_like_from_likes_alone(
+    users: list[list[tuple[int, bool]]], max_length: int
+) -> None:
+    """It reads the likes of the newest 2 l + 1 interactions and the first half of the item vectors."""
+    encoder = EncoderSettings(hidden_size=4, num_blocks=1, history="both", max_length=max_length, dropout=0.0)
+    loss = LossSettings(0.5, 0.3, ("ce_likes=2",))
+    model = PNFRec(9, encoder, torch.Generator().manual_seed(1), with_negative=True).double()
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter += 0.5 * random(*parameter.shape, seed=number)
+        model.item_table.weight[0] = 0.0
+    histories = Ragged.of([[item if liked else -item for item, liked in user] for user in users])
+    batch = train_batch(TrainData(histories, None), np.arange(len(users)), encoder, needed_parts(loss), CPU)
+    objective, vectors_UD = Objective(Settings(encoder=encoder, loss=loss)), model.item_table.lookup(batch.items_U)
+    _, totals = objective.loss(encoded(model.encoders, vectors_UD, batch), model.item_table, objective.weights_J)
+    found = dict(zip(objective.terms, totals.tolist(), strict=True))
+    counts = dict(zip(objective.terms, objective.counts(batch).tolist(), strict=True))
+
+    table_VD, expected, compared = model.item_table.weight[:, :4].detach(), 0.0, 0
+    likes_encoder = model.encoders.likes
+    assert likes_encoder is not None
+    for user in users:
+        likes = [item for item, liked in user[-2 * max_length - 1 :] if liked]
+        if len(likes) > 1:
+            states_LD = likes_encoder(table_VD[likes[:-1]], ((1, len(likes) - 1),))
+            expected += slow_cross_entropy(states_LD.tolist(), table_VD[1:].tolist(), likes[1:])
+            compared += len(likes) - 1
+    assert counts["ce_likes"] == compared > 0
+    assert found["ce_likes"] == pytest.approx(expected, rel=1e-12)
+
+
 def plain_terms(model: PNFRec, signs_2D: Tensor, window: list[tuple[int, bool]]) -> tuple[list[Tensor], ...]:
     """The losses of one user: of each next like, of each next dislike, of each like with a later like."""
     table_VD, likes, dislikes, contrasts = model.item_table.weight, [], [], []

@@ -14,7 +14,7 @@ from pnfrec_dist.losses.terms import encoded, needed_parts
 from pnfrec_dist.model.dual_encoder import PNFRec
 
 ENCODER = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, dropout=0.0)
-SIGNED = replace(ENCODER, history="signed")
+SIGNED, BOTH = replace(ENCODER, history="signed"), replace(ENCODER, history="both")
 VARIANTS = {
     "pnfrec": LossSettings(0.45, 0.25),
     "pnfrec_pn": LossSettings(0.45, 0.0),
@@ -22,6 +22,8 @@ VARIANTS = {
     "sasrec_p": LossSettings(0.0, 0.0),
     "pnfrec_signed": LossSettings(0.0, 0.0),
     "pnfrec_signed with all options": LossSettings(0.45, 0.25),
+    "pnfrec_plus": LossSettings(1.0, 0.0, ("ce_likes=1",)),
+    "pnfrec_plus with all options": LossSettings(1.0, 0.25, ("ce_likes=1",)),
 }
 CPU = torch.device("cpu")
 
@@ -39,7 +41,7 @@ def totals_after_backward(
 ) -> dict[str, float]:
     """The total of each term for some of two users. Leaves gradients in the model."""
     data = TrainData(ragged([[1, 2, 3], [4, 5]]), ragged([[6, 7, 8], [9, 1]]))
-    if encoder is SIGNED:
+    if encoder in (SIGNED, BOTH):
         data = TrainData(ragged([[1, -6, 2, 3, -7], [4, 5, -9], [-1, -2]]), None)
     batch = train_batch(data, np.array(rows, dtype=np.int64), encoder, needed_parts(loss), CPU)
     vectors_UD = model.item_table.lookup(batch.items_U)
@@ -55,12 +57,13 @@ def totals_after_backward(
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_of_every_variant_gets_a_gradient(name: str) -> None:
     """DDP waits for all gradients, so parameters that a variant does not use must not exist."""
-    loss, encoder = VARIANTS[name], SIGNED if "signed" in name else ENCODER
+    loss, encoder = VARIANTS[name], SIGNED if "signed" in name else BOTH if "plus" in name else ENCODER
     for rows in ([0, 1], []):
         model = build(loss, encoder)
         assert (model.encoders.negative is not None) == (name in ("pnfrec", "pnfrec_pn"))
-        assert (model.encoders.dislike_head is not None) == (name == "pnfrec_signed with all options")
-        assert (model.encoders.main.signs is not None) == (encoder is SIGNED)
+        assert (model.encoders.dislike_head is not None) == (name == "pnfrec_signed with all options" or "plus" in name)
+        assert (model.encoders.main.signs is not None) == (encoder is not ENCODER)
+        assert (model.encoders.likes is not None) == (encoder is BOTH)
         totals = totals_after_backward(model, loss, rows, encoder)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         assert totals.keys() == loss.weights.keys()
@@ -112,3 +115,24 @@ def test_the_head_for_dislikes_reads_the_main_encoder() -> None:
     expected_BD = model.last_hidden(batch) @ head.weight.T + head.bias
     torch.testing.assert_close(model.last_negative_hidden(batch), expected_BD)
     assert not torch.allclose(model.last_hidden(batch), model.last_hidden(other))
+
+
+def test_the_score_of_both_is_the_weighted_sum_of_two_models() -> None:
+    """One encoder reads all with the second half of the vectors, the other the likes with the first half; gamma
+    subtracts what the head gives from the former."""
+    encoder, loss = replace(BOTH, likes_share=0.3), VARIANTS["pnfrec_plus"]
+    model = build(loss, encoder).eval()
+    table, parts = model.item_table.weight, model.encoders
+    assert table.shape == (10, 16) and parts.likes is not None and parts.dislike_head is not None
+    for user, likes in (([1, -2, 3, -4], [1, 3]), ([5, 6], [5, 6]), ([-7, 8, -9], [8]), ([-3, -1], [])):
+        batch = history_batch(ragged([user]), np.array([0]), encoder.positions, CPU)
+        items = torch.tensor(user)
+        signed_LD = parts.main(table[items.abs(), 8:], ((1, len(user)),), items < 0)
+        of_signed = signed_LD[-1] @ table[:, 8:].T
+        of_likes = torch.zeros(10)
+        if likes:
+            of_likes = parts.likes(table[likes, :8], ((1, len(likes)),))[-1] @ table[:, :8].T
+        of_head = parts.dislike_head(signed_LD[-1]) @ table[:, 8:].T
+        found = model.last_hidden(batch, gamma=0.2)[0] @ table.T
+        torch.testing.assert_close(found, 0.7 * of_signed + 0.3 * of_likes - 0.2 * of_head, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.last_negative_hidden(batch)[0] @ table.T, of_head, rtol=1e-5, atol=1e-6)

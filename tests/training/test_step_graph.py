@@ -49,7 +49,8 @@ def train_data(history: History, items: int = ITEMS) -> TrainData:
 
 
 def settings_for(history: History) -> Settings:
-    loss = LossSettings(0.45 if history != "all" else 0.0, 0.25)
+    terms = ("ce_likes=0.7",) if history == "both" else ()
+    loss = LossSettings(0.45 if history != "all" else 0.0, 0.25, terms)
     return replace(SETTINGS, encoder=replace(SETTINGS.encoder, history=history), loss=loss)
 
 
@@ -61,7 +62,7 @@ def graph_of(model: PNFRec, settings: Settings, data: TrainData, world: World, i
 
 
 @pytest.mark.parametrize("items", [ITEMS, 5_000])
-@pytest.mark.parametrize("history", ["positive", "all", "signed"])
+@pytest.mark.parametrize("history", ["positive", "all", "signed", "both"])
 def test_losses_and_gradients_are_those_of_a_collated_batch(history: History, items: int) -> None:
     settings, data, rows = settings_for(history), train_data(history, items), np.arange(5, 16)
     models = [build_model(items, settings).double() for _ in range(2)]
@@ -137,7 +138,7 @@ def steps(graph: StepGraph, data: TrainData, first: int, end: int) -> Iterator[S
 
 @NEEDS_GPU
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("history", ["positive", "signed"])
+@pytest.mark.parametrize("history", ["positive", "signed", "both"])
 def test_on_a_gpu_a_resumed_run_is_bitwise_equal(history: History, precision: str) -> None:
     """Steps 3 and 4 of another process, the first of which is not recorded, are those of one process; dropout is on."""
     settings = settings_for(history)
