@@ -61,7 +61,8 @@ class EvaluateSettings:
     """Ranks the catalog for held-out users by s_p - gamma * s_n and picks gamma on validation users.
 
     s_p is the score as next like, s_n that as next dislike. Gamma 0 is the ranking of the paper. The test users
-    are then ranked with gamma 0, with evaluation.gamma of the training, and with the best gamma above 0.
+    are then ranked with gamma 0, with evaluation.gamma of the training, with the best gamma above 0, and with the
+    largest one that keeps most of the best.
     """
 
     run: str = ""
@@ -74,6 +75,8 @@ class EvaluateSettings:
     gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
     """values to try; 0 and evaluation.gamma of the training are always added. Only 0 is used for a model that predicts
     no dislikes"""
+    keep: float = 0.95
+    """also show the largest gamma whose NDCG_p@10 on validation is at least this share of the best"""
     few: int = 20
     """also show metrics for users with at most this many likes in their history"""
     out: str = ""
@@ -84,4 +87,5 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         in_range = all(0 <= gamma < float("inf") for gamma in self.gammas)
         require(bool(self.gammas) and in_range, "--gammas", self.gammas, "finite numbers >= 0")
+        require(0 < self.keep <= 1, "--keep", self.keep, "in (0, 1]")
         require(self.few >= 1, "--few", self.few, ">= 1")

@@ -36,6 +36,8 @@ from pnfrec_dist.inference.trained_model import open_trained
 from pnfrec_dist.model.top_k import Scores
 from pnfrec_dist.training.held_out import selection_targets
 
+SEARCHED = (SELECTION_METRIC, *(f"ndcg_{group}_at_{HEADLINE_CUTOFF}" for group in ("n", "delta")))
+
 
 def run(settings: EvaluateSettings) -> int:
     """Prints the tables and writes the file. Raises InputError if the model was trained on other data."""
@@ -51,15 +53,12 @@ def run(settings: EvaluateSettings) -> int:
     own = trained.gamma(None)
     gammas = sorted({0.0, own, *settings.gammas}) if trained.model.encoders.predicts_dislikes else [0.0]
     split, targets = Split(trained, data, "validation"), selection_targets(trained.settings, data, with_negative=True)
-    validation = {}
-    print(f"{'gamma':>6}  validation NDCG_p@10", flush=True)
-    for gamma in gammas:
-        validation[gamma] = split.evaluated(gamma, targets).metrics[SELECTION_METRIC]
-        print(f"{gamma:>6g}  {score(validation[gamma])}", flush=True)
+    validation = _searched(split, targets, gammas)
     by_score = sorted(gammas, key=lambda gamma: (-validation[gamma], gamma))
     best = by_score[0]
-    print(f"best on validation: gamma {best:g}\n", flush=True)
-    shown = list(dict.fromkeys([0.0, own, *[gamma for gamma in by_score if gamma][:1]]))
+    strict = max(gamma for gamma in gammas if validation[gamma] >= settings.keep * validation[best])
+    print(f"best on validation: gamma {best:g}; largest that keeps {settings.keep:.0%} of it: {strict:g}\n", flush=True)
+    shown = sorted({0.0, own, strict, *[gamma for gamma in by_score if gamma][:1]})
     split = Split(trained, data, "test")
     tested = {gamma: split.groups(split.evaluated(gamma), settings.few) for gamma in shown}
     measures = measures_of(trained.settings.evaluation.measures)
@@ -81,6 +80,20 @@ def run(settings: EvaluateSettings) -> int:
         with _writing(out):
             write_json(out, content, indent=1)
     return 0
+
+
+def _searched(split: "Split", targets: Ranked, gammas: Sequence[float]) -> dict[float, float]:
+    """Gamma -> NDCG_p@10 on validation. Prints it, and NDCG_n and dNDCG if some targets are dislikes."""
+    names = SEARCHED[: 1 if targets.target_is_positive.all() else None]
+    titles = [f"validation {metric_title(names[0])}", *map(metric_title, names[1:])]
+    print("  ".join([f"{'gamma':>6}", *(f"{title:>9}" for title in titles)]), flush=True)
+    found = {}
+    for gamma in gammas:
+        metrics = split.evaluated(gamma, targets).metrics
+        found[gamma] = metrics[SELECTION_METRIC]
+        scores = [f"{score(metrics[name]):>{len(title)}}" for name, title in zip(names, titles, strict=True)]
+        print("  ".join([f"{gamma:>6g}", *scores]), flush=True)
+    return found
 
 
 class Split:

@@ -65,7 +65,7 @@ def run(settings: EvaluateSettings) -> int:
     lists = _read(Path(settings.lists), data, users)
     found = {"lists": _evaluated(lists, users, data.num_items, evaluation)}
     if trained is not None:
-        found[trained.settings.model] = Split(trained, data, "test").evaluated(0.0)
+        found[trained.settings.model] = Split(trained, data, "test").evaluated(trained.gamma(None))
     for name, positive_only in BASELINES.items():
         counts = data.item_counts(positive_only=positive_only)
         found[name] = evaluate(popularity_scores(counts, World()), users, data.num_items, evaluation, World())
