@@ -16,7 +16,8 @@ from pnfrec_dist.files.atomic import replaced
 USERS = 2_000
 ITEMS = 1_000
 GENRES = 20
-MEAN_RATINGS = 50
+MEAN_RATINGS, LEAST_RATINGS = 50, 12
+"""of a user"""
 DAYS = 240
 START = 1_600_000_000
 LIKED_GENRES = 3
@@ -24,10 +25,16 @@ DISLIKED_GENRES = 6
 TITLES = "items.csv"
 
 
-def generate(seed: int = 0, users: int = USERS, items: int = ITEMS) -> tuple[np.ndarray, np.ndarray]:
+def generate(
+    seed: int = 0,
+    users: int = USERS,
+    items: int = ITEMS,
+    mean_ratings: int = MEAN_RATINGS,
+    least_ratings: int = LEAST_RATINGS,
+) -> tuple[np.ndarray, np.ndarray]:
     """Ratings and catalog, both int64.
 
-    Ratings: about users * 50 rows of (user, item, rating 1..5, epoch seconds), in order of user, then time.
+    Ratings: about users * mean_ratings rows of (user, item, rating 1..5, epoch seconds), in order of user, then time.
     Catalog: rows of (item, genre, place on its ring), in order of item.
     """
     rng = np.random.default_rng(seed)
@@ -45,7 +52,7 @@ def generate(seed: int = 0, users: int = USERS, items: int = ITEMS) -> tuple[np.
     np.put_along_axis(affinity, disliked, -1.0, axis=1)
     place = rng.integers(0, items // GENRES, (users, GENRES))
     current = liked[:, 0].copy()
-    lengths = np.clip(rng.lognormal(np.log(MEAN_RATINGS) - 0.125, 0.5, users), 12, items // 4).astype(int)
+    lengths = np.clip(rng.lognormal(np.log(mean_ratings) - 0.125, 0.5, users), least_ratings, items // 4).astype(int)
     unseen = np.ones((users, items), dtype=bool)
 
     rows = []
@@ -98,10 +105,11 @@ def _exposure(popularity: np.ndarray, affinity: np.ndarray, unseen: np.ndarray, 
     return int(np.searchsorted(weight, rng.random() * weight[-1], side="right"))
 
 
-def write_ratings(path: Path, seed: int = 0) -> None:
-    """Writes items.csv (item,title) next to `path`, then `path` (user,item,rating,timestamp), each in one move."""
+def write_ratings(path: Path, seed: int = 0, **sizes: int) -> None:
+    """Writes items.csv (item,title) next to `path`, then `path` (user,item,rating,timestamp), each in one move. sizes:
+    of generate."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ratings, catalog = generate(seed)
+    ratings, catalog = generate(seed, **sizes)
     for file, rows, header, fmt in (
         (path.with_name(TITLES), catalog, "item,title", "%d,Genre %d No. %d"),
         (path, ratings, "user,item,rating,timestamp", "%d,%d,%d,%d"),
