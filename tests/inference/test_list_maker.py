@@ -55,7 +55,7 @@ def brute_force(trained: Exported, raw: list[str], users: UserLists, place: int,
 
     reads = trained.settings.encoder.history
     history, disliked = model_ids(users.positive if reads == "positive" else users.items), model_ids(users.negative)
-    if reads == "signed":
+    if reads in ("signed", "both"):
         flags = zip(row(users.items, place), row(users.is_positive, place), strict=True)
         liked = [flag for item, flag in flags if raw[item - 1] in known]
         history = [item if flag else -item for item, flag in zip(history, liked, strict=True)]
@@ -86,14 +86,14 @@ def listed(table: pa.Table) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("history", ["positive", "all", "signed"])
+@pytest.mark.parametrize("history", ["positive", "all", "signed", "both"])
 @pytest.mark.parametrize("older", [False, True])
 def test_every_user_s_list_equals_brute_force(prepared: Path, history: History, older: bool) -> None:
     """older: the model knows half of the items in another order, and two that the data set lacks."""
     data = open_prepared(prepared)
     raw = data.raw_item_ids().to_pylist()
     catalog = ["77", *raw[::-2], "99"] if older else raw
-    loss = SETTINGS.loss if history == "positive" else LossSettings(0.0, 0.0)
+    loss = SETTINGS.loss if history == "positive" else LossSettings(terms=("ce_likes=1",) if history == "both" else ())
     encoder = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, history=history)
     trained = model_of(catalog, Settings(dataset="tiny", encoder=encoder, loss=loss))
     hidden = {catalog[2], catalog[4]}
@@ -109,11 +109,13 @@ def test_every_user_s_list_equals_brute_force(prepared: Path, history: History, 
     assert seen_users == 31
 
 
-def test_dislikes_alone_get_a_list_of_their_own_from_signs(prepared: Path) -> None:
+@pytest.mark.parametrize("history", ["signed", "both"])
+def test_dislikes_alone_get_a_list_of_their_own_from_signs(prepared: Path, history: History) -> None:
     """Not the popular items, and not the list of a user who likes these items."""
     data = open_prepared(prepared)
-    encoder = replace(SETTINGS.encoder, history="signed")
-    trained = model_of(data.raw_item_ids().to_pylist(), replace(SETTINGS, encoder=encoder))
+    encoder = replace(SETTINGS.encoder, history=history)
+    loss = replace(SETTINGS.loss, terms=("ce_likes=1",) if history == "both" else ())
+    trained = model_of(data.raw_item_ids().to_pylist(), replace(SETTINGS, encoder=encoder, loss=loss))
     (users,) = find_users(data, pa.array(["without likes"]))
     items = users.items
     found = []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.tiny_training import SETTINGS, trained
 
-from pnfrec_dist.config.settings import History, LossSettings, Settings
+from pnfrec_dist.config.settings import EvaluationSettings, History, LossSettings, Settings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.data.user_histories import read_users, user_parts
@@ -44,15 +44,19 @@ class Case:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> dict[History, Case]:
-    """A model that reads positives, one that reads all interactions, and one that reads them with signs."""
+    """A model that reads positives, one that reads all interactions, and two that read them with signs, of which the
+    second has a gamma of its own."""
     directory = tmp_path_factory.mktemp("serving")
     data = open_prepared(prepared_writer(directory / "prepared"))
     found: dict[History, Case] = {}
-    histories: tuple[History, ...] = ("positive", "all", "signed")
+    histories: tuple[History, ...] = ("positive", "all", "signed", "both")
     for history in histories:
         alpha = 0.0 if history == "all" else 0.45
         encoder = dataclasses.replace(SETTINGS.encoder, history=history)
-        settings = dataclasses.replace(SETTINGS, encoder=encoder, loss=LossSettings(alpha, 0.25))
+        terms = ("ce_likes=1",) if history == "both" else ()
+        gamma = EvaluationSettings(gamma=0.4 if history == "both" else 0.0)
+        loss = LossSettings(alpha, 0.25, terms)
+        settings = dataclasses.replace(SETTINGS, encoder=encoder, loss=loss, evaluation=gamma)
         checkpoint = trained(data, settings, directory / history / "run")
         save_model(directory / history / "model", of_checkpoint(checkpoint, settings, data))
         assert sorted(path.name for path in (directory / history).iterdir()) == ["model", "run"], "no drafts are left"
@@ -105,6 +109,16 @@ def test_a_history_with_relevances_is_split_at_the_threshold(cases: dict[History
     (answer,) = cases["signed"].served.predict([{"history": history, "top_k": 12, "gamma": 0.5}])
     assert answer.items == [
         str(item) for item in cases["signed"].expected([3, -1, 2, -7], [1, 7], [1, 2, 3, 7], 12, 0.5)
+    ]
+
+
+def test_without_gamma_that_of_the_training_is_used(cases: dict[History, Case]) -> None:
+    history = [["3", 5], ["1", 2], ["2", 4], ["7", 1]]
+    queries = [{"history": history, "top_k": 12}, *({"history": history, "top_k": 12, "gamma": g} for g in (0.4, 0.0))]
+    answers = cases["both"].served.predict(queries)
+    assert answers[0] == answers[1] and answers[0].scores != answers[2].scores
+    assert answers[0].items == [
+        str(item) for item in cases["both"].expected([3, -1, 2, -7], [1, 7], [1, 2, 3, 7], 12, 0.4)
     ]
 
 

@@ -69,10 +69,10 @@ def plain_scores(found: PNFRec, liked: list[int], disliked: list[int], gamma: fl
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 @pytest.mark.parametrize("hidden", [set[int](), {2, 7, 20, 21}])
-@pytest.mark.parametrize("history", ["positive", "signed"])
+@pytest.mark.parametrize("history", ["positive", "signed", "both"])
 def test_lists_equal_sorting_all_scores(gamma: float, hidden: set[int], history: History) -> None:
     found, read = model(history=history), LIKED
-    if history == "signed":
+    if history != "positive":
         read = [signed_history(liked, disliked) for liked, disliked in zip(LIKED, DISLIKED, strict=True)]
     seen = [sorted({*liked, *disliked}) for liked, disliked in zip(LIKED, DISLIKED, strict=True)]
     users = Users(ragged(read), ragged(DISLIKED), ragged(seen))

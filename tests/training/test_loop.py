@@ -83,13 +83,16 @@ def untimed(metrics: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    ("stop_at", "history"), [*((stop_at, "positive") for stop_at in (1, 3, 4, 6, 11, 15)), (6, "signed")]
+    ("stop_at", "history"), [*((stop_at, "positive") for stop_at in (1, 3, 4, 6, 11, 15)), (6, "signed"), (6, "both")]
 )
 def test_stopped_and_resumed_equals_uninterrupted_bitwise(
     prepared: Path, tmp_path: Path, stop_at: int, history: History, device: str
 ) -> None:
     """4 epochs of 4 steps. A stop is requested before step `stop_at`, within and at the end of epochs."""
-    asked, settings = iter(range(1, 100)), replace(SETTINGS, encoder=replace(SETTINGS.encoder, history=history))
+    asked, terms = iter(range(1, 100)), ("ce_likes=1",) if history == "both" else ()
+    settings = replace(
+        SETTINGS, encoder=replace(SETTINGS.encoder, history=history), loss=replace(SETTINGS.loss, terms=terms)
+    )
     with repeatable_sums(device_named(device)):
         whole = run(settings, prepared, tmp_path / "whole", device=device)
         first = run(settings, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at, device)

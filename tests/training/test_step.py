@@ -44,6 +44,11 @@ CASES = {
     "in parts": replace(SETTINGS, train=TrainSettings(batch_size=7, accumulation=3)),
     "sampled": replace(SETTINGS, loss=LossSettings(0.45, 0.25, cross_entropy="sampled_softmax")),
     "signed": replace(SETTINGS, encoder=replace(SETTINGS.encoder, history="signed")),
+    "both": replace(
+        SETTINGS,
+        encoder=replace(SETTINGS.encoder, history="both"),
+        loss=LossSettings(0.45, 0.25, ("ce_likes=0.7",)),
+    ),
     "sce of everything": replace(
         SETTINGS,
         loss=LossSettings(0.45, 0.25, cross_entropy="sce"),
@@ -59,6 +64,7 @@ JOBS = {
         (False, "sampled"),
         (True, "sampled"),
         (True, "signed"),
+        (True, "both"),
     ],
     3: [(False, "whole"), (True, "whole"), (True, "sce of everything")],
 }
@@ -144,9 +150,9 @@ def require_equal(written: Path, file: str, expected_case: str) -> dict[str, tor
 )
 def test_ranks_equal_one_rank(written: Path, size: int, sharded: bool, case: str) -> None:
     """Lookup, losses, gradients, their norm and Adam do not depend on how ranks share the table and the users."""
-    means = require_equal(written, f"{size}-{sharded}-{case}", case if case in ("sampled", "signed") else "whole")[
-        "means"
-    ]
+    means = require_equal(
+        written, f"{size}-{sharded}-{case}", case if case in ("sampled", "signed", "both") else "whole"
+    )["means"]
     assert means.isfinite().all()
     lower = means[-5:, 0].mean() < means[:5, 0].mean()
     assert lower or case == "sampled", "12 epochs on 30 users lower CE_p; an estimate from 9 draws is too noisy"
