@@ -141,7 +141,7 @@ def step(
         "users_per_s": batch_size / median,
         "flops": flops / median,
         "waiting": sum(waited[2:]) / sum(seconds[2:]),
-        "recorded": graph is not None and not graph.problem,
+        "recorded": graph is not None,
         "mib": torch.cuda.max_memory_allocated() / 2**20 if DEVICE.type == "cuda" else 0.0,
         "mib_planned": (plan.total - plan.data - LIBRARIES) / 2**20,
     }

@@ -138,7 +138,7 @@ def _step_cell(case: Case, ranks: int, users: float, *, sharded: bool) -> str:
     computing, sending = step_seconds(case, ranks, users, sharded=sharded)
     total = computing + sending
     is_computed = ranks == 1 or total >= FLOOR
-    return f"{1e3 * total:,.0f} ({sending / total:.0%})" if is_computed else f"< {1e3 * FLOOR:.0f}"
+    return f"{1e3 * total:,.0f} ({sending / total:.0%})" if is_computed else f"{1e3 * FLOOR:.0f}"
 
 
 def _memory_cell(case: Case, ranks: int, users: float, *, sharded: bool) -> str:

@@ -33,8 +33,8 @@ class EncoderSettings:
     likes_share: float = 0.3
     """share of the likes' encoder in the scores, with history both"""
     max_length: int = 50
-    """l, positions per side: the newest l items of a list are read; with history all or signed, the newest 2 l
-    interactions"""
+    """l, positions per side: the newest l items of a list are read; with another history than
+    positive, the newest 2 l interactions"""
     dropout: float = 0.1
     """dropout rate on the embedding sum, on the attention weights, and twice in the feed-forward part"""
 
@@ -227,8 +227,8 @@ class EvaluationSettings:
     select_on: Literal["last", "points"] = "last"
     """the validation targets for early stopping, and of all val/ metrics: each user's last interaction, or points"""
     gamma: float = 0.0
-    """weight of the score as next dislike, which is subtracted in validation, in the test and, by default, in lists; 0:
-    off"""
+    """gamma times an item's score as the next dislike is subtracted from its score, in validation, in the test and, by
+    default, in lists; 0: off"""
 
     def __post_init__(self) -> None:
         require(not isinstance(self.points, int) or self.points >= 1, "evaluation.points", self.points, ">= 1")
@@ -318,10 +318,9 @@ class Settings:
             require(has_likes, "loss.terms", self.loss.terms, "a list with ce_likes=1 for encoder.history both")
         else:
             require(not has_likes, "loss.terms", self.loss.terms, "a list without ce_likes, or encoder.history both")
-        predicts = self.loss.alpha > 0 or bool(self.loss.terms)
-        require(
-            self.evaluation.gamma == 0 or predicts, "evaluation.gamma", self.evaluation.gamma, "0 if loss.alpha is 0"
-        )
+        predicting = self.loss.weights.keys() - {"ce_main", "ce_likes", "contrastive"}  # own terms may predict dislikes
+        gamma_rule = "0, or loss.alpha above 0, so that the model predicts dislikes"
+        require(self.evaluation.gamma == 0 or bool(predicting), "evaluation.gamma", self.evaluation.gamma, gamma_rule)
         a_path = "a path that all machines reach, not an object store (checkpoints are renamed)"
         require("://" not in self.output_dir, "output_dir", self.output_dir, a_path)
         require(self.experiment.strip() != "", "experiment", self.experiment, "a name")

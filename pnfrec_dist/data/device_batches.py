@@ -153,7 +153,8 @@ class DeviceBatches:
         return items_U, [at.view(part.shape) for at, part in zip(places, ids, strict=True)]
 
     def _sequences(self, side: _Windows, inputs_P: Tensor, is_disliked_P: Tensor | None, number: int) -> Sequences:
-        """number: 0 has its padding before its targets, others behind them: one range has the targets of two sides."""
+        """Side number 0 is padded in front and the others at the end, so that the real targets of two sides form one
+        range."""
         room, device = self.plan.room[number], inputs_P.device
         is_target_P = side.targets != PAD_ID
         count, order_P = torch.count_nonzero(is_target_P), is_target_P.cumsum(0) - 1

@@ -23,6 +23,9 @@ from pnfrec_dist.distributed import World
 AHEAD = 2
 """Batches that are made ahead: with one, a batch that takes long makes a step wait even if most are fast."""
 
+MISFIT_PARTS = 4
+"""A batch that does not fit the slots is made in so many parts: a recorded step keeps its memory meanwhile."""
+
 
 @dataclass(frozen=True)
 class Loader:
@@ -67,7 +70,8 @@ class Loader:
         if self.slots is not None and (placed := self.slots.place(users)) is not None:
             rows_SB = torch.from_numpy(placed)
             return len(users), rows_SB.pin_memory() if stream is not None else rows_SB, None
-        shares = np.array_split(rank_share(users, world.rank, world.size), settings.train.accumulation)
+        parts = settings.train.accumulation if self.slots is None else MISFIT_PARTS
+        shares = np.array_split(rank_share(users, world.rank, world.size), parts)
         draw = self.sampler.draw(settings.seed, epoch, step) if self.sampler is not None else None
         with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
             batches = [

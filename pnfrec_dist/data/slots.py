@@ -1,4 +1,4 @@
-"""Fixed shapes for all batches of a training: which users are in which slot of which group.
+"""Fixed shapes for almost all batches of a training: which users are in which slot of which group.
 
 With the same shapes in every step, a GPU runs a step as one recorded graph (training/step_graph.py). The real tokens
 are those of collate.py; only the padding differs.
@@ -30,7 +30,7 @@ class SidePlan:
     """tokens of each user"""
     groups: Groups
     span: int
-    """longest window of the first of two groups"""
+    """longest window that counts as short"""
 
     @classmethod
     def of(cls, history: Ragged, positions: int, batch_size: int) -> "SidePlan":

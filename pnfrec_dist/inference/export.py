@@ -10,7 +10,6 @@ B users, L positions, D width, N items.
 """
 
 import json
-import textwrap
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,8 @@ USE = {
     ENCODER: "item ids, int64 [users, length] -> user vectors [users, vector_size]; the ids are a user's liked items "
     "(reads: positive), all items (reads: all), or all items with minus the id of a disliked one (reads: signed or "
     "both), the newest max_length, oldest first, right-padded with 0",
-    NEGATIVE_ENCODER: "the same for disliked items (reads: signed: for the input of encoder.pt2); use user vector - "
-    "gamma * this vector for scores with gamma",
+    NEGATIVE_ENCODER: "the same for disliked items (reads: signed or both: for the input of encoder.pt2); use user "
+    "vector - gamma * this vector for scores with gamma",
 }
 """What manifest.json says about the files."""
 COMPARED = 10_000
@@ -87,12 +86,18 @@ def usage(directory: Path, exported: Exported) -> str:
     """Python code that computes scores from the files."""
     example = list(range(1, min(3, exported.model.max_length, len(exported.raw_ids)) + 1))
     signs = "; minus the id of a disliked item" if exported.settings.encoder.history_kind.reads_signs else ""
-    return textwrap.dedent(f"""\
-        import numpy as np, torch
-        items_ND = np.load("{directory / VECTORS}")
-        encoder = torch.export.load("{directory / ENCODER}").module()
-        user_BD = encoder(torch.tensor([{example}]))  # item ids, oldest first{signs}, right-padded with 0
-        scores_BN = user_BD.detach().numpy() @ items_ND.T  # column i: item i + 1""")
+    lines = [
+        "import numpy as np, torch",
+        f'items_ND = np.load("{directory / VECTORS}")',
+        f'encoder = torch.export.load("{directory / ENCODER}").module()',
+        f"ids_BL = torch.tensor([{example}])  # item ids, oldest first{signs}, right-padded with 0",
+        "user_BD = encoder(ids_BL)",
+    ]
+    if gamma := exported.gamma(None):
+        negative = f'torch.export.load("{directory / NEGATIVE_ENCODER}").module()'
+        lines.append(f"user_BD = user_BD - {gamma:g} * {negative}(ids_BL)  # gamma of the training")
+    lines.append("scores_BN = user_BD.detach().numpy() @ items_ND.T  # column i: item i + 1")
+    return "\n".join(lines)
 
 
 def _write(exported: Exported, draft: Path) -> None:
@@ -117,12 +122,14 @@ def _write(exported: Exported, draft: Path) -> None:
 
 def _encoders(model: PNFRec) -> dict[str, PlainEncoder]:
     """File name -> encoder."""
-    parts = model.encoders
-    found = {ENCODER: PlainEncoder(model, parts.liking)}
+    parts, table, signs = model.encoders, model.item_table, model.encoders.main.reads_signs
+    of_main = [parts.main, *([parts.likes] if parts.likes is not None else [])]
+    found = {ENCODER: PlainEncoder(table, parts.liking, of_main, reads_signs=signs)}
     if parts.negative is not None:
-        found[NEGATIVE_ENCODER] = PlainEncoder(model, parts.negative)
+        found[NEGATIVE_ENCODER] = PlainEncoder(table, parts.negative.forward, [parts.negative], reads_signs=False)
     if parts.dislike_head is not None:
-        found[NEGATIVE_ENCODER] = PlainEncoder(model, parts.disliking)
+        headed = [*of_main, parts.dislike_head]
+        found[NEGATIVE_ENCODER] = PlainEncoder(table, parts.disliking, headed, reads_signs=signs)
     return {name: encoder.eval() for name, encoder in found.items()}
 
 
@@ -167,6 +174,7 @@ def _manifest(exported: Exported, draft: Path) -> dict[str, Any]:
         "hidden_size": settings.encoder.hidden_size,
         "vector_size": settings.encoder.vector_size,
         "max_length": exported.model.max_length,
+        "gamma": exported.gamma(None),
         "reads": settings.encoder.history,
         "threshold": exported.threshold,
         "use": {file.name: USE[file.name] for file in files},

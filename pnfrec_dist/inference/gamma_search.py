@@ -53,7 +53,8 @@ def run(settings: EvaluateSettings) -> int:
     own = trained.gamma(None)
     gammas = sorted({0.0, own, *settings.gammas}) if trained.model.encoders.predicts_dislikes else [0.0]
     split, targets = Split(trained, data, "validation"), selection_targets(trained.settings, data, with_negative=True)
-    validation = _searched(split, targets, gammas)
+    found = _searched(split, targets, gammas)
+    validation = {gamma: metrics[SELECTION_METRIC] for gamma, metrics in found.items()}
     by_score = sorted(gammas, key=lambda gamma: (-validation[gamma], gamma))
     best = by_score[0]
     strict = max(gamma for gamma in gammas if validation[gamma] >= settings.keep * validation[best])
@@ -75,22 +76,31 @@ def run(settings: EvaluateSettings) -> int:
         print("test, many points of each user")
         print(_table(many, columns, POINTS), end="\n\n")
     if settings.out:
-        content = {"run": settings.run, "best_gamma": best, "validation": validation, "test": tested}
-        content["test_points"] = many
+        content = {
+            "run": settings.run,
+            "best_gamma": best,
+            "largest_kept_gamma": strict,
+            "keep": settings.keep,
+            "training_gamma": own,
+            "validation": validation,
+            "validation_metrics": found,
+            "test": tested,
+            "test_points": many,
+        }
         with _writing(out):
             write_json(out, content, indent=1)
     return 0
 
 
-def _searched(split: "Split", targets: Ranked, gammas: Sequence[float]) -> dict[float, float]:
-    """Gamma -> NDCG_p@10 on validation. Prints it, and NDCG_n and dNDCG if some targets are dislikes."""
+def _searched(split: "Split", targets: Ranked, gammas: Sequence[float]) -> dict[float, dict[str, float]]:
+    """Gamma -> NDCG_p@10 on validation, and NDCG_n and dNDCG if some targets are dislikes. Prints them."""
     names = SEARCHED[: 1 if targets.target_is_positive.all() else None]
-    titles = [f"validation {metric_title(names[0])}", *map(metric_title, names[1:])]
-    print("  ".join([f"{'gamma':>6}", *(f"{title:>9}" for title in titles)]), flush=True)
+    titles = [f"validation {metric_title(names[0])}", *(f"{metric_title(name):>9}" for name in names[1:])]
+    print("  ".join([f"{'gamma':>6}", *titles]), flush=True)
     found = {}
     for gamma in gammas:
         metrics = split.evaluated(gamma, targets).metrics
-        found[gamma] = metrics[SELECTION_METRIC]
+        found[gamma] = {name: metrics[name] for name in names}
         scores = [f"{score(metrics[name]):>{len(title)}}" for name, title in zip(names, titles, strict=True)]
         print("  ".join([f"{gamma:>6g}", *scores]), flush=True)
     return found

@@ -29,7 +29,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Targets:
-    """All targets of one rank's part of a step: those of the main side, then those of the negative side."""
+    """All targets of one rank's part of a step: those of the main side, then those of the other sides."""
 
     hidden_TD: Tensor
     """the encoder's output at the position before the target"""

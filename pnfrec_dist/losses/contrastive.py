@@ -21,6 +21,7 @@ class ContrastiveTerm(DirectTerm):
     """L_c, over all positive tokens that have a next positive item."""
 
     needs = BatchParts(contrast=True)
+    is_recordable = True
 
     def name(self, encoder: EncoderSettings) -> str:
         return "contrastive"
@@ -36,9 +37,9 @@ class ContrastiveTerm(DirectTerm):
         batch = tensors.batch
         assert batch.contrast is not None
         next_P, negatives_BN = batch.contrast.next_P, batch.contrast.negatives_BN
-        return contrastive(
-            tensors.main_PD, tensors.vectors_UD, next_P, negatives_BN, batch.main.groups, settings.contrastive
-        )
+        own = slice(-settings.encoder.hidden_size, None)  # with history both, the main encoder's half
+        main_PD, vectors_UD = tensors.main_PD[:, own], tensors.vectors_UD[:, own]
+        return contrastive(main_PD, vectors_UD, next_P, negatives_BN, batch.main.groups, settings.contrastive)
 
 
 CONTRASTIVE = ContrastiveTerm()

@@ -9,10 +9,20 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.losses.catalog_loss import FLOAT, NARROW, CatalogLoss, StepExtent, Targets
 from pnfrec_dist.losses.cross_entropy import cross_entropy
-from pnfrec_dist.losses.tiling import MAX_FUSED_WIDTH, Tiling, plan_tiles
+from pnfrec_dist.losses.tiling import (
+    MAX_FUSED_WIDTH,
+    Tiling,
+    fewest_splits,
+    kernel_memory,
+    kernel_tile,
+    plan_tiles,
+    programs_at_once,
+)
 from pnfrec_dist.model.item_table import ItemTable
 
 CPU_TILE_MIB, GPU_TILE_MIB = 16, 256
+H100_PROCESSORS, LARGE_GPU_MEMORY = 132, 227 * 1024
+"""What the memory plan assumes of a GPU, and the bytes of shared memory of one that does not tell them."""
 
 
 class Exact(CatalogLoss):
@@ -32,7 +42,8 @@ class Exact(CatalogLoss):
         tiling = plan_softmax(settings, extent.shards * extent.targets, extent.rows, on_gpu=extent.on_gpu)
         width, is_narrow = settings.encoder.vector_size, settings.train.precision == "bfloat16"
         if tiling.sweep == "fused":  # no tile outside the kernels, but a narrow copy of the classes
-            return NARROW * width * extent.rows
+            targets = extent.shards * extent.targets
+            return NARROW * width * extent.rows + FLOAT * width * _most_split_rows(targets, extent.rows, width)
         product = FLOAT if extent.on_gpu and is_narrow else 0  # logits in float32 before they are in the tile
         of_tile = (_logit_bytes(settings, on_gpu=extent.on_gpu) + product) * tiling.rows * tiling.items
         if not is_narrow or tiling.sweep == "two":
@@ -58,9 +69,9 @@ def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> 
     """
     loss = settings.loss
     fits = settings.train.precision == "bfloat16" and settings.encoder.vector_size <= MAX_FUSED_WIDTH
-    can_fuse = on_gpu and fits and find_spec("triton") is not None
+    can_fuse = on_gpu and fits and find_spec("triton") is not None and _has_room(settings.encoder.vector_size)
     if loss.exact_path == "fused" and not can_fuse:
-        narrow = f"train.precision bfloat16 and item vectors of at most {MAX_FUSED_WIDTH} numbers (encoder.hidden_size)"
+        narrow = f"train.precision bfloat16 and encoder.hidden_size <= {MAX_FUSED_WIDTH} (half with history both)"
         lacks = "GPU workers" if not on_gpu else "Triton, which comes with torch for NVIDIA GPUs" if fits else narrow
         raise InputError(f"loss.exact_path is 'fused', which needs {lacks}; use auto")
     tile_bytes = int((loss.tile_mib or (GPU_TILE_MIB if on_gpu else CPU_TILE_MIB)) * 2**20)
@@ -68,6 +79,26 @@ def plan_softmax(settings: Settings, rows: int, items: int, *, on_gpu: bool) -> 
     return plan_tiles(
         rows, items, tile_bytes, loss.exact_path, logit_bytes=logit_bytes, on_cpu=not on_gpu, can_fuse=can_fuse
     )
+
+
+def _has_room(width: int) -> bool:
+    """Whether this machine's GPU, if there is one, has the shared memory that the fused kernels need."""
+    if not torch.cuda.is_available():
+        return True
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return getattr(properties, "shared_memory_per_block_optin", LARGE_GPU_MEMORY) >= kernel_memory(width)
+
+
+def _most_split_rows(targets: int, rows: int, width: int) -> int:
+    """Rows of the results of all splits: of hidden states, or of the table's gradient. 0 without splits."""
+    own, passing, _, _ = kernel_tile(width)
+    found = [0]
+    for of_program, of_other in ((targets, rows), (rows, targets)):
+        splits = fewest_splits(
+            -(-of_program // own), -(-of_other // passing), H100_PROCESSORS * programs_at_once(width)
+        )
+        found.append(splits * of_program if splits > 1 else 0)
+    return max(found)
 
 
 def _logit_bytes(settings: Settings, *, on_gpu: bool) -> int:

@@ -14,12 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pnfrec_dist.losses.tiling import fewest_splits, kernel_tile, programs_at_once
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-MAX_SPLITS, MIN_TILES = 16, 4
-"""Each split has results of its own, which must be summed, and reads at least so many tiles."""
-ENOUGH_USED = 0.93
-"""Share of the processors' time that is used, with which no further splits are tried."""
 
 
 def softmax_mean(
@@ -30,10 +28,10 @@ def softmax_mean(
     Both inputs have the same narrow dtype, for the GPU's tensor cores; sums are in float32. splits: parts of the
     classes that separate programs process (default: enough to fill the GPU). The results of all splits exist at the
     same time. bounds: [2], the rows of hidden from which and before which results are needed; tiles of other rows are
-    left out, and their results are 0.
+    left out, and their means are 0.
     """
     (targets, width), num_classes = hidden_TD.shape, len(classes_ND)
-    tile_t, tile_n, tile_w, launch = _tile(width)
+    tile_t, tile_n, tile_w, launch = kernel_tile(width)
     row_blocks = _parts(targets, tile_t)
     splits = splits or _splits(row_blocks, _parts(num_classes, tile_n), hidden_TD)
     lse_ST = hidden_TD.new_empty((splits, targets), dtype=torch.float32)
@@ -66,7 +64,7 @@ def add_class_gradient(
     bounds: as in softmax_mean, of rows with a weight.
     """
     (targets, width), num_classes = hidden_TD.shape, len(classes_ND)
-    tile_n, tile_t, tile_w, launch = _tile(width)
+    tile_n, tile_t, tile_w, launch = kernel_tile(width)
     class_blocks = _parts(num_classes, tile_n)
     splits = splits or _splits(class_blocks, _parts(targets, tile_t), hidden_TD)
     if not targets or not num_classes:
@@ -92,30 +90,12 @@ def _parts(length: int, size: int) -> int:
     return -(-length // size)
 
 
-def _tile(width: int) -> tuple[int, int, int, dict[str, int]]:
-    """(rows that a program owns, rows that it reads at a time, W, {warps, pipeline stages})."""
-    tile_w = max(1 << (width - 1).bit_length(), 16)
-    if tile_w <= 128:  # two programs of 4 warps run on a processor at a time
-        return 64, 128, tile_w, {"num_warps": 4, "num_stages": 3 if tile_w <= 64 else 2}
-    return 128, 64, tile_w, {"num_warps": 8, "num_stages": 3}
-
-
 def _splits(blocks: int, longest: int, like: Tensor) -> int:
     """How many programs share the work of a block of rows."""
     if not like.is_cuda:
         return 1
-    return fewest_splits(blocks, longest, torch.cuda.get_device_properties(like.device).multi_processor_count)
-
-
-def fewest_splits(blocks: int, longest: int, processors: int) -> int:
-    """The fewest splits that keep the processors busy. Programs run in rounds, one on each processor, so a last round
-    with few programs wastes most of its time. longest: tiles that a program reads without splits."""
-    used = {}
-    for splits in range(1, max(min(MAX_SPLITS, longest // MIN_TILES), 1) + 1):
-        programs = blocks * splits
-        used[splits] = programs / max(_parts(programs, processors) * processors, 1)
-    enough = min(ENOUGH_USED, max(used.values()))
-    return next(splits for splits, share in used.items() if share >= enough)
+    processors = torch.cuda.get_device_properties(like.device).multi_processor_count
+    return fewest_splits(blocks, longest, processors * programs_at_once(like.shape[1]))
 
 
 @triton.jit

@@ -50,6 +50,9 @@ class Term(ABC):
 
     needs: BatchParts = NOTHING_MORE
     """needed parts of the batch; with needs.negative, the model predicts next dislikes"""
+    is_recordable: bool = False
+    """whether it is right for batches of fixed shapes, whose targets may be padding (Sequences.is_real_T), and nothing
+    in it depends on values that the host reads: then a CUDA graph may replay it (training/step_graph.py)"""
 
     @abstractmethod
     def name(self, encoder: EncoderSettings) -> str:
@@ -78,6 +81,7 @@ class CrossEntropyTerm(Term):
 
     side: Literal["main", "negative", "likes"]
     needs: BatchParts = NOTHING_MORE
+    is_recordable = True
 
     def name(self, encoder: EncoderSettings) -> str:
         """ce_negative, ce_likes, or ce_positive, ce_all, ... by what the main encoder reads; ce_main if it reads

@@ -55,3 +55,42 @@ def plan_tiles(
         return Tiling(chunk_rows - chunk_rows % ROW_MULTIPLE or chunk_rows, items, "one")
     tile_rows = min(rows, room, TILE_ROWS if on_cpu else GPU_TILE_ROWS)
     return Tiling(tile_rows, min(items, max(room // tile_rows, 1)), "fused" if path == "fused" else "two")
+
+
+MAX_SPLITS, MIN_TILES = 8, 4
+"""Each split has results of its own, which must be summed, and reads at least so many tiles."""
+ENOUGH_USED = 0.93
+"""Share of a GPU's time that is used, with which no further splits are tried."""
+
+
+def kernel_tile(width: int) -> tuple[int, int, int, dict[str, int]]:
+    """Of the fused kernels: (rows that a program owns, rows that it reads at a time, width rounded up to a power of
+    two, {warps, pipeline stages})."""
+    tile_w = max(1 << (width - 1).bit_length(), 16)
+    if programs_at_once(width) == 2:
+        return 64, 128, tile_w, {"num_warps": 4, "num_stages": 3 if tile_w <= 64 else 2}
+    return 128, 64, tile_w, {"num_warps": 8, "num_stages": 3}
+
+
+def programs_at_once(width: int) -> int:
+    """Programs of the fused kernels that run on a processor of a GPU at a time."""
+    return 2 if width <= 128 else 1
+
+
+def kernel_memory(width: int) -> int:
+    """Bytes of shared memory that a program of the fused kernels needs (a test compiles them)."""
+    return (160 if programs_at_once(width) == 1 else 82) * 1024
+
+
+def fewest_splits(blocks: int, longest: int, at_once: int) -> int:
+    """How many programs should share the work of each of `blocks` blocks of rows: the fewest that keep a GPU busy.
+
+    Programs run in rounds, at_once at a time, so a last round with few programs wastes most of its time. longest: tiles
+    that a program reads without splits.
+    """
+    used = {}
+    for splits in range(1, max(min(MAX_SPLITS, longest // MIN_TILES), 1) + 1):
+        programs = blocks * splits
+        used[splits] = programs / max(-(-programs // at_once) * at_once, 1)
+    enough = min(ENOUGH_USED, max(used.values()))
+    return next(splits for splits, share in used.items() if share >= enough)

@@ -30,6 +30,9 @@ class Block(nn.Module, ABC):
     No position may see a later one of its user: windows are padded on the right, and every next item is predicted.
     """
 
+    is_recordable: bool = False
+    """whether a CUDA graph may replay it (training/step_graph.py): nothing depends on values that the host reads"""
+
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
 

@@ -1,4 +1,4 @@
-"""The item table: one row per item, the input embedding and the tied output of both encoders.
+"""The item table: one row per item, the input embedding and the tied output of all encoders.
 
 V = N + 1 rows, S of them on this rank, D width, U distinct items of a batch.
 """
@@ -24,13 +24,13 @@ class ItemTable(nn.Module):
     the rows first_row..end_row - 1, their gradients and their optimizer state.
     """
 
-    def __init__(self, num_items: int, hidden_size: int, shards: World | None = None) -> None:
+    def __init__(self, num_items: int, width: int, shards: World | None = None) -> None:
         super().__init__()
         self.shards = shards or World()
         self.num_items = num_items
         self.bounds = [(num_items + 1) * r // self.shards.size for r in range(self.shards.size + 1)]
         self.first_row, self.end_row = self.bounds[self.shards.rank], self.bounds[self.shards.rank + 1]
-        self.weight = nn.Parameter(torch.zeros(self.end_row - self.first_row, hidden_size))
+        self.weight = nn.Parameter(torch.zeros(self.end_row - self.first_row, width))
         self._looked_up: list[tuple[Tensor | None, Tensor]] = []
         """rows (None: all) and gradients that collect_gradients will add"""
         self._to_add: list[Callable[[Tensor], None]] = []

@@ -24,6 +24,8 @@ GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBa
 class SASRecBlock(Block):
     """q = LN(x); x = q + Attn(q, x, x), causal; x = LN(x); x = x + FFN(x)."""
 
+    is_recordable = True
+
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__(settings)
         width = settings.hidden_size

@@ -3,30 +3,32 @@
 B users, L positions, P = B L tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnfrec_dist.data.batches import Groups
 from pnfrec_dist.data.schema import PAD_ID
-from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.item_table import ItemTable
 
 
 class PlainEncoder(nn.Module):
-    """Item ids -> user vectors, with the weights of a trained model. encode: a method of its encoders.
+    """Item ids -> user vectors, with the weights of a trained model.
 
     All users form one group of the encoder, so that the traced graph does not contain the packing of batches.
     """
 
-    def __init__(self, model: PNFRec, encode: Callable[[Tensor, Groups, Tensor | None], Tensor]) -> None:
-        assert not model.item_table.is_sharded
+    def __init__(
+        self, table: ItemTable, encode: Callable[..., Tensor], parts: Sequence[nn.Module], *, reads_signs: bool
+    ) -> None:
+        """encode: item vectors, groups and signs of tokens -> hidden states; parts: the modules that it uses."""
+        assert not table.is_sharded
         super().__init__()
-        self.item_vectors = model.item_table.weight
-        self.encoders = model.encoders
+        self.item_vectors = table.weight
+        self.parts = nn.ModuleList(parts)
         self.encode = encode
-        self.reads_signs = model.encoders.main.reads_signs
+        self.reads_signs = reads_signs
 
     def forward(self, items_BL: Tensor) -> Tensor:
         """items_BL: int64, oldest first, right-padded with PAD_ID; L at most the encoder's positions. For an encoder

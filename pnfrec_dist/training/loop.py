@@ -187,7 +187,10 @@ class TrainLoop:
         if isinstance(batches, Tensor):
             assert self.graph is not None
             return self.graph.step(batches, requests)
-        return train_step(self.model, self.encoders, self.optimizer, batches, self.objective, self.world, requests)
+        sums = train_step(self.model, self.encoders, self.optimizer, batches, self.objective, self.world, requests)
+        if self.graph is not None:  # whose steps have gradients of their own
+            self.optimizer.zero_grad(set_to_none=True)
+        return sums
 
     def _leave_out(self, sums: StepSums) -> bool:
         """Writes the users of a step that is not finite to a file. Returns whether training goes on without it."""
@@ -303,10 +306,7 @@ class TrainLoop:
             self.hooks.report(event)
 
     def _report_problems(self) -> None:
-        """Reports problems of saving, each rank its own, and of recording the step."""
-        if self.graph is not None and self.graph.problem:
-            self._report(Warned(self.graph.problem))
-            self.graph.problem = ""
+        """Reports problems of saving; each rank reports its own."""
         for text in self.saver.problems():
             self.hooks.report(Warned(text))
 

@@ -45,6 +45,7 @@ MAY_CHANGE = (
     "item_table",
     "train.patience",
     "train.accumulation",
+    "train.cuda_graph",
     "train.compile",
     "train.non_finite",
     "loss.exact_path",

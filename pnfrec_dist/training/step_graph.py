@@ -1,7 +1,7 @@
 """The training step of one GPU, recorded once and replayed: launching its kernels takes no time of the processor's.
 
-A step has 900 small kernels, and a processor needs several times as long to launch them as a GPU to run them. All
-batches have the same shapes (data/slots.py), so one graph serves all steps.
+A step has some 1,000 small kernels, and a processor needs several times as long to launch them as a GPU to run them.
+Almost all batches fit the same shapes (data/slots.py), so one graph serves them.
 """
 
 from dataclasses import dataclass, field
@@ -10,25 +10,26 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pnfrec_dist.config.registry import BLOCKS, TERMS
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.device_batches import DeviceBatches
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.slots import plan_slots
 from pnfrec_dist.distributed import World
-from pnfrec_dist.errors import first_line
+from pnfrec_dist.errors import InputError, first_line
 from pnfrec_dist.losses.objective import Objective
+from pnfrec_dist.losses.terms import terms_of
 from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.encoder import block_class
 from pnfrec_dist.training.step import Requests, StepSums, compute_gradients, reading, step_if_finite, step_sums
 
 
 def may_record(settings: Settings) -> bool:
-    """Whether the settings allow that a step is a graph: the exact softmax, all users of a batch at once, and no code
-    of the user, which may decide on the host."""
-    own = [name for name in settings.loss.weights if name not in TERMS.known]
-    own += [settings.encoder.block] * (settings.encoder.block not in BLOCKS.known)
-    is_exact = settings.loss.cross_entropy == "exact"
-    return settings.train.cuda_graph and settings.train.accumulation == 1 and is_exact and not own
+    """Whether a step may be recorded: the loss is exact, train.accumulation is 1, and the block and all terms say that
+    they are recordable."""
+    if not settings.train.cuda_graph or settings.train.accumulation > 1 or settings.loss.cross_entropy != "exact":
+        return False
+    terms = terms_of(settings.loss).values()
+    return block_class(settings.encoder).is_recordable and all(term.is_recordable for term in terms)
 
 
 def can_record(settings: Settings, world: World) -> bool:
@@ -58,8 +59,6 @@ class StepGraph:
     """its output: totals, not finite, counts"""
     _graph: "torch.cuda.CUDAGraph | None" = None
     _steps: int = field(default=0)
-    problem: str = ""
-    """why the step could not be recorded; it then runs as usual"""
 
     @classmethod
     def of(
@@ -83,13 +82,12 @@ class StepGraph:
         self._steps += 1
         if not self._rows_SB.is_cuda:
             self._results = self._run()
+        elif self._steps == 1:
+            self._run_aside()
         else:
-            if self._steps == 2:
-                self._record()
-            if self._graph is not None:
-                self._graph.replay()
-            else:
-                self._run_aside()
+            if self._graph is None:
+                self._graph = self._recorded()
+            self._graph.replay()
         assert self._results is not None
         num_terms = len(self.objective.terms)
         values = reading(self._results)()
@@ -113,15 +111,15 @@ class StepGraph:
             self._results = self._run()
         current.wait_stream(stream)
 
-    def _record(self) -> None:
-        """Recording runs nothing. Other threads (the loader's) may use the GPU meanwhile."""
+    def _recorded(self) -> "torch.cuda.CUDAGraph":
+        """Recording runs nothing. Other threads (the loader's) may use the GPU meanwhile. Raises InputError if the step
+        cannot be recorded: torch's state is then undefined, so the training cannot go on in this process."""
         self.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._results = self._run()
         except RuntimeError as error:
-            self.problem = f"the step cannot be recorded as a CUDA graph, so training is slower: {first_line(error)}"
-            torch.cuda.synchronize()
-        else:
-            self._graph = graph
+            what = f"the step cannot be recorded as a CUDA graph ({first_line(error)})"
+            raise InputError(f"{what}; use --train.no-cuda-graph, with which steps are slower") from error
+        return graph
