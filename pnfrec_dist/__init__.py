@@ -12,6 +12,7 @@ docs/python.md is the guide. Names are imported when they are first used, so tha
 """
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from pnfrec_dist.data.prepared import open_prepared
     from pnfrec_dist.experiments.python_api import TrainedRun, evaluate, load_model, train, train_settings
     from pnfrec_dist.inference.loaded_model import Feedback, Model, Recommendations
+
+for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(_name, "64")
+# torch and oneDNN read these when they are loaded. On a CPU, they keep kernels for the shapes of bfloat16 matmuls, by
+# default 1,024 of each kind. Batches have ever new shapes, so a training had 8 GB of kernels after an hour.
 
 _HOMES = {
     "Feedback": "pnfrec_dist.inference.loaded_model",

@@ -38,3 +38,34 @@ def test_freed_memory_is_used_again() -> None:
     pages = 5 * 30 * 2**23 // resource.getpagesize()
     assert page_faults("return") > pages / 2, "without it, each tensor's pages are new"
     assert page_faults("keep") < pages / 10
+
+
+CAPACITIES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+KERNELS = """
+import sys
+import pnfrec_dist
+import torch
+
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) // 1024
+
+rows, weights = torch.randn(4_000, 32).bfloat16(), torch.randn(32, 32).bfloat16()
+for count in range(1_000, 1_100):
+    rows[:count] @ weights
+before = resident()
+for count in range(1_100, 1_700):
+    rows[:count] @ weights
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_kernels_of_ever_new_shapes_do_not_fill_the_memory() -> None:
+    """600 new shapes; where torch makes a kernel for each, it would keep them all."""
+
+    def growth(environment: dict[str, str]) -> int:
+        own = {name: value for name, value in os.environ.items() if name not in CAPACITIES} | environment
+        done = subprocess.run([sys.executable, "-c", KERNELS], capture_output=True, text=True, check=True, env=own)
+        return int(done.stdout)
+
+    assert growth({}) <= max(growth(dict.fromkeys(CAPACITIES, "1024")) / 4, 20)
