@@ -87,7 +87,7 @@ def test_a_directory_that_no_sweep_can_have_is_refused(
         (80, 1, ["--max-concurrent", "3"], "3 trials at a time, each with 1 worker, 0.3333 GPU, 5 CPUs"),
         (80, 1, ["--gpus-per-trial", "1"], "one trial at a time, each with 1 worker, 1 GPU"),
         (80, 2, ["--gpus-per-trial", "0"], "16 trials at a time, each with 1 worker, 1 CPU"),
-        (4, 2, [], "6 trials at a time, each with 1 worker, 0.3333 GPU, 2 CPUs"),
+        (5, 2, [], "6 trials at a time, each with 1 worker, 0.3333 GPU, 2 CPUs"),
         (2, 2, [], "2 trials at a time, each with 1 worker, 1 GPU"),
     ],
 )
