@@ -42,9 +42,8 @@ class HeldOut:
         """progress: called after each batch, with the share that is done. Raises InputError as require_points does."""
         self.settings, self.data, self.model, self.world, self.progress = settings, data, model, world, progress
         self.gamma = settings.evaluation.gamma
-        if self.gamma and not model.encoders.predicts_dislikes:
-            rule = "0 if no term of the loss predicts dislikes (loss.alpha 0)"
-            require(False, "evaluation.gamma", self.gamma, rule)
+        fits = self.gamma == 0 or model.encoders.predicts_dislikes
+        require(fits, "evaluation.gamma", self.gamma, "0 if no term of the loss predicts dislikes (loss.alpha 0)")
         self.validation = selection_targets(settings, data, with_negative=self.gamma > 0)
 
     def validate(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ A step has some 1,000 small kernels, and a processor needs several times as long
 Almost all batches fit the same shapes (data/slots.py), so one graph serves them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,7 +58,8 @@ class StepGraph:
     _results: Tensor | None = None
     """its output: totals, not finite, counts"""
     _graph: "torch.cuda.CUDAGraph | None" = None
-    _steps: int = field(default=0)
+    _is_warm: bool = False
+    """whether a step has run as usual"""
 
     @classmethod
     def of(
@@ -79,11 +80,11 @@ class StepGraph:
             self._rows_SB = rows_SB.to(self.world.device)
         else:
             self._rows_SB.copy_(rows_SB, non_blocking=True)
-        self._steps += 1
         if not self._rows_SB.is_cuda:
             self._results = self._run()
-        elif self._steps == 1:
+        elif not self._is_warm:
             self._run_aside()
+            self._is_warm = True
         else:
             if self._graph is None:
                 self._graph = self._recorded()
