@@ -44,7 +44,7 @@ def main() -> None:
         prepare(arguments.work, name)
         line = ["pnfrec_dist.reproduce", "--dataset", name, "--models", *arguments.models]
         line += ["--seeds", str(arguments.seeds), "--at-a-time", str(arguments.at_a_time)]
-        run([*line, "--evaluation.select-on", "points"], arguments.work)
+        run(line, arguments.work)
         report = (arguments.work / "runs" / f"reproduce-{name}" / "report" / "report.md").read_text(encoding="utf-8")
         section = report.partition("## Many points")[2].partition("\n## ")[0]
         print(f"## {name}: {DENSITIES[name] or 'as built in'}\n{section}", flush=True)

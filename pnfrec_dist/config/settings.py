@@ -30,8 +30,9 @@ class EncoderSettings:
     history: History = "positive"
     """what the main encoder (the one that recommends) reads: the positives S^p, or all interactions S; signed: S, and
     which of them are dislikes; both: signed, and a second encoder over the likes alone, whose scores are added"""
-    likes_share: float = 0.3
-    """share of the likes' encoder in the scores, with history both"""
+    likes_share: float | Literal["auto"] = "auto"
+    """share of the likes' encoder in the scores, with history both; auto: after each epoch, the one of 0, 0.2, ..., 1
+    with the best NDCG_p@10 on validation users"""
     max_length: int = 50
     """l, positions per side: the newest l items of a list are read; with another history than
     positive, the newest 2 l interactions"""
@@ -49,8 +50,8 @@ class EncoderSettings:
         )
         require(self.max_length >= 1, "encoder.max_length", self.max_length, ">= 1")
         require(0 <= self.dropout < 1, "encoder.dropout", self.dropout, "in [0, 1)")
-        require(0 <= self.likes_share <= 1, "encoder.likes_share", self.likes_share, "in [0, 1]")
-
+        in_range = self.likes_share == "auto" or 0 <= self.likes_share <= 1
+        require(in_range, "encoder.likes_share", self.likes_share, "auto, or in [0, 1]")
         BLOCKS.require(self.block)
 
     @property
@@ -224,16 +225,18 @@ class EvaluationSettings:
     points: int | Literal["auto", "last"] = "auto"
     """the test also ranks up to this many holdout interactions of each user, each from what came before it; auto: 12,
     or fewer so that there are at most 50,000 points; last: only each user's last interaction, as in the paper"""
-    select_on: Literal["last", "points"] = "last"
-    """the validation targets for early stopping, and of all val/ metrics: each user's last interaction, or points"""
-    gamma: float = 0.0
+    select_on: Literal["last", "points", "auto"] = "last"
+    """the validation targets for early stopping, and of all val/ metrics: each user's last interaction, or points; auto:
+    points if the data have them"""
+    gamma: float | Literal["auto"] = 0.0
     """gamma times an item's score as the next dislike is subtracted from its score, in validation, in the test and, by
-    default, in lists; 0: off"""
+    default, in lists; 0: off; auto: in the test and in lists, the one of 0, 0.05, ..., 0.5 with the best dNDCG@10 on
+    validation users that keeps 95 % of NDCG_p@10"""
 
     def __post_init__(self) -> None:
         require(not isinstance(self.points, int) or self.points >= 1, "evaluation.points", self.points, ">= 1")
-        has_points = self.select_on == "last" or self.points != "last"
-        require(has_points, "evaluation.select_on", self.select_on, "last if evaluation.points is last")
+        has_points = self.select_on != "points" or self.points != "last"
+        require(has_points, "evaluation.select_on", self.select_on, "last or auto if evaluation.points is last")
         require(
             "ndcg" in self.measures, "evaluation.measures", self.measures, "a list with ndcg (models are chosen by it)"
         )
@@ -246,7 +249,8 @@ class EvaluationSettings:
             "whole numbers >= 1 that include 10 (the result table and early stopping use it)",
         )
         require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, ">= 1")
-        require(0 <= self.gamma < math.inf, "evaluation.gamma", self.gamma, "a finite number >= 0")
+        in_range = self.gamma == "auto" or 0 <= self.gamma < math.inf
+        require(in_range, "evaluation.gamma", self.gamma, "auto, or a finite number >= 0")
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pnfrec_dist.config.settings import EvaluationSettings
+from pnfrec_dist.data.batches import HistoryBatch
 from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.epoch_plan import rank_share
 from pnfrec_dist.data.points import Points
 from pnfrec_dist.data.prepared import HoldoutData
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.evaluation.metrics import coverage, measures_of, summarize
 from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.score_weights import ScoreParts
 from pnfrec_dist.model.top_k import Scores, rank_items, table_scores
 
 ScoreUsers = Callable[[HoldoutData], Scores]
@@ -43,16 +47,34 @@ def model_scores(model: PNFRec, world: World, gamma: float = 0.0) -> ScoreUsers:
     """
 
     def score(users: HoldoutData) -> Scores:
-        rows = np.arange(len(users))
-        hidden_BD = model.last_hidden(history_batch(users.history, rows, model.max_length, world.device), gamma)
+        hidden_BD = model.last_hidden(_batch(users.history, model, world), gamma)
         if gamma and model.encoders.negative is not None:
-            assert users.negative is not None
-            batch = history_batch(users.negative, rows, model.max_length, world.device)
-            has_any_B = torch.from_numpy(users.negative.lengths > 0).to(world.device)
-            hidden_BD = hidden_BD - gamma * model.last_negative_hidden(batch) * has_any_B[:, None]
+            hidden_BD = hidden_BD - gamma * _disliking(model, users, world)
         return table_scores(hidden_BD, model.item_table)
 
     return score
+
+
+def model_parts(model: PNFRec, users: HoldoutData, world: World) -> ScoreParts:
+    """The parts of what scores the catalog for each user, those of next dislikes included.
+
+    A model with a negative encoder needs HoldoutData.negative.
+    """
+    parts = model.last_parts(_batch(users.history, model, world))
+    if model.encoders.negative is not None:
+        parts = parts._replace(dislikes_PD=_disliking(model, users, world))
+    return parts
+
+
+def _disliking(model: PNFRec, users: HoldoutData, world: World) -> Tensor:
+    """The negative encoder's output at each user's newest negative, [B, D]; 0 for users without negatives."""
+    assert users.negative is not None
+    has_any_B = torch.from_numpy(users.negative.lengths > 0).to(world.device)
+    return model.last_negative_hidden(_batch(users.negative, model, world)) * has_any_B[:, None]
+
+
+def _batch(histories: Ragged, model: PNFRec, world: World) -> HistoryBatch:
+    return history_batch(histories, np.arange(len(histories)), model.max_length, world.device)
 
 
 @torch.inference_mode()

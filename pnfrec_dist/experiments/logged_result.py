@@ -25,7 +25,7 @@ def log_outcome(
 ) -> None:
     """Logs the test of the best epoch. Keys contain the epoch: a run that is trained longer may find a better one."""
     best, run_dir = test.best_epoch, tracked.spool.directory
-    metrics = {f"test/{name}": value for name, value in test.metrics.items()}
+    metrics = {f"test/{name}": value for name, value in (test.metrics | test.weights).items()}
     for floor, found in test.floors.items():
         metrics.update({f"test_{floor}/{name}": value for name, value in found.items()})
     tracked.log_metrics(f"test/{best}", metrics, best)

@@ -1,6 +1,7 @@
 """Shows the progress of a training: a bar on a terminal, lines in a log file; and result tables."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import IO
 
@@ -110,12 +111,19 @@ class ProgressReport:
         self.line(
             f"epoch {event.epoch:>3}/{self.max_epochs}  loss {metrics['train/loss']:.4f}  "
             f"val NDCG_p@10 {metrics[LOGGED_SELECTION]:.4f}  "
-            f"{metrics['train/users_per_s']:,.0f} users/s  {event.seconds:.1f} s{left_out}{star}"
+            f"{metrics['train/users_per_s']:,.0f} users/s  {event.seconds:.1f} s"
+            f"{''.join(f'  {text}' for text in shown_weights(metrics, 'val/'))}{left_out}{star}"
         )
 
     def line(self, text: str) -> None:
         self.last_line = time.monotonic()
         self.console.print(text, markup=False)
+
+
+def shown_weights(metrics: Mapping[str, float], start: str = "") -> list[str]:
+    """The weights of the scores that validation has chosen, as text. start: of their names."""
+    titles = {"likes_share": "likes' share", "gamma": "gamma"}
+    return [f"{title} {metrics[start + name]:g}" for name, title in titles.items() if start + name in metrics]
 
 
 def headline_table(rows: dict[str, dict[str, float]]) -> str:

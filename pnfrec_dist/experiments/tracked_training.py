@@ -16,7 +16,12 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError, first_line
 from pnfrec_dist.experiments.continuing_command import continuing_command
-from pnfrec_dist.experiments.terminal_progress import ProgressReport, headline_table, warning_of_full_lists
+from pnfrec_dist.experiments.terminal_progress import (
+    ProgressReport,
+    headline_table,
+    shown_weights,
+    warning_of_full_lists,
+)
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.tracking.address import shown, tracking_uri
@@ -58,6 +63,8 @@ def drive(settings: Settings) -> int:
     print()
     if warning := warning_of_full_lists(tested):
         print(warning, file=sys.stderr)
+    if weights := shown_weights(done.test.weights):
+        print(f"chosen on validation users: {', '.join(weights)}")
     print(f"best epoch {done.test.best_epoch}, checkpoint {done.test.checkpoint}")
     where = f"at {shown(uri)}" if uri.startswith("http") else "with: make mlflow-ui (or: pnfrec tracking ui)"
     print(f"MLflow run {done.run_id or '(not known yet)'}; see it {where}")

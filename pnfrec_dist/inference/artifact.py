@@ -7,7 +7,7 @@ items.parquet              raw_item_id, num_positive; starts at item 1
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from pnfrec_dist.data.schema import ITEMS_NAME
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import sha256_of
 from pnfrec_dist.model.dual_encoder import PNFRec
-from pnfrec_dist.training.checkpoint import load_model
+from pnfrec_dist.model.score_weights import ScoreWeights
+from pnfrec_dist.training.checkpoint import WEIGHTS, load_model
 from pnfrec_dist.training.initial_model import build_model
 
 ENCODERS, ITEM_TABLE, MODEL_JSON = "encoders.safetensors", "item_table.safetensors", "model.json"
@@ -50,8 +51,8 @@ class Exported:
     """digest of the prepared data set on which it was trained"""
 
     def gamma(self, asked: float | None) -> float:
-        """asked; if it is None, that with which the model was evaluated in its training (evaluation.gamma)."""
-        return self.settings.evaluation.gamma if asked is None else asked
+        """asked; if it is None, that with which the model was tested in its training (evaluation.gamma)."""
+        return self.model.encoders.weights.gamma if asked is None else asked
 
 
 def of_checkpoint(checkpoint: Path, settings: Settings, data: PreparedData) -> Exported:
@@ -72,6 +73,7 @@ def write_exported(directory: Path, exported: Exported) -> None:
     pq.write_table(catalog, directory / ITEMS_NAME)
     content = {
         "settings": to_mapping(exported.settings),
+        WEIGHTS: asdict(model.encoders.weights),
         "threshold": exported.threshold,
         "data_digest": exported.data_digest,
         "sha256": {name: sha256_of(directory / name) for name in (ENCODERS, ITEM_TABLE, ITEMS_NAME)},
@@ -92,6 +94,8 @@ def load_exported(directory: Path) -> Exported:
     model.encoders.load_state_dict(load_file(directory / ENCODERS))
     with torch.no_grad():
         model.item_table.weight.copy_(load_file(directory / ITEM_TABLE)["weight"])
+    if WEIGHTS in content:  # models of before have those of the settings
+        model.encoders.weights = ScoreWeights(**content[WEIGHTS])
     likes_V = np.concatenate([[0], catalog["num_positive"].to_numpy()])
     raw_ids = catalog["raw_item_id"].to_pylist()
     return Exported(settings, model, raw_ids, likes_V, content["threshold"], content["data_digest"])

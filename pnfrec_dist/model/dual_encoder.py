@@ -20,6 +20,7 @@ from pnfrec_dist.model.encoder import INIT_STD, Encoder, initialize
 from pnfrec_dist.model.few_shapes import Linear
 from pnfrec_dist.model.item_table import ItemTable, take
 from pnfrec_dist.model.likes_order import likes_first
+from pnfrec_dist.model.score_weights import ScoreParts, ScoreWeights
 
 
 class DualEncoder(nn.Module):
@@ -41,7 +42,8 @@ class DualEncoder(nn.Module):
         self.dislike_head = Linear(self.width, self.width) if has_head else None
         of_likes = replace(encoder, history="positive", max_length=encoder.positions)
         self.likes = Encoder(of_likes) if kind.reads_likes_too else None
-        self.likes_share = encoder.likes_share
+        self.weights = ScoreWeights()
+        """those of the settings, or found on validation users; they change what recommends, not what is trained"""
 
     @property
     def predicts_dislikes(self) -> bool:
@@ -54,7 +56,7 @@ class DualEncoder(nn.Module):
         vectors_UD: vectors of batch.items_U.
         """
         main = batch.main
-        main_PD, likes_PD = self._states(take(vectors_UD, main.inputs_P), main.groups, main.is_disliked_P)
+        main_PD, likes_PD, _ = self._states(take(vectors_UD, main.inputs_P), main.groups, main.is_disliked_P)
         negative_PD = None
         if self.dislike_head is not None:
             negative_PD = self._of_head(main_PD)
@@ -62,31 +64,37 @@ class DualEncoder(nn.Module):
             negative_PD = self.negative(take(vectors_UD, batch.negative.inputs_P), batch.negative.groups)
         return main_PD, negative_PD, likes_PD
 
+    def parts(self, x_PD: Tensor, groups: Groups, is_disliked_P: Tensor | None, *, with_dislikes: bool) -> ScoreParts:
+        """What scores the next like at each token of the main side, in its parts. with_dislikes: also what the head for
+        dislikes gives, if the model has one."""
+        main_PD, likes_PD, has_likes_P = self._states(x_PD, groups, is_disliked_P)
+        has_head = with_dislikes and self.dislike_head is not None
+        return ScoreParts(main_PD, likes_PD, has_likes_P, self._of_head(main_PD) if has_head else None)
+
     def liking(self, x_PD: Tensor, groups: Groups, is_disliked_P: Tensor | None, gamma: float = 0.0) -> Tensor:
         """What scores the next like at each token of the main side, minus gamma times what the head for dislikes gives,
         [P, D]. Without a head, gamma is ignored."""
-        main_PD, likes_PD = self._states(x_PD, groups, is_disliked_P)
-        liking_PD = main_PD
-        if likes_PD is not None:
-            liking_PD = self.likes_share * likes_PD + (1 - self.likes_share) * main_PD
-        if gamma and self.dislike_head is not None:
-            liking_PD = liking_PD - gamma * self._of_head(main_PD)
-        return liking_PD
+        parts = self.parts(x_PD, groups, is_disliked_P, with_dislikes=gamma != 0)
+        return parts.weighted(replace(self.weights, gamma=gamma))
 
     def disliking(self, x_PD: Tensor, groups: Groups, is_disliked_P: Tensor | None) -> Tensor:
         """What the head gives: scores of the next dislike at each token of the main side, [P, D]."""
         return self._of_head(self._states(x_PD, groups, is_disliked_P)[0])
 
-    def _states(self, x_PD: Tensor, groups: Groups, is_disliked_P: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The main encoder's output, and that of the likes' encoder at the newest like (0 before the first one)."""
+    def _states(
+        self, x_PD: Tensor, groups: Groups, is_disliked_P: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The main encoder's output, that of the likes' encoder at the newest like (0 before the first one), and
+        whether there is such a like."""
         if self.likes is None:
-            return self.main(x_PD, groups, is_disliked_P), None
+            return self.main(x_PD, groups, is_disliked_P), None, None
         assert is_disliked_P is not None
         main_PD = self.main(x_PD[:, self.width :], groups, is_disliked_P)
         order_P, newest_P = likes_first(is_disliked_P, groups)
         likes_PD = self.likes(x_PD[:, : self.width].index_select(0, order_P), groups)
-        likes_PD = likes_PD.index_select(0, newest_P.clamp(min=0)).masked_fill((newest_P < 0)[:, None], 0.0)
-        return F.pad(main_PD, (self.width, 0)), F.pad(likes_PD, (0, self.width))
+        has_likes_P = newest_P >= 0
+        likes_PD = likes_PD.index_select(0, newest_P.clamp(min=0)).masked_fill(~has_likes_P[:, None], 0.0)
+        return F.pad(main_PD, (self.width, 0)), F.pad(likes_PD, (0, self.width)), has_likes_P
 
     def _of_head(self, main_PD: Tensor) -> Tensor:
         assert self.dislike_head is not None
@@ -125,6 +133,11 @@ class PNFRec(nn.Module):
         batch."""
         return self._last(partial(self.encoders.liking, gamma=gamma), batch)
 
+    def last_parts(self, batch: HistoryBatch) -> ScoreParts:
+        """The parts of last_hidden, [B, D] each."""
+        parts = self.encoders.parts(self._inputs(batch), batch.groups, batch.is_disliked_P, with_dislikes=True)
+        return parts.rows(batch.last_B)
+
     def last_negative_hidden(self, batch: HistoryBatch) -> Tensor:
         """What scores the next dislike, [B, D]. batch: of the negatives, or of what the main encoder reads if it has a
         head for dislikes."""
@@ -134,5 +147,7 @@ class PNFRec(nn.Module):
         return self._last(self.encoders.negative, batch)
 
     def _last(self, encoder: Callable[..., Tensor], batch: HistoryBatch) -> Tensor:
-        vectors_UD = self.item_table.lookup(batch.items_U)
-        return encoder(take(vectors_UD, batch.inputs_P), batch.groups, batch.is_disliked_P)[batch.last_B]
+        return encoder(self._inputs(batch), batch.groups, batch.is_disliked_P)[batch.last_B]
+
+    def _inputs(self, batch: HistoryBatch) -> Tensor:
+        return take(self.item_table.lookup(batch.items_U), batch.inputs_P)

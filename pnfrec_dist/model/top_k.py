@@ -89,11 +89,7 @@ def rank_items(
     dense: how lists are made, _DenseBest (None: on GPUs only) or _Best; it does not change them.
     """
     empty_B0 = scores.block(scores.first, scores.first)
-    if block_scores is None:
-        block_scores = BLOCK_SCORES.get(empty_B0.device.type, BLOCK_SCORES["cpu"])
-        if len(rows) * (scores.end - scores.first) <= FEW_BLOCKS * block_scores:  # saves overhead per block
-            block_scores *= FEW_BLOCKS
-    blocks = _UnseenBlocks(scores, max(block_scores // max(len(rows), 1), 1), seen, rows, target_B)
+    blocks = _UnseenBlocks(scores, _block_size(scores, len(rows), block_scores), seen, rows, target_B)
     ahead = _Ahead(scores, target_B) if target_B is not None else None
     dense = empty_B0.is_cuda if dense is None else dense
     best = _DenseBest(empty_B0, k, blocks) if dense else _Best(empty_B0, k)
@@ -103,6 +99,26 @@ def rank_items(
         best.offer(scores_Bn, first)
     scores_BK, items_BK = _over_shards(*best.lists(), scores.shards)
     return Ranking(items_BK, scores_BK, ahead.target_rank_B(scores.shards) if ahead is not None else None)
+
+
+def rank_targets(
+    scores: Scores, seen: Ragged, rows: np.ndarray, target_B: Tensor, block_scores: int | None = None
+) -> Tensor:
+    """target_rank_B of rank_items, without lists."""
+    ahead = _Ahead(scores, target_B)
+    for first, scores_Bn in _UnseenBlocks(scores, _block_size(scores, len(rows), block_scores), seen, rows, target_B):
+        ahead.count(scores_Bn, first)
+    return ahead.target_rank_B(scores.shards)
+
+
+def _block_size(scores: Scores, users: int, block_scores: int | None) -> int:
+    """Items of a block."""
+    if block_scores is None:
+        device = scores.block(scores.first, scores.first).device.type
+        block_scores = BLOCK_SCORES.get(device, BLOCK_SCORES["cpu"])
+        if users * (scores.end - scores.first) <= FEW_BLOCKS * block_scores:  # saves overhead per block
+            block_scores *= FEW_BLOCKS
+    return max(block_scores // max(users, 1), 1)
 
 
 def _over_shards(scores_BK: Tensor, items_BK: Tensor, shards: World) -> tuple[Tensor, Tensor]:

@@ -32,10 +32,12 @@ from pnfrec_dist.files.atomic import move_in, write_json, write_text
 from pnfrec_dist.files.locations import sha256_of, sync_to_disk
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.item_table import ItemTable
+from pnfrec_dist.model.score_weights import ScoreWeights
 
 FORMAT_VERSION, READABLE = 5, (4, 5)
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CHECKSUMS, COMMITTED = "checksums.json", "COMMITTED"
+WEIGHTS = "score_weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Files = dict[str, dict[str, Tensor]]
@@ -142,8 +144,12 @@ def _mapping(file: Path) -> dict[str, Any]:
 
 
 def load_model(directory: Path, model: PNFRec) -> None:
-    """Loads a checkpoint's parameters into `model`. Call read_state first: it checks the files."""
+    """Loads a checkpoint's parameters, and the weights of its scores, into `model`.
+
+    Call read_state first: it checks the files."""
     model.encoders.load_state_dict(_load(directory / MODEL))
+    if WEIGHTS in (state := stored_state(directory)):  # checkpoints of before have those of the settings
+        model.encoders.weights = ScoreWeights(**state[WEIGHTS])
     with torch.no_grad():
         model.item_table.weight.copy_(_table_rows(directory, model.item_table, "weight"))
 

@@ -4,7 +4,7 @@ Only rank 0 reports them, except for warnings and WorkerStarted. Nothing here im
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -127,6 +127,8 @@ class BestTested:
     best_epoch: int
     checkpoint: str
     """directory of the best epoch's"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of the scores that validation has chosen: likes_share, gamma"""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pnfrec_dist.errors import InputError, require
 from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
 from pnfrec_dist.evaluation.holdout import Evaluation, Ranked, ScoreUsers, evaluate, model_scores
 from pnfrec_dist.evaluation.metrics import of_points
+from pnfrec_dist.evaluation.weight_search import WeightSearch, is_searched
 from pnfrec_dist.model.dual_encoder import PNFRec
 
 MODEL = "model"
@@ -41,19 +42,35 @@ class HeldOut:
     ) -> None:
         """progress: called after each batch, with the share that is done. Raises InputError as require_points does."""
         self.settings, self.data, self.model, self.world, self.progress = settings, data, model, world, progress
-        self.gamma = settings.evaluation.gamma
-        fits = self.gamma == 0 or model.encoders.predicts_dislikes
-        require(fits, "evaluation.gamma", self.gamma, "0 if no term of the loss predicts dislikes (loss.alpha 0)")
-        self.validation = selection_targets(settings, data, with_negative=self.gamma > 0)
+        gamma = settings.evaluation.gamma
+        fits = gamma == 0 or model.encoders.predicts_dislikes
+        require(fits, "evaluation.gamma", gamma, "0 if no term of the loss predicts dislikes (loss.alpha 0)")
+        self.subtracts = gamma != 0
+        self.gamma_of_validation = 0.0 if gamma == "auto" else gamma
+        self.validation = selection_targets(settings, data, with_negative=self.subtracts)
+        self.search = None
+        if is_searched(settings):
+            points = points_of(data, "validation", settings.encoder.history, settings.evaluation)
+            targets = points if points is not None else self.validation
+            self.search = WeightSearch(settings, targets, model, world)
 
     def validate(self) -> dict[str, float]:
-        """Metrics on validation users."""
-        return self._of_model(self.validation).metrics
+        """Metrics on validation users.
+
+        If the settings say so, the weights of the model's scores are chosen before; they are then among the metrics. A
+        gamma that was chosen is used from the test on."""
+        if self.search is not None:
+            self.model.encoders.weights = self.search.find()
+        return self._of_model(self.validation, self.gamma_of_validation).metrics | self.chosen_weights()
+
+    def chosen_weights(self) -> dict[str, float]:
+        """The weights of the model's scores that were searched; the checkpoint of an epoch holds them."""
+        return self.search.metrics(self.model.encoders.weights) if self.search is not None else {}
 
     def test(self) -> Tested:
         """The model and the baselines on the test users."""
         history = self.settings.encoder.history
-        users = self.data.holdout("test", history, with_negative=self.gamma > 0)
+        users = self.data.holdout("test", history, with_negative=self.subtracts)
         points = points_of(self.data, "test", history, self.settings.evaluation)
         popularity = {
             name: popularity_scores(self.data.item_counts(positive_only=positive_only), self.world)
@@ -61,15 +78,15 @@ class HeldOut:
         }
 
         def found(ranked: Ranked) -> dict[str, Evaluation]:
-            of_model = {MODEL: self._of_model(ranked)}
+            of_model = {MODEL: self._of_model(ranked, self.model.encoders.weights.gamma)}
             return of_model | {name: self._evaluate(scores, ranked) for name, scores in popularity.items()}
 
         return Tested(users, found(users), points, found(points) if points is not None else {})
 
-    def _of_model(self, ranked: Ranked) -> Evaluation:
+    def _of_model(self, ranked: Ranked, gamma: float) -> Evaluation:
         self.model.eval()
         is_sharded = self.model.item_table.is_sharded
-        return self._evaluate(model_scores(self.model, self.world, self.gamma), ranked, share_catalog=is_sharded)
+        return self._evaluate(model_scores(self.model, self.world, gamma), ranked, share_catalog=is_sharded)
 
     def _evaluate(self, scores: ScoreUsers, ranked: Ranked, *, share_catalog: bool = False) -> Evaluation:
         return evaluate(
@@ -88,7 +105,7 @@ def selection_targets(settings: Settings, data: PreparedData, *, with_negative: 
     have the dislikes. Raises InputError as require_points does."""
     require_points(settings, data)
     history = settings.encoder.history
-    by_points = settings.evaluation.select_on == "points"
+    by_points = settings.evaluation.select_on != "last"
     points = points_of(data, "validation", history, settings.evaluation) if by_points else None
     return points if points is not None else data.holdout("validation", history, with_negative=with_negative)
 

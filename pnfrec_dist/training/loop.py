@@ -30,7 +30,7 @@ from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.model.encoder import compile_encoders
 from pnfrec_dist.model.precision import Precision, fastest_precision, with_precision
 from pnfrec_dist.training.allocator import keep_freed_memory
-from pnfrec_dist.training.checkpoint import load_model, load_optimizer, read_state, stored_state
+from pnfrec_dist.training.checkpoint import WEIGHTS, load_model, load_optimizer, read_state, stored_state
 from pnfrec_dist.training.checkpoint_manager import Saver, checkpoint_path, newest_usable, precision_of
 from pnfrec_dist.training.events import (
     BestTested,
@@ -274,13 +274,14 @@ class TrainLoop:
             checkpoint=best.relative_to(self.run_dir).as_posix(),
             test=tested.metrics(MODEL),
             floors={name: tested.metrics(name) for name in BASELINES},
+            weights=self.held_out.chosen_weights(),
         )
         if self.world.is_main:
             try:
                 write_result(self.run_dir, result, self.data.user_ids("test"), tested)
             except OSError as error:
                 self._report(Warned(f"cannot write the result to {self.run_dir} ({error.strerror})"))
-        self._report(BestTested(result.test, result.floors, self.state.best_epoch, str(best)))
+        self._report(BestTested(result.test, result.floors, self.state.best_epoch, str(best), result.weights))
 
     def _save_is_due(self) -> bool:
         """Whether to save, by steps or minutes since the last save. Not while a save still runs."""
@@ -297,6 +298,7 @@ class TrainLoop:
             "data_digest": self.data.manifest.digest,
             "num_items": self.data.num_items,
             "num_workers": self.world.size,
+            WEIGHTS: asdict(self.model.encoders.weights),
         }
         self.saver.save(self.model, self.optimizer, state, self.state.total_steps, self.state.best_steps)
         self.saved_steps, self.saved_at = self.state.total_steps, time.monotonic()

@@ -7,7 +7,7 @@ result/test_points.parquet  the same for many points: holdout interactions of ea
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Result:
     test: dict[str, float]
     floors: dict[str, dict[str, float]]
     """baseline (popularity, popularity_positive) -> its test metrics"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """weights of the scores that validation has chosen: likes_share, gamma"""
     version: int = RESULT_VERSION
 
     @property

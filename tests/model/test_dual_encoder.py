@@ -12,6 +12,7 @@ from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.losses.objective import Objective
 from pnfrec_dist.losses.terms import encoded, needed_parts
 from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.model.score_weights import ScoreWeights
 
 ENCODER = EncoderSettings(hidden_size=8, num_blocks=1, max_length=4, dropout=0.0)
 SIGNED, BOTH = replace(ENCODER, history="signed"), replace(ENCODER, history="both")
@@ -119,9 +120,10 @@ def test_the_head_for_dislikes_reads_the_main_encoder() -> None:
 
 def test_the_score_of_both_is_the_weighted_sum_of_two_models() -> None:
     """One encoder reads all with the second half of the vectors, the other the likes with the first half; gamma
-    subtracts what the head gives from the former."""
-    encoder, loss = replace(BOTH, likes_share=0.3), VARIANTS["pnfrec_plus"]
+    subtracts what the head gives from the former. A user without likes has the former's score alone."""
+    encoder, loss = BOTH, VARIANTS["pnfrec_plus"]
     model = build(loss, encoder).eval()
+    model.encoders.weights = ScoreWeights(0.3)
     table, parts = model.item_table.weight, model.encoders
     assert table.shape == (10, 16) and parts.likes is not None and parts.dislike_head is not None
     for user, likes in (([1, -2, 3, -4], [1, 3]), ([5, 6], [5, 6]), ([-7, 8, -9], [8]), ([-3, -1], [])):
@@ -129,10 +131,11 @@ def test_the_score_of_both_is_the_weighted_sum_of_two_models() -> None:
         items = torch.tensor(user)
         signed_LD = parts.main(table[items.abs(), 8:], ((1, len(user)),), items < 0)
         of_signed = signed_LD[-1] @ table[:, 8:].T
-        of_likes = torch.zeros(10)
+        liking = of_signed
         if likes:
             of_likes = parts.likes(table[likes, :8], ((1, len(likes)),))[-1] @ table[:, :8].T
+            liking = 0.7 * of_signed + 0.3 * of_likes
         of_head = parts.dislike_head(signed_LD[-1]) @ table[:, 8:].T
         found = model.last_hidden(batch, gamma=0.2)[0] @ table.T
-        torch.testing.assert_close(found, 0.7 * of_signed + 0.3 * of_likes - 0.2 * of_head, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, liking - 0.2 * of_head, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(model.last_negative_hidden(batch)[0] @ table.T, of_head, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.model.item_table import ItemTable
-from pnfrec_dist.model.top_k import Ranking, Scores, rank_items, table_scores
+from pnfrec_dist.model.top_k import Ranking, Scores, rank_items, rank_targets, table_scores
 
 
 def brute_force(scores: list[float], seen: set[int], target: int, k: int) -> tuple[int, list[int]]:
@@ -67,6 +67,8 @@ def test_equals_brute_force_with_ties_and_users_who_saw_everything(seed: int, de
         found = rank_items(scores, k, ragged(seen), rows, target_B, block_scores, dense=dense)
         assert found.target_rank_B is not None
         assert found.target_rank_B.tolist() == [rank for rank, _ in expected]
+        without_lists_B = rank_targets(scores, ragged(seen), rows, target_B, block_scores)
+        assert torch.equal(without_lists_B, found.target_rank_B)
         assert found.items_BK.tolist() == [best for _, best in expected]
         listed = found.items_BK > 0
         assert (found.scores_BK[~listed] == -torch.inf).all()

@@ -93,6 +93,8 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(
     settings = replace(
         SETTINGS, encoder=replace(SETTINGS.encoder, history=history), loss=replace(SETTINGS.loss, terms=terms)
     )
+    if history != "positive":
+        settings = replace(settings, evaluation=replace(SETTINGS.evaluation, gamma="auto"))
     with repeatable_sums(device_named(device)):
         whole = run(settings, prepared, tmp_path / "whole", device=device)
         first = run(settings, prepared, tmp_path / "parts", lambda: next(asked) >= stop_at, device)
@@ -102,7 +104,10 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(
     assert 4 * (started.epoch - 1) + started.step == stop_at
     parts = of_kind(first, EpochDone) + of_kind(second, EpochDone)
     assert [untimed(e.metrics) for e in parts] == [untimed(e.metrics) for e in of_kind(whole, EpochDone)]
-    assert of_kind(second, BestTested)[0].metrics == of_kind(whole, BestTested)[0].metrics
+    (tested,), (expected,) = of_kind(second, BestTested), of_kind(whole, BestTested)
+    assert (tested.metrics, tested.weights) == (expected.metrics, expected.weights)
+    searched = {"positive": set(), "signed": {"gamma"}, "both": {"likes_share", "gamma"}}[history]
+    assert tested.weights.keys() == searched
     require_equal_checkpoints(checkpoint_path(tmp_path / "whole", 16), checkpoint_path(tmp_path / "parts", 16))
 
 
