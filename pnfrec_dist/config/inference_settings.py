@@ -22,7 +22,7 @@ class RecommendSettings:
     """length of a list"""
     gamma: float | None = None
     """weight of the score as next dislike, which is subtracted (python -m pnfrec_dist.evaluate picks one); 0: off;
-    default: evaluation.gamma of the model's training"""
+    default: that of the model's training (evaluation.gamma)"""
     users: str = ""
     """text file of the users to make lists for, one raw id per line; default: all"""
     keep_seen: bool = False
@@ -61,7 +61,7 @@ class EvaluateSettings:
     """Ranks the catalog for held-out users by s_p - gamma * s_n and picks gamma on validation users.
 
     s_p is the score as next like, s_n that as next dislike. Gamma 0 is the ranking of the paper. The test users
-    are then ranked with gamma 0, with evaluation.gamma of the training, with the best gamma above 0, and with the
+    are then ranked with gamma 0, with that of the training, with the best gamma above 0, and with the
     largest one that keeps most of the best.
     """
 
@@ -73,7 +73,7 @@ class EvaluateSettings:
     dataset: str = ""
     """prepared data set of --lists; default: the one on which the model was trained"""
     gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
-    """values to try; 0 and evaluation.gamma of the training are always added. Only 0 is used for a model that predicts
+    """values to try; 0 and that of the training are always added. Only 0 is used for a model that predicts
     no dislikes"""
     keep: float = 0.95
     """also show the largest gamma whose NDCG_p@10 on validation is at least this share of the best"""

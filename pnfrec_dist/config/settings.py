@@ -226,8 +226,8 @@ class EvaluationSettings:
     """the test also ranks up to this many holdout interactions of each user, each from what came before it; auto: 12,
     or fewer so that there are at most 50,000 points; last: only each user's last interaction, as in the paper"""
     select_on: Literal["last", "points", "auto"] = "last"
-    """the validation targets for early stopping, and of all val/ metrics: each user's last interaction, or points; auto:
-    points if the data have them"""
+    """the validation targets for early stopping, and of all val/ metrics: each user's last interaction, or points;
+    auto: points if the data have them"""
     gamma: float | Literal["auto"] = 0.0
     """gamma times an item's score as the next dislike is subtracted from its score, in validation, in the test and, by
     default, in lists; 0: off; auto: in the test and in lists, the one of 0, 0.05, ..., 0.5 with the best dNDCG@10 on

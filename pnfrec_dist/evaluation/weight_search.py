@@ -4,7 +4,7 @@ T targets, B targets of a batch, W weights that are tried, D width of item vecto
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import rank_share
 from pnfrec_dist.data.prepared import HoldoutData
 from pnfrec_dist.distributed import World
-from pnfrec_dist.evaluation.holdout import Ranked, model_parts
+from pnfrec_dist.evaluation.holdout import Ranked, ScoreUsers, model_parts
 from pnfrec_dist.evaluation.metrics import HEADLINE_CUTOFF, ndcg
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.score_weights import ScoreParts, ScoreWeights
@@ -32,6 +32,23 @@ Quality = tuple[float, float | None]
 
 def is_searched(settings: Settings) -> bool:
     return "auto" in (settings.encoder.likes_share, settings.evaluation.gamma)
+
+
+Batches = list[tuple[np.ndarray, HoldoutData, ScoreParts]]
+"""One rank's targets, batch by batch: places, targets, and the parts of what scores them."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The weights, and what the encoders gave for the targets."""
+
+    weights: ScoreWeights
+    batches: Batches
+
+    def score_users(self, model: PNFRec, weights: ScoreWeights) -> ScoreUsers:
+        """Scores for `evaluate` of the same targets, batch after batch, without running the encoders again."""
+        parts = iter(parts for _, _, parts in self.batches)
+        return lambda users: table_scores(next(parts).weighted(weights), model.item_table)
 
 
 class WeightSearch:
@@ -60,8 +77,13 @@ class WeightSearch:
         share = {"likes_share": found.likes_share} if self.searches_share else {}
         return share | ({"gamma": found.gamma} if self.searches_gamma else {})
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether no target is left out."""
+        return len(self.chosen_T) == len(self.targets)
+
     @torch.inference_mode()
-    def find(self) -> ScoreWeights:
+    def find(self) -> Found:
         """The same on every rank: first the share with the best NDCG_p@10, at the gamma of the settings or else 0; then
         gamma (best_gamma)."""
         self.model.eval()
@@ -77,10 +99,10 @@ class WeightSearch:
             tried = [replace(weights, gamma=gamma) for gamma in GAMMAS]
             found = self._tried(batches, tried)
             weights = replace(weights, gamma=best_gamma({w.gamma: quality for w, quality in found.items()}, floor))
-        return weights
+        return Found(weights, batches)
 
-    def _batches(self) -> list[tuple[np.ndarray, HoldoutData, ScoreParts]]:
-        """This rank's targets: places, targets, and the parts of what scores them."""
+    def _batches(self) -> Batches:
+        """In the order of `evaluate`."""
         table, size = self.model.item_table, self.settings.evaluation.batch_size
         places = np.arange(len(self.chosen_T))
         mine = places if table.is_sharded else rank_share(places, self.world.rank, self.world.size)
@@ -91,9 +113,7 @@ class WeightSearch:
             found.append((some, part, model_parts(self.model, part, self.world)))
         return found
 
-    def _tried(
-        self, batches: list[tuple[np.ndarray, HoldoutData, ScoreParts]], tried: Sequence[ScoreWeights]
-    ) -> dict[ScoreWeights, Quality]:
+    def _tried(self, batches: Batches, tried: Sequence[ScoreWeights]) -> dict[ScoreWeights, Quality]:
         device = self.world.device
         ranks_WT = torch.zeros(len(tried), len(self.chosen_T), dtype=torch.int64, device=device)
         for some, part, parts in batches:

@@ -51,6 +51,8 @@ def run(settings: EvaluateSettings) -> int:
         way_out = "use --data-dir to say where that state is"
         raise InputError(f"{settings.run} was trained on another state of the data than {data.directory}; {way_out}")
     own = trained.gamma(None)
+    if trained.model.encoders.likes is not None:
+        print(f"likes' share {trained.model.encoders.weights.likes_share:g} (encoder.likes_share)\n", flush=True)
     gammas = sorted({0.0, own, *settings.gammas}) if trained.model.encoders.predicts_dislikes else [0.0]
     split, targets = Split(trained, data, "validation"), selection_targets(trained.settings, data, with_negative=True)
     found = _searched(split, targets, gammas)

@@ -1,7 +1,7 @@
 """What a training evaluates: validation users after each epoch; test users and baselines at the end."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.points import Points, points_of
@@ -50,18 +50,30 @@ class HeldOut:
         self.validation = selection_targets(settings, data, with_negative=self.subtracts)
         self.search = None
         if is_searched(settings):
-            points = points_of(data, "validation", settings.encoder.history, settings.evaluation)
-            targets = points if points is not None else self.validation
-            self.search = WeightSearch(settings, targets, model, world)
+            self.search = WeightSearch(settings, self._of_search(), model, world)
 
     def validate(self) -> dict[str, float]:
         """Metrics on validation users.
 
         If the settings say so, the weights of the model's scores are chosen before; they are then among the metrics. A
         gamma that was chosen is used from the test on."""
-        if self.search is not None:
-            self.model.encoders.weights = self.search.find()
-        return self._of_model(self.validation, self.gamma_of_validation).metrics | self.chosen_weights()
+        if self.search is None:
+            return self._of_model(self.validation, self.gamma_of_validation).metrics
+        found = self.search.find()
+        self.model.encoders.weights = found.weights
+        if self.search.targets is self.validation and self.search.takes_all:
+            scores = found.score_users(self.model, replace(found.weights, gamma=self.gamma_of_validation))
+            of_model = self._evaluate(scores, self.validation, share_catalog=self.model.item_table.is_sharded)
+        else:
+            of_model = self._of_model(self.validation, self.gamma_of_validation)
+        return of_model.metrics | self.chosen_weights()
+
+    def _of_search(self) -> Ranked:
+        """The targets on which weights are chosen: many points, if the data have them."""
+        if isinstance(self.validation, Points):
+            return self.validation
+        points = points_of(self.data, "validation", self.settings.encoder.history, self.settings.evaluation)
+        return points if points is not None else self.validation
 
     def chosen_weights(self) -> dict[str, float]:
         """The weights of the model's scores that were searched; the checkpoint of an epoch holds them."""

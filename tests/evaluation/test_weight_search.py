@@ -74,12 +74,26 @@ def test_equals_evaluating_with_each_weights(prepared: Path, history: History) -
     assert not targets.target_is_positive.all()
     for seed in range(10):
         model = spread(settings, data.num_items, seed)
-        found.add(WeightSearch(settings, targets, model, World()).find())
+        found.add(WeightSearch(settings, targets, model, World()).find().weights)
         expected = slow_search(settings, targets, model, data.num_items)
         model.encoders.weights = replace(expected, gamma=0.0)
-        assert WeightSearch(settings, targets, model, World()).find() == expected
+        assert WeightSearch(settings, targets, model, World()).find().weights == expected
     assert len({weights.gamma for weights in found}) > 2
     assert history != "both" or len({weights.likes_share for weights in found}) > 2
+
+
+def test_the_found_scores_are_those_of_the_model(prepared: Path) -> None:
+    """`evaluate` with them is `evaluate` of the model, whose encoders run again."""
+    data = open_prepared(prepared)
+    targets, model = of_validation(data, SETTINGS), spread(SETTINGS, data.num_items, 3)
+    search = WeightSearch(SETTINGS, targets, model, World())
+    found = search.find()
+    model.encoders.weights = found.weights
+    expected, metrics = (
+        evaluate(scores, targets, data.num_items, SETTINGS.evaluation, World()).metrics
+        for scores in (model_scores(model, World(), 0.2), found.score_users(model, replace(found.weights, gamma=0.2)))
+    )
+    assert search.takes_all and metrics == expected
 
 
 def test_given_weights_stay(prepared: Path) -> None:
@@ -89,18 +103,18 @@ def test_given_weights_stay(prepared: Path) -> None:
     assert is_searched(SETTINGS) and is_searched(replace(SETTINGS, encoder=encoder)) and not is_searched(settings)
     model = spread(settings, data.num_items, 1)
     search = WeightSearch(settings, of_validation(data, settings), model, World())
-    assert search.find() == ScoreWeights(0.25, 0.15) and search.metrics(search.find()) == {}
+    assert search.find().weights == ScoreWeights(0.25, 0.15) and search.metrics(search.find().weights) == {}
     settings = replace(settings, evaluation=SETTINGS.evaluation)
     model = spread(settings, data.num_items, 1)
     search = WeightSearch(settings, of_validation(data, settings), model, World())
-    assert search.find().likes_share == 0.25 and search.metrics(search.find()).keys() == {"gamma"}
+    assert search.find().weights.likes_share == 0.25 and search.metrics(search.find().weights).keys() == {"gamma"}
 
 
 def test_a_share_is_sought_at_the_given_gamma(prepared: Path) -> None:
     data = open_prepared(prepared)
     settings = replace(SETTINGS, evaluation=replace(SETTINGS.evaluation, gamma=0.5))
     targets, model = of_validation(data, settings), spread(settings, data.num_items, 2)
-    found = WeightSearch(settings, targets, model, World()).find()
+    found = WeightSearch(settings, targets, model, World()).find().weights
     scores = {}
     for share in SHARES:
         model.encoders.weights = ScoreWeights(share)
@@ -114,9 +128,9 @@ def on_ranks(world: World, prepared: Path, sharded: bool) -> None:
     targets = of_validation(data, SETTINGS)
     for seed in range(4):
         alone = spread(SETTINGS, data.num_items, seed)
-        expected = WeightSearch(SETTINGS, targets, alone, World()).find()
+        expected = WeightSearch(SETTINGS, targets, alone, World()).find().weights
         model = spread(SETTINGS, data.num_items, seed, world if sharded else None)
-        assert world.gather(WeightSearch(SETTINGS, targets, model, world).find()) == [expected] * world.size
+        assert world.gather(WeightSearch(SETTINGS, targets, model, world).find().weights) == [expected] * world.size
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -145,4 +159,4 @@ def test_of_very_many_targets_some_are_enough(prepared: Path, monkeypatch: pytes
     search = WeightSearch(SETTINGS, targets, spread(SETTINGS, data.num_items, 1), World())
     expected = np.unique(np.linspace(0, len(targets) - 1, 5).astype(int))
     assert len(targets) > 5 and search.chosen_T.tolist() == expected.tolist()
-    assert 0 <= search.find().likes_share <= 1
+    assert not search.takes_all and 0 <= search.find().weights.likes_share <= 1
