@@ -1,7 +1,7 @@
 # `make help` lists every target. Variables with ?= can be set, as in `make train DATASET=ml1m`.
 
 DATASET ?= synthetic
-MODEL   ?= pnfrec
+MODEL   ?= pnfrec_plus
 RAW     ?=
 EPOCHS  ?=
 SEEDS   ?=

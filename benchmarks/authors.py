@@ -66,11 +66,12 @@ def without_last_dislike(_: PNFRec, __: Settings) -> None:
     contrastive.ContrastiveTerm.total = shorter  # type: ignore[method-assign]
 
 
+@torch.no_grad()
 def equal_layers(model: PNFRec, settings: Settings) -> None:
     """Each draw of initial weights starts from the same seed, so that layers of the same shape start equal."""
     for part in model.encoders.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
-            part.weight.data.normal_(0.0, INIT_STD, generator=torch.Generator().manual_seed(settings.seed))
+            part.weight.normal_(0.0, INIT_STD, generator=torch.Generator().manual_seed(settings.seed))
     for part in model.encoders.modules():
         if hasattr(part, "key_value"):
             part.initialize(torch.Generator().manual_seed(settings.seed))  # type: ignore[operator]

@@ -3,7 +3,8 @@
 T targets, B targets of a batch, W weights that are tried, D width of item vectors.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import rank_share
+from pnfrec_dist.data.points import Points
 from pnfrec_dist.data.prepared import HoldoutData
 from pnfrec_dist.distributed import World
 from pnfrec_dist.evaluation.holdout import Ranked, ScoreUsers, model_parts
@@ -25,13 +27,16 @@ GAMMAS = tuple(step / 20 for step in range(11))
 KEEP = 0.95
 """Gamma may cost this much of the best NDCG_p@10: 5 %."""
 MAX_TARGETS = 50_000
+SIGNIFICANT = 1.96
+"""So many standard errors make a difference significant."""
 
-Quality = tuple[float, float | None]
-"""NDCG_p@10, and dNDCG@10 if there are dislikes among the targets."""
+
+def searches_share(settings: Settings) -> bool:
+    return settings.encoder.likes_share == "auto" and settings.encoder.history_kind.reads_likes_too
 
 
 def is_searched(settings: Settings) -> bool:
-    return "auto" in (settings.encoder.likes_share, settings.evaluation.gamma)
+    return searches_share(settings) or settings.evaluation.gamma == "auto"
 
 
 Batches = list[tuple[np.ndarray, HoldoutData, ScoreParts]]
@@ -60,17 +65,11 @@ class WeightSearch:
     def __init__(self, settings: Settings, targets: Ranked, model: PNFRec, world: World) -> None:
         """targets: with dislikes among them, if gamma is searched and the data have them. All ranks take the same."""
         self.settings, self.model, self.world = settings, model, world
+        self.searches_share, self.searches_gamma = searches_share(settings), settings.evaluation.gamma == "auto"
         few = np.unique(np.linspace(0, len(targets) - 1, min(len(targets), MAX_TARGETS)).astype(np.int64))
         self.is_positive_T = targets.target_is_positive[few].astype(bool)
+        self.user_T = targets.user_P[few] if isinstance(targets, Points) else few
         self.targets, self.chosen_T = targets, few
-
-    @property
-    def searches_share(self) -> bool:
-        return self.settings.encoder.likes_share == "auto" and self.model.encoders.likes is not None
-
-    @property
-    def searches_gamma(self) -> bool:
-        return self.settings.evaluation.gamma == "auto"
 
     def metrics(self, found: ScoreWeights) -> dict[str, float]:
         """The weights that were searched."""
@@ -84,22 +83,44 @@ class WeightSearch:
 
     @torch.inference_mode()
     def find(self) -> Found:
-        """The same on every rank: first the share with the best NDCG_p@10, at the gamma of the settings or else 0; then
-        gamma (best_gamma)."""
+        """The same on every rank: first the share (_best_share), at the gamma of the settings or else 0; then gamma
+        (_best_gamma)."""
         self.model.eval()
         batches = self._batches()
-        weights, floor = self.model.encoders.weights, 0.0
+        weights, of_likes = self.model.encoders.weights, 0.0
         if self.searches_gamma:
             weights = replace(weights, gamma=0.0)
         if self.searches_share:
             found = self._tried(batches, [replace(weights, likes_share=share) for share in SHARES])
-            scores = {weights.likes_share: quality[0] for weights, quality in found.items()}
-            weights, floor = replace(weights, likes_share=best_share(scores)), scores[1.0]
-        if self.searches_gamma:
-            tried = [replace(weights, gamma=gamma) for gamma in GAMMAS]
-            found = self._tried(batches, tried)
-            weights = replace(weights, gamma=best_gamma({w.gamma: quality for w, quality in found.items()}, floor))
+            share = self._best_share(found)
+            weights, of_likes = replace(weights, likes_share=share), self._mean(found[SHARES.index(1.0)], True)
+        if self.searches_gamma and not self.is_positive_T.all():
+            found = self._tried(batches, [replace(weights, gamma=gamma) for gamma in GAMMAS])
+            weights = replace(weights, gamma=self._best_gamma(found, of_likes))
         return Found(weights, batches)
+
+    def _best_share(self, values_WT: np.ndarray) -> float:
+        """The share with the best NDCG_p, if it is significantly better than the likes' encoder alone; else 1."""
+        scores = [self._mean(values_T, True) for values_T in values_WT]
+        best, alone = int(np.argmax(scores)), SHARES.index(1.0)
+        gain_T = values_WT[best] - values_WT[alone]
+        sign_T = np.where(self.is_positive_T, 1, 0)
+        return SHARES[best] if is_above_zero(gain_T, sign_T, self.user_T) else 1.0
+
+    def _best_gamma(self, values_WT: np.ndarray, of_likes: float) -> float:
+        """The gamma with the best dNDCG among those that keep NDCG_p, if its dNDCG is significantly better than that of
+        gamma 0; else 0. To keep NDCG_p: 95 % of that of gamma 0, and at least `of_likes`, that of the likes' encoder
+        alone."""
+        ndcg_p = np.array([self._mean(values_T, True) for values_T in values_WT])
+        delta = ndcg_p - [self._mean(values_T, False) for values_T in values_WT]
+        keeps = ndcg_p >= max(KEEP * ndcg_p[0], of_likes)
+        best = int(np.argmax(np.where(keeps, delta, -np.inf)))
+        sign_T = np.where(self.is_positive_T, 1, -1)
+        return GAMMAS[best] if is_above_zero(values_WT[best] - values_WT[0], sign_T, self.user_T) else 0.0
+
+    def _mean(self, values_T: np.ndarray, positive: bool) -> float:
+        chosen_T = self.is_positive_T == positive
+        return float(values_T[chosen_T].mean()) if chosen_T.any() else 0.0
 
     def _batches(self) -> Batches:
         """In the order of `evaluate`."""
@@ -113,7 +134,8 @@ class WeightSearch:
             found.append((some, part, model_parts(self.model, part, self.world)))
         return found
 
-    def _tried(self, batches: Batches, tried: Sequence[ScoreWeights]) -> dict[ScoreWeights, Quality]:
+    def _tried(self, batches: Batches, tried: Sequence[ScoreWeights]) -> np.ndarray:
+        """NDCG@10 of each target under each weights, [W, T]."""
         device = self.world.device
         ranks_WT = torch.zeros(len(tried), len(self.chosen_T), dtype=torch.int64, device=device)
         for some, part, parts in batches:
@@ -121,8 +143,7 @@ class WeightSearch:
             ranks_WT[:, torch.from_numpy(some).to(device)] = self._ranks(parts, part, target_B, tried)
         if not self.model.item_table.is_sharded:
             ranks_WT = self.world.sum(ranks_WT)
-        values_WT = ndcg(ranks_WT.cpu().numpy(), HEADLINE_CUTOFF)
-        return {weights: self._quality(values_T) for weights, values_T in zip(tried, values_WT, strict=True)}
+        return ndcg(ranks_WT.cpu().numpy(), HEADLINE_CUTOFF)
 
     def _ranks(self, parts: ScoreParts, part: HoldoutData, target_B: Tensor, tried: Sequence[ScoreWeights]) -> Tensor:
         """Rank of each target under each weights, [W, B]. Each pair of weights and target is like a user."""
@@ -131,22 +152,21 @@ class WeightSearch:
         rows = np.tile(np.arange(len(part)), len(tried))
         return rank_targets(scores, part.seen, rows, target_B.repeat(len(tried))).view(len(tried), -1)
 
-    def _quality(self, values_T: np.ndarray) -> Quality:
-        is_positive_T = self.is_positive_T
-        of_likes = float(values_T[is_positive_T].mean()) if is_positive_T.any() else 0.0
-        return of_likes, None if is_positive_T.all() else of_likes - float(values_T[~is_positive_T].mean())
 
+def is_above_zero(gain_T: np.ndarray, sign_T: np.ndarray, user_T: np.ndarray) -> bool:
+    """Whether a mean gain is above 0 by more than 1.96 standard errors.
 
-def best_share(ndcg_p: Mapping[float, float]) -> float:
-    """The share with the best NDCG_p; of equal ones, the largest."""
-    return max(ndcg_p, key=lambda share: (ndcg_p[share], share))
-
-
-def best_gamma(found: Mapping[float, Quality], floor: float) -> float:
-    """The gamma with the best dNDCG among those that keep NDCG_p: 95 % of that of gamma 0, and at least `floor`, that
-    of the likes' encoder alone. Of equal ones, the smallest; 0 if no target is a dislike."""
-    if found[0.0][1] is None:
-        return 0.0
-    needed = max(KEEP * found[0.0][0], floor)
-    kept = {gamma: delta for gamma, (ndcg_p, delta) in found.items() if gamma == 0 or ndcg_p >= needed}
-    return max(kept, key=lambda gamma: (kept[gamma], -gamma))
+    The gain is the mean over targets of sign 1 minus the mean over those of sign -1. Targets of one user are not
+    independent: the error is that of a sum over users (the linearised, cluster-robust variance of a difference of
+    ratios; Wolter, Introduction to Variance Estimation, 2007, section 6.5).
+    """
+    total, influence_T = 0.0, np.zeros(len(gain_T))
+    for sign in (1, -1):
+        chosen_T = sign_T == sign
+        if chosen_T.any():
+            mean = float(gain_T[chosen_T].mean())
+            total += sign * mean
+            influence_T[chosen_T] = sign * (gain_T[chosen_T] - mean) / np.count_nonzero(chosen_T)
+    of_users = np.bincount(np.unique(user_T, return_inverse=True)[1], influence_T)
+    users = len(of_users)
+    return users > 1 and total > SIGNIFICANT * math.sqrt(float((of_users**2).sum()) * users / (users - 1))

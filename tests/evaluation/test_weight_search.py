@@ -9,11 +9,12 @@ import torch
 from helpers.ranks import spawn
 
 from pnfrec_dist.config.settings import EncoderSettings, EvaluationSettings, History, LossSettings, Settings
-from pnfrec_dist.data.points import points_of
+from pnfrec_dist.data.points import Points, points_of
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.evaluation.holdout import Ranked, evaluate, model_scores
-from pnfrec_dist.evaluation.weight_search import GAMMAS, KEEP, SHARES, WeightSearch, best_gamma, best_share, is_searched
+from pnfrec_dist.evaluation.metrics import ndcg
+from pnfrec_dist.evaluation.weight_search import GAMMAS, KEEP, SHARES, WeightSearch, is_above_zero, is_searched
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.score_weights import ScoreWeights
 from pnfrec_dist.training.initial_model import build_model
@@ -44,29 +45,42 @@ def spread(settings: Settings, num_items: int, seed: int, world: World | None = 
 
 def slow_search(settings: Settings, targets: Ranked, model: PNFRec, num_items: int) -> ScoreWeights:
     """Evaluates the model with each weights, lists included, and goes through the rules in words."""
+    likes = targets.target_is_positive.astype(bool)
+    users = targets.user_P if isinstance(targets, Points) else np.arange(len(targets))
 
-    def quality(weights: ScoreWeights) -> tuple[float, float]:
+    def values(weights: ScoreWeights) -> np.ndarray:
         model.encoders.weights = weights
         scores = model_scores(model, World(), weights.gamma)
-        metrics = evaluate(scores, targets, num_items, settings.evaluation, World()).metrics
-        return metrics["ndcg_p_at_10"], metrics["ndcg_delta_at_10"]
+        return ndcg(evaluate(scores, targets, num_items, settings.evaluation, World()).target_rank, 10)
+
+    def delta(values_T: np.ndarray) -> float:
+        return values_T[likes].mean() - values_T[~likes].mean()
 
     share, of_likes = 1.0, 0.0
     if settings.encoder.history == "both":
-        by_share = [(quality(ScoreWeights(share))[0], share) for share in SHARES]
-        (_, share), of_likes = max(by_share), by_share[-1][0]
-    start = quality(ScoreWeights(share))
-    best, best_delta = 0.0, start[1]
+        by_share = {share: values(ScoreWeights(share)) for share in SHARES}
+        best = max(by_share, key=lambda share: by_share[share][likes].mean())
+        of_likes = by_share[1.0][likes].mean()
+        if is_above_zero(by_share[best] - by_share[1.0], likes.astype(int), users):
+            share = best
+    start = values(ScoreWeights(share))
+    best_gamma, best_values = 0.0, start
     for gamma in GAMMAS[1:]:
-        ndcg_p, delta = quality(ScoreWeights(share, gamma))
-        if ndcg_p >= KEEP * start[0] and ndcg_p >= of_likes and delta > best_delta:
-            best, best_delta = gamma, delta
-    return ScoreWeights(share, best)
+        found = values(ScoreWeights(share, gamma))
+        keeps = found[likes].mean() >= KEEP * start[likes].mean() and found[likes].mean() >= of_likes
+        if keeps and delta(found) > delta(best_values):
+            best_gamma, best_values = gamma, found
+    is_better = is_above_zero(best_values - start, np.where(likes, 1, -1), users)
+    return ScoreWeights(share, best_gamma if is_better else 0.0)
 
 
+@pytest.mark.parametrize("errors", [0.0, 1.96])
 @pytest.mark.parametrize("history", ["both", "signed", "positive"])
-def test_equals_evaluating_with_each_weights(prepared: Path, history: History) -> None:
-    """Over ten models, with other shares and gammas found."""
+def test_equals_evaluating_with_each_weights(
+    prepared: Path, history: History, errors: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over ten models; if any gain is enough, other shares and gammas are found."""
+    monkeypatch.setattr("pnfrec_dist.evaluation.weight_search.SIGNIFICANT", errors)
     data = open_prepared(prepared)
     encoder = replace(SETTINGS.encoder, history=history)
     settings = replace(SETTINGS, encoder=encoder, loss=LOSSES[history])
@@ -78,8 +92,8 @@ def test_equals_evaluating_with_each_weights(prepared: Path, history: History) -
         expected = slow_search(settings, targets, model, data.num_items)
         model.encoders.weights = replace(expected, gamma=0.0)
         assert WeightSearch(settings, targets, model, World()).find().weights == expected
-    assert len({weights.gamma for weights in found}) > 2
-    assert history != "both" or len({weights.likes_share for weights in found}) > 2
+    assert errors or len({weights.gamma for weights in found}) > 2
+    assert errors or history != "both" or len({weights.likes_share for weights in found}) > 2
 
 
 def test_the_found_scores_are_those_of_the_model(prepared: Path) -> None:
@@ -101,6 +115,7 @@ def test_given_weights_stay(prepared: Path) -> None:
     encoder = replace(SETTINGS.encoder, likes_share=0.25)
     settings = replace(SETTINGS, encoder=encoder, evaluation=replace(SETTINGS.evaluation, gamma=0.15))
     assert is_searched(SETTINGS) and is_searched(replace(SETTINGS, encoder=encoder)) and not is_searched(settings)
+    assert not is_searched(Settings()), "the share is auto, but there is no encoder of likes"
     model = spread(settings, data.num_items, 1)
     search = WeightSearch(settings, of_validation(data, settings), model, World())
     assert search.find().weights == ScoreWeights(0.25, 0.15) and search.metrics(search.find().weights) == {}
@@ -114,13 +129,14 @@ def test_a_share_is_sought_at_the_given_gamma(prepared: Path) -> None:
     data = open_prepared(prepared)
     settings = replace(SETTINGS, evaluation=replace(SETTINGS.evaluation, gamma=0.5))
     targets, model = of_validation(data, settings), spread(settings, data.num_items, 2)
-    found = WeightSearch(settings, targets, model, World()).find().weights
-    scores = {}
+    search = WeightSearch(settings, targets, model, World())
+    values_WT = []
     for share in SHARES:
         model.encoders.weights = ScoreWeights(share)
-        metrics = evaluate(model_scores(model, World(), 0.5), targets, data.num_items, settings.evaluation, World())
-        scores[share] = metrics.metrics["ndcg_p_at_10"]
-    assert found == ScoreWeights(best_share(scores), 0.5)
+        scores = model_scores(model, World(), 0.5)
+        values_WT.append(ndcg(evaluate(scores, targets, data.num_items, settings.evaluation, World()).target_rank, 10))
+    model.encoders.weights = ScoreWeights(1.0, 0.5)
+    assert search.find().weights == ScoreWeights(search._best_share(np.stack(values_WT)), 0.5)
 
 
 def on_ranks(world: World, prepared: Path, sharded: bool) -> None:
@@ -138,18 +154,63 @@ def test_all_ranks_find_what_one_finds(prepared: Path, sharded: bool) -> None:
     spawn(2, on_ranks, prepared, sharded)
 
 
-def test_likes_alone_win_ties_of_shares() -> None:
-    assert best_share({0.0: 0.1, 0.4: 0.3, 0.8: 0.3, 1.0: 0.2}) == 0.8
-    assert best_share(dict.fromkeys(SHARES, 0.0)) == 1.0
+def of_values(values_WT: list[list[float]], likes: list[bool]) -> WeightSearch:
+    """A search whose targets have one user each."""
+    search = WeightSearch.__new__(WeightSearch)
+    search.is_positive_T, search.user_T = np.array(likes), np.arange(len(likes))
+    return search
 
 
-def test_gamma_keeps_the_likes_and_needs_dislikes() -> None:
-    found = {0.0: (0.2, 0.10), 0.1: (0.195, 0.12), 0.2: (0.191, 0.13), 0.3: (0.189, 0.15)}
-    assert best_gamma(found, floor=0.0) == 0.2
-    assert best_gamma(found, floor=0.192) == 0.1
-    assert best_gamma(found, floor=0.2) == 0.0
-    assert best_gamma(dict.fromkeys(found, (0.2, 0.1)), floor=0.0) == 0.0
-    assert best_gamma(dict.fromkeys(found, (0.2, None)), floor=0.0) == 0.0
+def test_the_likes_are_kept_unless_another_share_is_significantly_better() -> None:
+    rng = np.random.default_rng(0)
+    likes = [True] * 400
+    search = of_values([], likes)
+    alone = rng.uniform(0, 1, 400)
+    for gain, expected in ((0.1, 0.4), (0.0001, 1.0), (-0.1, 1.0)):
+        values_WT = np.stack([alone - 0.2] * len(SHARES))
+        values_WT[SHARES.index(0.4)] = alone + rng.normal(gain, 0.1, 400)
+        values_WT[SHARES.index(1.0)] = alone
+        assert search._best_share(values_WT) == expected
+    assert search._best_share(np.zeros((len(SHARES), 400))) == 1.0
+
+
+def test_gamma_keeps_the_likes_and_lowers_dislikes_significantly() -> None:
+    """NDCG_p is 1, .98, .96, .9 of what it is at gamma 0, and NDCG_n falls."""
+    rng = np.random.default_rng(0)
+    likes = [True] * 300 + [False] * 300
+    search = of_values([], likes)
+    start = np.concatenate([rng.uniform(0.4, 0.6, 300), rng.uniform(0.2, 0.4, 300)])
+    values_WT = np.stack([start] * len(GAMMAS))
+    for place, (kept, fall) in enumerate([(1.0, 0.0), (0.98, 0.1), (0.96, 0.15), (0.9, 0.3)]):
+        values_WT[place] = start * np.where(likes, kept, 1.0) - np.where(likes, 0.0, fall)
+    values_WT[4:] -= 0.3 * np.array(likes)
+    assert search._best_gamma(values_WT, of_likes=0.0) == GAMMAS[2]
+    assert search._best_gamma(values_WT, of_likes=0.97 * start[:300].mean()) == GAMMAS[1]
+    assert search._best_gamma(values_WT, of_likes=start[:300].mean()) == 0.0
+    noise = start + rng.normal(0, 0.3, (len(GAMMAS), 600))
+    noise[0] = start
+    assert search._best_gamma(noise, of_likes=0.0) == 0.0, "what is best by chance is not significant"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_standard_error_is_that_of_a_bootstrap_over_users(seed: int) -> None:
+    """Gains just above and just below 1.96 standard errors, as drawing users with all their targets gives them."""
+    rng = np.random.default_rng(seed)
+    user_T = rng.integers(0, 150, 900)
+    likes_T = rng.random(900) < 0.6
+    gain_T = rng.normal(0, 0.2, 150)[user_T] + rng.normal(0, 0.1, 900)
+
+    def difference(chosen_T: np.ndarray) -> float:
+        gains_T, liked_T = gain_T[chosen_T], likes_T[chosen_T]
+        return gains_T[liked_T].mean() - gains_T[~liked_T].mean()
+
+    of_users = [np.flatnonzero(user_T == user) for user in range(150)]
+    drawn = [difference(np.concatenate([of_users[u] for u in rng.integers(0, 150, 150)])) for _ in range(2_000)]
+    error, sign_T = float(np.std(drawn)), np.where(likes_T, 1, -1)
+    shifted_T = gain_T - np.where(likes_T, difference(np.arange(900)), 0.0)
+    for errors, expected in ((1.7, False), (2.2, True)):
+        assert is_above_zero(shifted_T + np.where(likes_T, errors * error, 0.0), sign_T, user_T) == expected
+    assert not is_above_zero(np.ones(3), np.ones(3), np.zeros(3)), "one user says nothing"
 
 
 def test_of_very_many_targets_some_are_enough(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
