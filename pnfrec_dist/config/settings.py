@@ -32,7 +32,7 @@ class EncoderSettings:
     which of them are dislikes; both: signed, and a second encoder over the likes alone, whose scores are added"""
     likes_share: float | Literal["auto"] = "auto"
     """share of the likes' encoder in the scores, with history both; auto: after each epoch, the one of 0, 0.2, ..., 1
-    with the best NDCG_p@10 on validation users"""
+    with the best NDCG_p@10 on validation users, or 1 if it is not significantly better than 1"""
     max_length: int = 50
     """l, positions per side: the newest l items of a list are read; with another history than
     positive, the newest 2 l interactions"""
@@ -231,7 +231,7 @@ class EvaluationSettings:
     gamma: float | Literal["auto"] = 0.0
     """gamma times an item's score as the next dislike is subtracted from its score, in validation, in the test and, by
     default, in lists; 0: off; auto: in the test and in lists, the one of 0, 0.05, ..., 0.5 with the best dNDCG@10 on
-    validation users that keeps 95 % of NDCG_p@10"""
+    validation users that keeps 95 % of NDCG_p@10, or 0 if it is not significantly better than 0"""
 
     def __post_init__(self) -> None:
         require(not isinstance(self.points, int) or self.points >= 1, "evaluation.points", self.points, ">= 1")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from helpers.tiny_training import SETTINGS, trained
 
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.files.atomic import write_json
 from pnfrec_dist.inference.artifact import Exported, of_checkpoint
 from pnfrec_dist.inference.pyfunc import save_model
 from pnfrec_dist.inference.trained_model import open_trained
 from pnfrec_dist.model.precision import with_precision
+from pnfrec_dist.model.score_weights import ScoreWeights
 from pnfrec_dist.training.run_directory import Run
 
 
@@ -36,6 +39,7 @@ def same(one: Exported, other: Exported) -> bool:
     weights = zip(one.model.state_dict().items(), other.model.state_dict().items(), strict=True)
     return (
         all(a == b and torch.equal(x, y) for (a, x), (b, y) in weights)
+        and one.model.encoders.weights == other.model.encoders.weights
         and (one.raw_ids, one.threshold, one.data_digest) == (other.raw_ids, other.threshold, other.data_digest)
         and (one.num_positive_V == other.num_positive_V).all()
     )
@@ -51,6 +55,27 @@ def test_a_run_its_checkpoint_and_its_model_are_the_same(run_dir: Path, data: Pr
     save_model(run_dir / "model", of_checkpoint(checkpoint, SETTINGS, data))
     for reference in (run_dir, run_dir / "model"):
         assert same(of_run, open_trained(str(reference), "nowhere")), "an exported model needs no prepared data"
+
+
+def test_the_chosen_weights_of_scores_go_where_the_model_goes(data: PreparedData, tmp_path: Path) -> None:
+    """From the checkpoint into a model, and into lists; files of before have those of the settings."""
+    encoder, loss = replace(SETTINGS.encoder, history="both"), replace(SETTINGS.loss, terms=("ce_likes=1",))
+    settings = replace(SETTINGS, encoder=replace(encoder, likes_share=0.4), loss=loss)
+    run = Run(tmp_path / "runs" / "r", {}, data.manifest.digest)
+    run.write()
+    checkpoint = trained(data, settings, run.directory)
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["score_weights"] == {"likes_share": 0.4, "gamma": 0.0}
+    chosen = ScoreWeights(0.2, 0.35)
+    write_json(checkpoint / "state.json", {**state, "score_weights": asdict(chosen)})
+    of_run = of_checkpoint(checkpoint, settings, data)
+    assert of_run.model.encoders.weights == chosen and (of_run.gamma(None), of_run.gamma(0.1)) == (0.35, 0.1)
+    save_model(tmp_path / "model", of_run)
+    assert same(of_run, open_trained(str(tmp_path / "model"), "nowhere"))
+
+    without = {name: value for name, value in state.items() if name != "score_weights"}
+    write_json(checkpoint / "state.json", without)
+    assert of_checkpoint(checkpoint, settings, data).model.encoders.weights == ScoreWeights(0.4, 0.0)
 
 
 def test_a_run_without_a_model_gives_its_best_checkpoint(run_dir: Path, data: PreparedData, tmp_path: Path) -> None:
