@@ -32,7 +32,7 @@ class EncoderSettings:
     which of them are dislikes; both: signed, and a second encoder over the likes alone, whose scores are added"""
     likes_share: float | Literal["auto"] = "auto"
     """share of the likes' encoder in the scores, with history both; auto: after each epoch, the one of 0, 0.2, ..., 1
-    with the best NDCG_p@10 on validation users, or 1 if it is not significantly better than 1"""
+    with the best NDCG_p@10 on validation users"""
     max_length: int = 50
     """l, positions per side: the newest l items of a list are read; with another history than
     positive, the newest 2 l interactions"""

@@ -100,12 +100,9 @@ class WeightSearch:
         return Found(weights, batches)
 
     def _best_share(self, values_WT: np.ndarray) -> float:
-        """The share with the best NDCG_p, if it is significantly better than the likes' encoder alone; else 1."""
-        scores = [self._mean(values_T, True) for values_T in values_WT]
-        best, alone = int(np.argmax(scores)), SHARES.index(1.0)
-        gain_T = values_WT[best] - values_WT[alone]
-        sign_T = np.where(self.is_positive_T, 1, 0)
-        return SHARES[best] if is_above_zero(gain_T, sign_T, self.user_T) else 1.0
+        """The share with the best NDCG_p; of equal ones, the largest."""
+        scores = {share: self._mean(values_T, True) for share, values_T in zip(SHARES, values_WT, strict=True)}
+        return max(scores, key=lambda share: (scores[share], share))
 
     def _best_gamma(self, values_WT: np.ndarray, of_likes: float) -> float:
         """The gamma with the best dNDCG among those that keep NDCG_p, if its dNDCG is significantly better than that of
