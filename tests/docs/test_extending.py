@@ -255,7 +255,7 @@ def test_a_history_of_dislikes_and_alpha_are_logged_apart(prepared: Path, tmp_pa
 def test_the_command_trains_all_of_it(prepared: Path, additions: Path, workers: str) -> None:
     """Two workers run on Ray and import additions.py from the directory where the command was started."""
     flags = ["--dataset", "tiny", "--data-dir", str(prepared.parent), "--num-workers", workers, *FLAGS]
-    flags += ["--encoder.block", "additions:MeanBlock", "--loss.terms", "additions:NORM=0.01"]
+    flags += ["--model", "pnfrec", "--encoder.block", "additions:MeanBlock", "--loss.terms", "additions:NORM=0.01"]
     flags += ["--loss.cross-entropy", "additions:BPR_LOSS", "--sampled.num-items", "6"]
     done = started(additions, "pnfrec_dist.train", *flags, "--evaluation.measures", "hr", "ndcg", "additions:first")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -79,7 +79,7 @@ def run_it(module: str, flags: list[str], workspace: Path) -> None:
         require_known(name)
         return
     main = importlib.import_module(name).main
-    (run,) = (workspace / "runs").glob("pnfrec-tiny*")
+    (run,) = (workspace / "runs").glob("pnfrec*-tiny*")
     user = open_prepared(workspace / "data/prepared/tiny").user_ids("test")[0].as_py()
     flags = replaced(flags, {"--dataset": "tiny", "--run": str(run), "--show": user, "--out": str(workspace / "out")})
     if name == "spark_jobs.prepare":
@@ -146,7 +146,7 @@ def test_code_that_uses_a_logged_or_exported_model_runs(workspace: Path) -> None
     """With the run and the item ids of the small data set. ONNX is not a dependency: that block is left out."""
     from pnfrec_dist.export import main
 
-    (run,) = (workspace / "runs").glob("pnfrec-tiny*")
+    (run,) = (workspace / "runs").glob("pnfrec*-tiny*")
     called(main, workspace, "--run", str(run), "--out", "exported")
     pages = [page for page in PAGES if python_of(page) and page.stem not in ("README", "python", "extending")]
     assert {page.stem for page in pages} == {"recommend", "reproduce", "tour"}
