@@ -33,7 +33,7 @@ def workspace(new_workspace: Callable[[], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(workspace: Path) -> str:
-    done = started(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--num-workers", "2")
+    done = started(workspace, "pnfrec_dist.train", "--dataset", "tiny", "--model", "pnfrec", "--num-workers", "2")
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -21,12 +21,14 @@ from pnfrec_dist.tracking.run_name import MOST, run_name
     ],
 )
 def test_it_tells_what_differs_from_the_defaults(flags: str, name: str | None) -> None:
-    found = run_name(parse_train_settings(flags.split()))
+    found = run_name(parse_train_settings(["--model", "pnfrec", *flags.split()]))
     assert found == name or (name is None and "elsewhere" not in found and "workers" not in found)
 
 
 def test_a_files_settings_are_differences_too() -> None:
-    assert "d=231" in run_name(parse_train_settings(["--dataset", "ml1m", "--config", "ml1m_paper"]))
+    assert "d=231" in run_name(
+        parse_train_settings(["--dataset", "ml1m", "--config", "ml1m_paper", "--model", "pnfrec"])
+    )
 
 
 def test_many_differences_are_counted() -> None:
@@ -34,5 +36,5 @@ def test_many_differences_are_counted() -> None:
         "--epochs 3 --encoder.hidden-size 8 --encoder.num-blocks 1 --encoder.max-length 9 --encoder.dropout 0.3 "
         "--optimizer.lr 0.1 --loss.beta 0.7 --train.batch-size 32"
     )
-    name = run_name(parse_train_settings(flags.split()))
+    name = run_name(parse_train_settings(["--model", "pnfrec", *flags.split()]))
     assert "and 2 more seed 42" in name and name.count("=") == MOST

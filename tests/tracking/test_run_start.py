@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pnfrec_dist.config.settings import LossSettings, Settings
+from pnfrec_dist.config.settings import EvaluationSettings, LossSettings, Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.tracking import run_start
 from pnfrec_dist.tracking.run_start import code_versions, dataset_input, opening_of_training, origin_tags
@@ -12,7 +12,14 @@ from pnfrec_dist.tracking.run_start import code_versions, dataset_input, opening
 
 def test_a_training_is_named_and_its_settings_are_params(prepared: Path) -> None:
     data = open_prepared(prepared)
-    settings = Settings(dataset="tiny", seed=7, loss=LossSettings(0.45))
+    settings = Settings(
+        dataset="tiny",
+        model="pnfrec",
+        epochs=300,
+        seed=7,
+        loss=LossSettings(0.45),
+        evaluation=EvaluationSettings(select_on="auto"),
+    )
     found = opening_of_training(settings, data.manifest, data.directory)
     assert (found.name, found.parent) == ("pnfrec tiny beta=0 seed 7", "")
     assert found.params["loss.alpha"] == "0.45" and found.tags["seed"] == "7"
