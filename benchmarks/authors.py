@@ -1,7 +1,8 @@
 """python -m benchmarks.authors: the details in which the PNFRec authors' code differs, one at a time, at d = 231.
 
 Trains `sasrec_p`, `pnfrec` and `pnfrec` with each detail on ML-1M, and prints tables of both evaluations. The details
-change the model from outside, so that the product has no settings for them. --work keeps results; the same command
+change the model from outside (unittest.mock), each training in a process of its own: the product has no settings for
+them. --work keeps results; the same command
 continues.
 """
 
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from pnfrec_dist.experiments.comparison import Comparison, Recorded
 from pnfrec_dist.experiments.points_report import points_parts
 from pnfrec_dist.losses import contrastive, cross_entropy
 from pnfrec_dist.losses.terms import StepTensors
+from pnfrec_dist.model.block import Block
 from pnfrec_dist.model.dual_encoder import DualEncoder, PNFRec
 from pnfrec_dist.model.encoder import INIT_STD
 from pnfrec_dist.training import initial_model, loop
@@ -41,6 +44,13 @@ def shared_parts(model: PNFRec, _: Settings) -> None:
     main, negative = model.encoders.main, model.encoders.negative
     assert negative is not None
     negative.positions, negative.norm = main.positions, main.norm
+    load, shared = DualEncoder.load_state_dict, ("positions.weight", "norm.weight", "norm.bias")
+
+    def with_shared(encoders: DualEncoder, state: dict[str, Tensor]) -> object:
+        """A checkpoint holds a shared parameter once, under the main encoder's name."""
+        return load(encoders, state | {f"negative.{name}": state[f"main.{name}"] for name in shared})
+
+    patch.object(DualEncoder, "load_state_dict", with_shared).start()
 
 
 def padding_class(model: PNFRec, settings: Settings) -> None:
@@ -48,7 +58,7 @@ def padding_class(model: PNFRec, settings: Settings) -> None:
     drawn = torch.Generator().manual_seed(settings.seed)
     with torch.no_grad():
         model.item_table.weight[PAD_ID].normal_(0.0, INIT_STD, generator=drawn)
-    cross_entropy._Softmax.padding = 0  # type: ignore[method-assign, assignment]
+    patch.object(cross_entropy._Softmax, "padding", 0).start()
 
 
 def without_last_dislike(_: PNFRec, __: Settings) -> None:
@@ -59,11 +69,12 @@ def without_last_dislike(_: PNFRec, __: Settings) -> None:
         contrast = tensors.batch.contrast
         assert contrast is not None
         places_BN = contrast.negatives_BN
-        is_last_BN = torch.arange(places_BN.shape[1]) == (places_BN != PAD_ID).sum(1, keepdim=True) - 1
+        columns_N = torch.arange(places_BN.shape[1], device=places_BN.device)
+        is_last_BN = columns_N == (places_BN != PAD_ID).sum(1, keepdim=True) - 1
         contrast = replace(contrast, negatives_BN=places_BN.masked_fill(is_last_BN, PAD_ID))
         return total(term, replace(tensors, batch=replace(tensors.batch, contrast=contrast)), settings)
 
-    contrastive.ContrastiveTerm.total = shorter  # type: ignore[method-assign]
+    patch.object(contrastive.ContrastiveTerm, "total", shorter).start()
 
 
 @torch.no_grad()
@@ -73,12 +84,8 @@ def equal_layers(model: PNFRec, settings: Settings) -> None:
         if isinstance(part, nn.Linear | nn.Embedding):
             part.weight.normal_(0.0, INIT_STD, generator=torch.Generator().manual_seed(settings.seed))
     for part in model.encoders.modules():
-        if hasattr(part, "key_value"):
-            part.initialize(torch.Generator().manual_seed(settings.seed))  # type: ignore[operator]
-
-
-def nothing(_: PNFRec, __: Settings) -> None:
-    """As built in."""
+        if isinstance(part, Block):
+            part.initialize(torch.Generator().manual_seed(settings.seed))
 
 
 Change = Callable[[PNFRec, Settings], None]
@@ -161,9 +168,7 @@ def train(arguments: argparse.Namespace, name: str, seed: int) -> None:
             score = event.metrics["val/ndcg_p_at_10"]
             print(f"{name}, seed {seed}, epoch {event.epoch}: {score:.4f}, {event.seconds:.1f} s", flush=True)
 
-    loop.build_model = changed  # type: ignore[assignment]
-    load = DualEncoder.load_state_dict
-    DualEncoder.load_state_dict = lambda self, state: load(self, state, strict=False)  # type: ignore[method-assign, assignment]
+    patch.object(loop, "build_model", changed).start()
     directory = run_dir(arguments, name, seed)
     directory.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

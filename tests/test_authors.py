@@ -1,5 +1,9 @@
 """Each detail of the authors' code in benchmarks/authors.py changes what it says, and nothing else."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +14,7 @@ from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.collate import train_batch
 from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.losses import contrastive, cross_entropy
+from pnfrec_dist.losses import contrastive
 from pnfrec_dist.losses.catalog_loss import Targets
 from pnfrec_dist.losses.exact import Exact
 from pnfrec_dist.losses.terms import encoded, needed_parts
@@ -21,6 +25,12 @@ SETTINGS = Settings(
     encoder=EncoderSettings(hidden_size=8, num_blocks=2, max_length=4, dropout=0.0), loss=LossSettings(0.45, 0.25)
 )
 ITEMS = 9
+
+
+@pytest.fixture(autouse=True)
+def unpatched() -> Iterator[None]:
+    yield
+    patch.stopall()
 
 
 def built() -> PNFRec:
@@ -37,11 +47,17 @@ def test_positions_and_norm_are_one_for_both_encoders() -> None:
     shared_parts(model, SETTINGS)
     missing = {"negative.positions.weight", "negative.norm.weight", "negative.norm.bias"}
     names = {name for name, _ in plain.encoders.named_parameters()}
-    assert {name for name, _ in model.encoders.named_parameters()} == names - missing
+    stored = {name: parameter.detach().clone() for name, parameter in model.encoders.named_parameters()}
+    assert stored.keys() == names - missing
+    other = build_model(ITEMS, replace(SETTINGS, seed=7))
+    shared_parts(other, SETTINGS)
+    other.encoders.load_state_dict(stored)
+    assert all(torch.equal(parameter, stored[name]) for name, parameter in other.encoders.named_parameters())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.encoders.load_state_dict({name: stored[name] for name in stored if "blocks" not in name})
 
 
-def test_the_padding_row_is_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy._Softmax, "padding", cross_entropy._Softmax.padding)  # put back at the end
+def test_the_padding_row_is_a_class() -> None:
     model = built()
     padding_class(model, SETTINGS)
     table, hidden_TD = model.item_table, torch.randn(5, 8, requires_grad=True)
@@ -58,23 +74,20 @@ def test_the_padding_row_is_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found, weight.grad)
 
 
-def test_the_contrast_lacks_each_users_last_dislike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_contrast_lacks_each_users_last_dislike() -> None:
     """As if the users' lists of negatives had ended one item earlier; the negative encoder reads them all."""
-    monkeypatch.setattr(contrastive.ContrastiveTerm, "total", contrastive.ContrastiveTerm.total)
     model = built()
     positives = [[1, 2, 3], [4, 5], [6, 7, 8]]
-    totals = []
+    tensors = []
     for negatives in ([[4, 5], [], [9, 1, 2]], [[4], [], [9, 1]]):
         data = TrainData(Ragged.of(positives, np.int32), Ragged.of(negatives, np.int32))
         batch = train_batch(data, np.arange(3), SETTINGS.encoder, needed_parts(SETTINGS.loss), torch.device("cpu"))
-        tensors = encoded(model.encoders, model.item_table.lookup(batch.items_U), batch)
-        totals.append(contrastive.CONTRASTIVE.total(tensors, SETTINGS))
-        if len(totals) == 1:
-            without_last_dislike(model, SETTINGS)
-            shorter = contrastive.CONTRASTIVE.total(tensors, SETTINGS)
-            monkeypatch.undo()
-    assert totals[0] != totals[1]
-    torch.testing.assert_close(shorter, totals[1])
+        tensors.append(encoded(model.encoders, model.item_table.lookup(batch.items_U), batch))
+    whole, expected = (contrastive.CONTRASTIVE.total(one, SETTINGS) for one in tensors)
+    without_last_dislike(model, SETTINGS)
+    found = contrastive.CONTRASTIVE.total(tensors[0], SETTINGS)
+    assert whole != expected
+    torch.testing.assert_close(found, expected)
 
 
 def test_layers_of_one_shape_start_equal() -> None:
@@ -86,5 +99,6 @@ def test_layers_of_one_shape_start_equal() -> None:
         assert torch.equal(one, other), name
     for one, other in zip(main.blocks[0].parameters(), main.blocks[1].parameters(), strict=True):
         assert torch.equal(one, other)
-    first, second = (parts.main.blocks[0].feed_forward[0].weight for parts in (model.encoders, plain.encoders))
+    name = "blocks.0.feed_forward.0.weight"
+    first, second = (parts.main.get_parameter(name) for parts in (model.encoders, plain.encoders))
     assert not torch.equal(first, second) and float(first.detach().std()) == pytest.approx(0.02, rel=0.3)

@@ -28,7 +28,8 @@ class ScoreParts(NamedTuple):
     """its products are the scores as next dislike"""
 
     def rows(self, chosen: Tensor | slice) -> "ScoreParts":
-        return ScoreParts(*(part_P[chosen] if part_P is not None else None for part_P in self))  # type: ignore[arg-type]
+        likes_PD, has_likes_P, dislikes_PD = (part[chosen] if part is not None else None for part in self[1:])
+        return ScoreParts(self.main_PD[chosen], likes_PD, has_likes_P, dislikes_PD)
 
     def weighted(self, weights: ScoreWeights) -> Tensor:
         """Weighted sum of the parts, [P, D]. Without a like, the main encoder has the whole weight."""
