@@ -38,6 +38,7 @@ SETTINGS = {
     "--encoder.max-length": "6",
     "--encoder.num-blocks": "1",
     "--checkpoint.keep": "30",
+    "--evaluation.select-on": "last",
 }
 
 
