@@ -1,7 +1,7 @@
 # `make help` lists every target. Variables with ?= can be set, as in `make train DATASET=ml1m`.
 
 DATASET ?= synthetic
-MODEL   ?= pnfrec_plus
+MODEL   ?=
 RAW     ?=
 EPOCHS  ?=
 SEEDS   ?=
@@ -51,7 +51,7 @@ py-files: $(STAMP)  ## write the files for spark-submit to dist/: prepare.py, an
 	@$(BIN)/python -m spark_jobs.package "$(DIST)"
 
 train: spark-prep  ## prepare DATASET, train MODEL, evaluate, log to MLflow (EPOCHS=..., ARGS="...")
-	@$(BIN)/python -m pnfrec_dist.train --dataset "$(DATASET)" --model "$(MODEL)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+	@$(BIN)/python -m pnfrec_dist.train --dataset "$(DATASET)" $(if $(MODEL),--model "$(MODEL)") $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 reproduce: spark-prep  ## train all models with all seeds, and compare them with the paper in a report (SEEDS=5 MODELS="..." EPOCHS=... ALPHAS=grid BETAS=grid)
 	@$(BIN)/python -m pnfrec_dist.reproduce --dataset "$(DATASET)" $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models $(MODELS)) \

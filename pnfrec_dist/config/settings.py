@@ -262,7 +262,7 @@ class Settings:
 
     dataset: str = "synthetic"
     """name of the prepared data set (pnfrec prep --dataset ...)"""
-    model: str = "pnfrec"
+    model: str = "pnfrec_plus"
     """name of a file in conf/model/, which sets the encoders, alpha and beta"""
     config: str = ""
     """name of a file in conf/train/, or a path; empty: the file named like the data set if it exists, else default"""

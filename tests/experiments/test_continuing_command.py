@@ -24,5 +24,6 @@ def test_it_has_the_settings_of_the_training_and_resumes_its_run(flags: str, res
 def test_what_is_the_default_is_left_out() -> None:
     line = continuing_command(parse_train_settings(["--epochs", "7"]), Path("runs/a"))
     assert line == (
-        "python -m pnfrec_dist.train --dataset synthetic --model pnfrec --config synthetic --epochs 7 --resume runs/a"
+        "python -m pnfrec_dist.train --dataset synthetic --model pnfrec_plus --config synthetic "
+        "--epochs 7 --resume runs/a"
     )

@@ -303,7 +303,7 @@ def test_a_run_that_is_trained_for_longer_tells_its_new_best_epoch(
     assert [(m.step, m.value) for m in client.get_metric_history(tracked.run_id, "test/a")] == list(scores.items())
     assert run.data.tags["best_epoch"] == "5" and run.data.metrics["test/a"] == 0.5
     assert run.data.tags["mlflow.note.content"].endswith("among the artifacts.")
-    assert "`pnfrec` on `tiny`, seed 42: test users after epoch 5" in run.data.tags["mlflow.note.content"]
+    assert f"`{settings.model}` on `tiny`, seed 42: test users after epoch 5" in run.data.tags["mlflow.note.content"]
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{tracked.run_id}'")
     assert sorted(m.metrics[0].step for m in models if m.metrics) == [3, 5], "one of each best epoch"
 
