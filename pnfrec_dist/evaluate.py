@@ -11,6 +11,10 @@ from pnfrec_dist.errors import InputError
 def main(args: Sequence[str]) -> int:
     """Evaluates and returns the exit code. Raises InputError for wrong input."""
     settings = parse_flags(EvaluateSettings, EvaluateSettings(), args, command("evaluate"))
+    if settings.write_points:
+        from pnfrec_dist.inference.points_file import run as write_points
+
+        return write_points(settings)
     if settings.lists:
         from pnfrec_dist.inference.list_evaluation import run as evaluate_lists  # torch takes seconds to import
 

@@ -48,6 +48,10 @@ COVERED_BY = {
     "pnfrec_dist.inference.item_filters": (
         "inference/test_batch_job.py > pnfrec_dist.recommend > pnfrec_dist.inference.batch_job"
     ),
+    "pnfrec_dist.inference.other_lists": (
+        "inference/test_list_evaluation.py > pnfrec_dist.evaluate > pnfrec_dist.inference.list_evaluation"
+    ),
+    "pnfrec_dist.inference.points_file": "inference/test_list_evaluation.py > pnfrec_dist.evaluate",
     "pnfrec_dist.inference.gamma_search": "inference/test_batch_job.py > pnfrec_dist.evaluate",
     "pnfrec_dist.inference.pyfunc_script": "inference/test_pyfunc.py > pnfrec_dist.inference.pyfunc",
     # experiments and sweeps

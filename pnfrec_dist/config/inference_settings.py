@@ -68,10 +68,15 @@ class EvaluateSettings:
     run: str = ""
     """the model: a run's directory, a checkpoint, an MLflow run id, a registered model (name, models:/name/version)"""
     lists: str = ""
-    """Parquet file, or directory of such files, with another system's lists (columns user_id, rank, raw_item_id): they
-    are evaluated on the test users, beside the model of --run if there is one"""
+    """Parquet file, or directory of such files, with another system's lists (columns user_id, rank, raw_item_id, and
+    point for lists of --write-points): they are evaluated beside the model of --run if there is one"""
+    write_points: str = ""
+    """Parquet file to write: the points of the evaluation with the histories before them, for another system to make
+    lists from"""
+    split: str = "test"
+    """users of --lists and --write-points: test, or validation, for what is chosen before the test"""
     dataset: str = ""
-    """prepared data set of --lists; default: the one on which the model was trained"""
+    """prepared data set of --lists and --write-points; default: the one on which the model was trained"""
     gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
     """values to try; 0 and that of the training are always added. Only 0 is used for a model that predicts
     no dislikes"""
@@ -89,3 +94,6 @@ class EvaluateSettings:
         require(bool(self.gammas) and in_range, "--gammas", self.gammas, "finite numbers >= 0")
         require(0 < self.keep <= 1, "--keep", self.keep, "in (0, 1]")
         require(self.few >= 1, "--few", self.few, ">= 1")
+        require(self.split in ("test", "validation"), "--split", self.split, "test or validation")
+        either = not (self.lists and self.write_points)
+        require(either, "--write-points", self.write_points, "without --lists: first write the points, then make lists")

@@ -1,4 +1,4 @@
-"""Another system's lists: metrics beside a plain loop, what is left out, wrong files."""
+"""Another system's lists: metrics beside a plain loop, many points, what is left out, wrong files."""
 
 import json
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_lists_of_whole_histories_are_warned_of(
         user: [str(item) for item in range(1, ITEMS + 1) if item != target]
         for user, target in zip(users, targets, strict=True)
     }
-    assert "WARNING: no list holds its user's target" in evaluated(prepared, write(tmp_path / "l", without), capsys)[2]
+    assert "WARNING: no list holds its target" in evaluated(prepared, write(tmp_path / "l", without), capsys)[2]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,113 @@ def test_wrong_files_are_one_line(prepared: Path, tmp_path: Path, columns: dict[
     pq.write_table(pa.table(columns), file)
     with pytest.raises(InputError, match=message):
         main(["--lists", str(file), "--dataset", "tiny", "--data-dir", str(prepared.parent)])
+
+
+def written_points(prepared: Path, split: str) -> list[dict]:
+    file = prepared.parent / f"{split}.parquet"
+    flags = ["--dataset", "tiny", "--data-dir", str(prepared.parent), "--split", split]
+    assert main(["--write-points", str(file), *flags]) == 0
+    return pq.read_table(file).to_pylist()
+
+
+def plain_points(data: PreparedData, split: str) -> dict[tuple[str, int], dict]:
+    """Every holdout interaction of the tiny data set, which has two of each user: (user, place) -> its row."""
+    lists = data.holdout_interactions(split)
+    assert lists is not None
+    found = {}
+    for row, user in enumerate(data.user_ids(split).to_pylist()):
+        rows = list(zip(lists.before_items.row(row), lists.before_is_positive.row(row), strict=True))
+        for place, target in enumerate(zip(lists.items.row(row), lists.is_positive.row(row), strict=True)):
+            found[user, place] = {
+                "raw_item_ids": [str(item) for item, _ in rows],
+                "is_liked": [bool(is_positive) for _, is_positive in rows],
+                "seen_raw_item_ids": [str(item) for item in sorted({item for item, _ in rows})],
+                "target_raw_item_id": str(target[0]),
+                "target_is_liked": bool(target[1]),
+            }
+            rows.append(target)
+    return found
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_written_points_hold_what_came_before_and_targets_of_validation_alone(prepared: Path, split: str) -> None:
+    expected = plain_points(open_prepared(prepared), split)
+    for row in written_points(prepared, split):
+        wanted = expected.pop((row.pop("user_id"), row.pop("point")))
+        targets = {name: wanted.pop(name) for name in ("target_raw_item_id", "target_is_liked")}
+        assert row == wanted | (targets if split == "validation" else {})
+    assert not expected
+
+
+def write_point_lists(file: Path, lists: dict[tuple[str, int], list[str]]) -> Path:
+    rows = [(user, place, rank, item) for (user, place), items in lists.items() for rank, item in enumerate(items)]
+    columns = dict(zip(("user_id", "point", "rank", "raw_item_id"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), file)
+    return file
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_lists_by_popularity_equal_the_popularity_ranking(
+    prepared: Path, split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the last interactions and on many points."""
+    by_popularity = [str(item) for item in range(ITEMS, 0, -1)]
+    points = written_points(prepared, split)
+    lists = {
+        (row["user_id"], row["point"]): [item for item in by_popularity if item not in row["seen_raw_item_ids"]]
+        for row in points
+    }
+    data, hits = open_prepared(prepared), {False: [], True: []}
+    for (user, place), row in plain_points(data, split).items():
+        target = row["target_raw_item_id"]
+        if target in row["seen_raw_item_ids"]:  # a seen target stays a candidate
+            lists[user, place] = [i for i in by_popularity if i == target or i not in row["seen_raw_item_ids"]]
+        hits[row["target_is_liked"]].append(target in lists[user, place][:5])
+    file, out = write_point_lists(prepared.parent / "l", lists), prepared.parent / "out.json"
+    flags = ["--dataset", "tiny", "--data-dir", str(prepared.parent), "--split", split, "--out", str(out)]
+    assert main(["--lists", str(file), *flags]) == 0
+    found = json.loads(out.read_text())
+    shown = capsys.readouterr().out
+    assert f"{split}, many points of each user ({len(points)})" in shown
+    assert f"{split}, last interactions ({len(points) // 2})" in shown
+    names = [name for name in found["popularity"] if "coverage" not in name]
+    assert {name: found["lists"][name] for name in names} == {name: found["popularity"][name] for name in names}
+    assert found["lists"]["points_hr_p_at_5"] == pytest.approx(np.mean(hits[True]))
+    assert found["lists"].keys() >= {"ndcg_p_at_10", "points_ndcg_p_at_10", "points_ndcg_n_at_10"}
+
+
+def test_points_that_are_not_evaluated_and_points_without_a_list_are_told(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user = open_prepared(prepared).user_ids("test")[0].as_py()
+    file = write_point_lists(prepared.parent / "l", {(user, 0): ["1", "2"], (user, 7): ["1", "2", "3"]})
+    assert main(["--lists", str(file), "--dataset", "tiny", "--data-dir", str(prepared.parent)]) == 0
+    shown = capsys.readouterr()
+    assert "left out: 3 rows of points that are not evaluated" in shown.err
+    assert "19 of 20 test points have no list" in shown.err
+    assert "last interactions" not in shown.out
+
+
+@pytest.mark.parametrize(("points", "message"), [([0.5], "is double"), (pa.array([None], pa.int32()), "empty rows")])
+def test_points_are_whole_numbers(prepared: Path, points: list, message: str) -> None:
+    file = prepared.parent / "lists.parquet"
+    pq.write_table(pa.table({"user_id": ["u"], "rank": [1], "raw_item_id": ["1"], "point": points}), file)
+    with pytest.raises(InputError, match=f"the column 'point' of .* {message}; it must be a whole number"):
+        main(["--lists", str(file), "--dataset", "tiny", "--data-dir", str(prepared.parent)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--write-points", "a", "--lists", "b"], "--write-points"),
+        (["--write-points", "a", "--split", "train"], "--split"),
+        (["--write-points", "a"], "--write-points needs --dataset"),
+        (["--write-points", "/nowhere/a", "--dataset", "tiny"], "cannot write --write-points /nowhere/a"),
+    ],
+)
+def test_wrong_flags_of_points_are_one_line(prepared: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        main([*flags, "--data-dir", str(prepared.parent)])
 
 
 def test_lists_need_a_file_and_a_data_set(prepared: Path, tmp_path: Path) -> None:

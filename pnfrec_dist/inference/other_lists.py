@@ -1,0 +1,127 @@
+"""Lists of another system: the rows of its files, and their items in order for holdout users or for points.
+
+R rows of the lists.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from pnfrec_dist.data.prepared import HoldoutData, PreparedData
+from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluation.holdout import Ranked
+from pnfrec_dist.files.locations import Location, reading
+
+pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
+COLUMNS = ("user_id", "rank", "raw_item_id")
+POINT = "point"
+"""An optional column: the place of the target among the user's interactions from T on, from 0."""
+CHUNK = 4096
+"""Points whose seen items are made at once."""
+
+
+@dataclass(frozen=True)
+class ListRows:
+    """Rows of the files that name a user of the split and an item of the catalog."""
+
+    user_R: np.ndarray
+    """row of the split"""
+    item_R: np.ndarray
+    rank_R: np.ndarray
+    point_R: np.ndarray | None
+    """None if the files have no such column"""
+    left_out: dict[str, int]
+    """reason -> rows that are not here"""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What is left of the rows for the ranked users or points, in the order of these and of ranks."""
+
+    target_R: np.ndarray
+    """number of the user or point among the ranked"""
+    item_R: np.ndarray
+    left_out: dict[str, int]
+
+
+def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
+    """Raises InputError for files without the columns, and if no row names a user of the split and an item."""
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"--lists {path} holds no *.parquet file; name a file, or a directory of such files")
+    with reading(Location(path), "name a Parquet file of lists"):
+        schema = pq.read_schema(files[0])
+        missing = [name for name in COLUMNS if name not in schema.names]
+        if missing:
+            raise InputError(f"{files[0]} has no column {missing[0]!r}; lists need {', '.join(COLUMNS)}")
+        columns = [*COLUMNS, POINT] if POINT in schema.names else list(COLUMNS)
+        table = pa.concat_tables([pq.read_table(f, columns=columns) for f in files], promote_options="permissive")
+    kind = table["rank"].type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise InputError(f"the column 'rank' of {files[0]} is {kind}; it must be a number, 1 for the first item")
+    if POINT in columns and (not pa.types.is_integer(table[POINT].type) or table[POINT].null_count):
+        what = f"is {table[POINT].type}" if not table[POINT].null_count else "has empty rows"
+        raise InputError(f"the column 'point' of {files[0]} {what}; it must be a whole number, as in --write-points")
+    user_ids, raw_ids = data.user_ids(split), data.raw_item_ids()
+    user = pc.fill_null(pc.index_in(_texts(table["user_id"]), user_ids), -1).to_numpy(zero_copy_only=False)
+    item = pc.fill_null(pc.index_in(_texts(table["raw_item_id"]), raw_ids), -1).to_numpy(zero_copy_only=False)
+    kept = (user >= 0) & (item >= 0)
+    if not kept.any():
+        example = f"{table['user_id'][0]} and {table['raw_item_id'][0]}" if len(table) else "no row at all"
+        raise InputError(
+            f"no row of {path} names a {split} user and an item of {data.directory}; the first has {example}, "
+            f"the data set has users such as {user_ids[0]} and items such as {raw_ids[0]}"
+        )
+    left_out = {
+        f"users who are no {split} users": int((user < 0).sum()),
+        "items that are not in the catalog": int(((user >= 0) & (item < 0)).sum()),
+    }
+    point_R = table[POINT].to_numpy()[kept] if POINT in columns else None
+    return ListRows(
+        user[kept].astype(np.int64), item[kept].astype(np.int64) + 1, table["rank"].to_numpy()[kept], point_R, left_out
+    )
+
+
+def lists_of(rows: ListRows, target_R: np.ndarray, ranked: Ranked) -> Lists:
+    """The lists of `ranked`, without items that were seen before the target, and without repetitions.
+
+    target_R: number of each row's user or point among the ranked; -1 for rows of others, which are left out silently.
+    """
+    chosen = target_R >= 0
+    target_R, item_R, rank_R = target_R[chosen], rows.item_R[chosen], rows.rank_R[chosen]
+    order = np.lexsort((item_R, rank_R, target_R))
+    target_R, item_R = target_R[order], item_R[order]
+    keys_R = target_R << 32 | item_R
+    is_seen_R = _seen(keys_R, ranked)
+    is_first_R = np.zeros(len(keys_R), dtype=bool)
+    is_first_R[np.unique(keys_R, return_index=True)[1]] = True
+    left_out = {
+        "items that the user has already seen": int(is_seen_R.sum()),
+        "items that stand twice in a list": int((~is_first_R & ~is_seen_R).sum()),
+    }
+    taken = is_first_R & ~is_seen_R
+    return Lists(target_R[taken], item_R[taken], left_out)
+
+
+def _seen(keys_R: np.ndarray, ranked: Ranked) -> np.ndarray:
+    """Whether each row, target << 32 | item in the order of targets, is a seen item that is not the target."""
+    is_seen_R = np.zeros(len(keys_R), dtype=bool)
+    for start in range(0, len(ranked), CHUNK):
+        numbers = np.arange(start, min(start + CHUNK, len(ranked)))
+        part: HoldoutData = ranked.part(numbers)
+        number, items = part.seen.pairs(np.arange(len(part)))
+        seen = (number + start) << 32 | items.astype(np.int64)
+        rows = slice(*np.searchsorted(keys_R >> 32, [start, numbers[-1] + 1]))
+        targets = numbers << 32 | part.target_item.astype(np.int64)
+        is_seen_R[rows] = np.isin(keys_R[rows], np.setdiff1d(seen, targets, assume_unique=True))
+    return is_seen_R
+
+
+def _texts(column: pa.ChunkedArray) -> pa.Array:
+    """Ids as text."""
+    return pc.cast(column, pa.string()).combine_chunks()
