@@ -1,4 +1,4 @@
-"""python -m benchmarks.densities: compares models on made data of six densities, and prints a section for each.
+"""python -m benchmarks.densities: compares models on generated data of six densities, and prints a section for each.
 
 Data are generated as the built-in data set is (spark_jobs/synthetic.py), with other sizes. Preparation, trainings and
 reports are those of the commands; --work keeps everything, and the same command continues.

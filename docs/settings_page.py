@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from pnfrec_dist.config.conf_files import load_conf
+from pnfrec_dist.config.conf_files import settings_from_conf
 from pnfrec_dist.config.inference_settings import EvaluateSettings, RecommendSettings
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.files.tables import markdown_table
@@ -32,9 +32,11 @@ SECTIONS = (
     ),
     (
         "Training",
-        load_conf("train", "default", Settings()),
+        dataclasses.replace(settings_from_conf("mylogs"), dataset=Settings.dataset, config=Settings.config),
         "Of `python -m pnfrec_dist.train` (`pnfrec train`), and of `make reproduce` and `python -m tune`, which train. "
-        "`conf/train/<config>.yaml` and `conf/model/<model>.yaml` override the defaults, and flags override both.",
+        "The defaults are those of the default model, for a data set without a file in `conf/train/`: they come from "
+        "`conf/train/default.yaml` and `conf/model/pnfrec_plus.yaml`. Other models and data sets have files of their "
+        "own there. Flags override the files.",
     ),
     (
         "Recommendation",
@@ -44,7 +46,8 @@ SECTIONS = (
     (
         "Evaluation",
         EvaluateSettings(),
-        "Of `python -m pnfrec_dist.evaluate` (`pnfrec evaluate`). See [recommend.md](recommend.md#dislikes).",
+        "Of `python -m pnfrec_dist.evaluate` (`pnfrec evaluate`). See [evaluation.md](evaluation.md) "
+        "and [recommend.md](recommend.md#dislikes).",
     ),
 )
 

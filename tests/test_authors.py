@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks import authors
 from benchmarks.authors import DETAILS, equal_layers, padding_class, shared_parts, without_last_dislike
 from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
 from pnfrec_dist.data.collate import train_batch
@@ -102,3 +104,23 @@ def test_layers_of_one_shape_start_equal() -> None:
     name = "blocks.0.feed_forward.0.weight"
     first, second = (parts.main.get_parameter(name) for parts in (model.encoders, plain.encoders))
     assert not torch.equal(first, second) and float(first.detach().std()) == pytest.approx(0.02, rel=0.3)
+
+
+def test_trainings_are_compared_and_a_second_command_trains_only_what_is_new(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All five details at once, trained, validated and tested in a process of their own."""
+    flags = ["--data", str(prepared), "--work", str(tmp_path / "work"), "--hidden-size", "8", "--seeds", "1"]
+    flags += ["--only", "pnfrec", "all five", "--at-a-time", "2"]
+
+    def shown(*more: str) -> str:
+        line = [*flags, *more]
+        monkeypatch.setattr("sys.argv", ["authors", *line])
+        assert authors.main(line) == 0
+        return capfd.readouterr().out
+
+    first, again, longer = shown("--epochs", "1"), shown("--epochs", "1"), shown("--epochs", "2", "--only", "all five")
+    assert first.count(", epoch 1:") == 2 and "epoch" not in again.partition("##")[0]
+    assert longer.count(", epoch 2:") == 1
+    tables = first[first.index("## Many points") :]
+    assert again == tables and "### Difference from `pnfrec`, on both" in tables and "| `all five` | 1 |" in tables

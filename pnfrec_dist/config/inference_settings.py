@@ -1,6 +1,7 @@
 """Settings of the commands that use a trained model."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pnfrec_dist.errors import require
 
@@ -58,11 +59,12 @@ class RecommendSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Ranks the catalog for held-out users by s_p - gamma * s_n and picks gamma on validation users.
+    """Evaluates a trained model (--run) at several gammas, or another system's lists (--lists).
 
-    s_p is the score as next like, s_n that as next dislike. Gamma 0 is the ranking of the paper. The test users
-    are then ranked with gamma 0, with that of the training, with the best gamma above 0, and with the
-    largest one that keeps most of the best.
+    A model ranks the catalog for held-out users by s_p - gamma * s_n: s_p is the score as next like, s_n that as next
+    dislike. Gamma 0 is the ranking of the paper. Validation users show the best gamma. The test users are then ranked
+    with gamma 0, with that of the training, with the best gamma above 0, and with the largest one that keeps most of
+    the best. --write-points writes what another system needs to make lists.
     """
 
     run: str = ""
@@ -73,8 +75,8 @@ class EvaluateSettings:
     write_points: str = ""
     """Parquet file to write: the points of the evaluation with the histories before them, for another system to make
     lists from"""
-    split: str = "test"
-    """users of --lists and --write-points: test, or validation, for what is chosen before the test"""
+    split: Literal["test", "validation"] = "test"
+    """users of --lists and --write-points; validation is for what is chosen before the test"""
     dataset: str = ""
     """prepared data set of --lists and --write-points; default: the one on which the model was trained"""
     gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
@@ -94,6 +96,8 @@ class EvaluateSettings:
         require(bool(self.gammas) and in_range, "--gammas", self.gammas, "finite numbers >= 0")
         require(0 < self.keep <= 1, "--keep", self.keep, "in (0, 1]")
         require(self.few >= 1, "--few", self.few, ">= 1")
-        require(self.split in ("test", "validation"), "--split", self.split, "test or validation")
-        either = not (self.lists and self.write_points)
-        require(either, "--write-points", self.write_points, "without --lists: first write the points, then make lists")
+        both = bool(self.lists and self.write_points)
+        require(not both, "--lists", self.lists, "without --write-points: first write the points, then evaluate lists")
+        of_lists = bool(self.lists or self.write_points)
+        require(of_lists or self.split == "test", "--split", self.split, "with --lists or --write-points")
+        require(of_lists or not self.dataset, "--dataset", self.dataset, "with --lists or --write-points")

@@ -1,8 +1,9 @@
 """Each holdout user's interactions from T on, with the lists before them: what an evaluation on many points needs."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
-from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.ragged import Ragged, signed
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,8 @@ class HoldoutInteractions:
     replaces: bool
     """whether an interaction takes the place of the user's earlier one with the item (clean.duplicates: keep_last)"""
     max_history: int
+
+    @cached_property
+    def before_signed(self) -> Ragged:
+        """before_items with minus the id of a dislike."""
+        return signed(self.before_items, self.before_is_positive)

@@ -5,6 +5,7 @@ P points, U users of a split, B points of a batch.
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from pnfrec_dist.config.histories import HISTORIES, History
 from pnfrec_dist.config.settings import EvaluationSettings
 from pnfrec_dist.data.holdout_interactions import HoldoutInteractions
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
-from pnfrec_dist.data.ragged import Ragged, signed
+from pnfrec_dist.data.ragged import Ragged
 
 AUTO_OF_USER, AUTO_POINTS = 12, 50_000
 """evaluation.points auto: at most this many points of a user, and of a split (but one of each user)."""
@@ -34,11 +35,11 @@ class Points:
     def __len__(self) -> int:
         return len(self.user_P)
 
-    @property
+    @cached_property
     def target_item(self) -> np.ndarray:
         return self.lists.items.values[self.lists.items.offsets[self.user_P] + self.place_P]
 
-    @property
+    @cached_property
     def target_is_positive(self) -> np.ndarray:
         return self.lists.is_positive.values[self.lists.items.offsets[self.user_P] + self.place_P].astype(bool)
 
@@ -46,17 +47,16 @@ class Points:
         """The points `points`, each with the histories and the seen items of its moment."""
         lists, users_B, places_B = self.lists, self.user_P[points], self.place_P[points]
         earlier = _Earlier(lists, users_B, places_B)
-        kind = HISTORIES[self.history]
-        positive = earlier.joined(lists.before_positive, positive=True)
-        negative = earlier.joined(lists.before_negative, positive=False)
-        both = earlier.joined(signed(lists.before_items, lists.before_is_positive))
-        history = kind.choose(positive_items=positive, negative_items=negative, items=both)
+        if HISTORIES[self.history].holds_negatives:
+            history = earlier.joined(lists.before_signed)
+        else:
+            history = earlier.joined(lists.before_positive, positive=True)
         return HoldoutData(
             history=history,
             seen=earlier.seen(),
             target_item=self.target_item[points],
             target_is_positive=self.target_is_positive[points],
-            negative=negative,
+            negative=earlier.joined(lists.before_negative, positive=False),
         )
 
 

@@ -258,3 +258,8 @@ def _rebuild(directory: Location) -> str:
 def how_to_prepare(name: str) -> str:
     """The commands that prepare a data set."""
     return f"pnfrec prep --dataset {name} (or: make spark-prep DATASET={name})"
+
+
+def how_to_add_points(name: str) -> str:
+    """The commands that prepare a data set of an earlier version again, with the columns of many points."""
+    return f"pnfrec prep --dataset {name} --force (or: make spark-prep DATASET={name} PREP_ARGS=--force)"

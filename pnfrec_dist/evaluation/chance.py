@@ -5,23 +5,24 @@ P points, U users, R resamples.
 
 import numpy as np
 
-RESAMPLES = 10_000
+from pnfrec_dist.evaluation.bootstrap import resample_count
+
 CHUNK_CELLS = 1 << 22
 
 
 def chance_of_difference(
-    size: float, values_P: np.ndarray, is_positive_P: np.ndarray, user_P: np.ndarray, resamples: int = RESAMPLES
+    size: float, values_P: np.ndarray, is_positive_P: np.ndarray, user_P: np.ndarray, resamples: int = 0
 ) -> float:
     """The share of evaluations on one point of each user whose difference is at least `size` away from the mean of all
     such evaluations, in either direction.
 
     values_P: model minus reference of a measure at each point; user_P ascends. Each evaluation draws the users with
     replacement, and one point of each; its difference is the mean over the drawn points that are likes. nan if there
-    are none.
+    are none. resamples: 0 for bootstrap.resample_count().
     """
     first_U = np.unique(user_P, return_index=True)[1]
     counts_U = np.diff(np.append(first_U, len(user_P)))
-    rng = np.random.default_rng(0)
+    resamples, rng = resamples or resample_count(len(first_U)), np.random.default_rng(0)
     parts = []
     rows = max(1, CHUNK_CELLS // max(len(first_U), 1))
     for start in range(0, resamples, rows):

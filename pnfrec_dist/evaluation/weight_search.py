@@ -4,8 +4,9 @@ T targets, B targets of a batch, W weights that are tried, D width of item vecto
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import rank_share
 from pnfrec_dist.data.points import Points
-from pnfrec_dist.data.prepared import HoldoutData
+from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.distributed import World
 from pnfrec_dist.evaluation.holdout import Ranked, ScoreUsers, model_parts
 from pnfrec_dist.evaluation.metrics import HEADLINE_CUTOFF, ndcg
@@ -39,8 +40,15 @@ def is_searched(settings: Settings) -> bool:
     return searches_share(settings) or settings.evaluation.gamma == "auto"
 
 
-Batches = list[tuple[np.ndarray, HoldoutData, ScoreParts]]
-"""One rank's targets, batch by batch: places, targets, and the parts of what scores them."""
+class Batch(NamedTuple):
+    """Some of one rank's targets."""
+
+    place_B: np.ndarray
+    """places among the targets of the search"""
+    seen: Ragged
+    target_B: Tensor
+    parts: ScoreParts
+    """of what scores items for them"""
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,12 @@ class Found:
     """The weights, and what the encoders gave for the targets."""
 
     weights: ScoreWeights
-    batches: Batches
+    batches: list[Batch]
+    """in the order of `evaluate`"""
 
     def score_users(self, model: PNFRec, weights: ScoreWeights) -> ScoreUsers:
         """Scores for `evaluate` of the same targets, batch after batch, without running the encoders again."""
-        parts = iter(parts for _, _, parts in self.batches)
+        parts = iter(batch.parts for batch in self.batches)
         return lambda users: table_scores(next(parts).weighted(weights), model.item_table)
 
 
@@ -62,9 +71,18 @@ class WeightSearch:
     The encoders run once for each target; then all weights are tried on what they gave.
     """
 
-    def __init__(self, settings: Settings, targets: Ranked, model: PNFRec, world: World) -> None:
-        """targets: with dislikes among them, if gamma is searched and the data have them. All ranks take the same."""
-        self.settings, self.model, self.world = settings, model, world
+    def __init__(
+        self,
+        settings: Settings,
+        targets: Ranked,
+        model: PNFRec,
+        world: World,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        """targets: with dislikes among them, if gamma is searched and the data have them. All ranks take the same.
+
+        progress: called after each batch, with the share of the targets that is done, from 0 again for each pass."""
+        self.settings, self.model, self.world, self.progress = settings, model, world, progress
         self.searches_share, self.searches_gamma = searches_share(settings), settings.evaluation.gamma == "auto"
         few = np.unique(np.linspace(0, len(targets) - 1, min(len(targets), MAX_TARGETS)).astype(np.int64))
         self.is_positive_T = targets.target_is_positive[few].astype(bool)
@@ -119,8 +137,7 @@ class WeightSearch:
         chosen_T = self.is_positive_T == positive
         return float(values_T[chosen_T].mean()) if chosen_T.any() else 0.0
 
-    def _batches(self) -> Batches:
-        """In the order of `evaluate`."""
+    def _batches(self) -> list[Batch]:
         table, size = self.model.item_table, self.settings.evaluation.batch_size
         places = np.arange(len(self.chosen_T))
         mine = places if table.is_sharded else rank_share(places, self.world.rank, self.world.size)
@@ -128,26 +145,28 @@ class WeightSearch:
         for first in range(0, len(mine), size):
             some = mine[first : first + size]
             part = self.targets.part(self.chosen_T[some])
-            found.append((some, part, model_parts(self.model, part, self.world)))
+            target_B = torch.from_numpy(part.target_item.astype(np.int64)).to(self.world.device)
+            found.append(Batch(some, part.seen, target_B, model_parts(self.model, part, self.world)))
+            self.progress((first + len(some)) / len(mine))
         return found
 
-    def _tried(self, batches: Batches, tried: Sequence[ScoreWeights]) -> np.ndarray:
+    def _tried(self, batches: list[Batch], tried: Sequence[ScoreWeights]) -> np.ndarray:
         """NDCG@10 of each target under each weights, [W, T]."""
         device = self.world.device
         ranks_WT = torch.zeros(len(tried), len(self.chosen_T), dtype=torch.int64, device=device)
-        for some, part, parts in batches:
-            target_B = torch.from_numpy(part.target_item.astype(np.int64)).to(device)
-            ranks_WT[:, torch.from_numpy(some).to(device)] = self._ranks(parts, part, target_B, tried)
+        for number, batch in enumerate(batches, start=1):
+            ranks_WT[:, torch.from_numpy(batch.place_B).to(device)] = self._ranks(batch, tried)
+            self.progress(number / len(batches))
         if not self.model.item_table.is_sharded:
             ranks_WT = self.world.sum(ranks_WT)
         return ndcg(ranks_WT.cpu().numpy(), HEADLINE_CUTOFF)
 
-    def _ranks(self, parts: ScoreParts, part: HoldoutData, target_B: Tensor, tried: Sequence[ScoreWeights]) -> Tensor:
+    def _ranks(self, batch: Batch, tried: Sequence[ScoreWeights]) -> Tensor:
         """Rank of each target under each weights, [W, B]. Each pair of weights and target is like a user."""
-        hidden_WBD = torch.stack([parts.weighted(weights) for weights in tried])
+        hidden_WBD = torch.stack([batch.parts.weighted(weights) for weights in tried])
         scores = table_scores(hidden_WBD.flatten(0, 1), self.model.item_table)
-        rows = np.tile(np.arange(len(part)), len(tried))
-        return rank_targets(scores, part.seen, rows, target_B.repeat(len(tried))).view(len(tried), -1)
+        rows = np.tile(np.arange(len(batch.place_B)), len(tried))
+        return rank_targets(scores, batch.seen, rows, batch.target_B.repeat(len(tried))).view(len(tried), -1)
 
 
 def is_above_zero(gain_T: np.ndarray, sign_T: np.ndarray, user_T: np.ndarray) -> bool:

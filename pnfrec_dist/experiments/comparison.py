@@ -17,6 +17,7 @@ from pnfrec_dist.training.held_out import MODEL
 from pnfrec_dist.training.result import Result, TestPoints, TestUsers
 
 REFERENCE = "sasrec_p"
+"""The model with which others are compared, unless a comparison names another one."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class Comparison:
     runs: dict[str, list[Recorded]]
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     """model -> metric -> the paper's figure"""
+    reference: str = REFERENCE
+    """the model with which the others are compared"""
+
+    @property
+    def is_of_paper(self) -> bool:
+        """Whether the paper has figures of all the models on these data."""
+        return bool(self.published) and self.runs.keys() <= self.published.keys()
 
     @property
     def seeds(self) -> str:
@@ -83,30 +91,30 @@ class Comparison:
         return found
 
     def shared_seeds(self, model: str) -> int:
-        """Number of seeds that a model shares with REFERENCE; for a baseline, all seeds of REFERENCE."""
-        reference = {run.seed for run in self.runs.get(REFERENCE, [])}
+        """Number of seeds that a model shares with the reference; for a baseline, all seeds of the reference."""
+        reference = {run.seed for run in self.runs.get(self.reference, [])}
         return len(reference & {run.seed for run in self.runs[model]} if model in self.runs else reference)
 
     def intervals(self, metrics: Sequence[str]) -> dict[str, dict[str, Interval]]:
-        """Model or baseline -> metric -> difference from REFERENCE, over the seeds that both have."""
+        """Model or baseline -> metric -> difference from the reference, over the seeds that both have."""
         found: dict[str, dict[str, Interval]] = {}
         for model in self.runs:
             pairs = self._shared(model)
-            if model != REFERENCE and pairs:
+            if model != self.reference and pairs:
                 found[model] = self._differences(metrics, [own for own, _ in pairs], [other for _, other in pairs])
-        reference = self.runs.get(REFERENCE, [])
+        reference = self.runs.get(self.reference, [])
         for floor in self.any_run().result.floors if reference else ():
             found[floor] = self._differences(metrics, reference[:1], reference, floor)
         return found
 
     def points_of_shared_seeds(self, model: str) -> tuple[np.ndarray, np.ndarray, TestPoints] | None:
-        """(target ranks of the model [S, P], of REFERENCE, the points), over the seeds that both have."""
+        """(target ranks of the model [S, P], of the reference, the points), over the seeds that both have."""
         pairs = self._shared(model)
         return _points([own for own, _ in pairs], [other for _, other in pairs], MODEL) if pairs else None
 
     def _shared(self, model: str) -> list[tuple[Recorded, Recorded]]:
-        """The model's and REFERENCE's trainings of the seeds that both have."""
-        reference = {run.seed: run for run in self.runs.get(REFERENCE, [])}
+        """The model's and the reference's trainings of the seeds that both have."""
+        reference = {run.seed: run for run in self.runs.get(self.reference, [])}
         return [(run, reference[run.seed]) for run in self.runs[model] if run.seed in reference]
 
     def _differences(
@@ -176,7 +184,7 @@ def write_tables(directory: Path, comparison: Comparison, curves: dict[str, list
     spreads, intervals = comparison.spreads(), comparison.intervals(names)
     write_csv(
         directory / "comparison.csv",
-        ["model", "metric", "seeds", "mean", "sd", "published", f"minus_{REFERENCE}", "low", "high"],
+        ["model", "metric", "seeds", "mean", "sd", "published", f"minus_{comparison.reference}", "low", "high"],
         (
             [
                 model,

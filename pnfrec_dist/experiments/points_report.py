@@ -4,7 +4,7 @@ import numpy as np
 
 from pnfrec_dist.evaluation.chance import chance_of_difference
 from pnfrec_dist.evaluation.metrics import HEADLINE_CUTOFF, POINTS, SELECTION_METRIC, metric_title, ndcg
-from pnfrec_dist.experiments.comparison import REFERENCE, Comparison
+from pnfrec_dist.experiments.comparison import Comparison
 from pnfrec_dist.experiments.table_cells import interval_text, spread_text
 from pnfrec_dist.files.tables import markdown_table
 from pnfrec_dist.files.text import signed
@@ -24,16 +24,17 @@ def points_parts(comparison: Comparison) -> list[str]:
         "points."
     )
     parts = ["## Many points", text, _values(comparison)]
-    if REFERENCE in comparison.runs and len(comparison.runs) > 1:
+    if comparison.reference in comparison.runs and len(comparison.runs) > 1:
         parts += [
-            f"### Difference from `{REFERENCE}`, on both",
+            f"### Difference from `{comparison.reference}`, on both",
             "95 % intervals of a paired bootstrap over the test users, each with all its points. **Bold**: the interval"
             " does not contain 0.",
             _differences(comparison),
             "### What chance does with one point of each user",
-            "Users and one point of each were drawn again and again, and the mean of all these differences was taken "
-            "away, so that there is none. The share shows how often chance alone gives a difference in "
-            f"{metric_title(SELECTION_METRIC)} as large as that of the last interactions.",
+            "Test users were drawn with replacement, and one point of each, 10,000 times. From each difference in "
+            f"{metric_title(SELECTION_METRIC)} between the models, the mean of all draws was subtracted, so that what "
+            "is left is chance. The last column has the share of draws in which chance is at least as large as the "
+            "difference on the last interactions.",
             _chances(comparison),
         ]
     return parts
@@ -41,11 +42,15 @@ def points_parts(comparison: Comparison) -> list[str]:
 
 def _values(comparison: Comparison) -> str:
     rows = [
-        [f"`{model}`", *(spread_text(metrics.get(f"{start}{name}")) for start in ("", POINTS) for name in SHOWN)]
+        [
+            f"`{model}`",
+            str(len(comparison.runs[model])) if model in comparison.runs else "",
+            *(spread_text(metrics.get(f"{start}{name}")) for start in ("", POINTS) for name in SHOWN),
+        ]
         for model, metrics in comparison.spreads().items()
     ]
     titles = [f"{metric_title(name)}, {kind}" for kind in ("last", "points") for name in SHOWN]
-    return markdown_table(["model", *titles], rows)
+    return markdown_table(["model", "seeds", *titles], rows)
 
 
 def _differences(comparison: Comparison) -> str:
@@ -60,7 +65,7 @@ def _chances(comparison: Comparison) -> str:
     rows = []
     of_last = comparison.intervals([SELECTION_METRIC])
     for model in comparison.runs:
-        pair = comparison.points_of_shared_seeds(model) if model != REFERENCE else None
+        pair = comparison.points_of_shared_seeds(model) if model != comparison.reference else None
         if pair is not None and (last := of_last[model].get(SELECTION_METRIC)):
             own_SP, reference_SP, points = pair
             values_P = ndcg(own_SP, HEADLINE_CUTOFF).mean(0) - ndcg(reference_SP, HEADLINE_CUTOFF).mean(0)
@@ -68,4 +73,4 @@ def _chances(comparison: Comparison) -> str:
             on_points = float(values_P[likes_P].mean()) if likes_P.any() else float("nan")
             share = chance_of_difference(abs(last.difference), values_P, likes_P, points.user)
             rows.append([f"`{model}`", signed(last.difference), signed(on_points), f"{share:.0%}"])
-    return markdown_table(["model", "difference, last", "difference, points", "by chance at least as large"], rows)
+    return markdown_table(["model", "difference, last", "difference, points", "by chance as large"], rows)

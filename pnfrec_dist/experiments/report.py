@@ -21,7 +21,6 @@ from pnfrec_dist.evaluation.metrics import (
 )
 from pnfrec_dist.experiments import plots
 from pnfrec_dist.experiments.comparison import (
-    REFERENCE,
     Comparison,
     Recorded,
     curve_points,
@@ -118,10 +117,14 @@ def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[
     lines = {model: [run.result.epochs for run in runs] for model, runs in comparison.runs.items()}
     curves = plots.learning_curves(lines, comparison.own_terms)
     plots.save_png(curves, directory / "figures" / "learning_curves.png")
-    parts = ["## Table 2" if comparison.published else "## Test users", _table2_text(comparison)]
+    parts = ["## Table 2" if comparison.is_of_paper else "## Test users", _table2_text(comparison)]
     parts += [headline_markdown(comparison), "![p, n and delta of every model](figures/bars.png)"]
-    if REFERENCE in comparison.runs:
-        parts += [f"## Difference from `{REFERENCE}`", _interval_text(about.manifest), _interval_table(comparison)]
+    if comparison.reference in comparison.runs:
+        parts += [
+            f"## Difference from `{comparison.reference}`",
+            _interval_text(about.manifest),
+            _interval_table(comparison),
+        ]
     parts += points_parts(comparison)
     parts += ["## At other k, and coverage", _cutoff_table(comparison)]
     parts += ["## Training", _training_table(comparison), "![learning curves](figures/learning_curves.png)"]
@@ -184,7 +187,7 @@ def _interval_text(manifest: Manifest) -> str:
 def _interval_table(comparison: Comparison) -> str:
     rows, intervals = [], comparison.intervals(HEADLINE_METRICS)
     for model in comparison.spreads():
-        if model != REFERENCE:
+        if model != comparison.reference:
             cells = [interval_text(intervals.get(model, {}).get(metric)) for metric in HEADLINE_METRICS]
             rows.append([f"`{model}`", str(comparison.shared_seeds(model)), *cells])
     return markdown_table(["model", "seeds of both", *map(metric_title, HEADLINE_METRICS)], rows)
@@ -206,6 +209,7 @@ def _cutoff_table(comparison: Comparison) -> str:
 
 def _training_table(comparison: Comparison) -> str:
     head = ["model", "seeds", "best validation NDCG_p@10", "best epoch", "epochs", "training", "an epoch", "workers"]
+    chosen = sorted({name for runs in comparison.runs.values() for run in runs for name in run.result.weights})
     rows = []
     for model, runs in comparison.runs.items():
         results = [run.result for run in runs]
@@ -221,9 +225,15 @@ def _training_table(comparison: Comparison) -> str:
                 duration(statistics.mean(r.seconds for r in results)),
                 f"{statistics.mean(epoch_seconds):.1f} s",
                 span([r.num_workers for r in results]),
+                *(_of_each([r.weights.get(name) for r in results]) for name in chosen),
             ]
         )
-    return markdown_table(head, rows)
+    return markdown_table([*head, *(f"{name}, chosen" for name in chosen)], rows)
+
+
+def _of_each(values: list[float | None]) -> str:
+    """The value of each seed; empty if there is none."""
+    return " ".join("-" if value is None else f"{value:g}" for value in values) if any(values) else ""
 
 
 def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:

@@ -18,7 +18,7 @@ from pnfrec_dist.experiments.comparison import Comparison, Recorded
 from pnfrec_dist.experiments.missing_trainings import Missing, described_plan, recorded, still_missing
 from pnfrec_dist.experiments.paper_figures import published_figures
 from pnfrec_dist.experiments.report import About, headline_markdown, missing_markdown, write_report
-from pnfrec_dist.experiments.reproduction_options import Options
+from pnfrec_dist.experiments.reproduction_options import MODELS, Options
 from pnfrec_dist.experiments.reproduction_plan import Training
 from pnfrec_dist.experiments.tracked_training import WAY_OUT
 from pnfrec_dist.experiments.training_plan import open_data
@@ -124,8 +124,9 @@ def write(options: Options, data: PreparedData, trainings: Sequence[Training], p
     if not found:
         return None
     curves = {weight: [r for r in found if r.weight == weight] for weight in options.curves}
+    what = "the paper's experiments" if set(options.models) <= set(MODELS) else "comparison of models"
     about = About(
-        title=f"{options.dataset}: the paper's experiments",
+        title=f"{options.dataset}: {what}",
         command=_command(options),
         manifest=data.manifest,
         code=code_versions(),

@@ -94,8 +94,13 @@ def usage(directory: Path, exported: Exported) -> str:
         "user_BD = encoder(ids_BL)",
     ]
     if gamma := exported.gamma(None):
-        negative = f'torch.export.load("{directory / NEGATIVE_ENCODER}").module()'
-        lines.append(f"user_BD = user_BD - {gamma:g} * {negative}(ids_BL)  # gamma of the training")
+        lines.append(f'negative_encoder = torch.export.load("{directory / NEGATIVE_ENCODER}").module()')
+        ids = "ids_BL"
+        if not signs:
+            ids = "disliked_BL"
+            disliked = [len(exported.raw_ids) - place for place in range(len(example))]
+            lines.append(f"{ids} = torch.tensor([{disliked}])  # disliked items; without any, leave out the next line")
+        lines.append(f"user_BD = user_BD - {gamma:g} * negative_encoder({ids})  # gamma of the training")
     lines.append("scores_BN = user_BD.detach().numpy() @ items_ND.T  # column i: item i + 1")
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ R rows of the lists, U users or points.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from pnfrec_dist.config.inference_settings import EvaluateSettings
 from pnfrec_dist.config.settings import EvaluationSettings
 from pnfrec_dist.data.points import Points, points_of
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
+from pnfrec_dist.data.schema import how_to_add_points
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
@@ -65,8 +66,13 @@ def protocol_of(settings: EvaluateSettings, asking: str) -> Protocol:
         raise InputError(f"{asking} needs --dataset, the prepared data set whose users the lists are for, or --run")
     data = open_prepared(Location(settings.data_dir) / dataset).require_whole(settings.split)
     if trained is not None and trained.data_digest != data.manifest.digest:
-        raise InputError(f"{settings.run} was trained on another state of the data than {data.directory}")
-    evaluation = trained.settings.evaluation if trained is not None else EvaluationSettings()
+        raise InputError(
+            f"{settings.run} was trained on another state of the data than {data.directory}; "
+            "use --data-dir to say where that state is"
+        )
+    evaluation = EvaluationSettings()
+    if trained is not None:  # with the same points as without a model
+        evaluation = replace(trained.settings.evaluation, points=evaluation.points)
     return Protocol(data, settings.split, evaluation, trained)
 
 
@@ -102,7 +108,8 @@ def _comparisons(protocol: Protocol, rows: ListRows) -> Iterator[tuple[Ranked, n
         return
     if interactions is None:
         raise InputError(
-            f"the lists have a column 'point', but {data.directory} has last interactions only; prepare it again"
+            f"the lists have a column 'point', but {data.directory} has last interactions only; prepare it again: "
+            f"{how_to_add_points(data.directory.name)}"
         )
     is_last_R = rows.point_R == interactions.items.lengths[rows.user_R] - 1
     if is_last_R.any():

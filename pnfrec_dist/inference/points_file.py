@@ -10,6 +10,7 @@ from pnfrec_dist.config.inference_settings import EvaluateSettings
 from pnfrec_dist.data.holdout_interactions import HoldoutInteractions
 from pnfrec_dist.data.points import Points
 from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.schema import how_to_add_points
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import replaced, writing
 from pnfrec_dist.inference.list_evaluation import Protocol, protocol_of
@@ -24,7 +25,9 @@ def run(settings: EvaluateSettings) -> int:
     protocol = protocol_of(settings, "--write-points")
     lists, points = protocol.data.holdout_interactions(protocol.split), protocol.points
     if lists is None:
-        raise InputError(f"{protocol.data.directory} has last interactions only; prepare it again for many points")
+        directory = protocol.data.directory
+        way_out = f"prepare it again: {how_to_add_points(directory.name)}"
+        raise InputError(f"{directory} has last interactions only; {way_out}")
     if points is None:
         points = Points(lists, np.empty(0, np.int64), np.empty(0, np.int64), "signed")
     points = _with_last(points, lists)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.points import Points, points_of
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
-from pnfrec_dist.data.schema import how_to_prepare
+from pnfrec_dist.data.schema import how_to_add_points
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError, require
 from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
@@ -50,7 +50,7 @@ class HeldOut:
         self.validation = selection_targets(settings, data, with_negative=self.subtracts)
         self.search = None
         if is_searched(settings):
-            self.search = WeightSearch(settings, self._of_search(), model, world)
+            self.search = WeightSearch(settings, self._of_search(), model, world, progress)
 
     def validate(self) -> dict[str, float]:
         """Metrics on validation users.
@@ -126,4 +126,4 @@ def require_points(settings: Settings, data: PreparedData) -> None:
     """Raises InputError if evaluation.select_on asks for points that the data do not have."""
     if settings.evaluation.select_on == "points" and not data.has_points:
         what = f"evaluation.select_on is points, but {data.directory} was prepared by an earlier version without them"
-        raise InputError(f"{what}; prepare it again: {how_to_prepare(data.directory.name)}")
+        raise InputError(f"{what}; prepare it again: {how_to_add_points(data.directory.name)}")

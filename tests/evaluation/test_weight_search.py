@@ -12,6 +12,7 @@ from pnfrec_dist.config.settings import EncoderSettings, EvaluationSettings, His
 from pnfrec_dist.data.points import Points, points_of
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
+from pnfrec_dist.evaluation import weight_search
 from pnfrec_dist.evaluation.holdout import Ranked, evaluate, model_scores
 from pnfrec_dist.evaluation.metrics import ndcg
 from pnfrec_dist.evaluation.weight_search import GAMMAS, KEEP, SHARES, WeightSearch, is_above_zero, is_searched
@@ -139,12 +140,17 @@ def test_a_share_is_sought_at_the_given_gamma(prepared: Path) -> None:
 
 def on_ranks(world: World, prepared: Path, sharded: bool) -> None:
     data = open_prepared(prepared)
-    targets = of_validation(data, SETTINGS)
+    targets, gammas = of_validation(data, SETTINGS), set[float]()
+    weight_search.SIGNIFICANT = 0.0  # in this process: any gain is enough, so that gammas above 0 are found
     for seed in range(4):
         alone = spread(SETTINGS, data.num_items, seed)
         expected = WeightSearch(SETTINGS, targets, alone, World()).find().weights
-        model = spread(SETTINGS, data.num_items, seed, world if sharded else None)
-        assert world.gather(WeightSearch(SETTINGS, targets, model, world).find().weights) == [expected] * world.size
+        model, shares = spread(SETTINGS, data.num_items, seed, world if sharded else None), list[float]()
+        found = WeightSearch(SETTINGS, targets, model, world, shares.append).find().weights
+        assert world.gather(found) == [expected] * world.size
+        assert max(shares) == 1.0 and shares.count(1.0) == 3, "told for the encoders, the shares and the gammas"
+        gammas.add(found.gamma)
+    assert len(gammas) > 1
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -17,7 +17,7 @@ from helpers.tiny_training import SETTINGS, trained
 from torch import Tensor
 
 from pnfrec_dist import export
-from pnfrec_dist.config.settings import EncoderSettings, LossSettings, Settings
+from pnfrec_dist.config.settings import EncoderSettings, EvaluationSettings, LossSettings, Settings
 from pnfrec_dist.data.batches import HistoryBatch
 from pnfrec_dist.data.collate import history_batch
 from pnfrec_dist.data.prepared import open_prepared
@@ -107,6 +107,25 @@ def test_scores_equal_the_models_where_torch_is_all_there_is(case: str, tmp_path
                 expected_BN = hidden(inputs) @ model.item_table.weight[1:].T
             np.testing.assert_allclose(scores_BN, expected_BN, rtol=0, atol=1e-5)
     assert (tmp_path / "out" / "negative_encoder.pt2").exists() == ("negative_encoder.pt2" in own)
+
+
+@pytest.mark.parametrize("case", [FAST, pytest.param("signed", marks=pytest.mark.integration)])
+def test_the_printed_code_scores_with_gamma(case: str, tmp_path: Path) -> None:
+    settings = replace(CASES[case], evaluation=EvaluationSettings(gamma=0.2))
+    exported, found = made(settings), {}
+    text = export_files.export(exported, tmp_path / "out")
+    exec(text[text.index("import numpy") :], found)
+    model, device = exported.model, torch.device("cpu")
+    disliked = [1, 2, 3] if case == "signed" else [ITEMS, ITEMS - 1, ITEMS - 2]
+
+    def batch(items: list[int]) -> HistoryBatch:
+        return history_batch(Ragged.of([items]), np.arange(1), model.max_length, device)
+
+    with torch.no_grad():
+        negative_BD = model.last_negative_hidden(batch(disliked))
+        user_BD = model.last_hidden(batch([1, 2, 3])) - 0.2 * negative_BD
+        expected_BN = user_BD @ model.item_table.weight[1:].T
+    np.testing.assert_allclose(found["scores_BN"], expected_BN, rtol=0, atol=1e-5)
 
 
 def test_item_vectors_are_the_tables_rows(written: Path) -> None:

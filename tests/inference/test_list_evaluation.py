@@ -1,13 +1,19 @@
 """Another system's lists: metrics beside a plain loop, many points, what is left out, wrong files."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.tiny_training import SETTINGS, trained
 
+from pnfrec_dist import load_model
+from pnfrec_dist.config.histories import History
+from pnfrec_dist.config.settings import EvaluationSettings, LossSettings
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluate import main
@@ -183,6 +189,37 @@ def test_lists_by_popularity_equal_the_popularity_ranking(
     assert found["lists"].keys() >= {"ndcg_p_at_10", "points_ndcg_p_at_10", "points_ndcg_n_at_10"}
 
 
+@pytest.mark.parametrize("history", ["positive", "both"])
+def test_a_models_own_lists_equal_the_model(
+    prepared_writer: Callable[..., Path], tmp_path: Path, history: History
+) -> None:
+    """The lists are made from the written points alone; the model is evaluated by --run, with its stored weights."""
+    prepared = prepared_writer(tmp_path / "prepared" / "tiny", items=300)
+    settings = replace(
+        SETTINGS,
+        encoder=replace(SETTINGS.encoder, history=history, likes_share=0.3),
+        loss=LossSettings(0.45, terms=("ce_likes=1",) if history == "both" else ()),
+        evaluation=EvaluationSettings(gamma=0.2, points=1, cutoffs=(10, 200)),
+    )
+    data = open_prepared(prepared)
+    assert not any(row["target_raw_item_id"] in row["seen_raw_item_ids"] for row in plain_points(data, "test").values())
+    checkpoint = trained(data, settings, tmp_path / "run")
+    model = load_model(checkpoint, str(prepared.parent))
+    lists = {}
+    for row in written_points(prepared, "test"):
+        pairs = list(zip(row["raw_item_ids"], row["is_liked"], strict=True))
+        signed = [(item, 5.0 if is_liked else 1.0) for item, is_liked in pairs]
+        found = model.recommend(users={"a": signed}, k=300)
+        lists[row["user_id"], row["point"]] = list(found["a"].items)
+    file, out = write_point_lists(tmp_path / "lists.parquet", lists), tmp_path / "out.json"
+    flags = ["--data-dir", str(prepared.parent), "--run", str(checkpoint), "--out", str(out)]
+    assert main(["--lists", str(file), *flags]) == 0
+    found = json.loads(out.read_text())
+    names = [name for name in found["lists"] if "coverage" not in name]
+    assert {name: found["lists"][name] for name in names} == {name: found[settings.model][name] for name in names}
+    assert any(name.startswith("points_") for name in names) and found["lists"]["points_mrr_p_at_200"] > 0
+
+
 def test_points_that_are_not_evaluated_and_points_without_a_list_are_told(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,8 +243,10 @@ def test_points_are_whole_numbers(prepared: Path, points: list, message: str) ->
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--write-points", "a", "--lists", "b"], "--write-points"),
+        (["--write-points", "a", "--lists", "b"], "--lists is 'b'; it must be without --write-points"),
         (["--write-points", "a", "--split", "train"], "--split"),
+        (["--run", "a", "--split", "validation"], "--split is 'validation'; it must be with --lists or --write-points"),
+        (["--run", "a", "--dataset", "tiny"], "--dataset is 'tiny'; it must be with --lists or --write-points"),
         (["--write-points", "a"], "--write-points needs --dataset"),
         (["--write-points", "/nowhere/a", "--dataset", "tiny"], "cannot write --write-points /nowhere/a"),
     ],

@@ -37,9 +37,10 @@ from pathlib import Path
 from pnfrec_dist.evaluation.metrics import ndcg
 
 def flaky(ranks, k):
-    for mark in Path(__file__).parent.glob("fail-*"):
-        mark.unlink()
-        raise OSError("the disk is gone")
+    if len(ranks) > 6:  # in training, not in the check of the settings
+        for mark in Path(__file__).parent.glob("fail-*"):
+            mark.unlink()
+            raise OSError("the disk is gone")
     return ndcg(ranks, k)
 """
 
