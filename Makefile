@@ -50,10 +50,10 @@ spark-prep: $(STAMP)  ## prepare the raw data set into data/prepared/DATASET (DA
 py-files: $(STAMP)  ## write the files for spark-submit to dist/: prepare.py, and pnfrec_dist.zip for --py-files
 	@$(BIN)/python -m spark_jobs.package "$(DIST)"
 
-train: spark-prep  ## prepare DATASET, train MODEL, evaluate, log to MLflow (EPOCHS=..., ARGS="...")
+train: spark-prep  ## prepare DATASET, train MODEL (default: pnfrec_plus), evaluate, log to MLflow (EPOCHS=..., ARGS="...")
 	@$(BIN)/python -m pnfrec_dist.train --dataset "$(DATASET)" $(if $(MODEL),--model "$(MODEL)") $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
-reproduce: spark-prep  ## train all models with all seeds, and compare them with the paper in a report (SEEDS=5 MODELS="..." EPOCHS=... ALPHAS=grid BETAS=grid)
+reproduce: spark-prep  ## train the paper's six models, or MODELS, with all seeds, and compare them in a report (SEEDS=5 MODELS="..." EPOCHS=... ALPHAS=grid BETAS=grid)
 	@$(BIN)/python -m pnfrec_dist.reproduce --dataset "$(DATASET)" $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MODELS),--models $(MODELS)) \
 	$(if $(ALPHAS),--alphas $(ALPHAS)) $(if $(BETAS),--betas $(BETAS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 

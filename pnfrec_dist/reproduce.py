@@ -1,4 +1,4 @@
-"""The command python -m pnfrec_dist.reproduce: trains all models with all seeds, and compares them with the paper."""
+"""The command python -m pnfrec_dist.reproduce: trains models with several seeds, and compares them."""
 
 from collections.abc import Sequence
 

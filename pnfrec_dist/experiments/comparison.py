@@ -55,11 +55,6 @@ class Comparison:
     """the model with which the others are compared"""
 
     @property
-    def is_of_paper(self) -> bool:
-        """Whether the paper has figures of all the models on these data."""
-        return bool(self.published) and self.runs.keys() <= self.published.keys()
-
-    @property
     def seeds(self) -> str:
         """Number of seeds per model: "5 seeds", "2 to 4 seeds"."""
         return counted({len(runs) for runs in self.runs.values()}, "seed")

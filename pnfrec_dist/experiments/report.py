@@ -57,6 +57,8 @@ class About:
     """number of them with a result"""
     problems: Sequence[str] = ()
     """messages of trainings that failed"""
+    has_other_models: bool = False
+    """whether there are models that the paper does not have"""
 
 
 def headline_markdown(comparison: Comparison) -> str:
@@ -117,7 +119,8 @@ def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[
     lines = {model: [run.result.epochs for run in runs] for model, runs in comparison.runs.items()}
     curves = plots.learning_curves(lines, comparison.own_terms)
     plots.save_png(curves, directory / "figures" / "learning_curves.png")
-    parts = ["## Table 2" if comparison.is_of_paper else "## Test users", _table2_text(comparison)]
+    is_of_paper = comparison.published and not about.has_other_models
+    parts = ["## Table 2" if is_of_paper else "## Test users", _table2_text(comparison)]
     parts += [headline_markdown(comparison), "![p, n and delta of every model](figures/bars.png)"]
     if comparison.reference in comparison.runs:
         parts += [
@@ -233,7 +236,7 @@ def _training_table(comparison: Comparison) -> str:
 
 def _of_each(values: list[float | None]) -> str:
     """The value of each seed; empty if there is none."""
-    return " ".join("-" if value is None else f"{value:g}" for value in values) if any(values) else ""
+    return " ".join(f"{value:g}" for value in values if value is not None)
 
 
 def _curve(directory: Path, weight: str, runs: list[Recorded]) -> list[str]:

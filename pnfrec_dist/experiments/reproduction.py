@@ -124,15 +124,16 @@ def write(options: Options, data: PreparedData, trainings: Sequence[Training], p
     if not found:
         return None
     curves = {weight: [r for r in found if r.weight == weight] for weight in options.curves}
-    what = "the paper's experiments" if set(options.models) <= set(MODELS) else "comparison of models"
+    has_others = not set(options.models) <= set(MODELS)
     about = About(
-        title=f"{options.dataset}: {what}",
+        title=f"{options.dataset}: " + ("comparison of models" if has_others else "the paper's experiments"),
         command=_command(options),
         manifest=data.manifest,
         code=code_versions(),
         planned=len(trainings),
         recorded=len(found),
         problems=problems,
+        has_other_models=has_others,
     )
     curves = {weight: runs for weight, runs in curves.items() if runs}
     return write_report(options.directory / "report", about, _comparison(found, options), curves)

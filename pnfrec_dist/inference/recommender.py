@@ -121,7 +121,7 @@ def require_gamma(model: PNFRec, gamma: float) -> None:
     if not is_number or not 0 <= gamma < float("inf"):
         raise InputError(f"gamma is {gamma!r}; it must be a finite number >= 0")
     if gamma and not model.encoders.predicts_dislikes:
-        way_out = "use 0, or train one with loss.alpha above 0 (pnfrec, or pnfrec_signed with --loss.alpha 0.45)"
+        way_out = "use 0, or train one with loss.alpha above 0 (pnfrec_plus, pnfrec, ...)"
         raise InputError(f"gamma is {gamma:g}, but the model does not predict dislikes; {way_out}")
 
 

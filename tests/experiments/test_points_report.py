@@ -1,5 +1,7 @@
 """The section on many points: its figures beside those computed from the target ranks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -52,7 +54,7 @@ def test_figures_are_those_of_the_ranks() -> None:
     for model, runs in found.runs.items():
         (line,) = [row for row in values.splitlines() if row.startswith(f"| `{model}`")][:1]
         mean = np.mean([run.result.test["points_ndcg_p_at_10"] for run in runs])
-        assert line.split("|")[5].strip().startswith(four(float(mean)))
+        assert line.split("|")[6].strip().startswith(four(float(mean)))
     (better,) = [row for row in differences.splitlines() if row.startswith("| `pnfrec`")][:1]
     (equal,) = [row for row in differences.splitlines() if row.startswith("| `sasrec`")][:1]
     assert better.split("|")[3].strip().startswith("**+") and not equal.split("|")[3].strip().startswith("**")
@@ -80,3 +82,15 @@ def test_without_a_reference_there_is_a_table_alone(models: list[str]) -> None:
 
 def test_without_points_there_is_no_section() -> None:
     assert points_parts(comparison(with_points=False)) == []
+
+
+def test_another_model_can_be_the_reference() -> None:
+    """The difference changes its sign."""
+
+    def difference(reference: str, model: str) -> float:
+        text = "\n".join(points_parts(dataclasses.replace(comparison(), reference=reference)))
+        rows = text.split(f"### Difference from `{reference}`")[1].splitlines()
+        (row,) = [row for row in rows if row.startswith(f"| `{model}`")][:1]
+        return float(row.split("|")[3].strip(" *").partition(" ")[0])
+
+    assert difference("sasrec_p", "pnfrec") == -difference("pnfrec", "sasrec_p") > 0

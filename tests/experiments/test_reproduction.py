@@ -236,6 +236,28 @@ def four(value: float) -> str:
     return f"{value:.4f}".replace("0.", ".")
 
 
+def test_weights_that_validation_chose_are_told(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
+    """One value for each seed; models whose weights are fixed have none."""
+
+    def chosen(run: Recorded) -> Recorded:
+        weights = {"likes_share": 0.2 * run.seed, "gamma": 0.0} if run.model == "pnfrec" else {}
+        return dataclasses.replace(run, result=dataclasses.replace(run.result, weights=weights))
+
+    lines = (
+        report(workspace, [chosen(run) for run in found], tmp_path)
+        .split("## Training")[1]
+        .partition("\n## ")[0]
+        .splitlines()
+    )
+    rows = {
+        line.split("|")[1].strip(" `"): [cell.strip() for cell in line.split("|")[-3:-1]]
+        for line in lines
+        if "|" in line
+    }
+    assert rows["model"] == ["gamma, chosen", "likes_share, chosen"]
+    assert rows["pnfrec"] == ["0 0", "0.2 0.4"] and rows["sasrec_p"] == ["", ""]
+
+
 def test_the_report_says_what_the_runs_measured(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:
     text = report(workspace, found, tmp_path)
     for model in MODELS:
