@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         exit_on_error=False,
         description=f"Trains models with several seeds, as {command('train')} does, and compares them in a report: the "
         "paper's Table 2 and Figure 2, or other models, with the SD over seeds and intervals over test users. "
-        "Trainings that have a result are not run again, so the same command continues after an interruption, and more seeds, "
-        "models or values can be added.",
+        "Trainings that have a result are not run again, so the same command continues after an interruption, and more "
+        "seeds, models or values can be added.",
         epilog=f"Any other flag is a flag of {command('train')} (--epochs 20, --encoder.hidden-size 128, ...) "
         "and applies to all trainings; --dry-run lists them.",
     )
