@@ -49,7 +49,7 @@ def write_prepared_like(directory: Path, users: int, items: int = ITEMS, group: 
             }
         )
     target = {"target_item": 1, "target_is_positive": True, "target_timestamp": 9}
-    target |= {"holdout_items": [1], "holdout_is_positive": [True]}
+    target |= {"holdout_items": [1], "holdout_is_positive": [True], "holdout_timestamps": [9]}
     lists = ("items", "is_positive", "positive_items", "negative_items", "seen_items")
     holdout = [{**row, **target, **{f"before_{n}": row[n] for n in lists}} for row in rows[:HOLDOUT_USERS]]
     catalog = [{"item_id": i, "raw_item_id": str(i), "num_positive": 1, "num_negative": 1} for i in range(1, items + 1)]

@@ -20,7 +20,7 @@ HOLDOUT_COLUMNS = (
     f"{TRAIN_COLUMNS}, seen_items array<int>, target_item int, target_is_positive boolean, target_timestamp bigint, "
     "before_items array<int>, before_is_positive array<boolean>, before_positive_items array<int>, "
     "before_negative_items array<int>, before_seen_items array<int>, "
-    "holdout_items array<int>, holdout_is_positive array<boolean>"
+    "holdout_items array<int>, holdout_is_positive array<boolean>, holdout_timestamps array<bigint>"
 )
 WHOLE_COLUMNS = f"{TRAIN_COLUMNS}, seen_items array<int>, num_holdout int"
 USER_COLUMNS = (
@@ -119,6 +119,7 @@ def _interactions(rows: Rows, is_holdout_U: np.ndarray, max_history: int) -> lis
         _seen_items(rows, newest_R | replaced_R, firsts_U),
         _lists(columns.items_R[places_R], offsets_U, pa.int32()),
         _lists(columns.is_positive_R[places_R], offsets_U, pa.bool_()),
+        _lists(columns.times_R[places_R], offsets_U, pa.int64()),
     ]
 
 

@@ -97,7 +97,7 @@ def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> 
             most = manifest.settings["max_history"]
             limit = 2 * most if name.startswith("before_") else most  # with those that holdout_items replace
             _require(longest <= limit, file, f"a list of {longest} {name}; max_history is {most}")
-        if not pa.types.is_boolean(values.type) and len(values):
+        if pa.types.is_int32(values.type) and len(values):
             bounds = pc.min_max(values).as_py()
             inside = bounds["min"] >= 1 and bounds["max"] <= manifest.num_items
             _require(inside, file, f"{name} outside 1..{manifest.num_items}")
@@ -115,14 +115,29 @@ def _verify_lists(file: Location, batch: pa.RecordBatch, manifest: Manifest) -> 
     if "holdout_items" in batch.schema.names:
         _verify_sides(file, batch, "before_")
         _require(_seen_holds(batch, "before_"), file, "before_items that are not in before_seen_items")
-        for name, target in (("holdout_items", "target_item"), ("holdout_is_positive", "target_is_positive")):
-            ends = np.cumsum(batch[name].value_lengths().to_numpy())
-            values = batch[name].flatten().to_numpy(zero_copy_only=False)
-            last = values[ends - 1] if len(values) else ends
-            same = (np.diff(ends, prepend=0) > 0).all() and np.array_equal(last, batch[target])
-            _require(bool(same), file, f"{name} that do not end with {target}")
-        same = batch["holdout_items"].value_lengths().equals(batch["holdout_is_positive"].value_lengths())
-        _require(same, file, "holdout_items and holdout_is_positive of different lengths")
+        _verify_holdout(file, batch, manifest.split_timestamp)
+
+
+def _verify_holdout(file: Location, batch: pa.RecordBatch, split: int) -> None:
+    """The columns holdout_* of a user are of one length and end with the target; timestamps ascend from T on."""
+    for name, target in (
+        ("holdout_items", "target_item"),
+        ("holdout_is_positive", "target_is_positive"),
+        ("holdout_timestamps", "target_timestamp"),
+    ):
+        ends = np.cumsum(batch[name].value_lengths().to_numpy())
+        values = batch[name].flatten().to_numpy(zero_copy_only=False)
+        last = values[ends - 1] if len(values) else ends
+        same = (np.diff(ends, prepend=0) > 0).all() and np.array_equal(last, batch[target])
+        _require(bool(same), file, f"{name} that do not end with {target}")
+        same = batch["holdout_items"].value_lengths().equals(batch[name].value_lengths())
+        _require(same, file, f"holdout_items and {name} of different lengths")
+    lists = batch["holdout_timestamps"]
+    times, starts = lists.flatten().to_numpy(), np.cumsum(lists.value_lengths().to_numpy())[:-1]
+    ascends = np.diff(times) >= 0
+    ascends[starts - 1] = True  # from one user to the next
+    ascends = ascends.all() and (times >= split).all()
+    _require(bool(ascends), file, "holdout_timestamps that do not ascend from T")
 
 
 def _verify_sides(file: Location, batch: pa.RecordBatch, prefix: str) -> None:

@@ -59,6 +59,7 @@ def interactions(row: dict[str, Any]) -> dict[str, object]:
         "before_seen_items": sorted(set(row["items"][:-1])),
         "holdout_items": [row["items"][-1], row["target_item"]],
         "holdout_is_positive": [liked, row["target_is_positive"]],
+        "holdout_timestamps": [row["target_timestamp"] - 2, row["target_timestamp"]],
     }
 
 

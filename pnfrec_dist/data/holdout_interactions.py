@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from pnfrec_dist.data.ragged import Ragged, signed
 
 
@@ -23,9 +25,21 @@ class HoldoutInteractions:
     items: Ragged
     """the newest max_history interactions at or after T; the last one is the target"""
     is_positive: Ragged
+    timestamps: Ragged
+    """ascending"""
     replaces: bool
     """whether an interaction takes the place of the user's earlier one with the item (clean.duplicates: keep_last)"""
     max_history: int
+
+    @cached_property
+    def first_of_time(self) -> np.ndarray:
+        """For each value of `items`: the place in its list of the first one with the same timestamp."""
+        offsets, times = self.timestamps.offsets, self.timestamps.values
+        is_first = np.append(True, np.diff(times) != 0)[: len(times)]
+        is_first[offsets[:-1][self.timestamps.lengths > 0]] = True
+        number = np.arange(len(times))
+        firsts = np.maximum.accumulate(np.where(is_first, number, 0))
+        return firsts - np.repeat(offsets[:-1], self.timestamps.lengths)
 
     @cached_property
     def before_signed(self) -> Ragged:

@@ -1,4 +1,4 @@
-"""Points of an evaluation: holdout interactions, each to be ranked from what came before it.
+"""Points of an evaluation: holdout interactions, each to be ranked from what came before its timestamp.
 
 P points, U users of a split, B points of a batch.
 """
@@ -44,9 +44,9 @@ class Points:
         return self.lists.is_positive.values[self.lists.items.offsets[self.user_P] + self.place_P].astype(bool)
 
     def part(self, points: np.ndarray) -> HoldoutData:
-        """The points `points`, each with the histories and the seen items of its moment."""
-        lists, users_B, places_B = self.lists, self.user_P[points], self.place_P[points]
-        earlier = _Earlier(lists, users_B, places_B)
+        """The points `points`, each with the histories and the seen items before its timestamp."""
+        lists, users_B = self.lists, self.user_P[points]
+        earlier = _Earlier(lists, users_B, lists.first_of_time[lists.items.offsets[users_B] + self.place_P[points]])
         if HISTORIES[self.history].holds_negatives:
             history = earlier.joined(lists.before_signed)
         else:
@@ -75,26 +75,37 @@ def points_of(data: PreparedData, split: str, history: History, settings: Evalua
 def choose_points(lists: HoldoutInteractions, user_ids: pa.Array, count: int, history: History) -> Points:
     """At most `count` holdout interactions of each user, drawn without replacement.
 
-    The choice depends only on the user's id and number of holdout interactions.
+    The choice depends only on the user's id and number of holdout interactions. If a user has more than max_history of
+    them, those of the first timestamp of the list are left out, because others of that timestamp may not be in it.
     """
     lengths_U = lists.items.lengths
-    few = lengths_U <= count
-    users = [np.repeat(np.flatnonzero(few), lengths_U[few])]
-    firsts = np.cumsum(lengths_U[few]) - lengths_U[few]
-    places = [np.arange(len(users[0])) - np.repeat(firsts, lengths_U[few])]
+    starts_U = _first_changes(lists)
+    left_U = lengths_U - starts_U
+    few = left_U <= count
+    users = [np.repeat(np.flatnonzero(few), left_U[few])]
+    firsts = np.cumsum(left_U[few]) - left_U[few]
+    places = [np.arange(len(users[0])) - np.repeat(firsts - starts_U[few], left_U[few])]
     for user in np.flatnonzero(~few):
         seed = int.from_bytes(hashlib.sha256(user_ids[user].as_py().encode()).digest()[:8])
         users.append(np.full(count, user))
-        places.append(np.random.default_rng(seed).choice(lengths_U[user], count, replace=False))
+        places.append(starts_U[user] + np.random.default_rng(seed).choice(left_U[user], count, replace=False))
     user_P, place_P = np.concatenate(users), np.concatenate(places)
     order = np.lexsort((place_P, user_P))
     return Points(lists, user_P[order], place_P[order], history)
 
 
+def _first_changes(lists: HoldoutInteractions) -> np.ndarray:
+    """The first place after the list's first timestamp, [U], of lists that may be cut; 0 for the others."""
+    user_I = np.repeat(np.arange(len(lists.items)), lists.items.lengths)
+    of_first_U = np.bincount(user_I[lists.first_of_time == 0], minlength=len(lists.items))
+    return np.where(lists.items.lengths == lists.max_history, of_first_U, 0)
+
+
 class _Earlier:
-    """The holdout interactions of each point's user that come before the point."""
+    """The holdout interactions of each point's user before a place."""
 
     def __init__(self, lists: HoldoutInteractions, users_B: np.ndarray, places_B: np.ndarray) -> None:
+        """places_B: that of the first interaction that is not earlier."""
         self.lists, self.users_B, self.places_B = lists, users_B, places_B
         point, self.items = lists.items.pairs(users_B)
         place = np.arange(len(point)) - np.repeat(np.cumsum(lists.items.lengths[users_B]), lists.items.lengths[users_B])

@@ -198,9 +198,11 @@ class PreparedData:
 
 
 def ragged(lists: pa.Array, num_items: int, where: str) -> Ragged:
-    """A column of lists, of item ids or flags. Raises InputError, with `where`, for ids outside the catalog."""
+    """A column of lists: of item ids (int32), flags or timestamps.
+
+    Raises InputError, with `where`, for ids outside the catalog."""
     values = lists.flatten().to_numpy(zero_copy_only=False)
-    if values.dtype != bool:
+    if values.dtype == np.int32:
         _require_item_ids(values, num_items, where)
     return Ragged(np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(), dtype=np.int64)]), values)
 

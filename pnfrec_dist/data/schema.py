@@ -28,8 +28,8 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.content_hash import has_sha256
 from pnfrec_dist.files.locations import Location, reading
 
-SCHEMA_VERSION = 4
-READ_VERSIONS = (3, 4)
+SCHEMA_VERSION = 5
+READ_VERSIONS = (3, 5)
 """Version 3 has no INTERACTIONS in validation/ and test/; all else is the same."""
 PAD_ID = 0
 """item_id of padding; real items are 1..num_items."""
@@ -60,6 +60,7 @@ INTERACTIONS = [
     pa.field("before_seen_items", _ITEM_IDS),
     pa.field("holdout_items", _ITEM_IDS),
     pa.field("holdout_is_positive", pa.list_(pa.bool_())),
+    pa.field("holdout_timestamps", pa.list_(pa.int64())),
 ]
 """holdout_*: the newest max_history interactions at or after T, up to the target, oldest first.
 

@@ -100,29 +100,26 @@ def run(settings: EvaluateSettings) -> int:
 
 
 def _comparisons(protocol: Protocol, rows: ListRows) -> Iterator[tuple[Ranked, np.ndarray]]:
-    """The last interactions, and the points if the lists name them, each with the target of each row (or -1)."""
+    """What the lists are for, each with the target of each row, or -1: last interactions, and points."""
     data, split = protocol.data, protocol.split
-    interactions = data.holdout_interactions(split) if rows.point_R is not None else None
-    if rows.point_R is None:
-        yield data.holdout(split), rows.user_R
+    is_of_point_R = rows.point_R >= 0
+    if not is_of_point_R.all():
+        yield data.holdout(split), np.where(is_of_point_R, -1, rows.user_R)
+    if not is_of_point_R.any():
         return
-    if interactions is None:
+    points = protocol.points
+    if points is None:
         raise InputError(
             f"the lists have a column 'point', but {data.directory} has last interactions only; prepare it again: "
             f"{how_to_add_points(data.directory.name)}"
         )
-    is_last_R = rows.point_R == interactions.items.lengths[rows.user_R] - 1
-    if is_last_R.any():
-        yield data.holdout(split), np.where(is_last_R, rows.user_R, -1)
-    points = protocol.points
-    if points is not None:
-        keys_P = points.user_P.astype(np.int64) << 32 | points.place_P.astype(np.int64)
-        keys_R = rows.user_R << 32 | rows.point_R.astype(np.int64)
-        place_R = np.minimum(np.searchsorted(keys_P, keys_R), len(keys_P) - 1)
-        is_point_R = keys_P[place_R] == keys_R
-        known = is_point_R | is_last_R
-        _note(f"left out: {int((~known).sum()):,} rows of points that are not evaluated" if not known.all() else "")
-        yield points, np.where(is_point_R, place_R, -1)
+    keys_P = points.user_P.astype(np.int64) << 32 | points.place_P.astype(np.int64)
+    keys_R = rows.user_R << 32 | np.maximum(rows.point_R, 0)
+    place_R = np.minimum(np.searchsorted(keys_P, keys_R), len(keys_P) - 1)
+    is_point_R = is_of_point_R & (keys_P[place_R] == keys_R)
+    if unknown := int((is_of_point_R & ~is_point_R).sum()):
+        _note(f"left out: {unknown:,} rows of points that are not evaluated")
+    yield points, np.where(is_point_R, place_R, -1)
 
 
 def _evaluated(protocol: Protocol, lists: Lists, ranked: Ranked) -> dict[str, Evaluation]:

@@ -20,7 +20,8 @@ from pnfrec_dist.files.locations import Location, reading
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 COLUMNS = ("user_id", "rank", "raw_item_id")
 POINT = "point"
-"""An optional column: the place of the target among the user's interactions from T on, from 0."""
+"""An optional column: the place of the target among the user's interactions from T on, from 0. A row without it is of a
+list for the user's last interaction."""
 CHUNK = 4096
 """Points whose seen items are made at once."""
 
@@ -33,8 +34,8 @@ class ListRows:
     """row of the split"""
     item_R: np.ndarray
     rank_R: np.ndarray
-    point_R: np.ndarray | None
-    """None if the files have no such column"""
+    point_R: np.ndarray
+    """-1 for lists for the last interaction"""
     left_out: dict[str, int]
     """reason -> rows that are not here"""
 
@@ -64,9 +65,10 @@ def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
     kind = table["rank"].type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise InputError(f"the column 'rank' of {files[0]} is {kind}; it must be a number, 1 for the first item")
-    if POINT in columns and (not pa.types.is_integer(table[POINT].type) or table[POINT].null_count):
-        what = f"is {table[POINT].type}" if not table[POINT].null_count else "has empty rows"
-        raise InputError(f"the column 'point' of {files[0]} {what}; it must be a whole number, as in --write-points")
+    points = table[POINT] if POINT in columns else pa.chunked_array([pa.nulls(len(table), pa.int64())])
+    if not (pa.types.is_integer(points.type) or pa.types.is_null(points.type)):
+        kind = points.type
+        raise InputError(f"the column 'point' of {files[0]} is {kind}; it must be a whole number, as in --write-points")
     user_ids, raw_ids = data.user_ids(split), data.raw_item_ids()
     user = pc.fill_null(pc.index_in(_texts(table["user_id"]), user_ids), -1).to_numpy(zero_copy_only=False)
     item = pc.fill_null(pc.index_in(_texts(table["raw_item_id"]), raw_ids), -1).to_numpy(zero_copy_only=False)
@@ -81,7 +83,7 @@ def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
         f"users who are no {split} users": int((user < 0).sum()),
         "items that are not in the catalog": int(((user >= 0) & (item < 0)).sum()),
     }
-    point_R = table[POINT].to_numpy()[kept] if POINT in columns else None
+    point_R = pc.fill_null(pc.cast(points, pa.int64()), -1).to_numpy()[kept]
     return ListRows(
         user[kept].astype(np.int64), item[kept].astype(np.int64) + 1, table["rank"].to_numpy()[kept], point_R, left_out
     )

@@ -10,7 +10,7 @@ from pnfrec_dist.files.locations import sha256_of
 
 
 def to_version_3(directory: Path) -> None:
-    """Removes what version 4 has added."""
+    """Removes what later versions have added."""
     manifest = read_manifest(directory)
     files = []
     for entry in manifest.files:

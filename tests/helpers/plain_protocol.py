@@ -164,6 +164,7 @@ def interactions(history: Frame, first: int, numbers: dict[str, int], most: int,
         "before_seen_items": sorted(set(coded(before))),
         "holdout_items": coded(later),
         "holdout_is_positive": later.liked.tolist(),
+        "holdout_timestamps": later.time.astype(int).tolist(),
     }
 
 

@@ -248,6 +248,7 @@ def test_holdout_sequences_by_hand(labelled: DataFrame) -> None:
         "before_seen_items": [9, 10],
         "holdout_items": [2, 11],
         "holdout_is_positive": [True, True],
+        "holdout_timestamps": [400, 500],
     }
     assert users["ann"]["seen_items"] == [2, 9, 10, 11]
     assert "cid" not in users  # nothing before T

@@ -82,6 +82,7 @@ def slow_before(events: list[tuple], first: int, count: int, *, keep_last: bool)
         "before_seen_items": sorted({event[3] for event in before}),
         "holdout_items": [event[3] for event in later],
         "holdout_is_positive": [event[4] for event in later],
+        "holdout_timestamps": [event[1] for event in later],
     }
 
 

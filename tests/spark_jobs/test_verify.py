@@ -61,7 +61,7 @@ TRAIN, TEST, ITEMS = "train/part-00000.parquet", "test/part-00000.parquet", "ite
         (TEST, lambda rows: rows[0]["holdout_items"].append(3), "holdout_items that do not end with target_item"),
         (
             TEST,
-            lambda rows: rows[0].update(holdout_items=[], holdout_is_positive=[]),
+            lambda rows: rows[0].update(holdout_items=[], holdout_is_positive=[], holdout_timestamps=[]),
             "holdout_items that do not end with target_item",
         ),
         (
@@ -73,6 +73,18 @@ TRAIN, TEST, ITEMS = "train/part-00000.parquet", "test/part-00000.parquet", "ite
             TEST,
             lambda rows: rows[0]["holdout_is_positive"].insert(0, True),
             "holdout_items and holdout_is_positive of different lengths",
+        ),
+        (
+            TEST,
+            lambda rows: rows[0].update(holdout_timestamps=[9, 8]),
+            "holdout_timestamps that do not end with target",
+        ),
+        (TEST, lambda rows: rows[0].update(holdout_timestamps=[10, 9]), "holdout_timestamps that do not ascend from T"),
+        (TEST, lambda rows: rows[1].update(holdout_timestamps=[4, 9]), "holdout_timestamps that do not ascend from T"),
+        (
+            TEST,
+            lambda rows: rows[0].update(holdout_timestamps=[9]),
+            "holdout_items and holdout_timestamps of different lengths",
         ),
         (
             TEST,
