@@ -7,6 +7,7 @@ runs/reproduce-<dataset>/report/     written by report.py
 
 import contextlib
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,11 +43,27 @@ def planned_states(trainings: Sequence[Training], data_digest: str) -> str:
     return text_table(["training", "state"], rows, "<<")
 
 
+def uneven_selection(trainings: Sequence[Training], *, has_points: bool) -> str:
+    """A warning if epochs are chosen by many points for some models, and by last interactions for others; else empty."""
+    by_points, by_last = list[str](), list[str]()
+    for training in trainings:
+        select_on = training.settings.evaluation.select_on
+        names = by_points if select_on == "points" or (select_on == "auto" and has_points) else by_last
+        names.append(training.settings.model)
+    if not (by_points and by_last):
+        return ""
+    points, last = (", ".join(dict.fromkeys(names)) for names in (by_points, by_last))
+    way_out = "--evaluation.select-on points (or last) gives all the same"
+    return f"epochs of {points} are chosen by many points, those of {last} by last interactions; {way_out}"
+
+
 def reproduce(options: Options, trainings: Sequence[Training]) -> int:
     """Runs the missing trainings, reports, and returns the exit code. Raises InputError, and RunError for failures."""
     published_figures(options.dataset)  # finds a file that cannot be read early
     data, uri = open_data(trainings[0].settings), tracking_uri()
     digest = data.manifest.digest
+    if warning := uneven_selection(trainings, has_points=data.has_points):
+        print(f"WARNING: {warning}", file=sys.stderr)
     if trainings[0].settings.dry_run:
         print(planned_states(trainings, digest))
         missing = still_missing(trainings, digest)

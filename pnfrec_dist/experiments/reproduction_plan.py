@@ -54,8 +54,8 @@ def planned(options: Options) -> list[Training]:
 
 
 def _own(model: str) -> list[str]:
-    """Names of the settings that define the model."""
-    return list(flatten(conf_content("model", model)))
+    """Names of the settings that define the model. How it is evaluated is not among them: flags change it for all."""
+    return [name for name in flatten(conf_content("model", model)) if not name.startswith("evaluation.")]
 
 
 def _flag(name: str) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.experiments.reproduction import uneven_selection
 from pnfrec_dist.experiments.reproduction_options import parse
 from pnfrec_dist.experiments.reproduction_plan import planned
 
@@ -33,6 +34,22 @@ from pnfrec_dist.experiments.reproduction_plan import planned
 def test_wrong_input_is_named(args: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         planned(parse(["--dataset", "tiny", *args]))
+
+
+def test_how_models_are_evaluated_can_be_changed_for_all() -> None:
+    args = ["--models", "pnfrec_plus", "sasrec_p", "--evaluation.select-on", "points", "--evaluation.gamma", "0"]
+    found = [training.settings.evaluation for training in planned(parse(["--dataset", "ml1m", *args]))]
+    assert len(found) == 10 and {(one.select_on, one.gamma) for one in found} == {("points", 0.0)}
+
+
+def test_a_comparison_by_different_targets_is_warned_of() -> None:
+    args = ["--dataset", "ml1m", "--models", "pnfrec_plus", "sasrec_p", "pnfrec"]
+    mixed, even = planned(parse(args)), planned(parse([*args, "--evaluation.select-on", "last"]))
+    assert uneven_selection(mixed, has_points=True) == (
+        "epochs of pnfrec_plus are chosen by many points, those of sasrec_p, pnfrec by last interactions; "
+        "--evaluation.select-on points (or last) gives all the same"
+    )
+    assert not uneven_selection(mixed, has_points=False) and not uneven_selection(even, has_points=True)
 
 
 def test_a_data_set_with_a_wrong_name_is_named() -> None:
