@@ -44,7 +44,7 @@ def planned_states(trainings: Sequence[Training], data_digest: str) -> str:
 
 
 def uneven_selection(trainings: Sequence[Training], *, has_points: bool) -> str:
-    """A warning if epochs are chosen by many points for some models, and by last interactions for others; else empty."""
+    """A warning if epochs are chosen by many points for some models and by last interactions for others; else empty."""
     by_points, by_last = list[str](), list[str]()
     for training in trainings:
         select_on = training.settings.evaluation.select_on
