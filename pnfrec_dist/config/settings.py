@@ -230,8 +230,8 @@ class EvaluationSettings:
     auto: points if the data have them"""
     gamma: float | Literal["auto"] = 0.0
     """gamma times an item's score as the next dislike is subtracted from its score, in validation, in the test and, by
-    default, in lists; 0: off; auto: in the test and in lists, the one of 0, 0.05, ..., 0.5 with the best dNDCG@10 on
-    validation users that keeps 95 % of NDCG_p@10, or 0 if it is not significantly better than 0"""
+    default, in lists; 0: off; auto: in the test and in lists, the one of 0, 0.05, ..., 0.5 that validation users choose
+    (docs/evaluation.md)"""
 
     def __post_init__(self) -> None:
         require(not isinstance(self.points, int) or self.points >= 1, "evaluation.points", self.points, ">= 1")

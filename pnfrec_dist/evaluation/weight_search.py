@@ -26,7 +26,7 @@ from pnfrec_dist.model.top_k import rank_targets, table_scores
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 GAMMAS = tuple(step / 20 for step in range(11))
 KEEP = 0.95
-"""Gamma may cost this much of the best NDCG_p@10: 5 %."""
+"""Without an encoder of likes, gamma may cost this much of NDCG_p@10: 5 %."""
 MAX_TARGETS = 50_000
 SIGNIFICANT = 1.96
 """So many standard errors make a difference significant."""
@@ -102,19 +102,23 @@ class WeightSearch:
     @torch.inference_mode()
     def find(self) -> Found:
         """The same on every rank: first the share (_best_share), at the gamma of the settings or else 0; then gamma
-        (_best_gamma)."""
+        (_gamma_without_harm if there is an encoder of likes, else _best_gamma)."""
         self.model.eval()
         batches = self._batches()
-        weights, of_likes = self.model.encoders.weights, 0.0
+        weights = self.model.encoders.weights
         if self.searches_gamma:
             weights = replace(weights, gamma=0.0)
         if self.searches_share:
             found = self._tried(batches, [replace(weights, likes_share=share) for share in SHARES])
-            share = self._best_share(found)
-            weights, of_likes = replace(weights, likes_share=share), self._mean(found[SHARES.index(1.0)], True)
+            weights = replace(weights, likes_share=self._best_share(found))
         if self.searches_gamma and not self.is_positive_T.all():
-            found = self._tried(batches, [replace(weights, gamma=gamma) for gamma in GAMMAS])
-            weights = replace(weights, gamma=self._best_gamma(found, of_likes))
+            tried = [replace(weights, gamma=gamma) for gamma in GAMMAS]
+            if self.model.encoders.likes is not None:
+                of_likes_T, *found = self._tried(batches, [ScoreWeights(likes_share=1.0), *tried])
+                gamma = self._gamma_without_harm(np.stack(found), of_likes_T)
+            else:
+                gamma = self._best_gamma(self._tried(batches, tried))
+            weights = replace(weights, gamma=gamma)
         return Found(weights, batches)
 
     def _best_share(self, values_WT: np.ndarray) -> float:
@@ -122,14 +126,23 @@ class WeightSearch:
         scores = {share: self._mean(values_T, True) for share, values_T in zip(SHARES, values_WT, strict=True)}
         return max(scores, key=lambda share: (scores[share], share))
 
-    def _best_gamma(self, values_WT: np.ndarray, of_likes: float) -> float:
-        """The gamma with the best dNDCG among those that keep NDCG_p, if its dNDCG is significantly better than that of
-        gamma 0; else 0. To keep NDCG_p: 95 % of that of gamma 0, and at least `of_likes`, that of the likes' encoder
-        alone."""
+    def _gamma_without_harm(self, values_WT: np.ndarray, of_likes_T: np.ndarray) -> float:
+        """The smallest gamma with which the model ranks liked targets at least as high as its encoder of likes alone
+        does, and disliked ones no higher (NDCG_p and NDCG_n). If there is none: of those with such an NDCG_p, the gamma
+        with the best dNDCG; else 0."""
+        ndcg_p, ndcg_n = (np.array([self._mean(values_T, side) for values_T in values_WT]) for side in (True, False))
+        ranks_likes = ndcg_p >= self._mean(of_likes_T, True)
+        does_no_harm = ranks_likes & (ndcg_n <= self._mean(of_likes_T, False))
+        if does_no_harm.any():
+            return GAMMAS[int(np.argmax(does_no_harm))]
+        return GAMMAS[int(np.argmax(np.where(ranks_likes, ndcg_p - ndcg_n, -np.inf)))]
+
+    def _best_gamma(self, values_WT: np.ndarray) -> float:
+        """The gamma with the best dNDCG among those that keep 95 % of the NDCG_p of gamma 0, if its dNDCG is
+        significantly better than that of gamma 0; else 0."""
         ndcg_p = np.array([self._mean(values_T, True) for values_T in values_WT])
         delta = ndcg_p - [self._mean(values_T, False) for values_T in values_WT]
-        keeps = ndcg_p >= max(KEEP * ndcg_p[0], of_likes)
-        best = int(np.argmax(np.where(keeps, delta, -np.inf)))
+        best = int(np.argmax(np.where(ndcg_p >= KEEP * ndcg_p[0], delta, -np.inf)))
         sign_T = np.where(self.is_positive_T, 1, -1)
         return GAMMAS[best] if is_above_zero(values_WT[best] - values_WT[0], sign_T, self.user_T) else 0.0
 

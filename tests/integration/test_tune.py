@@ -183,7 +183,7 @@ def test_a_time_budget_ends_with_the_best_so_far_and_the_same_command_goes_on(wo
     """Nothing is tested before all trials ended. An interrupted trial continues from its checkpoint."""
     add_stage(workspace, "rates", LR.format(values=[0.001, 0.01]))
     flags = ["--stages", "rates", "--name", "budget", "--epochs", "400", "--train.patience", "400"]
-    flags += ["--encoder.hidden-size", "8"]
+    flags += ["--encoder.hidden-size", "8", "--train.batch-size", "1"]  # 30 steps an epoch
     directory = workspace / "runs" / "budget" / "rates"
     output = Sweep(workspace, *flags, "--time-budget", "40s").succeed()
     assert "the time budget is used up; runs/budget/best.yaml has the best so far, not tested" in output
