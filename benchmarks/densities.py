@@ -2,7 +2,7 @@
 
 Data are generated as the built-in data set is (spark_jobs/synthetic.py), with other sizes. Preparation, trainings and
 reports are those of the commands; --work keeps everything, and the same command continues. One seed of both models on
-all six takes about 40 minutes on two cores.
+all six takes about half an hour on two cores.
 """
 
 import argparse
