@@ -46,7 +46,7 @@ def test_what_the_model_does_not_know_is_told(model: Model) -> None:
     assert model.recommend(liked=["nowhere"], k=2).is_popular
     assert len(model.recommend(liked=["3"], k=99).items) == len(model.item_ids) - 1
     assert model.recommend(users={}) == {}
-    assert repr(model) == f"Model(pnfrec, {len(model.item_ids)} items)"
+    assert repr(model) == f"Model({model.exported.settings.model}, {len(model.item_ids)} items)"
 
 
 @pytest.mark.parametrize(

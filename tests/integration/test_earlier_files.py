@@ -30,6 +30,7 @@ pytestmark = pytest.mark.integration
 FILES = Path(__file__).parents[1] / "fixtures" / "files_of_0_1.tar.xz"
 SETTINGS = {
     "--dataset": "tiny",
+    "--model": "pnfrec",
     "--data-dir": "prepared",
     "--num-workers": "1",
     "--epochs": "3",
