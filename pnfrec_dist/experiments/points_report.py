@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pnfrec_dist.evaluation.bootstrap import resample_count
 from pnfrec_dist.evaluation.chance import chance_of_difference
 from pnfrec_dist.evaluation.metrics import HEADLINE_CUTOFF, POINTS, SELECTION_METRIC, metric_title, ndcg
 from pnfrec_dist.experiments.comparison import Comparison
@@ -19,9 +20,9 @@ def points_parts(comparison: Comparison) -> list[str]:
         return []
     users, likes = len(np.unique(points.user)), int(points.target_is_positive.sum())
     text = (
-        f"Up to {int(np.bincount(points.user).max())} interactions from T on of each test user, each predicted from "
-        f"what came before it: {len(points.user):,} points of {users:,} users, {likes:,} of them likes. Means over "
-        "points."
+        f"Up to {int(np.bincount(points.user).max())} interactions from T on of each test user. Each is predicted from "
+        f"what came before its timestamp. These are {len(points.user):,} points of {users:,} users, {likes:,} of them "
+        "likes. The metrics are means over points."
     )
     parts = ["## Many points", text, _values(comparison)]
     if comparison.reference in comparison.runs and len(comparison.runs) > 1:
@@ -31,10 +32,10 @@ def points_parts(comparison: Comparison) -> list[str]:
             " does not contain 0.",
             _differences(comparison),
             "### What chance does with one point of each user",
-            "Test users were drawn with replacement, and one point of each, 10,000 times. From each difference in "
-            f"{metric_title(SELECTION_METRIC)} between the models, the mean of all draws was subtracted, so that what "
-            "is left is chance. The last column has the share of draws in which chance is at least as large as the "
-            "difference on the last interactions.",
+            f"Test users were drawn with replacement, and one point of each, {resample_count(users):,} times. Each "
+            f"draw gives a difference in {metric_title(SELECTION_METRIC)}. The mean of all draws was subtracted from each, "
+            "so that what is left is chance. The last column has the share of draws in which chance is at least as "
+            "large as the difference on the last interactions.",
             _chances(comparison),
         ]
     return parts

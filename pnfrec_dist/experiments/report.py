@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 from pnfrec_dist.config.mappings import flatten
 from pnfrec_dist.data.schema import Manifest
@@ -37,7 +38,7 @@ from pnfrec_dist.files.text import counted, duration, four, signed, span
 REPORT, PAGE = "report.md", "report.html"
 BARS = {name: (f"{name}_p_at_10", f"{name}_n_at_10", f"{name}_delta_at_10") for name in HEADLINE_MEASURES}
 CURVE_METRICS = (SELECTION_METRIC, "ndcg_delta_at_10", LOGGED_SELECTION)
-FEW_USERS = 100
+FEW_USERS, WIDTH = 100, 100
 SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
 """Sections of the settings that a report shows, plus "sampled" if items are sampled."""
 
@@ -106,10 +107,30 @@ def _write_all(directory: Path, about: About, comparison: Comparison, curves: di
     if about.problems:
         parts += ["## Trainings that failed", "\n".join(f"- {problem}" for problem in about.problems)]
     text = "\n\n".join(parts) + "\n"
-    (directory / REPORT).write_text(text, encoding="utf-8")
+    (directory / REPORT).write_text(_wrapped(text), encoding="utf-8")
     body = html_of_markdown(text)
     body = re.sub(r'src="(figures/[\w.]+)"', lambda found: f'src="{_embedded(directory / found[1])}"', body)
     (directory / PAGE).write_text(page(about.title, body), encoding="utf-8")
+
+
+def _wrapped(text: str) -> str:
+    """Markdown whose paragraphs have short lines. Tables, headings, pictures and code stay."""
+    blocks = text.split("\n\n")
+    return "\n\n".join(
+        block if block.startswith(("|", "#", "```", "![", "- ")) else fill(block, WIDTH, break_on_hyphens=False)
+        for block in blocks
+    )
+
+
+def _shown(command: str) -> str:
+    """A command on several lines, if it is long."""
+    lines, flags = [], re.split(r" (?=--)", command)
+    for flag in flags:
+        if lines and len(lines[-1]) + len(flag) < WIDTH - 2:
+            lines[-1] += f" {flag}"
+        else:
+            lines.append(f"    {flag}" if lines else flag)
+    return " \\\n".join(lines)
 
 
 def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[str]:
@@ -144,10 +165,10 @@ def _opening(about: About, comparison: Comparison) -> str:
     lines = [
         f"# {about.title}",
         written[0].upper() + written[1:],
-        f"```\n{about.command}\n```",
+        f"```\n{_shown(about.command)}\n```",
         f"Data: `{about.manifest.dataset}`, {counts['train_users']['users']:,} training users, "
-        f"{about.manifest.num_items:,} items, {counts['validation']['users']:,} validation users, test users: {users}; "
-        f"digest `{about.manifest.digest[:12]}`. Code: {about.code}.",
+        f"{about.manifest.num_items:,} items, {counts['validation']['users']:,} validation users. Test users: {users}. "
+        f"Digest of the data: `{about.manifest.digest[:12]}`. Code: {about.code}.",
     ]
     if missing := missing_markdown(about.planned, about.recorded):
         lines.append(missing)
@@ -180,10 +201,9 @@ def _interval_text(manifest: Manifest) -> str:
     resamples = resample_count(test["positive_targets"] + test["negative_targets"])
     users = f"{test['positive_targets']:,} users with a liked and {test['negative_targets']:,} with a disliked target"
     return (
-        f"Difference of the means, with the 95 % interval of a paired bootstrap over the test users ({resamples:,} "
-        f"resamples of {users}; each user's value is the mean over the seeds that both models have). The interval "
-        "shows how much another draw of test users "
-        "would change, not another seed. **Bold**: the interval does not contain 0."
+        f"Differences of the means, with 95 % intervals of a paired bootstrap over the test users: {resamples:,} "
+        f"resamples of {users}. A user's value is the mean over the seeds that both models have. The interval shows "
+        "how much another draw of test users would change, not another seed. **Bold**: the interval does not contain 0."
     )
 
 

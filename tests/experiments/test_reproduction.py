@@ -162,9 +162,13 @@ def report(workspace: Path, found: list[Recorded], directory: Path, planned: int
     curves = {weight: [r for r in found if r.weight == weight] for weight in ("alpha", "beta")}
     comparison = Comparison({model: runs for model, runs in table.items() if runs}, published_figures("tiny"))
     manifest = data(workspace).manifest
-    about = About("tiny: a test", "the command", manifest, "the code", planned, len(found), ["a: failed"])
+    about = About(
+        "tiny: a test", "the command" + " --flag value" * 20, manifest, "the code", planned, len(found), ["a: failed"]
+    )
     page = write_report(directory, about, comparison, {weight: runs for weight, runs in curves.items() if runs})
     html = page.read_text()
+    lines = (directory / "report.md").read_text().splitlines()
+    assert all(len(line) <= 100 for line in lines if not line.startswith("|")), "prose and commands are wrapped"
     assert html.count("data:image/png;base64") == len(re.findall(r"<img", html)) >= 2 and "<script" not in html
     return (directory / "report.md").read_text()
 
