@@ -25,7 +25,7 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.distributed import World
-from pnfrec_dist.errors import InputError, RunError
+from pnfrec_dist.errors import RunError
 from pnfrec_dist.experiments.comparison import Comparison, Recorded
 from pnfrec_dist.experiments.points_report import points_parts
 from pnfrec_dist.losses import contrastive, cross_entropy
@@ -191,7 +191,7 @@ def train(arguments: argparse.Namespace, name: str, seed: int) -> None:
     hooks = loop.Hooks(report, lambda: False)
     loop.TrainLoop(settings, open_prepared(arguments.data), directory, World(device=device), hooks).run()
     if read_result(directory) is None:
-        raise InputError(f"{name}, seed {seed}: the training has no result; see what it printed")
+        raise RunError(f"{name}, seed {seed}: the training has no result; see what it printed")
 
 
 def recorded(arguments: argparse.Namespace) -> dict[str, list[Recorded]]:

@@ -105,19 +105,18 @@ class WeightSearch:
         (_gamma_without_harm if there is an encoder of likes, else _best_gamma)."""
         self.model.eval()
         batches = self._batches()
-        weights = self.model.encoders.weights
+        weights, of_likes_T = self.model.encoders.weights, None
         if self.searches_gamma:
             weights = replace(weights, gamma=0.0)
         if self.searches_share:
             found = self._tried(batches, [replace(weights, likes_share=share) for share in SHARES])
-            weights = replace(weights, likes_share=self._best_share(found))
+            weights, of_likes_T = replace(weights, likes_share=self._best_share(found)), found[SHARES.index(1.0)]
         if self.searches_gamma and not self.is_positive_T.all():
-            tried = [replace(weights, gamma=gamma) for gamma in GAMMAS]
-            if self.model.encoders.likes is not None:
-                of_likes_T, *found = self._tried(batches, [ScoreWeights(likes_share=1.0), *tried])
-                gamma = self._gamma_without_harm(np.stack(found), of_likes_T)
-            else:
-                gamma = self._best_gamma(self._tried(batches, tried))
+            if of_likes_T is None and self.model.encoders.likes is not None:
+                (of_likes_T,) = self._tried(batches, [ScoreWeights(likes_share=1.0)])
+            found = self._tried(batches, [replace(weights, gamma=gamma) for gamma in GAMMAS])
+            has_likes = of_likes_T is not None
+            gamma = self._gamma_without_harm(found, of_likes_T) if has_likes else self._best_gamma(found)
             weights = replace(weights, gamma=gamma)
         return Found(weights, batches)
 

@@ -52,10 +52,14 @@ class Protocol:
     evaluation: EvaluationSettings
     trained: Exported | None
 
-    @property
-    def points(self) -> Points | None:
-        """What lists for many points are compared with."""
-        return points_of(self.data, self.split, "signed", self.evaluation)
+    def points(self) -> Points:
+        """What lists for many points are compared with. Raises InputError for data without points."""
+        found = points_of(self.data, self.split, "signed", self.evaluation)
+        if found is None:
+            directory = self.data.directory
+            way_out = f"prepare it again: {how_to_add_points(directory.name)}"
+            raise InputError(f"{directory} has last interactions only, no points; {way_out}")
+        return found
 
 
 def protocol_of(settings: EvaluateSettings, asking: str) -> Protocol:
@@ -107,12 +111,7 @@ def _comparisons(protocol: Protocol, rows: ListRows) -> Iterator[tuple[Ranked, n
         yield data.holdout(split), np.where(is_of_point_R, -1, rows.user_R)
     if not is_of_point_R.any():
         return
-    points = protocol.points
-    if points is None:
-        raise InputError(
-            f"the lists have a column 'point', but {data.directory} has last interactions only; prepare it again: "
-            f"{how_to_add_points(data.directory.name)}"
-        )
+    points = protocol.points()
     keys_P = points.user_P.astype(np.int64) << 32 | points.place_P.astype(np.int64)
     keys_R = rows.user_R << 32 | np.maximum(rows.point_R, 0)
     place_R = np.minimum(np.searchsorted(keys_P, keys_R), len(keys_P) - 1)
@@ -127,9 +126,7 @@ def _evaluated(protocol: Protocol, lists: Lists, ranked: Ranked) -> dict[str, Ev
     data, evaluation, trained = protocol.data, protocol.evaluation, protocol.trained
     found = {"lists": _lists_evaluated(lists, ranked, data.num_items, evaluation)}
     if trained is not None:
-        targets = None
-        if isinstance(ranked, Points):
-            targets = points_of(data, protocol.split, trained.settings.encoder.history, evaluation)
+        targets = replace(ranked, history=trained.settings.encoder.history) if isinstance(ranked, Points) else None
         found[trained.settings.model] = Split(trained, data, protocol.split).evaluated(trained.gamma(None), targets)
     for name, positive_only in BASELINES.items():
         counts = data.item_counts(positive_only=positive_only)

@@ -10,8 +10,6 @@ from pnfrec_dist.config.inference_settings import EvaluateSettings
 from pnfrec_dist.data.points import Points
 from pnfrec_dist.data.prepared import HoldoutData
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.data.schema import how_to_add_points
-from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Ranked
 from pnfrec_dist.files.atomic import replaced, writing
 from pnfrec_dist.inference.list_evaluation import Protocol, protocol_of
@@ -24,11 +22,7 @@ def run(settings: EvaluateSettings) -> int:
     """Writes the file and says what is in it. Raises InputError for data without points, and for a file that cannot be
     written."""
     protocol = protocol_of(settings, "--write-points")
-    points, directory = protocol.points, protocol.data.directory
-    if points is None:
-        way_out = f"prepare it again: {how_to_add_points(directory.name)}"
-        raise InputError(f"{directory} has last interactions only; {way_out}")
-    users = protocol.data.holdout(protocol.split, "signed")
+    users, points = protocol.data.holdout(protocol.split, "signed"), protocol.points()
     path = Path(settings.write_points)
     with writing(f"--write-points {path}", "name another file"), replaced(path) as draft:
         _write(draft, protocol, users, points)
