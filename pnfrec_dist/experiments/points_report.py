@@ -34,8 +34,8 @@ def points_parts(comparison: Comparison) -> list[str]:
             "### What chance does with one point of each user",
             f"Test users were drawn with replacement, and one point of each, {resample_count(users):,} times. Each "
             f"draw gives a difference in {metric_title(SELECTION_METRIC)}. The mean of all draws was subtracted from "
-            "each, so that what is left is chance. The last column has the share of draws in which chance is at least as "
-            "large as the difference on the last interactions.",
+            "each, so that what is left is chance. The last column has the share of draws in which chance is at "
+            "least as large as the difference on the last interactions.",
             _chances(comparison),
         ]
     return parts
