@@ -25,7 +25,7 @@ BIN  := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup spark-prep py-files train reproduce tune serve export mlflow-ui test test-slow soak bench bench-prep bench-recommend bench-start settings-page lint check format lock clean
+.PHONY: help setup spark-prep py-files train reproduce tune serve export mlflow-ui test test-slow soak bench bench-prep bench-recommend bench-start bench-peers settings-page lint check format lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -91,6 +91,9 @@ bench-prep: $(STAMP)  ## compare the preparation of 1, 5 and 20 M rows with pand
 bench-recommend: $(STAMP)  ## time lists for all users and single requests, compare with plain PyTorch, test kills (10 minutes)
 	@$(BIN)/python -m benchmarks.recommend $(ARGS)
 	@$(BIN)/python -m benchmarks.serve
+
+bench-peers: $(STAMP)  ## train RecTools' and RePlay's models beside this library's, in environments of their own (hours; ARGS="--parts speed" for less)
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
 settings-page: $(STAMP)  ## write docs/settings.md from the code
 	@$(BIN)/python docs/settings_page.py

@@ -22,6 +22,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.core_page import CATALOGS, CURVES, ROW_SECONDS, Row, draw, page
+from benchmarks.machine import processor
 
 
 def case(module: str, **request: Any) -> dict[str, Any]:
@@ -297,13 +298,9 @@ def has_fast_bf16() -> bool:
 
 
 def machine(has_bf16: bool) -> str:
-    processor = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{processor}, {os.cpu_count()} cores, {gib:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{processor()}, {os.cpu_count()} cores, {gib:.0f} GiB, {torch.backends.cpu.get_cpu_capability()}, "
         f"{'with' if has_bf16 else 'no'} bf16 instructions; Python {platform.python_version()}, "
         f"torch {torch.__version__}, numpy {np.__version__}"
     )

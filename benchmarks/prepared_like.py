@@ -25,8 +25,10 @@ TRAIN_USERS, HOLDOUT_USERS, GROUP = 1_000, 50, 1_000
 """GROUP: users of a row group, which is a part of the lists."""
 
 
-def write_prepared_like(directory: Path, users: int, items: int = ITEMS, group: int = GROUP) -> Path:
-    """Only the first 1,000 users are in train, because only what follows the training is measured."""
+def write_prepared_like(
+    directory: Path, users: int, items: int = ITEMS, group: int = GROUP, train_users: int = TRAIN_USERS
+) -> Path:
+    """Only the first `train_users` users are in train."""
     data, max_history = ml1m_like(users, items), 200
     assert data.negative is not None
     rows = []
@@ -54,7 +56,7 @@ def write_prepared_like(directory: Path, users: int, items: int = ITEMS, group: 
     holdout = [{**row, **target, **{f"before_{n}": row[n] for n in lists}} for row in rows[:HOLDOUT_USERS]]
     catalog = [{"item_id": i, "raw_item_id": str(i), "num_positive": 1, "num_negative": 1} for i in range(1, items + 1)]
     tables = {
-        "train/part-00000.parquet": (rows[:TRAIN_USERS], TRAIN_SCHEMA),
+        "train/part-00000.parquet": (rows[:train_users], TRAIN_SCHEMA),
         "validation/part-00000.parquet": (holdout, HOLDOUT_SCHEMA),
         "test/part-00000.parquet": (holdout, HOLDOUT_SCHEMA),
         "users/part-00000.parquet": (rows, USERS_SCHEMA),

@@ -60,11 +60,11 @@ def size_of(directory: Path) -> int:
 
 def _watch(pid: int, directories: Sequence[Path], usage: Usage, stop: threading.Event) -> None:
     while not stop.wait(INTERVAL):
-        usage.memory = max(usage.memory, _memory_of(pid) / 1e9)
+        usage.memory = max(usage.memory, memory_of(pid) / 1e9)
         usage.disk = max(usage.disk, sum(map(size_of, directories)) / 1e9)
 
 
-def _memory_of(pid: int) -> int:
+def memory_of(pid: int) -> int:
     """Bytes of a process and its descendants."""
     total = 0
     try:

@@ -98,7 +98,7 @@ class Comparison:
             if model != self.reference and pairs:
                 found[model] = self._differences(metrics, [own for own, _ in pairs], [other for _, other in pairs])
         reference = self.runs.get(self.reference, [])
-        for floor in self.any_run().result.floors if reference else ():
+        for floor in reference[0].result.floors if reference else ():
             found[floor] = self._differences(metrics, reference[:1], reference, floor)
         return found
 

@@ -87,7 +87,7 @@ def run(settings: EvaluateSettings) -> int:
     metrics: dict[str, dict[str, float]] = {}
     for reason, count in rows.left_out.items():
         _note(f"left out: {count:,} rows of {reason}" if count else "")
-    for ranked, target_R in _comparisons(protocol, rows):
+    for ranked, target_R in comparisons(protocol, rows):
         many = isinstance(ranked, Points)
         title = f"{protocol.split}, {'many points of each user' if many else 'last interactions'} ({len(ranked):,})"
         lists = lists_of(rows, target_R, ranked)
@@ -103,7 +103,7 @@ def run(settings: EvaluateSettings) -> int:
     return 0
 
 
-def _comparisons(protocol: Protocol, rows: ListRows) -> Iterator[tuple[Ranked, np.ndarray]]:
+def comparisons(protocol: Protocol, rows: ListRows) -> Iterator[tuple[Ranked, np.ndarray]]:
     """What the lists are for, each with the target of each row, or -1: last interactions, and points."""
     data, split = protocol.data, protocol.split
     is_of_point_R = rows.point_R >= 0
@@ -124,7 +124,7 @@ def _comparisons(protocol: Protocol, rows: ListRows) -> Iterator[tuple[Ranked, n
 def _evaluated(protocol: Protocol, lists: Lists, ranked: Ranked) -> dict[str, Evaluation]:
     """Ranking -> its result."""
     data, evaluation, trained = protocol.data, protocol.evaluation, protocol.trained
-    found = {"lists": _lists_evaluated(lists, ranked, data.num_items, evaluation)}
+    found = {"lists": lists_evaluated(lists, ranked, data.num_items, evaluation)}
     if trained is not None:
         targets = replace(ranked, history=trained.settings.encoder.history) if isinstance(ranked, Points) else None
         found[trained.settings.model] = Split(trained, data, protocol.split).evaluated(trained.gamma(None), targets)
@@ -134,7 +134,7 @@ def _evaluated(protocol: Protocol, lists: Lists, ranked: Ranked) -> dict[str, Ev
     return found
 
 
-def _lists_evaluated(lists: Lists, ranked: Ranked, num_items: int, settings: EvaluationSettings) -> Evaluation:
+def lists_evaluated(lists: Lists, ranked: Ranked, num_items: int, settings: EvaluationSettings) -> Evaluation:
     """A target that is not in the list has a rank behind the catalog and all cut-offs."""
     place_R = _places(lists.target_R)
     is_target_R = _holds_target(lists, ranked)
