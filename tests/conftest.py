@@ -10,7 +10,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # GPU matmuls repea
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,30 @@ def interactions(row: dict[str, Any]) -> dict[str, object]:
     }
 
 
-def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int = 0) -> Path:
-    """A complete prepared data set of random histories. Every third user has no negatives, one more no positives."""
+def whole(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of users/."""
+    return {**row, "seen_items": sorted(set(row["items"])), "num_holdout": 1}
+
+
+def entry_of(directory: Path, path: Path) -> FileEntry:
+    name, rows = path.relative_to(directory).as_posix(), pq.read_metadata(path).num_rows
+    return FileEntry(name, path.stat().st_size, sha256_of(path), rows)
+
+
+def catalog_rows(raw_ids: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {"item_id": item, "raw_item_id": raw_id, "num_positive": item, "num_negative": 1}
+        for item, raw_id in enumerate(raw_ids, start=1)
+    ]
+
+
+def write_prepared(
+    directory: Path, users: int = 30, items: int = 12, seed: int = 0, raw_ids: Sequence[str] = ()
+) -> Path:
+    """A complete prepared data set of random histories. Every third user has no negatives, one more no positives.
+
+    raw_ids: of the items; empty: "1", "2", ...
+    """
     rng = np.random.default_rng(seed)
 
     def history(user: int) -> dict[str, object]:
@@ -84,9 +106,6 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
         row |= {"target_item": target, "target_is_positive": positive, "target_timestamp": 9}
         return row | interactions(row)
 
-    def whole(row: dict[str, object]) -> dict[str, object]:
-        return {**row, "seen_items": sorted(set(row["items"])), "num_holdout": 1}  # type: ignore[call-overload]
-
     train = [history(u) for u in range(users)]
     disliking = {**train[0], "user_id": "without likes", "positive_items": []}
     disliking |= {"items": [1, 3], "is_positive": [False, False], "negative_items": [1, 3]}
@@ -105,12 +124,9 @@ def write_prepared(directory: Path, users: int = 30, items: int = 12, seed: int 
             path = directory / part / f"part-{number:05d}.parquet"
             pq.write_table(pa.Table.from_pylist(half, schema=schema), path)
             files.append(path)
-    catalog = [{"item_id": i, "raw_item_id": str(i), "num_positive": i, "num_negative": 1} for i in range(1, items + 1)]
+    catalog = catalog_rows(raw_ids or [str(item) for item in range(1, items + 1)])
     pq.write_table(pa.Table.from_pylist(catalog, schema=ITEMS_SCHEMA), directory / "items.parquet")
-    entries = [
-        FileEntry(p.relative_to(directory).as_posix(), p.stat().st_size, sha256_of(p), pq.read_metadata(p).num_rows)
-        for p in [*files, directory / "items.parquet"]
-    ]
+    entries = [entry_of(directory, path) for path in [*files, directory / "items.parquet"]]
     settings = {"feedback": {"threshold": 4}, "max_history": 200}
     counts = {
         "train": {"items": items, "rows": sum(row["num_positive"] + row["num_negative"] for row in catalog)},

@@ -52,6 +52,7 @@ COVERED_BY = {
         "inference/test_list_evaluation.py > pnfrec_dist.evaluate > pnfrec_dist.inference.list_evaluation"
     ),
     "pnfrec_dist.inference.points_file": "inference/test_list_evaluation.py > pnfrec_dist.evaluate",
+    "pnfrec_dist.inference.warm_start_source": "training/test_warm_start.py",
     "pnfrec_dist.inference.gamma_search": "inference/test_batch_job.py > pnfrec_dist.evaluate",
     "pnfrec_dist.inference.pyfunc_script": "inference/test_pyfunc.py > pnfrec_dist.inference.pyfunc",
     # experiments and sweeps

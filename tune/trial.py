@@ -161,7 +161,7 @@ class Trial(tune.Trainable):
         name = f"{work.stage}: {described(self.point)}"
         opening = opening_of_training(settings, data.manifest, data.directory, name, work.parent)
         opening.tags.update({"kind": "trial", "stage": work.stage, "mlflow.source.name": SOURCE})
-        with taken_up(run, settings, wait=True):
+        with taken_up(run, settings, data, wait=True):
             job = Job(settings, work.plan, data, run, work.uri, opening, "train")
             return run_tracked(job, self, self.asked_to_stop, self._log_state).trained is not None
 

@@ -281,6 +281,9 @@ class Settings:
     resume: str = "auto"
     """auto: resume an unfinished run of these settings and data if there is one; never: start a new run; or a run's
     directory or one of its checkpoints, to resume from"""
+    init_from: str = ""
+    """begin with the weights of a trained model, named as for pnfrec recommend --run; items keep their vectors by raw
+    id, and their optimizer state if it is a run's directory or a checkpoint; empty: random weights"""
     max_failures: int = 3
     """how often several workers, or a sweep's trial, are started again (a single worker is the command itself)"""
     stall_timeout: float = 600.0

@@ -123,7 +123,7 @@ def train(settings: Settings, *, on_event: Callable[[Event], None] = lambda _: N
 
     try:
         gpus = [torch.cuda.current_device()] if plan.use_gpu else []
-        with _TRAINING, torch.random.fork_rng(gpus), taken_up(run, settings):
+        with _TRAINING, torch.random.fork_rng(gpus), taken_up(run, settings, data):
             run_here(settings, plan, data, run.directory, Hooks(report, threading.Event().is_set))
             run.ended = "finished" if outcome.test is not None else "diverged" if outcome.diverged is not None else ""
             run.write()

@@ -24,15 +24,17 @@ from pnfrec_dist.experiments.terminal_progress import (
 )
 from pnfrec_dist.experiments.training_plan import checked_plan, open_data
 from pnfrec_dist.files.atomic import writing
+from pnfrec_dist.inference.warm_start_source import open_source
 from pnfrec_dist.tracking.address import shown, tracking_uri
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import Opening, opening_of_training
 from pnfrec_dist.tracking.spool import FAILED, FINISHED, KILLED
 from pnfrec_dist.tracking.system_metrics import MachineMetrics
-from pnfrec_dist.training.checkpoint_manager import with_kept_precision
+from pnfrec_dist.training.checkpoint_manager import checkpoints, with_kept_precision
 from pnfrec_dist.training.events import Alive, BestTested, Diverged, EpochDone, Event, Refused, Trained, epochs_of
 from pnfrec_dist.training.loop import Hooks, Phase
 from pnfrec_dist.training.run_directory import RUN_FILE, Run, begin, choose_run
+from pnfrec_dist.training.warm_start import catalogs, write_start
 
 WAY_OUT = "make room, or choose another --output-dir"
 """What to do if a run's directory cannot be written."""
@@ -48,6 +50,8 @@ def drive(settings: Settings) -> int:
     with planned_workers(worker_options(settings)) as plan:
         planned = with_kept_precision(settings, run.directory)
         print(f"{checked_plan(planned, data, plan)}\ntracking: {shown(uri)}", flush=True)
+        if settings.init_from and not checkpoints(run.directory):
+            print(f"warm start from {settings.init_from}: {catalogs(open_source(settings.init_from, settings), data)}")
         if settings.dry_run:
             print("dry run: nothing was trained")
             return 0
@@ -112,7 +116,7 @@ def train(job: Job, stop: threading.Event | None = None, log: IO[str] | None = N
     if its workers failed too often.
     """
     settings, run = job.settings, job.run
-    with taken_up(run, settings) as (epoch, done):
+    with taken_up(run, settings, job.data) as (epoch, done):
         progress = ProgressReport(settings.epochs, epoch, job.plan.num_workers, log)
         if (epoch, done) != (1, 0) and job.phase != "test":
             is_alone = settings.resume == "auto" and not job.opening.parent
@@ -130,15 +134,20 @@ def train(job: Job, stop: threading.Event | None = None, log: IO[str] | None = N
 
 
 @contextlib.contextmanager
-def taken_up(run: Run, settings: Settings, *, wait: bool = False) -> Iterator[tuple[int, int]]:
+def taken_up(run: Run, settings: Settings, data: PreparedData, *, wait: bool = False) -> Iterator[tuple[int, int]]:
     """Locks the run until the context ends, and begins or resumes it: (epoch, step) from which it goes on.
 
-    Raises InputError if another command uses it (wait: waits until none does), or its directory cannot be written.
+    Raises InputError if another command uses it (wait: waits until none does), its directory cannot be written, or it
+    cannot begin with the weights of settings.init_from.
     """
     with contextlib.ExitStack() as stack:
         with writing(f"to {run.directory}", WAY_OUT):
             stack.enter_context(run.locked(wait=wait))
             begun = begin(run, settings)
+        if settings.init_from and not checkpoints(run.directory):
+            source = open_source(settings.init_from, settings)
+            with writing(f"to {run.directory}", WAY_OUT):
+                write_start(run.directory, source, settings, data)
         yield begun
 
 

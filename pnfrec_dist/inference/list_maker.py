@@ -4,22 +4,20 @@ B users of a batch, K list length, V = N + 1 of the model's catalog.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.dataset as ds
 import torch
 
 from pnfrec_dist.config.inference_settings import RecommendSettings
 from pnfrec_dist.data.ragged import Ragged, signed
+from pnfrec_dist.data.raw_ids import places
 from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.data.user_histories import UserLists
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender, Users
 
-pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 LIST_SCHEMA = pa.schema(
     [
         pa.field("user_id", pa.string()),
@@ -119,8 +117,8 @@ class ListMaker:
     def _denied(self, user_ids: pa.Array) -> Ragged:
         """The denied items of each user."""
         pairs = ds.dataset(self.filters.denied).to_table(filter=ds.field("user_id").isin(user_ids))
-        user = pc.index_in(pairs["user_id"].combine_chunks(), user_ids).to_numpy(zero_copy_only=False)
-        item = pc.fill_null(pc.index_in(pairs["raw_item_id"].combine_chunks(), self.raw_ids), -1).to_numpy() + 1
+        user = places(pairs["user_id"].combine_chunks(), user_ids)
+        item = places(pairs["raw_item_id"].combine_chunks(), self.raw_ids) + 1
         user, item = user[item != PAD_ID], item[item != PAD_ID]
         order = np.argsort(user, kind="stable")
         offsets = np.searchsorted(user[order], np.arange(len(user_ids) + 1))
@@ -131,8 +129,7 @@ def model_items(data_raw_ids: pa.Array, model_raw_ids: pa.Array) -> np.ndarray |
     """The model's id of each item of the data set, [num_items + 1]; PAD_ID if unknown. None if all ids are equal."""
     if data_raw_ids.equals(model_raw_ids):
         return None
-    found = pc.fill_null(pc.index_in(data_raw_ids, model_raw_ids), -1).to_numpy()
-    return np.concatenate([[PAD_ID], found + 1])
+    return np.concatenate([[PAD_ID], places(data_raw_ids, model_raw_ids) + 1])
 
 
 def joined(first: Ragged, second: Ragged) -> Ragged:

@@ -13,6 +13,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
+from pnfrec_dist.data.raw_ids import places
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Ranked
 from pnfrec_dist.files.locations import Location, reading
@@ -70,8 +71,7 @@ def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
         kind = points.type
         raise InputError(f"the column 'point' of {files[0]} is {kind}; it must be a whole number, as in --write-points")
     user_ids, raw_ids = data.user_ids(split), data.raw_item_ids()
-    user = pc.fill_null(pc.index_in(_texts(table["user_id"]), user_ids), -1).to_numpy(zero_copy_only=False)
-    item = pc.fill_null(pc.index_in(_texts(table["raw_item_id"]), raw_ids), -1).to_numpy(zero_copy_only=False)
+    user, item = places(_texts(table["user_id"]), user_ids), places(_texts(table["raw_item_id"]), raw_ids)
     kept = (user >= 0) & (item >= 0)
     if not kept.any():
         example = f"{table['user_id'][0]} and {table['raw_item_id'][0]}" if len(table) else "no row at all"
@@ -84,9 +84,7 @@ def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
         "items that are not in the catalog": int(((user >= 0) & (item < 0)).sum()),
     }
     point_R = pc.fill_null(pc.cast(points, pa.int64()), -1).to_numpy()[kept]
-    return ListRows(
-        user[kept].astype(np.int64), item[kept].astype(np.int64) + 1, table["rank"].to_numpy()[kept], point_R, left_out
-    )
+    return ListRows(user[kept], item[kept] + 1, table["rank"].to_numpy()[kept], point_R, left_out)
 
 
 def lists_of(rows: ListRows, target_R: np.ndarray, ranked: Ranked) -> Lists:

@@ -83,12 +83,20 @@ def _local_directory(reference: str) -> Path | None:
         raise InputError(f"{directory} is neither a run, a checkpoint nor a model; {WAYS}")
     if (directory / MODEL_DIRECTORY / MLMODEL).is_file():
         return directory / MODEL_DIRECTORY
-    path, problems = newest_usable(directory)
+    path, problems = best_checkpoint(directory)
     if path is None:
         why = f" ({problems[0].partition(';')[0]})" if problems else ""
         raise InputError(f"{directory} has no model and no complete checkpoint{why}; name another run")
+    return path
+
+
+def best_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint of a run's best epoch so far, and the problems of damaged ones."""
+    path, problems = newest_usable(run_dir)
+    if path is None:
+        return None, problems
     best = stored_state(path)["train_state"]["best_steps"]
-    return checkpoint_path(directory, best) if best else path
+    return checkpoint_path(run_dir, best) if best else path, problems
 
 
 def _from_checkpoint(directory: Path, data_dir: str) -> Exported:

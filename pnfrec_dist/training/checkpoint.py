@@ -15,11 +15,12 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -48,7 +49,7 @@ def own_tensors(model: PNFRec, optimizer: Optimizer, world: World) -> Files:
     """The tensors that this rank writes, not copied: its rows of a sharded item table; rank 0 also all others."""
     table, files = model.item_table, {}
     if world.is_main or table.is_sharded:
-        files[_items_file(table.shards.rank, table.shards.size)] = _table_tensors(table, optimizer)
+        files[items_file(table.shards.rank, table.shards.size)] = _table_tensors(table, optimizer)
     if world.is_main:
         files[MODEL] = {name: p.detach() for name, p in model.encoders.named_parameters()}
         files[OPTIMIZER] = _optimizer_tensors(model, optimizer)
@@ -168,6 +169,35 @@ def load_optimizer(directory: Path, model: PNFRec, optimizer: Optimizer) -> None
         optimizer.state[parameter] = moments
 
 
+def stored_encoders(directory: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(the encoders' parameters, the optimizer's state) of a complete checkpoint, as its files have them."""
+    return _load(directory / MODEL), _load(directory / OPTIMIZER)
+
+
+def stored_rows(directory: Path) -> Callable[[str, np.ndarray], Tensor]:
+    """How to read rows of a complete checkpoint's item table: (weight, exp_avg or exp_avg_sq; item ids [R]) -> [R, D].
+
+    The files are mapped into memory, not read whole.
+    """
+    bounds = stored_state(directory)["item_rows"]
+
+    def rows(key: str, items: np.ndarray) -> Tensor:
+        order = np.argsort(items, kind="stable")
+        in_order, parts = items[order], []
+        for rank, (first, end) in enumerate(pairwise(np.searchsorted(in_order, bounds))):
+            if first < end or rank == 0:
+                with _opened(directory / items_file(rank, len(bounds) - 1)) as file:
+                    parts.append(file.get_tensor(key)[torch.from_numpy(in_order[first:end] - bounds[rank])])
+        found = torch.cat(parts)
+        return torch.empty_like(found).index_copy_(0, torch.from_numpy(order), found)
+
+    return rows
+
+
+def items_file(rank: int, size: int) -> str:
+    return f"items-{rank:05d}-of-{size:05d}.safetensors"
+
+
 def _table_rows(directory: Path, table: ItemTable, key: str) -> Tensor:
     """This rank's rows of one tensor of the item table, from the stored shards that have them."""
     bounds = json.loads((directory / STATE).read_text(encoding="utf-8"))["item_rows"]
@@ -177,7 +207,7 @@ def _table_rows(directory: Path, table: ItemTable, key: str) -> Tensor:
     for rank, (first, end) in enumerate(pairwise(bounds)):
         low, high = max(first, table.first_row), min(end, table.end_row)
         if low < high:
-            with _opened(directory / _items_file(rank, len(bounds) - 1)) as file:
+            with _opened(directory / items_file(rank, len(bounds) - 1)) as file:
                 parts.append(file.get_slice(key)[low - first : high - first])
     return torch.cat([table.weight.detach().cpu()[:0], *parts]) if len(parts) != 1 else parts[0]
 
@@ -194,10 +224,6 @@ def _opened(file: Path) -> Iterator[Any]:
 def _load(file: Path) -> dict[str, Tensor]:
     with _opened(file) as tensors:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
-
-
-def _items_file(rank: int, size: int) -> str:
-    return f"items-{rank:05d}-of-{size:05d}.safetensors"
 
 
 def _table_tensors(table: ItemTable, optimizer: Optimizer) -> dict[str, Tensor]:

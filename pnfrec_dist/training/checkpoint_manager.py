@@ -79,13 +79,16 @@ def with_kept_precision(settings: Settings, run_dir: Path) -> Settings:
     if newest is None or settings.train.precision != "auto":
         return settings
     with contextlib.suppress(InputError):
-        return with_precision(settings, precision_of(stored_state(newest)))
+        kept = precision_of(stored_state(newest))
+        return settings if kept is None else with_precision(settings, kept)
     return settings
 
 
-def precision_of(state: dict[str, Any]) -> Precision:
-    """train.precision of a checkpoint's training; versions before the setting had float32."""
-    return state["settings"]["train"].get("precision", "float32")
+def precision_of(state: dict[str, Any]) -> Precision | None:
+    """train.precision of a checkpoint's training; versions before the setting had float32. None: a warm start has made
+    no step yet, and chooses its own."""
+    stored = state["settings"]["train"].get("precision", "float32")
+    return None if stored == "auto" else stored
 
 
 class Saver:

@@ -135,8 +135,9 @@ class TrainLoop:
 
     def _precision(self, settings: Settings) -> Precision:
         """That of the settings, the same on all ranks; a run that goes on keeps its own if they say auto."""
-        if settings.train.precision == "auto" and self.resumes_from is not None:
-            return precision_of(stored_state(self.resumes_from))
+        path = self.resumes_from if settings.train.precision == "auto" else None
+        if path is not None and (kept := precision_of(stored_state(path))) is not None:
+            return kept
         fastest = self.world.gather(fastest_precision(settings, on_gpu=self.world.device.type == "cuda"))
         return "float32" if "float32" in fastest else "bfloat16"
 

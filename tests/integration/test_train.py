@@ -192,6 +192,19 @@ def test_dry_run_prints_the_plan_and_trains_nothing(workspace: Path) -> None:
     assert before == after
 
 
+def test_a_training_begins_with_the_weights_of_another_run(workspace: Path, trained: str) -> None:
+    (run,) = [run for run in (workspace / "runs").glob("pnfrec-tiny-*") if str(run) in trained]
+    flags = ("--dataset", "tiny", "--model", "pnfrec", "--num-workers", "1", "--epochs", "1", "--init-from", str(run))
+    printed = called(train_command, workspace, *flags)
+    assert re.search(rf"warm start from {run}: \d+ items keep their vectors, 0 are new, 0 are gone", printed)
+    losses = [
+        float(loss) for text in (trained, printed) for loss in re.findall(r"epoch +1/\d.*?loss +(\d+\.\d+)", text)
+    ]
+    assert losses[-1] < losses[0], printed
+    with pytest.raises(InputError, match=r"^--init-from runs/none: there is no directory 'runs/none'"):
+        called(train_command, workspace, *flags[:-1], "runs/none", "--resume", "never")
+
+
 def test_more_gpus_than_there_are_is_one_line(workspace: Path) -> None:
     with pytest.raises(InputError, match=r"^--num-gpus 64, but \d+ GPUs were found; .*$"):
         called(train_command, workspace, "--dataset", "tiny", "--num-gpus", "64")
