@@ -13,6 +13,7 @@ COMMANDS = {
     "tune": ("tune.__main__", "search training settings with Ray Tune"),
     "reproduce": ("pnfrec_dist.reproduce", "train the paper's models, or others, with several seeds, and compare them"),
     "evaluate": ("pnfrec_dist.evaluate", "evaluate a trained model, or another system's lists, on held-out users"),
+    "promote": ("pnfrec_dist.promote", "make a trained model the champion, if it is not worse on the newest data"),
     "recommend": ("pnfrec_dist.recommend", "lists for all users of a prepared data set"),
     "serve": ("pnfrec_dist.serve", "a trained model over HTTP, on this machine"),
     "export": ("pnfrec_dist.export", "item vectors and encoders, for other programs"),

@@ -15,6 +15,7 @@ COVERED_BY = {
     "pnfrec_dist.recommend": "integration/test_recommend.py",
     "pnfrec_dist.serve": "integration/test_serve.py",
     "pnfrec_dist.export": "inference/test_export.py",
+    "pnfrec_dist.promote": "integration/test_promote.py",
     "pnfrec_dist.reproduce": "integration/test_reproduce.py",
     "pnfrec_dist.tracking.__main__": "integration/test_tracking.py",
     "tune.__main__": "integration/test_tune.py",
@@ -36,6 +37,11 @@ COVERED_BY = {
     # Ray and MLflow
     "pnfrec_dist.cluster.environment": "integration/test_train.py",
     "pnfrec_dist.tracking.model_registry": "integration/test_model_references.py > pnfrec_dist.inference.trained_model",
+    "pnfrec_dist.tracking.champion": "integration/test_promote.py > pnfrec_dist.experiments.challenger",
+    "pnfrec_dist.tracking.logged_models": (
+        "integration/test_promote.py > pnfrec_dist.experiments.challenger > pnfrec_dist.tracking.model_registry"
+    ),
+    "pnfrec_dist.experiments.challenger": "integration/test_promote.py",
     "pnfrec_dist.tracking.run": "integration/test_tracking.py",
     "pnfrec_dist.tracking.sender": "integration/test_tracking.py > pnfrec_dist.tracking.run",
     "pnfrec_dist.tracking.system_metrics": (

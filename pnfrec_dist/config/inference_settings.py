@@ -101,3 +101,33 @@ class EvaluateSettings:
         of_lists = bool(self.lists or self.write_points)
         require(of_lists or self.split == "test", "--split", self.split, "with --lists or --write-points")
         require(of_lists or not self.dataset, "--dataset", self.dataset, "with --lists or --write-points")
+
+
+@dataclass(frozen=True)
+class PromoteSettings:
+    """Compares a trained model with the champion, and makes it the champion if it is not worse.
+
+    The champion is the version of a registered model that has the alias champion; what serves models:/<name>@champion
+    takes it up. Both models rank the same points of validation users, those of the newest data. The candidate is worse
+    if its NDCG_p@10 is significantly lower (the 95 % interval of the difference over users is below 0), or lower by
+    more than --margin. Then nothing is changed, and the exit code is 1.
+    """
+
+    run: str = ""
+    """the candidate: a run's directory, an MLflow run id, or a registered model (models:/name/version)"""
+    name: str = ""
+    """registered model whose alias moves; default: pnfrec-dist-<data set>, as reproduce registers it"""
+    dataset: str = ""
+    """prepared data set with the points; default: the one on which the candidate was trained"""
+    margin: float = 0.02
+    """how much lower NDCG_p@10 of the candidate may be, as a share of the champion's"""
+    rollback: bool = False
+    """give the alias back to the version that the champion replaced; needs --name, or --dataset"""
+    dry_run: bool = False
+    """compare and print, change nothing"""
+    data_dir: str = "data/prepared"
+    """directory of prepared data sets"""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.margin < 1, "--margin", self.margin, "in [0, 1)")
+        require(not (self.run and self.rollback), "--run", self.run, "without --rollback, which compares nothing")

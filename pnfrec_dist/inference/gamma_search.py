@@ -12,7 +12,7 @@ import numpy as np
 
 from pnfrec_dist.config.inference_settings import EvaluateSettings
 from pnfrec_dist.data.points import points_of
-from pnfrec_dist.data.prepared import HoldoutData, PreparedData, open_prepared
+from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation, Ranked, evaluate, users_of_full_lists
@@ -31,9 +31,8 @@ from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.tables import text_table
 from pnfrec_dist.files.text import score
 from pnfrec_dist.inference.artifact import Exported
-from pnfrec_dist.inference.recommender import Recommender, Users
+from pnfrec_dist.inference.recommender import Recommender
 from pnfrec_dist.inference.trained_model import open_trained
-from pnfrec_dist.model.top_k import Scores
 from pnfrec_dist.training.held_out import selection_targets
 
 SEARCHED = (SELECTION_METRIC, *(f"ndcg_{group}_at_{HEADLINE_CUTOFF}" for group in ("n", "delta")))
@@ -119,13 +118,8 @@ class Split:
 
     def evaluated(self, gamma: float, targets: Ranked | None = None) -> Evaluation:
         """Ranks and metrics of all users, or of other targets."""
-
-        def scores(part: HoldoutData) -> Scores:
-            assert part.negative is not None
-            users = Users(part.history, part.negative, part.seen)
-            return self.recommender.by_history(users, np.arange(len(part)), gamma)
-
         ranked = self.holdout if targets is None else targets
+        scores = self.recommender.of_holdout(gamma)
         return evaluate(scores, ranked, self.data.num_items, self.settings.evaluation, World())
 
     def of_points(self, gamma: float) -> dict[str, float]:

@@ -79,7 +79,7 @@ class ListMaker:
         if self.history_kind.holds_negatives:
             read = signed(read, users.is_positive)
         sides = [read, users.negative, users.seen]
-        history, negative, seen = (self._known(side) for side in sides)
+        history, negative, seen = (known_items(side, self.model_item_of) for side in sides)
         if self.settings.keep_seen:
             seen = Ragged.of([[]] * len(users))
         if self.filters.denied:
@@ -105,15 +105,6 @@ class ListMaker:
         ]
         return pa.table(columns, schema=LIST_SCHEMA)
 
-    def _known(self, lists: Ragged) -> Ragged:
-        """The lists in the model's item ids, signs kept, without items that the model does not know."""
-        if self.model_item_of is None:
-            return lists
-        items = np.sign(lists.values) * self.model_item_of[np.abs(lists.values)]
-        is_known = items != PAD_ID
-        before = np.concatenate([[0], np.cumsum(is_known)])
-        return Ragged(before[lists.offsets], items[is_known])
-
     def _denied(self, user_ids: pa.Array) -> Ragged:
         """The denied items of each user."""
         pairs = ds.dataset(self.filters.denied).to_table(filter=ds.field("user_id").isin(user_ids))
@@ -130,6 +121,19 @@ def model_items(data_raw_ids: pa.Array, model_raw_ids: pa.Array) -> np.ndarray |
     if data_raw_ids.equals(model_raw_ids):
         return None
     return np.concatenate([[PAD_ID], places(data_raw_ids, model_raw_ids) + 1])
+
+
+def known_items(lists: Ragged, model_item_of: np.ndarray | None) -> Ragged:
+    """The lists in the model's item ids, signs kept, without items that the model does not know.
+
+    model_item_of: see model_items.
+    """
+    if model_item_of is None:
+        return lists
+    items = np.sign(lists.values) * model_item_of[np.abs(lists.values)]
+    is_known = items != PAD_ID
+    before = np.concatenate([[0], np.cumsum(is_known)])
+    return Ragged(before[lists.offsets], items[is_known])
 
 
 def joined(first: Ragged, second: Ragged) -> Ragged:

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from pnfrec_dist.data.batches import HistoryBatch
 from pnfrec_dist.data.collate import history_batch
+from pnfrec_dist.data.prepared import HoldoutData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
+from pnfrec_dist.evaluation.holdout import ScoreUsers
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.top_k import Ranking, Scores, rank_items, table_scores
 
@@ -70,6 +72,15 @@ class Recommender:
                 places = torch.from_numpy(np.flatnonzero(chosen_B)).to(self.device)
                 items_BK[places], scores_BK[places] = found.items_BK, found.scores_BK
         return Ranking(items_BK, scores_BK, None)
+
+    def of_holdout(self, gamma: float) -> ScoreUsers:
+        """How holdout users or points score the catalog. They need HoldoutData.negative."""
+
+        def scores(part: HoldoutData) -> Scores:
+            assert part.negative is not None
+            return self.by_history(Users(part.history, part.negative, part.seen), np.arange(len(part)), gamma)
+
+        return scores
 
     def by_history(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
         """How users with a history score the catalog, including hidden items."""

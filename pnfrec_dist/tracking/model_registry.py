@@ -7,11 +7,13 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pnfrec_dist.errors import InputError, first_line, nearest
 from pnfrec_dist.tracking.address import shown
-from pnfrec_dist.tracking.sender import models_of
+from pnfrec_dist.tracking.logged_models import models_of, registered_version, run_of_key
 
 BEST = "best"
 """The alias that reproduce sets; see Sender._register."""
@@ -25,9 +27,9 @@ def model_location(reference: str, uri: str) -> str:
     name of a registered model (its best version, else its newest). uri: MLflow's.
     Raises InputError if MLflow does not have the model or does not answer.
     """
-    with _told(reference, uri) as client:
+    with answered(reference, uri) as client:
         if run := re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/model)?", reference):
-            return _of_run(client, run[1], uri)
+            return _of_run(client, run[1], uri).artifact_location
         if model := re.fullmatch(r"models:/(m-[0-9a-f]{32})", reference):
             return client.get_logged_model(model[1]).artifact_location
         named = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:/(\d+)|@([^/:@]+))?", reference)
@@ -39,16 +41,52 @@ def model_location(reference: str, uri: str) -> str:
 
 def download(location: str, into: Path, uri: str) -> Path:
     """Copies the files at `location` to below `into`, and returns their path."""
-    with _told(location, uri):
+    with answered(location, uri):
         return Path(download_artifacts(location, dst_path=str(into), tracking_uri=uri))
 
 
-def _of_run(client: MlflowClient, run_id: str, uri: str) -> str:
+def _of_run(client: MlflowClient, run_id: str, uri: str) -> LoggedModel:
     """The newest model of a run. A finished run that was trained for longer has several."""
     found = models_of(client, client.get_run(run_id).info.experiment_id, run_id)
     if not found:
         raise InputError(f"run {run_id} in MLflow at {shown(uri)} has no model; name a run that was trained to its end")
-    return found[0].artifact_location
+    return found[0]
+
+
+def version_of_model(client: MlflowClient, name: str, reference: str, tags: dict[str, str], uri: str) -> ModelVersion:
+    """The version of the registered model `name` that is the model of a run, or of another registered model.
+
+    reference: a run's id, or models:/<other name>/<version>; a new version gets these tags. Raises InputError if it is
+    neither.
+    """
+    if re.fullmatch(r"[0-9a-f]{32}", reference):
+        found = models_of(client, client.get_run(reference).info.experiment_id, reference)
+        if not found:
+            raise InputError(
+                f"run {reference} in MLflow at {shown(uri)} has no model; name a run that was trained to its end"
+            )
+        return registered_version(client, name, found[0], tags, "")
+    named = re.fullmatch(r"models:/([^/:@]+)/(\d+)", reference)
+    if named is None:
+        raise InputError(f"--run {reference}: name a run's directory, an MLflow run id, or models:/<name>/<version>")
+    version = client.get_model_version(*named.groups())
+    if version.name == name:
+        return version
+    if version.model_id is None:
+        raise InputError(f"{reference} in MLflow at {shown(uri)} is no logged model; name the run that trained it")
+    return registered_version(client, name, client.get_logged_model(version.model_id), tags, "")
+
+
+def id_of_run(experiment: str, key: str, uri: str) -> str:
+    """MLflow's id of a run of this project. Raises InputError if MLflow does not have it."""
+    with answered(experiment, uri) as client:
+        found = client.get_experiment_by_name(experiment)
+        run_id = run_of_key(client, found.experiment_id, key) if found is not None else ""
+        if not run_id:
+            raise InputError(
+                f"MLflow at {shown(uri)} does not have the run yet; send it: python -m pnfrec_dist.tracking flush"
+            )
+        return run_id
 
 
 def _version(client: MlflowClient, name: str, alias: str | None, uri: str) -> str:
@@ -73,8 +111,9 @@ def _version(client: MlflowClient, name: str, alias: str | None, uri: str) -> st
 
 
 @contextmanager
-def _told(what: str, uri: str) -> Iterator[MlflowClient]:
-    """A client; its errors become one-line InputErrors. A missing database is an error, too: MLflow would create it."""
+def answered(what: str, uri: str) -> Iterator[MlflowClient]:
+    """A client for questions about `what`; its errors become one-line InputErrors. A missing database is an error, too:
+    MLflow would create it."""
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise InputError(f"cannot look for {what!r}: there is no MLflow database at {uri}; set MLFLOW_TRACKING_URI")
     try:

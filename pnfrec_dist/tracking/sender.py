@@ -1,39 +1,29 @@
 """Sends a run's records to MLflow. Sending a record twice changes nothing."""
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the sending thread tries again by itself
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
-    LoggedModel,
     LoggedModelOutput,
     Metric,
     Param,
     RunTag,
 )
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from pnfrec_dist.data.schema import MANIFEST_NAME
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locks import held
+from pnfrec_dist.tracking.logged_models import KEY_TAG, models_of, registered_version, run_of_key
 from pnfrec_dist.tracking.spool import RUNNING, SCORE_TAG, Record, Spool
 
-KEY_TAG = "pnfrec.run"
-"""Tag by which a run is found again, even if MLflow's answer to its creation was lost."""
 MODEL_KEY_TAG = "pnfrec.model"
-"""The same for a logged model."""
+"""As KEY_TAG, for a logged model."""
 
 
 class NotYetError(Exception):
@@ -70,10 +60,10 @@ class Sender:
         experiment = client.get_experiment_by_name(self.spool.records[0]["experiment"])
         if experiment is None or experiment.lifecycle_stage == "deleted":
             return ""
-        return _run_of_key(client, experiment.experiment_id, self.key)
+        return run_of_key(client, experiment.experiment_id, self.key)
 
     def _parent(self, client: MlflowClient, experiment: str, key: str) -> str:
-        if run_id := _run_of_key(client, experiment, key):
+        if run_id := run_of_key(client, experiment, key):
             return run_id
         raise NotYetError("this run is part of another one that was not sent yet; send that one first")
 
@@ -132,24 +122,16 @@ class Sender:
         """Registers a run's model as a version of a registered model. It gets the alias "best" unless the version that
         has the alias is of the same data and has at least the same validation score."""
         experiment = client.get_run(self.run_id).info.experiment_id
-        run_id = _run_of_key(client, experiment, record["run"])
+        run_id = run_of_key(client, experiment, record["run"])
         models = models_of(client, experiment, run_id) if run_id else []
         if not models:
             raise NotYetError("the model to be registered was not sent yet; send its run first")
         name, tags = record["name"], record["tags"]
-        try:
-            client.create_registered_model(name, description=record["description"])
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-        if not versions:
-            source = f"models:/{models[0].model_id}"
-            versions = [client.create_model_version(name, source, run_id, tags, model_id=models[0].model_id)]
+        version = registered_version(client, name, models[0], tags, record["description"])
         aliases = client.get_registered_model(name).aliases
         holder = client.get_model_version(name, aliases["best"]).tags if "best" in aliases else {}
         if holder.get("data_digest") != tags["data_digest"] or float(holder[SCORE_TAG]) < float(tags[SCORE_TAG]):
-            client.set_registered_model_alias(name, "best", versions[0].version)
+            client.set_registered_model_alias(name, "best", version.version)
 
     def _status(self, client: MlflowClient, record: Record) -> None:
         if record["status"] == RUNNING:
@@ -167,18 +149,6 @@ _SEND: dict[str, Callable[[Sender, MlflowClient, Record], None]] = {
     "register": Sender._register,
     "status": Sender._status,
 }
-
-
-def models_of(client: MlflowClient, experiment: str, run_id: str) -> list[LoggedModel]:
-    """The models of a run, newest first."""
-    order = [{"field_name": "creation_timestamp", "ascending": False}]
-    return client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order).to_list()
-
-
-def _run_of_key(client: MlflowClient, experiment: str, key: str) -> str:
-    """MLflow's id of the run with this KEY_TAG, or ""."""
-    runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-    return runs[0].info.run_id if runs else ""
 
 
 def _one_at_a_time(uri: str) -> AbstractContextManager[object]:
