@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pnfrec_dist.config.conf_files import settings_from_conf
-from pnfrec_dist.config.inference_settings import EvaluateSettings, PromoteSettings, RecommendSettings
+from pnfrec_dist.config.inference_settings import EvaluateSettings, IndexSettings, PromoteSettings, RecommendSettings
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.files.tables import markdown_table
 from spark_jobs.prepare import PrepareSettings
@@ -48,6 +48,11 @@ SECTIONS = (
         EvaluateSettings(),
         "Of `python -m pnfrec_dist.evaluate` (`pnfrec evaluate`). See [evaluation.md](evaluation.md) "
         "and [recommend.md](recommend.md#dislikes).",
+    ),
+    (
+        "Index",
+        IndexSettings(),
+        "Of `python -m pnfrec_dist.index` (`pnfrec index`). See [recommend.md](recommend.md#large-catalogs).",
     ),
     (
         "Promotion",

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("pnfrec_dist.evaluate", "evaluate a trained model, or another system's lists, on held-out users"),
     "promote": ("pnfrec_dist.promote", "make a trained model the champion, if it is not worse on the newest data"),
     "recommend": ("pnfrec_dist.recommend", "lists for all users of a prepared data set"),
+    "index": ("pnfrec_dist.index", "an approximate index of the items, for lists over large catalogs"),
     "serve": ("pnfrec_dist.serve", "a trained model over HTTP, on this machine"),
     "export": ("pnfrec_dist.export", "item vectors and encoders, for other programs"),
     "tracking": (

@@ -33,6 +33,7 @@ EXTRA_OF = {
     "py4j": ("PySpark", "spark"),
     "optuna": ("Optuna", "tune"),
     "flask": ("MLflow's full package", "serve"),
+    "faiss": ("FAISS", "index"),
 }
 """Package -> what it belongs to, and the extra of pnfrec-dist that brings it."""
 

@@ -24,6 +24,9 @@ class RecommendSettings:
     gamma: float | None = None
     """weight of the score as next dislike, which is subtracted (python -m pnfrec_dist.evaluate picks one); 0: off;
     default: that of the model's training (evaluation.gamma)"""
+    index: str = ""
+    """directory of an approximate index of the items (pnfrec index): its candidates get exact scores; empty: every item
+    gets a score"""
     users: str = ""
     """text file of the users to make lists for, one raw id per line; default: all"""
     keep_seen: bool = False
@@ -101,6 +104,34 @@ class EvaluateSettings:
         of_lists = bool(self.lists or self.write_points)
         require(of_lists or self.split == "test", "--split", self.split, "with --lists or --write-points")
         require(of_lists or not self.dataset, "--dataset", self.dataset, "with --lists or --write-points")
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Builds an approximate index of a trained model's items, for recommend --index (FAISS, IVF).
+
+    For some users of the data set, the exact best 100 items are compared with those that the index finds. A search then
+    reads as many of the index's lists as --recall needs.
+    """
+
+    run: str = ""
+    """the model: a run's directory, a checkpoint, an MLflow run id, a registered model (name, models:/name/version)"""
+    out: str = ""
+    """directory of the index; an earlier one is replaced"""
+    dataset: str = ""
+    """prepared data set with the users; default: the one on which the model was trained"""
+    recall: float = 0.98
+    """share of the exact best 100 items that the index must find"""
+    users: int = 1_000
+    """users among whom recall is measured"""
+    gamma: float | None = None
+    """as in recommend"""
+    data_dir: str = "data/prepared"
+    """directory of prepared data sets"""
+
+    def __post_init__(self) -> None:
+        require(0 < self.recall <= 1, "--recall", self.recall, "in (0, 1]")
+        require(self.users >= 1, "--users", self.users, ">= 1")
 
 
 @dataclass(frozen=True)

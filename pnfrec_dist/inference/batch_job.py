@@ -21,9 +21,11 @@ from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.user_histories import UserPart, read_users
 from pnfrec_dist.distributed import torch_threads
+from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import sha256_of
 from pnfrec_dist.files.text import counted, duration
 from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.candidates import ABOUT
 from pnfrec_dist.inference.item_filters import parts_with, read_filters, read_ids
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
 from pnfrec_dist.inference.list_output import ListFiles, Part, write_part
@@ -40,6 +42,10 @@ MOST_PARTS = 128
 def recommend(settings: RecommendSettings) -> int:
     """Writes the lists of all requested users. Raises InputError, and RunError if workers are lost."""
     trained, data = open_with_data(settings)
+    if settings.index:
+        from pnfrec_dist.inference.item_index import open_index  # FAISS is an extra
+
+        open_index(Path(settings.index), trained)
     filters = read_filters(trained, settings.allow, settings.deny, settings.deny_pairs)
     wanted = read_ids(settings.users, "--users") if settings.users else None
     parts = parts_with(data, wanted)
@@ -63,9 +69,10 @@ def recommend(settings: RecommendSettings) -> int:
                     done[part.number] = made
                     progress.show(part.rows)
 
-                job = _Job(
-                    files.making, trained, data.raw_item_ids(), ListSettings.of(settings, trained), filters, wanted
-                )
+                if settings.index and plan.use_gpu:
+                    raise InputError("--index searches on CPUs; leave it out on GPUs, which rank exactly and fast")
+                lists = ListSettings.of(settings, trained)
+                job = _Job(files.making, trained, data.raw_item_ids(), lists, filters, wanted, settings.index)
                 share = min(-(-len(missing) // plan.num_workers), MOST_PARTS) if plan.use_gpu else 1
                 run_units(plan, _make_parts, [job], missing, on_done, share)
         made = [done[number] for number in sorted(done)]
@@ -92,6 +99,8 @@ class _Job:
     filters: Filters
     wanted: pa.Array | None
     """raw ids of users; None: all"""
+    index: str
+    """directory of the index; empty: exact lists"""
 
 
 def _make_parts(use_gpu: bool, cpus: float, parts: Sequence[UserPart], job: _Job) -> Iterator[Part]:
@@ -99,7 +108,12 @@ def _make_parts(use_gpu: bool, cpus: float, parts: Sequence[UserPart], job: _Job
     device = torch.device("cuda" if use_gpu else "cpu")
     at_once = PARTS_AT_ONCE[device.type]
     with torch_threads(max(1, int(cpus))), ThreadPoolExecutor(at_once) as pool:
-        maker = ListMaker(job.trained, job.raw_ids, job.settings, job.filters, device)
+        candidates = None
+        if job.index:
+            from pnfrec_dist.inference.item_index import mapped
+
+            candidates = mapped(Path(job.index)).candidates
+        maker = ListMaker(job.trained, job.raw_ids, job.settings, job.filters, device, candidates)
         # In this thread, Ctrl-C ends a part at once, which may take a CPU long.
         yield from (pool.map if at_once > 1 else map)(lambda part: _make_part(part, job, maker), parts)
 
@@ -130,6 +144,7 @@ def _request(settings: RecommendSettings, trained: Exported, data: PreparedData)
             "gamma": trained.gamma(settings.gamma),
             "keep_seen": settings.keep_seen,
         },
+        **({"index": sha256_of(Path(settings.index) / ABOUT)} if settings.index else {}),
         "filters": {name: sha256_of(Path(path)) if path else None for name, path in files.items()},
     }
 

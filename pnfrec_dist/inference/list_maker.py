@@ -16,6 +16,7 @@ from pnfrec_dist.data.raw_ids import places
 from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.data.user_histories import UserLists
 from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.candidates import Candidates
 from pnfrec_dist.inference.recommender import Recommender, Users
 
 LIST_SCHEMA = pa.schema(
@@ -61,9 +62,15 @@ class ListMaker:
     """Ranks the model's catalog for users whose histories use the data set's item ids."""
 
     def __init__(
-        self, trained: Exported, data_raw_ids: pa.Array, settings: ListSettings, filters: Filters, device: torch.device
+        self,
+        trained: Exported,
+        data_raw_ids: pa.Array,
+        settings: ListSettings,
+        filters: Filters,
+        device: torch.device,
+        candidates: Candidates | None = None,
     ) -> None:
-        """data_raw_ids: raw ids of the data set's catalog, starting at item 1."""
+        """data_raw_ids: raw ids of the data set's catalog, starting at item 1; candidates: of an index, on a CPU."""
         self.settings, self.filters = settings, filters
         self.history_kind = trained.settings.encoder.history_kind
         self.reads = (*self.history_kind.columns, "negative_items", "seen_items")
@@ -71,10 +78,27 @@ class ListMaker:
         self.raw_ids = pa.array(trained.raw_ids, pa.string())
         self.model_item_of = model_items(data_raw_ids, self.raw_ids)
         self.batch_size = settings.batch_size or BATCH_SIZE[device.type]
-        self.recommender = Recommender(trained.model.to(device).eval(), trained.num_positive_V, filters.is_hidden_V)
+        model = trained.model.to(device).eval()
+        self.recommender = Recommender(model, trained.num_positive_V, filters.is_hidden_V, candidates)
 
     def make(self, users: UserLists) -> pa.Table:
         """A table of LIST_SCHEMA: at most top_k rows per user, in the order of `users`."""
+        known = self._known(users)
+        size = self.batch_size
+        tables = [
+            self._batch(users, known, np.arange(n, min(n + size, len(users)))) for n in range(0, len(users), size)
+        ]
+        return pa.concat_tables([LIST_SCHEMA.empty_table(), *tables])
+
+    def vectors(self, users: UserLists) -> torch.Tensor:
+        """What is multiplied with item vectors, of the users with a history, [B, D]."""
+        known = self._known(users)
+        rows = np.flatnonzero(known.history.lengths)
+        with torch.inference_mode():
+            return self.recommender.vectors(known, rows, self.settings.gamma)
+
+    def _known(self, users: UserLists) -> Users:
+        """The users' histories in the model's item ids, and what is not listed for them."""
         read = self.history_kind.choose(positive_items=users.positive, negative_items=users.negative, items=users.items)
         if self.history_kind.holds_negatives:
             read = signed(read, users.is_positive)
@@ -84,12 +108,7 @@ class ListMaker:
             seen = Ragged.of([[]] * len(users))
         if self.filters.denied:
             seen = joined(seen, self._denied(users.user_ids))
-        known = Users(history, negative, seen)
-        size = self.batch_size
-        tables = [
-            self._batch(users, known, np.arange(n, min(n + size, len(users)))) for n in range(0, len(users), size)
-        ]
-        return pa.concat_tables([LIST_SCHEMA.empty_table(), *tables])
+        return Users(history, negative, seen)
 
     def _batch(self, users: UserLists, known: Users, rows: np.ndarray) -> pa.Table:
         length = min(self.settings.top_k, len(self.raw_ids))

@@ -18,6 +18,7 @@ from pnfrec_dist.data.prepared import HoldoutData
 from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import ScoreUsers
+from pnfrec_dist.inference.candidates import Candidates, Listed, rank_candidates
 from pnfrec_dist.model.dual_encoder import PNFRec
 from pnfrec_dist.model.top_k import Ranking, Scores, rank_items, table_scores
 
@@ -47,9 +48,17 @@ class Recommender:
     gamma 0 it is multiplied by 1 - the item's cosine to the mean of the user's dislikes, if that cosine is above 0.
     """
 
-    def __init__(self, model: PNFRec, num_positive_V: np.ndarray, is_hidden_V: np.ndarray | None = None) -> None:
-        """num_positive_V: likes of each item in train; is_hidden_V: items that are hidden from all users."""
+    def __init__(
+        self,
+        model: PNFRec,
+        num_positive_V: np.ndarray,
+        is_hidden_V: np.ndarray | None = None,
+        candidates: Candidates | None = None,
+    ) -> None:
+        """num_positive_V: likes of each item in train; is_hidden_V: items that are hidden from all users; candidates:
+        of an index, for lists of users with a history."""
         assert not model.item_table.is_sharded
+        self.candidates = candidates
         self.model = model
         self.device = model.item_table.weight.device
         self.popularity_V = torch.from_numpy(np.log1p(num_positive_V)).float().to(self.device)
@@ -65,13 +74,28 @@ class Recommender:
         has_history_B = users.history.lengths[rows] > 0
         items_BK = torch.empty(len(rows), k, dtype=torch.int64, device=self.device)
         scores_BK = torch.empty(len(rows), k, device=self.device)
-        for chosen_B, scores_of in ((has_history_B, self.by_history), (~has_history_B, self._by_popularity)):
+        for chosen_B, ranking in ((has_history_B, self._rank_by_history), (~has_history_B, self._rank_by_popularity)):
             if chosen_B.any():
-                scores = self._listed(scores_of(users, rows[chosen_B], gamma))
-                found = rank_items(scores, k, users.seen, rows[chosen_B])
+                found = ranking(users, rows[chosen_B], k, gamma)
                 places = torch.from_numpy(np.flatnonzero(chosen_B)).to(self.device)
                 items_BK[places], scores_BK[places] = found.items_BK, found.scores_BK
         return Ranking(items_BK, scores_BK, None)
+
+    def _rank_by_history(self, users: Users, rows: np.ndarray, k: int, gamma: float) -> Ranking:
+        hidden_BD = self.vectors(users, rows, gamma)
+        table = self.model.item_table
+
+        def exact(chosen_B: Tensor) -> Ranking:
+            places = chosen_B.nonzero()[:, 0]
+            scores = self._listed(table_scores(hidden_BD[places], table))
+            return rank_items(scores, k, users.seen, rows[places.cpu().numpy()])
+
+        if self.candidates is None:
+            return exact(torch.ones(len(rows), dtype=torch.bool, device=self.device))
+        return rank_candidates(self.candidates, hidden_BD, table, Listed(k, users.seen, rows, self.is_hidden_V), exact)
+
+    def _rank_by_popularity(self, users: Users, rows: np.ndarray, k: int, gamma: float) -> Ranking:
+        return rank_items(self._listed(self._by_popularity(users, rows, gamma)), k, users.seen, rows)
 
     def of_holdout(self, gamma: float) -> ScoreUsers:
         """How holdout users or points score the catalog. They need HoldoutData.negative."""
@@ -84,10 +108,14 @@ class Recommender:
 
     def by_history(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
         """How users with a history score the catalog, including hidden items."""
+        return table_scores(self.vectors(users, rows, gamma), self.model.item_table)
+
+    def vectors(self, users: Users, rows: np.ndarray, gamma: float) -> Tensor:
+        """What is multiplied with item vectors, for users with a history, [B, D]."""
         hidden_BD = self._encoded(partial(self.model.last_hidden, gamma=gamma), users.history, rows)
         if gamma and self.model.encoders.negative is not None:
             hidden_BD = hidden_BD - gamma * self._disliking(users, rows)
-        return table_scores(hidden_BD, self.model.item_table)
+        return hidden_BD
 
     def _by_popularity(self, users: Users, rows: np.ndarray, gamma: float) -> Scores:
         table = self.model.item_table

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_training import SETTINGS, trained
 
-from pnfrec_dist import recommend
+from pnfrec_dist import index, recommend
 from pnfrec_dist.config.settings import EvaluationSettings, LossSettings
 from pnfrec_dist.data.prepared import open_prepared
 from pnfrec_dist.errors import InputError
@@ -84,6 +84,43 @@ def test_a_byte_order_mark_is_no_part_of_an_id(
     assert "warning" not in text
     listed = text.partition("list from the whole history")[2].partition("list from before")[0].split()
     assert sorted(listed[2::3], key=int) == [str(item) for item in range(1, 13) if item not in (3, 4)]
+
+
+def test_lists_from_an_index_that_finds_everything_are_the_exact_lists(
+    checkpoint: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, flags = str(tmp_path / "index"), ("--num-workers", "1", "--top-k", "5")
+    index.main(line(checkpoint, prepared, "--out", where, "--recall", "1"))
+    assert "recall@100 1.000" in capsys.readouterr().out
+    recommend.main(line(checkpoint, prepared, "--out", str(tmp_path / "exact"), *flags))
+    recommend.main(line(checkpoint, prepared, "--out", str(tmp_path / "found"), *flags, "--index", where))
+    exact, found = (
+        pa.concat_tables(map(pq.read_table, sorted((tmp_path / name).glob("*.parquet")))) for name in ("exact", "found")
+    )
+    assert found.drop(["score"]).equals(exact.drop(["score"])) and len(found)
+    manifest = json.loads((tmp_path / "found" / "_manifest.json").read_text())
+    assert manifest["index"] and "index" not in json.loads((tmp_path / "exact" / "_manifest.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out", "x"], "--run is missing"),
+        (["--run", "x"], "--out is missing"),
+        (["--run", "x", "--out", "y", "--recall", "0"], "--recall is 0.0; it must be in (0, 1]"),
+        (["--run", "runs/none", "--out", "y"], "there is no directory 'runs/none'"),
+    ],
+)
+def test_wrong_flags_of_the_index_are_said(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        index.main(flags)
+    assert message in str(error.value)
+
+
+def test_an_index_that_is_none_is_said(checkpoint: Path, prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="build an index with: pnfrec index"):
+        recommend.main(line(checkpoint, prepared, "--out", str(tmp_path / "recs"), "--index", str(tmp_path)))
+    assert not (tmp_path / "recs").exists()
 
 
 def test_pairs_need_their_columns(checkpoint: Path, prepared: Path, tmp_path: Path) -> None:
