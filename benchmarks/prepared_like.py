@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.shapes import ITEMS, ml1m_like
+from pnfrec_dist.data.prepared import TrainData
 from pnfrec_dist.data.schema import (
     HOLDOUT_SCHEMA,
     ITEMS_SCHEMA,
@@ -26,10 +27,16 @@ TRAIN_USERS, HOLDOUT_USERS, GROUP = 1_000, 50, 1_000
 
 
 def write_prepared_like(
-    directory: Path, users: int, items: int = ITEMS, group: int = GROUP, train_users: int = TRAIN_USERS
+    directory: Path,
+    users: int,
+    items: int = ITEMS,
+    group: int = GROUP,
+    train_users: int = TRAIN_USERS,
+    data: TrainData | None = None,
 ) -> Path:
-    """Only the first `train_users` users are in train."""
-    data, max_history = ml1m_like(users, items), 200
+    """Only the first `train_users` users are in train. data: their lists; None: of ML-1M's shape."""
+    max_history = 200
+    data = ml1m_like(users, items) if data is None else data
     assert data.negative is not None
     rows = []
     for user in range(users):
