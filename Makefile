@@ -69,7 +69,7 @@ export: $(STAMP)  ## write a trained model as item vectors and a torch.export en
 mlflow-ui: $(STAMP)  ## browse the runs on this machine (PORT=5000)
 	@exec $(BIN)/python -m pnfrec_dist.tracking ui $(if $(PORT),--port "$(PORT)")
 
-test: $(STAMP)  ## run the tests except the slow ones (about 11 minutes)
+test: $(STAMP)  ## run the tests except the slow ones (about 8 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## run the slow tests (an hour): killed processes, a huge history, a Spark cluster, a browser, 200 leak cases

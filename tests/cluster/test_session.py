@@ -99,7 +99,7 @@ with ray_cluster(WorkerOptions(num_workers=1)):
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_long_temporary_directory_does_not_keep_ray_from_starting(tmp_path: Path) -> None:
     """As on machines of batch systems: sockets have short paths."""
     long = tmp_path / ("long" * 30)

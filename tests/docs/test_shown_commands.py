@@ -81,10 +81,12 @@ def run_it(module: str, flags: list[str], workspace: Path) -> None:
     main = importlib.import_module(name).main
     (run,) = (workspace / "runs").glob("pnfrec*-tiny*")
     user = open_prepared(workspace / "data/prepared/tiny").user_ids("test")[0].as_py()
-    flags = replaced(flags, {"--dataset": "tiny", "--run": str(run), "--show": user, "--out": str(workspace / "out")})
+    out, index = (str(workspace / f"out-{module}") for module in (name, "pnfrec_dist.index"))
+    values = {"--dataset": "tiny", "--run": str(run), "--show": user, "--out": out, "--index": index}
+    flags = replaced(flags, values)
     if name == "spark_jobs.prepare":
         parse_flags(PrepareSettings, PrepareSettings(), flags, "spark_jobs")
-    elif name == "pnfrec_dist.train" and "--ray-address" in flags:
+    elif name == "pnfrec_dist.train" and {"--ray-address", "--init-from"} & set(flags):
         parse_train_settings(flags)
     elif name in PLAN_ONLY:
         on_this_machine = replaced(flags, {"--config": "default", "--ray-address": ""})

@@ -84,7 +84,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FAST = "two encoders"
-OTHERS = [pytest.param(case, marks=pytest.mark.integration) for case in CASES if case != FAST]
+BESIDE = "likes beside signed"
+OTHERS = [
+    pytest.param(case, marks=pytest.mark.integration if case == BESIDE else pytest.mark.slow)
+    for case in CASES
+    if case != FAST
+]
 
 
 @pytest.mark.parametrize("case", [FAST, *OTHERS])

@@ -155,6 +155,7 @@ def has_child(pid: int, title: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_gives_up_at_once_and_leaves_nothing_running(workspace: Path) -> None:
     line = [sys.executable, "-m", "pnfrec_dist.train", "--dataset", "tiny", "--epochs", "500"]
     process = subprocess.Popen(

@@ -76,7 +76,7 @@ def keep_ledger(prepared: Path, run_dir: Path, ledger: Path, kill_at: int) -> No
     TrainLoop(SETTINGS, open_prepared(prepared), run_dir, World(), Hooks(report, lambda: False)).run()
 
 
-@pytest.mark.parametrize("interruptions", trials(2, 50))
+@pytest.mark.parametrize("interruptions", trials(1, 50))
 def test_every_user_is_read_once_an_epoch(
     prepared_writer: Callable[..., Path], tmp_path: Path, forks: ForkServerContext, interruptions: int, soak: Soak
 ) -> None:

@@ -153,7 +153,7 @@ LARGE = {
     "case",
     [
         "exact",
-        "sampled, clipped",
+        pytest.param("sampled, clipped", marks=pytest.mark.slow),
         pytest.param("in parts, clipped", marks=pytest.mark.slow),
         pytest.param("exact, checkpoint in the background", marks=pytest.mark.slow),
     ],
