@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.machine import processor
 from benchmarks.peers import page, speed
-from benchmarks.peers.environments import PEERS, Environment, environment
+from benchmarks.peers.environments import HERE, PEERS, Environment, environment
 from benchmarks.peers.exchange import Task
 from benchmarks.peers.metric_cases import differences
 from benchmarks.peers.quality import of_own, of_peer
@@ -27,7 +27,7 @@ from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.evaluation.metrics import POINTS
 from pnfrec_dist.experiments.comparison import Comparison, Recorded
 from pnfrec_dist.experiments.points_report import points_parts
-from pnfrec_dist.files.atomic import write_json
+from pnfrec_dist.files.atomic import write_json, write_text
 from pnfrec_dist.files.locations import Location
 
 PARTS = ("speed", "catalogs", "quality", "metrics")
@@ -48,6 +48,7 @@ def main(args: Sequence[str]) -> int:
         "--widths", nargs="+", type=int, default=speed.WIDTHS, help="hidden sizes of speed (%(default)s)"
     )
     parser.add_argument("--cases", type=int, default=1_000, help="random cases of metrics (%(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the tables and notes.md into this file")
     arguments = parser.parse_args(args)
     arguments.work = arguments.work.absolute()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,12 @@ def main(args: Sequence[str]) -> int:
     installed = {peer: one for peer, one in environments.items() if not one.problem}
     bench = speed.Bench(arguments.work, len(os.sched_getaffinity(0)), installed)
     data = open_prepared(Location(arguments.data.absolute()))
-    print("\n\n".join([introduction(environments, data), *sections(arguments, bench, data)]))
+    page = "\n\n".join(
+        ["# Beside RecTools and RePlay", introduction(environments, data), *sections(arguments, bench, data)]
+    )
+    print(page)
+    if arguments.out:
+        write_text(arguments.out, f"{page}\n\n{(HERE / 'notes.md').read_text(encoding='utf-8')}")
     return 0
 
 
