@@ -16,10 +16,9 @@ from benchmarks.peers.environments import ROOT, Environment
 from benchmarks.peers.exchange import COVER, LISTS, RESULT, TEST, TRAIN, VALIDATION, Task
 from benchmarks.watched import memory_of
 from pnfrec_dist.config.settings import EvaluationSettings
-from pnfrec_dist.data.points import Points, points_of
+from pnfrec_dist.data.points import Points, required_points
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import replaced
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
@@ -56,10 +55,7 @@ def joined(parts: list[Ragged]) -> Ragged:
 
 
 def _points(data: PreparedData, split: str) -> Points:
-    points = points_of(data, split, "positive", EvaluationSettings())
-    if points is None:
-        raise InputError(f"{data.directory} has last interactions only; prepare it again: pnfrec prep --force")
-    return points
+    return required_points(data, split, "positive", EvaluationSettings())
 
 
 def _write(path: Path, lists: dict[str, Ragged], **columns: np.ndarray) -> None:

@@ -15,6 +15,8 @@ from pnfrec_dist.config.settings import EvaluationSettings
 from pnfrec_dist.data.holdout_interactions import HoldoutInteractions
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
 from pnfrec_dist.data.ragged import Ragged
+from pnfrec_dist.data.schema import how_to_add_points
+from pnfrec_dist.errors import InputError
 
 AUTO_OF_USER, AUTO_POINTS = 12, 50_000
 """evaluation.points auto: at most this many points of a user, and of a split (but one of each user)."""
@@ -70,6 +72,15 @@ def points_of(data: PreparedData, split: str, history: History, settings: Evalua
     if not isinstance(count, int):
         count = min(AUTO_OF_USER, max(AUTO_POINTS // max(len(lists.items), 1), 1))
     return choose_points(lists, data.user_ids(split), count, history)
+
+
+def required_points(data: PreparedData, split: str, history: History, settings: EvaluationSettings) -> Points:
+    """As points_of. Raises InputError if there are none."""
+    found = points_of(data, split, history, settings)
+    if found is None:
+        way_out = f"prepare it again: {how_to_add_points(data.directory.name)}"
+        raise InputError(f"{data.directory} has last interactions only, no points; {way_out}")
+    return found
 
 
 def choose_points(lists: HoldoutInteractions, user_ids: pa.Array, count: int, history: History) -> Points:

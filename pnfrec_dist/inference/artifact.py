@@ -6,7 +6,9 @@ item_table.safetensors     weight
 items.parquet              raw_item_id, num_positive; starts at item 1
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pnfrec_dist.config.mappings import override, to_mapping
 from pnfrec_dist.config.settings import Settings
@@ -61,6 +64,15 @@ def of_checkpoint(checkpoint: Path, settings: Settings, data: PreparedData) -> E
     load_model(checkpoint, model)
     raw_ids, likes_V = data.raw_item_ids().to_pylist(), data.item_counts(positive_only=True)
     return Exported(settings, model, raw_ids, likes_V, data.manifest.threshold, data.manifest.digest)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A sha256 of the names and values, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_exported(directory: Path, exported: Exported) -> None:

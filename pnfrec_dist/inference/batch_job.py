@@ -1,7 +1,6 @@
 """The command recommend: makes lists for all users, part by part on workers."""
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from pnfrec_dist.distributed import torch_threads
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import sha256_of
 from pnfrec_dist.files.text import counted, duration
-from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.artifact import Exported, weights_digest
 from pnfrec_dist.inference.candidates import ABOUT
 from pnfrec_dist.inference.item_filters import parts_with, read_filters, read_ids
 from pnfrec_dist.inference.list_maker import Filters, ListMaker, ListSettings
@@ -132,7 +131,7 @@ def _request(settings: RecommendSettings, trained: Exported, data: PreparedData)
         "model": {
             "settings": to_mapping(trained.settings),
             "data_digest": trained.data_digest,
-            "weights_sha256": _weights_digest(trained),
+            "weights_sha256": weights_digest(trained.model.state_dict()),
         },
         "data": {
             "dataset": data.manifest.dataset,
@@ -147,14 +146,6 @@ def _request(settings: RecommendSettings, trained: Exported, data: PreparedData)
         **({"index": sha256_of(Path(settings.index) / ABOUT)} if settings.index else {}),
         "filters": {name: sha256_of(Path(path)) if path else None for name, path in files.items()},
     }
-
-
-def _weights_digest(trained: Exported) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(trained.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _about(settings: RecommendSettings, trained: Exported, data: PreparedData, users: int, parts: int) -> str:

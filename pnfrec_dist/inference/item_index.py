@@ -12,7 +12,6 @@ index.json    which model it is of, lists in all and lists searched, recall, sha
 B users, C candidates of each, D width, N items.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from pnfrec_dist.data.ragged import Ragged
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import replaced_directory, write_json, writing
 from pnfrec_dist.files.locations import reading, sha256_of
-from pnfrec_dist.inference.artifact import Exported
+from pnfrec_dist.inference.artifact import Exported, weights_digest
 from pnfrec_dist.inference.candidates import ABOUT
 from pnfrec_dist.model.top_k import rank_items, table_scores
 
@@ -94,9 +93,7 @@ def build(trained: Exported, hidden_BD: Tensor, wanted: float, directory: Path) 
     recall = _recall(ItemIndex(index, searched), hidden_BD, exact_BC)
     with writing(f"--out {directory}", "name another"), replaced_directory(directory) as draft:
         api.write_index(index, str(draft / INDEX))
-        about = About(
-            weights_digest(trained), len(vectors), lists, searched, recall, len(hidden_BD), sha256_of(draft / INDEX)
-        )
+        about = About(_digest(trained), len(vectors), lists, searched, recall, len(hidden_BD), sha256_of(draft / INDEX))
         write_json(draft / ABOUT, asdict(about), indent=1)
     return about
 
@@ -106,7 +103,7 @@ def open_index(directory: Path, trained: Exported) -> ItemIndex:
     about = about_index(directory)
     if sha256_of(directory / INDEX) != about.sha256:
         raise InputError(f"{directory / INDEX} is damaged (sha256 differs); build it again: pnfrec index")
-    if about.weights_sha256 != weights_digest(trained):
+    if about.weights_sha256 != _digest(trained):
         raise InputError(f"--index {directory} is of another model; build one of this model: pnfrec index")
     return mapped(directory)
 
@@ -132,9 +129,8 @@ def require_replaceable(directory: Path) -> None:
         raise InputError(f"--out is {str(directory)!r}, which exists and is no earlier index; name a new directory")
 
 
-def weights_digest(trained: Exported) -> str:
-    weight = trained.model.item_table.weight.detach().cpu().contiguous()
-    return hashlib.sha256(weight.view(torch.uint8).numpy().data).hexdigest()
+def _digest(trained: Exported) -> str:
+    return weights_digest({"weight": trained.model.item_table.weight})
 
 
 def _lengthened(vectors_ND: Tensor) -> np.ndarray:

@@ -12,9 +12,8 @@ import numpy as np
 
 from pnfrec_dist.config.inference_settings import EvaluateSettings
 from pnfrec_dist.config.settings import EvaluationSettings
-from pnfrec_dist.data.points import Points, points_of
+from pnfrec_dist.data.points import Points, required_points
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
-from pnfrec_dist.data.schema import how_to_add_points
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
@@ -54,12 +53,7 @@ class Protocol:
 
     def points(self) -> Points:
         """What lists for many points are compared with. Raises InputError for data without points."""
-        found = points_of(self.data, self.split, "signed", self.evaluation)
-        if found is None:
-            directory = self.data.directory
-            way_out = f"prepare it again: {how_to_add_points(directory.name)}"
-            raise InputError(f"{directory} has last interactions only, no points; {way_out}")
-        return found
+        return required_points(self.data, self.split, "signed", self.evaluation)
 
 
 def protocol_of(settings: EvaluateSettings, asking: str) -> Protocol:

@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from pnfrec_dist.config.settings import EvaluationSettings
-from pnfrec_dist.data.points import Points, points_of
+from pnfrec_dist.data.points import Points, required_points
 from pnfrec_dist.data.prepared import HoldoutData, PreparedData
-from pnfrec_dist.data.schema import PAD_ID, how_to_add_points
+from pnfrec_dist.data.schema import PAD_ID
 from pnfrec_dist.distributed import World
-from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import evaluate
 from pnfrec_dist.evaluation.metrics import measures_of, summarize
 from pnfrec_dist.inference.artifact import Exported
@@ -39,10 +38,7 @@ def rank_points(trained: Exported, data: PreparedData, split: str) -> PointRanks
     The points are the same for all models. Raises InputError for data without points.
     """
     evaluation = EvaluationSettings()
-    points = points_of(data, split, trained.settings.encoder.history, evaluation)
-    if points is None:
-        way_out = f"prepare it again: {how_to_add_points(data.directory.name)}"
-        raise InputError(f"{data.directory} has last interactions only, no points; {way_out}")
+    points = required_points(data, split, trained.settings.encoder.history, evaluation)
     item_of = model_items(data.raw_item_ids(), pa.array(trained.raw_ids, pa.string()))
     whole = points.part(np.arange(len(points)))
     assert whole.negative is not None
