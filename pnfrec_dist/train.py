@@ -3,14 +3,20 @@
 import sys
 from collections.abc import Sequence
 
-from pnfrec_dist.cli import parse_train_settings, print_settings, run_command
+from pnfrec_dist.cli import parse_train_settings, print_settings, run_command, selected
 from pnfrec_dist.cluster.environment import stay_on_this_machine
 from pnfrec_dist.config.mappings import flatten, to_mapping
 
 
 def main(args: Sequence[str]) -> int:
     """Trains and returns the exit code. Raises InputError for wrong input."""
-    settings = parse_train_settings(args)
+    final = selected(args, {"final": ""})["final"]
+    if final:
+        from pnfrec_dist.experiments.final_training import final_settings  # imports torch, as below
+
+        settings = final_settings(final, args)
+    else:
+        settings = parse_train_settings(args)
     stay_on_this_machine(settings.ray_address)
     print(f"{settings.model} on {settings.dataset}")
     print_settings(flatten(to_mapping(settings)))

@@ -59,6 +59,7 @@ class Build:
         self.files = in_order(files, settings.source.sort_files)
         self.partitions, self.conf = partitions, conf
         self.log = StageLog(started)
+        self.holds_out = settings.split.holdout != "none"
         self.written: list[FileEntry] = []
         self.distributions = Distributions()
         self.warnings: list[str] = []
@@ -98,18 +99,20 @@ class Build:
         """(interactions that pass the filter, T)."""
         settings, interactions = self.settings, read.interactions
         quantile = settings.split.quantile
+        after_all = int(read.times[-1].high) + 1  # T without a holdout
         if settings.filter.scope == "all":
             support = transforms.Support(repeats.standing(interactions), settings.filter)
             passed = support.filter(interactions)
             transforms.require_rows(int(not passed.isEmpty()), "the data set after the filter", "lower --filter.*")
-            split = transforms.split_timestamp(passed, quantile)
+            split = transforms.split_timestamp(passed, quantile) if self.holds_out else after_all
         else:
-            split = transforms.split_timestamp(interactions, quantile, read.times)
+            split = transforms.split_timestamp(interactions, quantile, read.times) if self.holds_out else after_all
             self.require_times(read, split)
             support = transforms.Support(
                 transforms.before(repeats.not_undone(interactions, split), split), settings.filter
             )
-        self.log.say("split", f"T = {split} ({date_of(split, self.unit)})")
+        told = f"T = {split} ({date_of(split, self.unit)})" if self.holds_out else "no holdout: all interactions train"
+        self.log.say("split", told)
         rows = read.rows - self.log.counts["deduplicated"]["rows"]
         if settings.feedback.undone or settings.clean.duplicates != "keep_all":
             rows = self.drop_replaced(rows, split)
@@ -180,24 +183,28 @@ class Build:
         sequences = user_sequences(encoded, settings.max_history, split).persist(StorageLevel.DISK_ONLY)
         users = transforms.settled(sequences.drop("train", "whole", "holdout"))
         self.count_splits(counted, users)
-        holdout_users = users.where(transforms.is_holdout_user())
-        assigned = transforms.settled(transforms.assign_holdout(holdout_users, settings.split))
-        tests, everyone = assigned.agg(F.count_if("is_test"), F.count("*")).collect()[0]
-        self.log.done("assigned", test_users=tests, validation_users=everyone - tests)
-
+        assigned = self.assign(users) if self.holds_out else None
         train_users = users.where(transforms.is_train_user(least))
         self.count_lengths(train_users, items)
         entries = self.entries(train_users)
         at_once(
             self.spark,
             lambda: self.write_train(sequences.where(transforms.is_train_user(least)), entries, building),
-            lambda: self.write_holdout(sequences, assigned, building),
+            *([lambda: self.write_holdout(sequences, assigned, building)] if assigned is not None else []),
             lambda: self.write_everyone(sequences, users, building),
             lambda: self.write_catalog(items, building),
             lambda: self.draw_values(counted, threshold, split),
         )
         sequences.unpersist()
         self.filtered.unpersist()
+
+    def assign(self, users: DataFrame) -> DataFrame:
+        """Halves the holdout users: raw_user_id, is_test."""
+        holdout_users = users.where(transforms.is_holdout_user())
+        assigned = transforms.settled(transforms.assign_holdout(holdout_users, self.settings.split))
+        tests, everyone = assigned.agg(F.count_if("is_test"), F.count("*")).collect()[0]
+        self.log.done("assigned", test_users=tests, validation_users=everyone - tests)
+        return assigned
 
     def write_train(self, sequences: DataFrame, entries: int, building: Location) -> None:
         """Writes the train shards. entries: ids in all their lists."""
@@ -240,7 +247,8 @@ class Build:
         drawn = histograms(self.filtered, {"relevance": (low, high), "timestamp": (first, last)}, BINS)
         self.distributions.relevance.extend(drawn["relevance"])
         self.distributions.activity.extend(drawn["timestamp"])
-        self.figures = draw(self.distributions, threshold, split, self.unit)
+        shown = split if self.holds_out else None
+        self.figures = draw(self.distributions, threshold, shown, self.unit)
 
     def count_splits(self, counted: DataFrame, users: DataFrame) -> None:
         """Logs sizes after the filter, of train, and of the holdout without users or items that train lacks."""
@@ -254,6 +262,8 @@ class Build:
             F.count_if(in_holdout),
         ).collect()[0]
         self.log.done("train", rows=train_rows, users=train_users, items=self.num_items)
+        if not self.holds_out:
+            return
         self.log.done("holdout", rows=holdout_rows, users=holdout_users)
         transforms.require_rows(
             holdout_rows,

@@ -108,12 +108,19 @@ def main(args: Sequence[str]) -> None:
         stop_session(spark)
     print(f"\n{summary(manifest, settings.expected)}\n")
     print(f"wrote {final} in {time.monotonic() - started:.0f} s; report: {final / REPORT_NAME}")
-    own_place = "" if settings.data_dir == PrepareSettings.data_dir else f" --data-dir {shlex.quote(settings.data_dir)}"
-    by_make = "" if by_flags or own_place else f" (or: make train DATASET={name})"
-    print(f"next: {command('train')} --dataset {name}{own_place}{by_make}")
+    print(f"next: {_next_command(name, settings, has_own_settings=by_flags is not None)}")
     for warning in build.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
     _complain(manifest, settings)
+
+
+def _next_command(name: str, settings: PrepareSettings, *, has_own_settings: bool) -> str:
+    """The command that trains on the data set."""
+    own_place = "" if settings.data_dir == PrepareSettings.data_dir else f" --data-dir {shlex.quote(settings.data_dir)}"
+    if settings.split.holdout == "none":
+        own_place = f" --final RUN{own_place}"
+    by_make = "" if has_own_settings or own_place else f" (or: make train DATASET={name})"
+    return f"{command('train')} --dataset {name}{own_place}{by_make}"
 
 
 def _verify(directory: Location) -> None:

@@ -5,7 +5,7 @@ import textwrap
 
 from pnfrec_dist.config.dataset_settings import ExpectedSettings
 from pnfrec_dist.config.source_settings import NONE
-from pnfrec_dist.data.schema import SPLITS, Manifest
+from pnfrec_dist.data.schema import Manifest
 from pnfrec_dist.files.html_pages import html_table, page, paragraph
 from pnfrec_dist.files.tables import GAP, text_table
 from spark_jobs.quantile import ranked
@@ -76,14 +76,21 @@ def _rule(manifest: Manifest) -> str:
     return f"relevance >= {manifest.threshold:g} is positive"
 
 
+def _holdout(manifest: Manifest) -> str:
+    """Which interactions are held out."""
+    split, unit = manifest.split_timestamp, manifest.timestamp_unit
+    if manifest.has_holdout:
+        return f"T = {split} ({date_of(split, unit)})"
+    return f"no holdout: all interactions train, the newest is {split - 1} ({date_of(split - 1, unit)})"
+
+
 def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, list[list[str]]]]:
     """(title, rows) with the first row as header."""
     counts = manifest.counts
     size, train = counts["filtered"], counts["train"]
     tables = [
         (
-            f"{manifest.dataset}: {_rule(manifest)}, "
-            f"T = {manifest.split_timestamp} ({date_of(manifest.split_timestamp, manifest.timestamp_unit)})",
+            f"{manifest.dataset}: {_rule(manifest)}, {_holdout(manifest)}",
             [
                 ["users", "items", "actions", "negative"],
                 [f"{size['users']:,}", f"{size['items']:,}", f"{size['rows']:,}", f"{negative_share(manifest):.1%}"],
@@ -98,7 +105,7 @@ def _tables(manifest: Manifest, expected: ExpectedSettings) -> list[tuple[str, l
     rows.append(["train", f"{train['users']:,}", "", "", f"{train['items']:,}", f"{train['rows']:,}"])
     least = manifest.settings["split"]["min_positives"]
     rows.append([f"train, {least}+ likes", f"{counts['train_users']['users']:,}", "", "", "", ""])
-    for part in SPLITS[1:]:
+    for part in manifest.splits[1:]:
         numbers = counts[part]
         targets = [f"{numbers[f'{side}_targets']:,}" for side in ("positive", "negative")]
         rows.append([part, f"{numbers['users']:,}", *targets, "", f"{numbers['holdout_interactions']:,}"])

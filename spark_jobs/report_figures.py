@@ -28,8 +28,8 @@ class Distributions:
     activity: list[Bucket] = field(default_factory=list)
 
 
-def draw(distributions: Distributions, threshold: float, split: int, unit: str) -> str:
-    """The histograms as SVG. split: T, in `unit`."""
+def draw(distributions: Distributions, threshold: float, split: int | None, unit: str) -> str:
+    """The histograms as SVG. split: T, in `unit`; None without a holdout."""
     return "".join(
         [
             _length_figure(distributions.lengths),
@@ -86,7 +86,7 @@ def _relevance_figure(relevance: list[Bucket], threshold: float) -> str:
     return _svg(figure, f"blue: positive (relevance >= {threshold:g})")
 
 
-def _activity_figure(activity: list[Bucket], split: int, unit: str) -> str:
+def _activity_figure(activity: list[Bucket], split: int | None, unit: str) -> str:
     figure, axes = _axes("Activity over time", "", "interactions")
     days = 1 if unit in (ROWS, NUMBERS) else 86_400 * TICKS[unit]  # matplotlib's dates are days since 1970
     if activity:
@@ -95,8 +95,10 @@ def _activity_figure(activity: list[Bucket], split: int, unit: str) -> str:
         axes.bar(middles, [b.count for b in activity], width=span / 60, color=INK)
         if unit not in (ROWS, NUMBERS) and date_of(int(activity[-1].high), unit)[0].isdigit():
             axes.xaxis_date()
-    axes.axvline(split / days, color=NEGATIVE, linewidth=1.5)
     axes.tick_params(axis="x", labelrotation=30, labelsize=8)
+    if split is None:
+        return _svg(figure, "all interactions train")
+    axes.axvline(split / days, color=NEGATIVE, linewidth=1.5)
     return _svg(figure, f"red line: T = {date_of(split, unit)}; train is before T, the holdout from T on")
 
 

@@ -13,7 +13,6 @@ from pnfrec_dist.data.schema import (
     ITEMS_SCHEMA,
     QUARANTINE,
     SCHEMAS,
-    SPLITS,
     TITLES_NAME,
     TITLES_SCHEMA,
     USERS,
@@ -45,7 +44,7 @@ def verify_content(directory: Location, manifest: Manifest) -> None:
     _verify_items(directory, manifest)
     if any(entry.path == TITLES_NAME for entry in manifest.files):
         _verify_titles(directory / TITLES_NAME, manifest)
-    for part in (*SPLITS, USERS, QUARANTINE):
+    for part in (*manifest.splits, USERS, QUARANTINE):
         rows = 0
         seen_users: list[pa.Array] = []
         for entry in manifest.files_of(part):

@@ -26,6 +26,7 @@ from pnfrec_dist.data.schema import (
     ITEMS_SCHEMA,
     QUARANTINE_SCHEMA,
     SCHEMA_VERSION,
+    SPLITS,
     TRAIN_SCHEMA,
     USERS_SCHEMA,
     FileEntry,
@@ -80,12 +81,29 @@ def catalog_rows(raw_ids: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
+def _counts(users: int, catalog: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    return {
+        "train": {"items": len(catalog), "rows": sum(row["num_positive"] + row["num_negative"] for row in catalog)},
+        "quarantined": {"rows": 0},
+        "train_users": {"users": users},
+        "users": {"users": users + 1},
+        "validation": {"users": 8, "positive_targets": 8, "negative_targets": 0, "holdout_interactions": 16},
+        "test": {"users": 10, "positive_targets": 6, "negative_targets": 4, "holdout_interactions": 20},
+    }
+
+
 def write_prepared(
-    directory: Path, users: int = 30, items: int = 12, seed: int = 0, raw_ids: Sequence[str] = ()
+    directory: Path,
+    users: int = 30,
+    items: int = 12,
+    seed: int = 0,
+    raw_ids: Sequence[str] = (),
+    *,
+    has_holdout: bool = True,
 ) -> Path:
     """A complete prepared data set of random histories. Every third user has no negatives, one more no positives.
 
-    raw_ids: of the items; empty: "1", "2", ...
+    raw_ids: of the items; empty: "1", "2", .... has_holdout: False: as split.holdout none, with the same train.
     """
     rng = np.random.default_rng(seed)
 
@@ -116,6 +134,7 @@ def write_prepared(
         "users": (USERS_SCHEMA, [whole(row) for row in [*train, disliking]]),
         "quarantine": (QUARANTINE_SCHEMA, []),
     }
+    parts = {name: of for name, of in parts.items() if has_holdout or name not in SPLITS[1:]}
     directory.mkdir(parents=True)
     files = []
     for part, (schema, rows) in parts.items():
@@ -127,15 +146,9 @@ def write_prepared(
     catalog = catalog_rows(raw_ids or [str(item) for item in range(1, items + 1)])
     pq.write_table(pa.Table.from_pylist(catalog, schema=ITEMS_SCHEMA), directory / "items.parquet")
     entries = [entry_of(directory, path) for path in [*files, directory / "items.parquet"]]
-    settings = {"feedback": {"threshold": 4}, "max_history": 200}
-    counts = {
-        "train": {"items": items, "rows": sum(row["num_positive"] + row["num_negative"] for row in catalog)},
-        "quarantined": {"rows": 0},
-        "train_users": {"users": users},
-        "users": {"users": users + 1},
-        "validation": {"users": 8, "positive_targets": 8, "negative_targets": 0, "holdout_interactions": 16},
-        "test": {"users": 10, "positive_targets": 6, "negative_targets": 4, "holdout_interactions": 20},
-    }
+    split = {} if has_holdout else {"split": {"holdout": "none"}}
+    settings = {"feedback": {"threshold": 4}, "max_history": 200, **split}
+    counts = _counts(users, catalog)
     manifest = Manifest(SCHEMA_VERSION, "tiny", settings, settings_hash(settings), [], counts, 4.0, 5, "s", entries)
     write_manifest(directory, manifest)
     return directory

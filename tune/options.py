@@ -201,6 +201,8 @@ def base_settings(options: Options, stage: Stage, found: Point) -> Settings:
     """The settings that the trials of a stage share. found: what earlier stages chose."""
     flags = ["--dataset", options.dataset, "--model", stage.model, "--output-dir", str(options.directory / stage.name)]
     settings = parse_train_settings([*flags, *options.flags], any_model=True)
+    if settings.final:
+        raise InputError("--final is not a flag of this command, whose trials are all evaluated; use train")
     if options.gpus_per_trial:
         settings = dataclasses.replace(settings, num_gpus=math.ceil(options.gpus_per_trial))
     else:

@@ -125,6 +125,9 @@ class FilterSettings:
 class SplitSettings:
     """Global temporal split. The holdout users are then halved into validation and test."""
 
+    holdout: Literal["newest", "none"] = "newest"
+    """what is held out: the newest interactions, from T on; none: all interactions train, for the model that goes out
+    (pnfrec train --final); there are no validation and no test users then"""
     quantile: float = 0.9
     """T is this quantile of all timestamps (nearest observed value); train: < T, holdout: >= T"""
     assignment: Literal["permutation", "hash"] = "hash"
@@ -205,4 +208,6 @@ class DatasetSettings:
             ("clean", "max_quarantine_share"),
         ):
             del kept[section][name]
+        if self.split.holdout == SplitSettings.holdout:  # data sets of before do not name it
+            del kept["split"]["holdout"]
         return {**kept, "max_history": self.max_history, "shard_mb": self.shard_mb}

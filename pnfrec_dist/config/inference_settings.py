@@ -141,7 +141,8 @@ class PromoteSettings:
     The champion is the version of a registered model that has the alias champion; what serves models:/<name>@champion
     takes it up. Both models rank the same points of validation users, those of the newest data. The candidate is worse
     if its NDCG_p@10 is significantly lower (the 95 % interval of the difference over users is below 0), or lower by
-    more than --margin. Then nothing is changed, and the exit code is 1.
+    more than --margin. Then nothing is changed, and the exit code is 1. For a final training (train --final), the run
+    that chose it is compared.
     """
 
     run: str = ""

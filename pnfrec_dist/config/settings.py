@@ -284,6 +284,9 @@ class Settings:
     init_from: str = ""
     """begin with the weights of a trained model, named as for pnfrec recommend --run; items keep their vectors by raw
     id, and their optimizer state if it is a run's directory or a checkpoint; empty: random weights"""
+    final: str = ""
+    """directory of a finished run: train its model on all interactions, for as many epochs as its best one, with the
+    weights of the scores that it chose; needs a data set that is prepared with split.holdout none"""
     max_failures: int = 3
     """how often several workers, or a sweep's trial, are started again (a single worker is the command itself)"""
     stall_timeout: float = 600.0

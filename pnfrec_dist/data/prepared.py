@@ -141,7 +141,7 @@ class PreparedData:
     @property
     def has_points(self) -> bool:
         """Whether each holdout user's interactions from T on are there, not only the last one."""
-        return self.manifest.has_interactions
+        return self.manifest.has_interactions and self.manifest.has_holdout
 
     def holdout_interactions(self, split: str) -> HoldoutInteractions | None:
         """For the users of holdout(); None for data of version 3, which have only the last interaction."""
@@ -183,6 +183,8 @@ class PreparedData:
 
     def _read(self, part: str, columns: list[str] | None = None) -> pa.Table:
         self.require_whole(part)
+        if part in SPLITS and not self.manifest.files_of(part):
+            raise InputError(f"{self.directory} has no {part} users: it was prepared with split.holdout none")
         files = [self.directory / entry.path for entry in self.manifest.files_of(part)]
         return pa.concat_tables([_read_parquet(f, columns) for f in files]).combine_chunks()
 

@@ -7,7 +7,7 @@ Layout of a prepared data set (a directory):
     train/part-*.parquet          one row per training user
     validation/part-*.parquet     one row per holdout user: history before the target, and the target; then the
                                   interactions from T on, and the lists before them
-    test/part-*.parquet           the same
+    test/part-*.parquet           the same (neither of the two with split.holdout none)
     users/part-*.parquet          one row per user (training user or not): the whole history, to recommend from
     titles.parquet                the items' titles, if the source has them
     quarantine/part-*.parquet     rejected source rows with their reason
@@ -118,9 +118,9 @@ class Manifest:
 
     counts: stage -> {"rows"|"users"|"items"|...: int}; settings: the data set's resolved settings;
     threshold: relevance at and above which feedback is positive (labels count as 1 and 0);
-    split_timestamp: T. It and target_timestamp are whole numbers of timestamp_unit ("s", "ms", "us" or "ns") since
-    1970-01-01 UTC, numbers of rows ("rows"), or numbers of a clock of the source's own ("number"); conf: the settings
-    of conf/dataset/ at that time, if flags changed them.
+    split_timestamp: T; without a holdout, one after the newest timestamp. It and target_timestamp are whole numbers of
+    timestamp_unit ("s", "ms", "us" or "ns") since 1970-01-01 UTC, numbers of rows ("rows"), or numbers of a clock of
+    the source's own ("number"); conf: the settings of conf/dataset/ at that time, if flags changed them.
     """
 
     schema_version: int
@@ -138,6 +138,16 @@ class Manifest:
     @property
     def num_items(self) -> int:
         return self.counts["train"]["items"]
+
+    @property
+    def has_holdout(self) -> bool:
+        """Whether there are validation and test users (split.holdout)."""
+        return self.settings.get("split", {}).get("holdout") != "none"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those of SPLITS that the data set has."""
+        return SPLITS if self.has_holdout else SPLITS[:1]
 
     @property
     def has_interactions(self) -> bool:

@@ -24,6 +24,8 @@ SPLIT = "validation"
 SHOWN = tuple(f"ndcg_{group}_at_{HEADLINE_CUTOFF}" for group in ("p", "n", "delta"))
 T = "split_timestamp"
 """Tag of a version: T of the data on which it became the champion."""
+COMPARED = "compared"
+"""Tag of a version of a final training: MLflow's id of the run that chose it, which is compared for it."""
 EXIT_WORSE = 1
 
 
@@ -61,11 +63,15 @@ class Compared:
 def promote(settings: PromoteSettings) -> int:
     """Prints the table. The exit code is 1 if the candidate is worse. Raises InputError for wrong input."""
     trained = open_trained(settings.run, settings.data_dir)
+    evaluated = trained.settings.final or settings.run
+    if trained.settings.final:
+        print(f"{settings.run} is a final training; {evaluated}, which chose it, is compared for it")
+        trained = open_trained(evaluated, settings.data_dir)
     data = open_prepared(Location(settings.data_dir) / (settings.dataset or trained.settings.dataset))
     data.require_whole(SPLIT)
     if trained.data_digest != data.manifest.digest:
         raise InputError(
-            f"{settings.run} was trained on another state of the data than {data.directory}, so that it may have seen "
+            f"{evaluated} was trained on another state of the data than {data.directory}, so that it may have seen "
             "the points; train it on the newest data, or say where its data are with --data-dir"
         )
     uri = tracking_uri()
@@ -73,12 +79,15 @@ def promote(settings: PromoteSettings) -> int:
     reference = _tracked(settings.run, uri)
     holder = champion.version()
     facts = {"data_digest": data.manifest.digest, T: str(data.manifest.split_timestamp)}
+    if evaluated != settings.run:
+        facts[COMPARED] = _tracked(evaluated, uri)
     if holder is not None:
         if int(holder.tags.get(T, 0)) > data.manifest.split_timestamp:
             raise InputError(
                 f"the champion was trained on newer data than {data.directory}; compare on its data or newer"
             )
-        other = open_trained(f"models:/{champion.name}/{holder.version}", settings.data_dir)
+        compared_by = holder.tags.get(COMPARED) or f"models:/{champion.name}/{holder.version}"
+        other = open_trained(compared_by, settings.data_dir)
         compared = compare(trained, other, data)
         print(f"{champion.name}: {settings.run} beside version {holder.version}, the {CHAMPION}")
         print(f"{SPLIT} points of {data.directory}: {len(compared.candidate.points):,}\n\n{compared.table()}\n")

@@ -7,6 +7,7 @@ from pnfrec_dist.cli import command
 from pnfrec_dist.config.conf_files import settings_from_conf
 from pnfrec_dist.config.mappings import flatten, to_mapping
 from pnfrec_dist.config.settings import Settings
+from pnfrec_dist.experiments.final_training import MAY_DIFFER
 
 
 def continuing_command(settings: Settings, run_dir: Path) -> str:
@@ -15,9 +16,14 @@ def continuing_command(settings: Settings, run_dir: Path) -> str:
 
 
 def _flags(settings: Settings) -> str:
-    base = settings_from_conf(settings.dataset, settings.model, settings.config)
-    chosen, default = flatten(to_mapping(settings)), flatten(to_mapping(base))
-    flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]
+    chosen = flatten(to_mapping(settings))
+    if settings.final:  # all else is as in that run
+        base, flags = Settings(), [f"--dataset {settings.dataset}"]
+        chosen = {name: value for name, value in chosen.items() if name in MAY_DIFFER - {"dataset"}}
+    else:
+        base = settings_from_conf(settings.dataset, settings.model, settings.config)
+        flags = [f"--dataset {settings.dataset}", f"--model {settings.model}", f"--config {settings.config}"]
+    default = flatten(to_mapping(base))
     for name, value in chosen.items():
         if value == default[name] or name in ("resume", "dry_run"):
             continue

@@ -7,8 +7,10 @@ from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import first_line
 from pnfrec_dist.experiments import plots
+from pnfrec_dist.experiments.final_training import chosen_by
 from pnfrec_dist.experiments.terminal_progress import headline_markdown_table
 from pnfrec_dist.files.tables import write_csv
+from pnfrec_dist.files.text import counted
 from pnfrec_dist.inference.artifact import MODEL_DIRECTORY, Exported, of_checkpoint
 from pnfrec_dist.inference.pyfunc import save_model
 from pnfrec_dist.inference.user_cards import write_cards
@@ -29,7 +31,7 @@ def log_outcome(
     for floor, found in test.floors.items():
         metrics.update({f"test_{floor}/{name}": value for name, value in found.items()})
     tracked.log_metrics(f"test/{best}", metrics, best)
-    note = _description({settings.model: test.metrics, **test.floors}, settings, best)
+    note = _final_description(settings) if settings.final else _description(test, settings, best)
     tracked.log_tags(f"best_epoch/{best}", {"best_epoch": str(best), "mlflow.note.content": note})
     checkpoint = Path(test.checkpoint)
     result, model = run_dir / RESULT_DIRECTORY, run_dir / MODEL_DIRECTORY
@@ -41,7 +43,7 @@ def log_outcome(
 
     _try(tracked.say, "curves", lambda: _write_curves(result, settings, epochs))
     has_model = _try(tracked.say, "model", write_model)
-    if has_model and result.is_dir():
+    if has_model and result.is_dir() and data.manifest.has_holdout:
         _try(tracked.say, "lists of some users", lambda: write_cards(result / LISTS, trained[0], data))
     if result.is_dir():
         tracked.log_directory(f"result/{best}", result, RESULT_DIRECTORY)
@@ -61,8 +63,18 @@ def _try(say: Callable[[str], None], what: str, write: Callable[[], object]) -> 
     return True
 
 
-def _description(rows: dict[str, dict[str, float]], settings: Settings, best: int) -> str:
+def _final_description(settings: Settings) -> str:
+    """Markdown for the top of the page of a final training."""
+    evaluated = chosen_by(settings)
+    rows = {settings.model: evaluated.test, **evaluated.floors}
+    what = f"`{settings.model}` on all interactions of `{settings.dataset}`, {counted(settings.epochs, 'epoch')}"
+    of_run = f"It has no test of its own. The table is the test of `{settings.final}`, which chose it"
+    return f"{headline_markdown_table(rows)}\n\n{what}. {of_run}."
+
+
+def _description(test: BestTested, settings: Settings, best: int) -> str:
     """Markdown for the top of the run's page."""
+    rows = {settings.model: test.metrics, **test.floors}
     what = f"`{settings.model}` on `{settings.dataset}`, seed {settings.seed}: test users after epoch {best}"
     more = f"curves and each user's rank: `{RESULT_DIRECTORY}/` among the artifacts"
     return f"{headline_markdown_table(rows)}\n\n{what}, the best on validation NDCG_p@10; {more}."

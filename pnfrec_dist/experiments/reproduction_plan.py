@@ -77,6 +77,8 @@ def _settings(dataset: str, model: str, directory: Path, flags: Sequence[str]) -
             "or write your own model file"
         )
     settings = parse_train_settings(["--dataset", dataset, "--model", model, "--output-dir", str(directory), *flags])
+    if settings.final:
+        raise InputError("--final is not a flag of this command, whose trainings are all evaluated; use train")
     if settings.resume != Settings.resume:
         raise InputError(f"--resume is {settings.resume!r}; this command always resumes; use another --name instead")
     return settings

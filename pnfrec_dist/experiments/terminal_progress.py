@@ -105,12 +105,14 @@ class ProgressReport:
 
     def epoch(self, event: EpochDone) -> None:
         metrics = event.metrics
-        star = "  *best" if event.is_best else ""
+        star = "  *best" if event.is_best and LOGGED_SELECTION in metrics else ""
         skipped = int(metrics.get("train/skipped_steps", 0))
+        found = metrics.get(LOGGED_SELECTION)
+        validation = f"val NDCG_p@10 {found:.4f}  " if found is not None else ""
         left_out = f"  {skipped} steps skipped" if skipped else ""
         self.line(
             f"epoch {event.epoch:>3}/{self.max_epochs}  loss {metrics['train/loss']:.4f}  "
-            f"val NDCG_p@10 {metrics[LOGGED_SELECTION]:.4f}  "
+            f"{validation}"
             f"{metrics['train/users_per_s']:,.0f} users/s  {event.seconds:.1f} s"
             f"{''.join(f'  {text}' for text in shown_weights(metrics, 'val/'))}{left_out}{star}"
         )

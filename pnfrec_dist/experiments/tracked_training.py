@@ -15,7 +15,9 @@ from pnfrec_dist.cluster.worker_plan import WorkerPlan, worker_options
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.errors import InputError, RunError, first_line
+from pnfrec_dist.evaluation.metrics import LOGGED_SELECTION
 from pnfrec_dist.experiments.continuing_command import continuing_command
+from pnfrec_dist.experiments.final_training import best_of, chosen_by
 from pnfrec_dist.experiments.terminal_progress import (
     ProgressReport,
     headline_table,
@@ -50,6 +52,10 @@ def drive(settings: Settings) -> int:
     with planned_workers(worker_options(settings)) as plan:
         planned = with_kept_precision(settings, run.directory)
         print(f"{checked_plan(planned, data, plan)}\ntracking: {shown(uri)}", flush=True)
+        if settings.final:
+            best = best_of(chosen_by(settings))
+            score = best.metrics[LOGGED_SELECTION]
+            print(f"final training: as {settings.final}, whose best epoch {best.epoch} has val NDCG_p@10 {score:.4f}")
         if settings.init_from and not checkpoints(run.directory):
             print(f"warm start from {settings.init_from}: {catalogs(open_source(settings.init_from, settings), data)}")
         if settings.dry_run:
@@ -62,14 +68,20 @@ def drive(settings: Settings) -> int:
         print(f"  {continuing_command(settings, run.directory)}")
         return EXIT_INTERRUPTED
     print()
-    tested = {settings.model: done.test.metrics, **done.test.floors}
+    if settings.final:
+        evaluated = chosen_by(settings)
+        tested = {settings.model: evaluated.test, **evaluated.floors}
+        print(f"This model has no test of its own. The test of {settings.final}, which chose it:\n")
+    else:
+        tested = {settings.model: done.test.metrics, **done.test.floors}
     print(headline_table(tested))
     print()
     if warning := warning_of_full_lists(tested):
         print(warning, file=sys.stderr)
     if weights := shown_weights(done.test.weights):
         print(f"chosen on validation users: {', '.join(weights)}")
-    print(f"best epoch {done.test.best_epoch}, checkpoint {done.test.checkpoint}")
+    what = "trained on all interactions, epoch" if settings.final else "best epoch"
+    print(f"{what} {done.test.best_epoch}, checkpoint {done.test.checkpoint}")
     where = f"at {shown(uri)}" if uri.startswith("http") else "with: make mlflow-ui (or: pnfrec tracking ui)"
     print(f"MLflow run {done.run_id or '(not known yet)'}; see it {where}")
     return 0

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import psutil
 
+from pnfrec_dist.cli import command
 from pnfrec_dist.cluster.concurrent_plan import ConcurrentPlan
 from pnfrec_dist.cluster.worker_plan import WorkerPlan, on_one_gpu
 from pnfrec_dist.config.conf_files import conf_names, load_conf
@@ -13,10 +14,11 @@ from pnfrec_dist.config.registry import CROSS_ENTROPIES
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.epoch_plan import num_steps, require_enough_users
 from pnfrec_dist.data.prepared import TRAINING_PARTS, PreparedData, TrainData, open_prepared
+from pnfrec_dist.data.schema import how_to_prepare
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.metrics import require_measures
 from pnfrec_dist.files.locations import Location
-from pnfrec_dist.files.text import memory_size
+from pnfrec_dist.files.text import counted, memory_size
 from pnfrec_dist.losses.catalog_loss import CatalogLoss
 from pnfrec_dist.model.precision import with_fastest_precision
 from pnfrec_dist.training.memory_plan import StepPlan, plan_step
@@ -34,9 +36,26 @@ def open_data(settings: Settings) -> PreparedData:
     if settings.dataset not in conf_names("dataset"):
         if not directory.is_dir():
             load_conf("dataset", settings.dataset, DatasetSettings())  # raises, naming the nearest data set
-        return open_prepared(directory).require_whole(*TRAINING_PARTS)
-    expected = load_conf("dataset", settings.dataset, DatasetSettings())
-    return open_prepared(directory, expected.prepared()).require_whole(*TRAINING_PARTS)
+        data = open_prepared(directory)
+    else:
+        data = open_prepared(directory, load_conf("dataset", settings.dataset, DatasetSettings()).prepared())
+    _require_holdout(data, settings)
+    return data.require_whole(*TRAINING_PARTS)
+
+
+def _require_holdout(data: PreparedData, settings: Settings) -> None:
+    """Raises InputError unless the data hold something out, or (--final) nothing."""
+    if settings.final and data.manifest.has_holdout:
+        way_out = f"{command('prep')} --dataset {settings.dataset} --split.holdout none --data-dir DIRECTORY"
+        raise InputError(
+            f"--final trains on all interactions, but {data.directory} holds some out; prepare them without a holdout "
+            f"({way_out}), then give the same --data-dir"
+        )
+    if not settings.final and not data.manifest.has_holdout:
+        raise InputError(
+            f"{data.directory} has no validation users (split.holdout none); train on it with --final RUN, or prepare "
+            f"it with a holdout: {how_to_prepare(data.directory.name)}"
+        )
 
 
 def checked_plan(settings: Settings, data: PreparedData, plan: WorkerPlan, among: ConcurrentPlan | None = None) -> str:
@@ -79,13 +98,16 @@ def _describe(
     settings: Settings, data: PreparedData, train: TrainData, plan: WorkerPlan, step: StepPlan, precision: str
 ) -> str:
     counts = data.manifest.counts
+    held_out = "no holdout"
+    if data.manifest.has_holdout:
+        held_out = f"{counts['validation']['users']:,} validation and {counts['test']['users']:,} test users"
+    epochs = counted(settings.epochs, "epoch")
     steps = num_steps(len(train), settings.train.batch_size)
     return "\n".join(
         [
-            f"data: {data.directory}, {len(train):,} training users, {data.num_items:,} items, "
-            f"{counts['validation']['users']:,} validation and {counts['test']['users']:,} test users",
+            f"data: {data.directory}, {len(train):,} training users, {data.num_items:,} items, {held_out}",
             f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
-            f"at most {settings.epochs} epoch{'s' if settings.epochs != 1 else ''}",
+            f"{epochs if settings.final else f'at most {epochs}'}",
             f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}; "
             f"matmuls: {precision}",
             f"memory per worker, about: {memory_size(step.table)} item table, "

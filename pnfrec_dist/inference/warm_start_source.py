@@ -24,6 +24,11 @@ def open_source(reference: str, settings: Settings) -> Source:
         trained = open_trained(reference, settings.data_dir)
     except InputError as error:
         raise InputError(f"--init-from {reference}: {error}") from error
+    if trained.settings.final and not settings.final:
+        raise InputError(
+            f"--init-from {reference}: that model was trained on all interactions, so validation and test would tell "
+            f"nothing; begin with {trained.settings.final}, by which it was chosen"
+        )
     table = trained.model.item_table.weight.detach()
 
     def rows(_: str, items: np.ndarray) -> Tensor:

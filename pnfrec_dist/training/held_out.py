@@ -1,37 +1,21 @@
 """What a training evaluates: validation users after each epoch; test users and baselines at the end."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pnfrec_dist.config.settings import Settings
 from pnfrec_dist.data.points import Points, points_of
-from pnfrec_dist.data.prepared import HoldoutData, PreparedData
+from pnfrec_dist.data.prepared import PreparedData
 from pnfrec_dist.data.schema import how_to_add_points
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError, require
 from pnfrec_dist.evaluation.baselines import BASELINES, popularity_scores
 from pnfrec_dist.evaluation.holdout import Evaluation, Ranked, ScoreUsers, evaluate, model_scores
-from pnfrec_dist.evaluation.metrics import of_points
 from pnfrec_dist.evaluation.weight_search import WeightSearch, is_searched
 from pnfrec_dist.model.dual_encoder import PNFRec
+from pnfrec_dist.training.result import Tested
 
 MODEL = "model"
-
-
-@dataclass(frozen=True)
-class Tested:
-    """Evaluations of MODEL and of the baselines, by name."""
-
-    users: HoldoutData
-    of_users: dict[str, Evaluation]
-    points: Points | None
-    of_points: dict[str, Evaluation]
-    """empty without points"""
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """Those of the last interactions, and those of many points."""
-        found = self.of_points.get(name)
-        return self.of_users[name].metrics | (of_points(found.metrics) if found else {})
 
 
 class HeldOut:
@@ -93,7 +77,9 @@ class HeldOut:
             of_model = {MODEL: self._of_model(ranked, self.model.encoders.weights.gamma)}
             return of_model | {name: self._evaluate(scores, ranked) for name, scores in popularity.items()}
 
-        return Tested(users, found(users), points, found(points) if points is not None else {})
+        of_users = found(users)
+        of_points = found(points) if points is not None else {}
+        return Tested(self.data.user_ids("test"), users, of_users, points, of_points)
 
     def _of_model(self, ranked: Ranked, gamma: float) -> Evaluation:
         self.model.eval()

@@ -85,7 +85,8 @@ class TrainLoop:
             keep_freed_memory()
         is_sharded = plan_step(settings, self.train_data, data.num_items, world.size, on_gpu=on_gpu).is_sharded
         self.model = build_model(data.num_items, settings, world if is_sharded else None).to(world.device)
-        self.held_out = HeldOut(settings, data, self.model, world, hooks.progress)
+        has_holdout = data.manifest.has_holdout
+        self.held_out = HeldOut(settings, data, self.model, world, hooks.progress) if has_holdout else None
         self.optimizer = make_optimizer(self.model, settings, world)
         self.graph = StepGraph.of(self.model, self.optimizer, self.objective, world, self.train_data)
         slots = self.graph.batches.plan if self.graph is not None else None
@@ -228,16 +229,17 @@ class TrainLoop:
         return losses if self.state.skipped < self.state.step else dict.fromkeys(losses, math.nan)
 
     def _end_epoch(self) -> None:
-        """Validation, the checkpoint of this epoch, and the move to the next."""
+        """Validation, the checkpoint of this epoch, and the move to the next. Without a holdout, the last is best."""
         state = self.state
-        validation = self.held_out.validate()
-        epoch, score, seconds = state.epoch, validation[SELECTION_METRIC], state.seconds
+        validation = self.held_out.validate() if self.held_out is not None else {}
+        epoch, seconds = state.epoch, state.seconds
         metrics = self._losses()
         metrics["train/users_per_s"] = len(self.train_data) / max(seconds, 1e-9)
         if self.settings.train.non_finite == "skip":
             metrics["train/skipped_steps"] = float(state.skipped)
         metrics.update({f"val/{name}": value for name, value in validation.items()})
-        is_best = score > state.best_score
+        score = validation.get(SELECTION_METRIC, state.best_score)
+        is_best = self.held_out is None or score > state.best_score
         if is_best:
             state.best_score, state.best_epoch, state.best_steps = score, epoch, state.total_steps
         state.start_epoch(epoch + 1)
@@ -255,7 +257,8 @@ class TrainLoop:
         self._report(Stopped(self.state.epoch, self.state.step))
 
     def test(self) -> None:
-        """Evaluates the model of the best epoch, and the baselines, on the test users."""
+        """Evaluates the model of the best epoch, and the baselines, on the test users. Without a holdout, there are
+        none, and the result has no metrics."""
         self._report(Earlier(list(self.epochs)))
         best = checkpoint_path(self.run_dir, self.state.best_steps)
         if problem := self.world.gather(_problem(best) if self.world.is_main else "")[0]:
@@ -264,7 +267,8 @@ class TrainLoop:
                 f"the checkpoint of the best epoch, {self.state.best_epoch}, is lost ({problem}); {way_out}"
             )
         load_model(best, self.model)
-        tested = self.held_out.test()
+        held_out = self.held_out
+        tested = held_out.test() if held_out is not None else None
         result = Result(
             settings=to_mapping(self.settings),
             data_digest=self.data.manifest.digest,
@@ -273,13 +277,13 @@ class TrainLoop:
             epochs=list(self.epochs),
             best_epoch=self.state.best_epoch,
             checkpoint=best.relative_to(self.run_dir).as_posix(),
-            test=tested.metrics(MODEL),
-            floors={name: tested.metrics(name) for name in BASELINES},
-            weights=self.held_out.chosen_weights(),
+            test=tested.metrics(MODEL) if tested is not None else {},
+            floors={name: tested.metrics(name) for name in BASELINES} if tested is not None else {},
+            weights=held_out.chosen_weights() if held_out is not None else {},
         )
         if self.world.is_main:
             try:
-                write_result(self.run_dir, result, self.data.user_ids("test"), tested)
+                write_result(self.run_dir, result, tested)
             except OSError as error:
                 self._report(Warned(f"cannot write the result to {self.run_dir} ({error.strerror})"))
         self._report(BestTested(result.test, result.floors, self.state.best_epoch, str(best), result.weights))

@@ -1,6 +1,7 @@
 """The result of a finished run, as files next to its checkpoints: for reports, and for your own statistics.
 
-result/result.json          settings, data, metrics and seconds of epochs, best epoch, test metrics, baselines' metrics
+result/result.json          settings, data, metrics and seconds of epochs, best epoch, test metrics, baselines' metrics;
+                            without a holdout (--final), there are no test metrics and none of the other files
 result/test_users.parquet   each test user's target rank, under the model and under each baseline
 result/test_points.parquet  the same for many points: holdout interactions of each user
 (experiments/logged_result.py adds curves and lists of some users)
@@ -15,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pnfrec_dist.data.points import Points
+from pnfrec_dist.data.prepared import HoldoutData
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Evaluation
+from pnfrec_dist.evaluation.metrics import of_points
 from pnfrec_dist.files.atomic import replaced, write_json
 from pnfrec_dist.files.locations import reading
 from pnfrec_dist.training.events import EpochDone, stored_epoch
-from pnfrec_dist.training.held_out import Tested
 
 DIRECTORY, RESULT = "result", "result.json"
 TEST_USERS, TEST_POINTS = "test_users.parquet", "test_points.parquet"
@@ -73,11 +76,34 @@ class TestPoints:
     target_rank: dict[str, np.ndarray]
 
 
-def write_result(run_dir: Path, result: Result, user_ids: pa.Array, tested: Tested) -> None:
-    """Writes all files, result.json last."""
+@dataclass(frozen=True)
+class Tested:
+    """The test: evaluations of "model" and of the baselines, by name."""
+
+    user_ids: pa.Array
+    users: HoldoutData
+    of_users: dict[str, Evaluation]
+    points: Points | None
+    of_points: dict[str, Evaluation]
+    """empty without points"""
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Those of the last interactions, and those of many points."""
+        found = self.of_points.get(name)
+        return self.of_users[name].metrics | (of_points(found.metrics) if found else {})
+
+
+def write_result(run_dir: Path, result: Result, tested: Tested | None) -> None:
+    """Writes all files, result.json last. tested: None if the data have no test users."""
     directory = run_dir / DIRECTORY
     directory.mkdir(exist_ok=True)
-    users = {"user_id": user_ids, "target_is_positive": pa.array(tested.users.target_is_positive)}
+    if tested is not None:
+        _write_target_ranks(directory, tested)
+    write_json(directory / RESULT, asdict(result), indent=1)
+
+
+def _write_target_ranks(directory: Path, tested: Tested) -> None:
+    users = {"user_id": tested.user_ids, "target_is_positive": pa.array(tested.users.target_is_positive)}
     _write_ranks(directory / TEST_USERS, users, tested.of_users)
     if tested.points is not None:
         points = {
@@ -86,7 +112,6 @@ def write_result(run_dir: Path, result: Result, user_ids: pa.Array, tested: Test
             "target_is_positive": pa.array(tested.points.target_is_positive),
         }
         _write_ranks(directory / TEST_POINTS, points, tested.of_points)
-    write_json(directory / RESULT, asdict(result), indent=1)
 
 
 def _write_ranks(file: Path, columns: dict[str, pa.Array], ranked: dict[str, Evaluation]) -> None:

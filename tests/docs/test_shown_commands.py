@@ -63,11 +63,12 @@ def replaced(flags: list[str], values: dict[str, str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, prepared_writer: Callable[..., Path]) -> Path:
-    """A prepared data set named tiny, and one trained run."""
+    """A prepared data set named tiny, also without a holdout in data/whole, and one trained run."""
     from pnfrec_dist.train import main
 
     directory = tmp_path_factory.mktemp("shown")
     prepared_writer(directory / "data" / "prepared" / "tiny", users=1200, items=60)
+    prepared_writer(directory / "data" / "whole" / "tiny", users=1200, items=60, has_holdout=False)
     called(main, directory, "--dataset", "tiny", "--epochs", "1", "--encoder.hidden-size", "8", "--num-workers", "1")
     return directory
 
@@ -82,7 +83,14 @@ def run_it(module: str, flags: list[str], workspace: Path) -> None:
     (run,) = (workspace / "runs").glob("pnfrec*-tiny*")
     user = open_prepared(workspace / "data/prepared/tiny").user_ids("test")[0].as_py()
     out, index = (str(workspace / f"out-{module}") for module in (name, "pnfrec_dist.index"))
-    values = {"--dataset": "tiny", "--run": str(run), "--show": user, "--out": out, "--index": index}
+    values = {
+        "--dataset": "tiny",
+        "--run": str(run),
+        "--show": user,
+        "--out": out,
+        "--index": index,
+        "--final": str(run),
+    }
     flags = replaced(flags, values)
     if name == "spark_jobs.prepare":
         parse_flags(PrepareSettings, PrepareSettings(), flags, "spark_jobs")

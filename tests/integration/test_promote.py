@@ -25,6 +25,7 @@ from pnfrec_dist.promote import main
 from pnfrec_dist.tracking.run import TrackedRun
 from pnfrec_dist.tracking.run_start import opening_of_training
 from pnfrec_dist.tracking.spool import FINISHED
+from pnfrec_dist.train import main as train
 from pnfrec_dist.training.run_directory import Run
 
 pytestmark = pytest.mark.integration
@@ -88,6 +89,34 @@ def test_promotion_refusal_and_rollback(tmp_path: Path, runs: list[Path]) -> Non
     assert alias(tmp_path) == "1"
     with pytest.raises(InputError, match=f"version 1 of '{NAME}' replaced no other"):
         called(main, tmp_path, "--rollback", "--name", NAME)
+
+
+def test_for_a_final_training_the_run_that_chose_it_is_compared(
+    tmp_path: Path, runs: list[Path], prepared_writer: Callable[..., Path]
+) -> None:
+    prepared_writer(tmp_path / "whole" / "tiny", has_holdout=False)
+    best, _, worst = map(str, runs)
+    finals = []
+    for run in (best, worst):
+        where = ("--data-dir", "whole", "--output-dir", f"final-{len(finals)}", "--num-workers", "1")
+        told = called(train, tmp_path, "--final", run, *where)
+        assert f"final training: as {run}, whose best epoch 1 has val NDCG_p@10" in told
+        assert f"This model has no test of its own. The test of {run}, which chose it:" in told
+        finals.append(str(next((tmp_path / f"final-{len(finals)}").iterdir())))
+    assert f"{finals[0]} is a final training; {best}, which chose it, is compared" in called(
+        main, tmp_path, "--run", finals[0]
+    )
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    version = client.get_model_version(NAME, alias(tmp_path))
+    assert version.run_id is not None
+    champion = client.get_run(version.run_id)
+    assert champion.data.params["final"] == best and "no test of its own" in champion.data.tags["mlflow.note.content"]
+    assert client.get_run(version.tags["compared"]).data.params["seed"] == best[-1]
+    with pytest.raises(AssertionError, match="not promoted: NDCG_p@10 of the candidate is"):
+        called(main, tmp_path, "--run", finals[1], "--margin", "0")
+    told = called(main, tmp_path, "--run", best, "--dry-run")
+    row = next(line for line in told.splitlines() if line.startswith("difference"))
+    assert row.count("+.0000 [+.0000, +.0000]") == 3, "the champion is compared by the same run"
 
 
 def test_a_dry_run_and_the_champion_itself_change_nothing(tmp_path: Path, runs: list[Path]) -> None:
