@@ -34,6 +34,11 @@ EXTRA_OF = {
     "optuna": ("Optuna", "tune"),
     "flask": ("MLflow's full package", "serve"),
     "faiss": ("FAISS", "index"),
+    "grpc_reflection": ("Ray Serve", "replicas"),
+    "fastapi": ("Ray Serve", "replicas"),
+    "prometheus_client": ("Ray Serve", "replicas"),
+    "starlette": ("Ray Serve", "replicas"),
+    "uvicorn": ("Ray Serve", "replicas"),
 }
 """Package -> what it belongs to, and the extra of pnfrec-dist that brings it."""
 

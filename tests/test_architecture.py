@@ -57,6 +57,8 @@ HOME = {
         *(f"pnfrec_dist/{name}" for name in (*BARE_SUBPACKAGES, "cluster", "inference")),
     },
     "triton": {"pnfrec_dist/losses/gpu_kernels.py"},
+    "starlette": {"pnfrec_dist/cluster/replicas.py"},
+    "prometheus_client": {"pnfrec_dist/cluster/request_counts.py"},
     "faiss": {"pnfrec_dist/inference/item_index.py"},
     "safetensors": {"pnfrec_dist/training", "pnfrec_dist/inference/artifact.py"},
     "numpy": {"pnfrec_dist", "spark_jobs", "tune/search.py"},

@@ -114,28 +114,47 @@ class ServedModel(mlflow.pyfunc.PythonModel):
     def predict(  # type: ignore[override]  # MLflow reads the hints
         self, model_input: list[Query], params: dict[str, Any] | None = None
     ) -> list[Answer]:
-        with torch_threads(1 if len(model_input) * len(self.model.item_ids) <= SMALL_CALL else torch.get_num_threads()):
-            return self._by_gamma(model_input)
+        for query in model_input:
+            if told := refusal_of_gamma(self.model, query):
+                raise MlflowException.invalid_parameter_value(told)  # the server tells the reasons of no other errors
+        return answers_to(self.model, model_input)
 
-    def _by_gamma(self, model_input: list[Query]) -> list[Answer]:
-        answers: list[Answer | None] = [None] * len(model_input)
-        of_queries = [self.model.exported.gamma(query.gamma) for query in model_input]
+
+def refusal_of_gamma(model: Model, query: Query) -> str:
+    """What is wrong with the gamma of a query for this model; "" if nothing."""
+    try:
+        require_gamma(model.exported.model, model.exported.gamma(query.gamma))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def parsed_query(content: object) -> Query:
+    """Raises InputError that says what is wrong."""
+    try:
+        return Query.model_validate(content)
+    except MlflowException as error:
+        raise InputError(error.message) from error
+
+
+def answers_to(model: Model, queries: Sequence[Query]) -> list[Answer]:
+    """The answer to each query."""
+    with torch_threads(1 if len(queries) * len(model.item_ids) <= SMALL_CALL else torch.get_num_threads()):
+        answers: list[Answer | None] = [None] * len(queries)
+        of_queries = [model.exported.gamma(query.gamma) for query in queries]
         for gamma in sorted(set(of_queries)):
-            try:
-                require_gamma(self.model.exported.model, gamma)
-            except InputError as error:  # MLflow's server only passes on the reasons of its own errors
-                raise MlflowException.invalid_parameter_value(str(error)) from error
             places = [place for place, own in enumerate(of_queries) if own == gamma]
-            for place, answer in zip(places, self._answers([model_input[p] for p in places], gamma), strict=True):
+            for place, answer in zip(places, _answers(model, [queries[p] for p in places], gamma), strict=True):
                 answers[place] = answer
         return [answer for answer in answers if answer is not None]
 
-    def _answers(self, queries: Sequence[Query], gamma: float) -> list[Answer]:
-        users = [
-            Feedback(q.liked, q.disliked, [(item, float(relevance)) for item, relevance in q.history]) for q in queries
-        ]
-        found = self.model.lists(users, [query.top_k for query in queries], gamma)
-        return [Answer(items=f.items, scores=f.scores, unknown=f.unknown, popular=f.is_popular) for f in found]
+
+def _answers(model: Model, queries: Sequence[Query], gamma: float) -> list[Answer]:
+    users = [
+        Feedback(q.liked, q.disliked, [(item, float(relevance)) for item, relevance in q.history]) for q in queries
+    ]
+    found = model.lists(users, [query.top_k for query in queries], gamma)
+    return [Answer(items=f.items, scores=f.scores, unknown=f.unknown, popular=f.is_popular) for f in found]
 
 
 def save_model(directory: Path, exported: Exported) -> None:

@@ -39,6 +39,18 @@ def model_location(reference: str, uri: str) -> str:
         return client.get_model_version_download_uri(name, version or _version(client, name, alias, uri))
 
 
+def registered_name(reference: str, uri: str) -> str:
+    """models:/<name>/<version> of the version that a registered model's name, or its alias, means now.
+
+    Raises InputError as model_location does.
+    """
+    with answered(reference, uri) as client:
+        named = re.fullmatch(r"(?:models:/)?([^/:@]+)(?:@([^/:@]+))?", reference)
+        if named is None or re.fullmatch(r"[0-9a-f]{32}|m-[0-9a-f]{32}", named[1]):
+            return reference
+        return f"models:/{named[1]}/{_version(client, named[1], named[2], uri)}"
+
+
 def download(location: str, into: Path, uri: str) -> Path:
     """Copies the files at `location` to below `into`, and returns their path."""
     with answered(location, uri):
