@@ -7,8 +7,10 @@ GET  /metrics       Prometheus metrics of all replicas (request_counts.py)
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +19,13 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private import replica  # not Ray's public API; see _listen_on_loopback
 from ray.serve.config import HTTPOptions
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pnfrec_dist.cli import HOST
+from pnfrec_dist.cluster.environment import SINGLE_NODE
 from pnfrec_dist.cluster.request_counts import Counts, count_board
 from pnfrec_dist.cluster.session import ray_cluster
 from pnfrec_dist.cluster.worker_plan import WorkerOptions
@@ -57,6 +62,8 @@ class Replica:
     """One replica: a model, and the counts of its requests."""
 
     def __init__(self, load: Load, token: str, board: Any) -> None:
+        if os.environ.get(SINGLE_NODE) == "0":
+            _listen_on_loopback()
         self.load, self.token, self.board = load, token, board
         self.name, self.model, self.counts = secrets.token_hex(4), "", Counts()
         self.answer: Answer | None = None
@@ -109,6 +116,18 @@ class Replica:
         counts, self.counts = self.counts, Counts()
         with contextlib.suppress(RayError):
             await self.board.add.remote(self.name, self.model, counts)
+
+
+def _listen_on_loopback() -> None:
+    """Each replica opens a port for other deployments, on all addresses of the machine; Ray has no setting for it."""
+    if not hasattr(replica.add_port_to_grpc_server, "__wrapped__"):
+        listen = replica.add_port_to_grpc_server
+
+        @functools.wraps(listen)
+        def on_loopback(server: Any, address: str) -> int:
+            return listen(server, address.replace("[::]", HOST))
+
+        replica.add_port_to_grpc_server = on_loopback
 
 
 def _refused(status: int, message: str) -> Response:

@@ -7,44 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.commands import called
-from helpers.tiny_training import SETTINGS, trained
+from helpers.tracked import tracked_run
 from mlflow import MlflowClient
 
-from pnfrec_dist.config.mappings import to_mapping
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.bootstrap import Interval
 from pnfrec_dist.evaluation.metrics import SELECTION_METRIC
 from pnfrec_dist.experiments.challenger import Compared, compare
 from pnfrec_dist.files.locations import Location
-from pnfrec_dist.inference.artifact import of_checkpoint
 from pnfrec_dist.inference.other_catalog import PointRanks, rank_points
-from pnfrec_dist.inference.pyfunc import save_model
 from pnfrec_dist.inference.trained_model import open_trained
 from pnfrec_dist.promote import main
-from pnfrec_dist.tracking.run import TrackedRun
-from pnfrec_dist.tracking.run_start import opening_of_training
-from pnfrec_dist.tracking.spool import FINISHED
 from pnfrec_dist.train import main as train
-from pnfrec_dist.training.run_directory import Run
 
 pytestmark = pytest.mark.integration
 NAME = "pnfrec-dist-tiny"
-
-
-def tracked_run(directory: Path, data: PreparedData, uri: str, seed: int) -> Path:
-    """A training whose model is in MLflow; the run's directory."""
-    settings = replace(SETTINGS, seed=seed)
-    run = Run(directory / f"run-{seed}", to_mapping(settings), data.manifest.digest)
-    run.write()
-    tracked = TrackedRun(run.directory, run.key, uri, print)
-    tracked.start(opening_of_training(settings, data.manifest, data.directory))
-    save_model(run.directory / "model", of_checkpoint(trained(data, settings, run.directory), settings, data))
-    tags = {"model": settings.model, "dataset": settings.dataset}
-    tracked.log_model("model/1", run.directory / "model", tags, 1, "")
-    tracked.close(FINISHED)
-    assert not tracked.spool.unsent
-    return run.directory
 
 
 @pytest.fixture
