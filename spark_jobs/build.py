@@ -1,14 +1,12 @@
 """One build: runs the stages in order and collects their counts. The steps are in the modules imported here."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
-from pnfrec_dist.config.dataset_settings import DatasetSettings
 from pnfrec_dist.data.schema import (
     REPORT_NAME,
     SCHEMA_VERSION,
@@ -23,13 +21,11 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
 from spark_jobs import repeats, transforms
 from spark_jobs.quantile import histograms
-from spark_jobs.raw_files import RawFile, in_order
 from spark_jobs.reading import Readable, Reader
 from spark_jobs.report import LENGTHS, length_quantiles, render_report
 from spark_jobs.report_figures import Distributions, draw
 from spark_jobs.sequences import user_sequences
 from spark_jobs.session import at_once
-from spark_jobs.stage_log import StageLog
 from spark_jobs.times import date_of
 from spark_jobs.titles import read_titles, write_titles
 from spark_jobs.writer import shard_count, write_items, write_users
@@ -44,32 +40,22 @@ USERS_AT_ONCE = 2_000
 class Build:
     """One build: runs the stages in order and collects their counts."""
 
-    def __init__(
-        self,
-        spark: SparkSession,
-        settings: DatasetSettings,
-        name: str,
-        files: Sequence[RawFile],
-        partitions: int,
-        started: float,
-        conf: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, name: str, reader: Reader, partitions: int, conf: dict[str, Any] | None = None) -> None:
         """conf: see Manifest."""
-        self.spark, self.settings, self.name = spark, settings, name
-        self.files = in_order(files, settings.source.sort_files)
-        self.partitions, self.conf = partitions, conf
-        self.log = StageLog(started)
-        self.holds_out = settings.split.holdout != "none"
+        self.name, self.reader, self.partitions, self.conf = name, reader, partitions, conf
+        self.spark, self.settings, self.log, self.warnings = (
+            reader.spark,
+            reader.settings,
+            reader.log,
+            reader.warnings,
+        )
+        self.holds_out = self.settings.split.holdout != "none"
         self.written: list[FileEntry] = []
         self.distributions = Distributions()
-        self.warnings: list[str] = []
-        """what the user should know at the end"""
 
     def run(self, building: Location, sources: list[FileEntry]) -> Manifest:
         """Writes every file of the data set into `building`, _SUCCESS last; returns the manifest."""
-        reader = Reader(self.spark, self.settings, self.files, self.log)
-        read = reader.read(self.partitions, building)
-        self.warnings += reader.warnings
+        read = self.reader.read(self.partitions, building)
         self.unit, self.interactions = read.unit, read.interactions
         self.written += read.quarantine
         filtered, split = self.filter_and_split(read)
@@ -232,7 +218,7 @@ class Build:
         self.written.append(write_items(items, building))
         titles = self.settings.titles
         if titles.file:
-            found = read_titles(self.files[0].directory / titles.file, titles)
+            found = read_titles(self.reader.titles, titles)
             if found is None:
                 self.log.say("titles", f"no {titles.file} in the raw directory: lists will show raw ids only")
             else:

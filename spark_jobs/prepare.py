@@ -1,5 +1,6 @@
 """The command: reads the flags, checks whether the data set is up to date, builds it and prints a summary."""
 
+import contextlib
 import logging
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
@@ -20,14 +22,18 @@ from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import file_size
+from spark_jobs.appending import AppendingReader, ToRead, appended
 from spark_jobs.build import Build
 from spark_jobs.conditions import evaluation_error
 from spark_jobs.fetch import obtain_raw
+from spark_jobs.kept_rows import KeptRows
 from spark_jobs.publish import build_directory, publish, whole_manifest
 from spark_jobs.raw_files import RawFile, describe_sources, find_raw
+from spark_jobs.reading import Reader
 from spark_jobs.report import complaint, summary
 from spark_jobs.session import local_cores, partitions_for, spark_session, stop_session
 from spark_jobs.sources import check_files
+from spark_jobs.stage_log import StageLog
 from spark_jobs.verify import verify, verify_content
 
 
@@ -50,6 +56,11 @@ class PrepareSettings(DatasetSettings):
     """partitions of each shuffle; 0: one per 32 MB of input"""
     force: bool = False
     """build even if nothing has changed"""
+    keep_rows: bool = False
+    """keep the rows that were read beside the data set, so that --append can add new files later"""
+    append: str = ""
+    """directory (or file) with new raw files: only those that are not in the data set yet are read; the result is that
+    of a build from all files. Needs a build with --keep-rows before"""
     verify: str = ""
     """only check every file of the prepared data set in this directory"""
 
@@ -65,6 +76,9 @@ def main(args: Sequence[str]) -> None:
             raise InputError("--verify is ''; it must be the directory of a prepared data set")
         _verify(Location(settings.verify))
         return
+    if (settings.append or settings.keep_rows) and settings.reading().order == "rows":
+        flag = "--append" if settings.append else "--keep-rows"
+        raise InputError(f"{flag} needs times: with source.timestamp none, rows are numbered over all files together")
     if settings.partitions < 0:
         raise InputError(f"--partitions is {settings.partitions}; it must be >= 0 (0: one per 32 MB of input)")
     logging.getLogger().addHandler(logging.NullHandler())  # py4j logs a trace there if Ctrl-C interrupts a call
@@ -72,46 +86,86 @@ def main(args: Sequence[str]) -> None:
     if final.is_file():
         raise InputError(f"{final} is a file, but must be the data set's directory; choose another --data-dir")
     started = time.monotonic()
-    files = find_raw(name, settings)
-    manifest = None if settings.force else _up_to_date(final, settings, files)
-    if manifest:
-        source = "same source, same settings" if files else "same settings; the raw data are not there to compare"
-        print(f"{final} is up to date ({source}); --force builds it again")
-        if not manifest.has_interactions:
-            print("It is of an earlier version, without the data for an evaluation on many points; --force adds them")
-        _complain(manifest, settings)
-        return
-    if not files:
-        obtain_raw(name, settings.source, settings.titles.file)
-        files = find_raw(name, settings)
-        if not files:
-            raise InputError(f"{settings.source.url} holds no file {settings.source.files!r}; check source.files")
-    check_files(files, settings.reading())
-    sources = describe_sources(files)
-    partitions = settings.partitions or partitions_for({f.name: f.bytes for f in files}, local_cores())
-    spark = spark_session(
-        settings.spark_master,
-        input_bytes=sum(f.bytes for f in files),
-        partitions=partitions,
-        max_history=settings.max_history,
-    )
-    try:
-        with writing(str(final), "choose another --data-dir"), build_directory(final) as building:
-            by_flags = in_conf.prepared() if in_conf.prepared() != settings.prepared() else None
-            build = Build(spark, settings, name, files, partitions, started, by_flags)
-            manifest = build.run(building, sources)
-            verify_content(building, manifest)
-            publish(building, final)
-    except (PySparkException, Py4JJavaError) as error:
-        raise _input_error(error, settings.conditions()) from error
-    finally:
-        stop_session(spark)
+    by_flags = in_conf.prepared() if in_conf.prepared() != settings.prepared() else None
+    with contextlib.ExitStack() as stack:
+        kept_rows = KeptRows(final)
+        if settings.append or settings.keep_rows:
+            stack.enter_context(kept_rows.locked())
+        to_append = settings.append and appended(name, settings, settings.append, kept_rows)
+        found = to_append if settings.append else _all_raw(name, settings, final)
+        if not found:
+            return
+        build, manifest = _built(name, settings, Place(final, kept_rows, by_flags, started), found)
     print(f"\n{summary(manifest, settings.expected)}\n")
     print(f"wrote {final} in {time.monotonic() - started:.0f} s; report: {final / REPORT_NAME}")
     print(f"next: {_next_command(name, settings, has_own_settings=by_flags is not None)}")
     for warning in build.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
     _complain(manifest, settings)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set is built, and since when."""
+
+    final: Location
+    kept_rows: KeptRows
+    conf: dict[str, Any] | None
+    """see Manifest.conf"""
+    started: float
+
+
+def _all_raw(name: str, settings: PrepareSettings, final: Location) -> ToRead | None:
+    """All raw files; None if the data set is up to date, which is said."""
+    files = find_raw(name, settings)
+    lacks_rows = settings.keep_rows and KeptRows(final).read() is None
+    manifest = None if settings.force or lacks_rows else _up_to_date(final, settings, files)
+    if manifest:
+        source = "same source, same settings" if files else "same settings; the raw data are not there to compare"
+        print(f"{final} is up to date ({source}); --force builds it again")
+        if not manifest.has_interactions:
+            print("It is of an earlier version, without the data for an evaluation on many points; --force adds them")
+        _complain(manifest, settings)
+        return None
+    if not files:
+        obtain_raw(name, settings.source, settings.titles.file)
+        files = find_raw(name, settings)
+        if not files:
+            raise InputError(f"{settings.source.url} holds no file {settings.source.files!r}; check source.files")
+    check_files(files, settings.reading())
+    return ToRead(files, describe_sources(files))
+
+
+def _built(name: str, settings: PrepareSettings, place: Place, found: ToRead) -> tuple[Build, Manifest]:
+    """Builds the data set in its place."""
+    sizes = {entry.path: entry.bytes for entry in found.sources}
+    partitions = found.buckets or settings.partitions or partitions_for(sizes, local_cores())
+    spark = spark_session(
+        settings.spark_master,
+        input_bytes=sum(sizes.values()),
+        partitions=partitions,
+        max_history=settings.max_history,
+    )
+    log = StageLog(place.started)
+    try:
+        with writing(str(place.final), "choose another --data-dir"), build_directory(place.final) as building:
+            if settings.append or settings.keep_rows:
+                if settings.keep_rows and not settings.append:
+                    place.kept_rows.delete()
+                reader: Reader = AppendingReader(spark, settings, found.files, log, place.kept_rows)
+            else:
+                reader = Reader(spark, settings, found.files, log)
+            build = Build(name, reader, partitions, place.conf)
+            manifest = build.run(building, found.sources)
+            verify_content(building, manifest)
+            publish(building, place.final)
+            if type(reader) is Reader:  # what was kept is not of these files
+                place.kept_rows.delete()
+    except (PySparkException, Py4JJavaError) as error:
+        raise _input_error(error, settings.conditions()) from error
+    finally:
+        stop_session(spark)
+    return build, manifest
 
 
 def _next_command(name: str, settings: PrepareSettings, *, has_own_settings: bool) -> str:

@@ -30,8 +30,9 @@ from spark_jobs.clean import (
 from spark_jobs.feedback import NEGATIVE_LABEL, POSITIVE_LABEL
 from spark_jobs.file_hints import looks_like
 from spark_jobs.quantile import BUCKETS, Bucket, bucket_of
-from spark_jobs.raw_files import RawFile
+from spark_jobs.raw_files import RawFile, in_order
 from spark_jobs.repeats import accepted
+from spark_jobs.row_counts import RowCounts
 from spark_jobs.sources import read_rows
 from spark_jobs.stage_log import StageLog
 from spark_jobs.text_rows import EMPTY_LINE, HEADER_AGAIN
@@ -71,65 +72,94 @@ class Pass:
     typed: DataFrame
     """all rows, see clean.typed_rows(); not persisted"""
     interactions: DataFrame
-    """see clean.accepted(); persisted"""
+    """see repeats.accepted(); persisted"""
     times: list[Row]
     """see Reader.count_times()"""
+    unit: str
+    """of the timestamps"""
     seen: dict[str, Any]
     """rows with a reason; fractions; for each of IDS, those spelled like 104.0; rows left out, by why; likes, dislikes
     and the commonest labels"""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The rows that could not be read, and where to write them."""
+
+    rows: DataFrame | None
+    """see clean.rejected; None if there are none"""
+    building: Location
 
 
 class Reader:
     """Reads the files of one build. warnings: what the user should know at the end."""
 
     def __init__(self, spark: SparkSession, settings: DatasetSettings, files: Sequence[RawFile], log: StageLog) -> None:
-        self.spark, self.settings, self.files, self.log = spark, settings, list(files), log
+        self.spark, self.settings, self.log = spark, settings, log
+        self.files = in_order(files, settings.source.sort_files)
         self.warnings: list[str] = []
+
+    @property
+    def titles(self) -> Location:
+        """The file with the items' titles, if there is one."""
+        return self.files[0].directory / self.settings.titles.file
 
     def read(self, partitions: int, building: Location) -> Readable:
         """Reads and cleans; writes the quarantine into `building`.
 
         Raises InputError if too many rows cannot be read, or if no row can.
         """
+        rows = self.opened()
+        parsed = self.parsed(rows, timestamp_unit(rows, self.settings.reading()), partitions)
+        counts, rejected = self.counted(parsed)
+        respelled = self.one_spelling(parsed.interactions, counts)
+        if respelled:
+            parsed.interactions.unpersist()
+            parsed = self.pass_over(rows, parsed.unit, partitions, respelled)
+        return self.readable(parsed.interactions, parsed.times, parsed.unit, counts, Rejected(rejected, building))
+
+    def opened(self, *, is_first: bool = True) -> DataFrame:
+        """The rows of the files, see read_rows(). is_first: see there."""
         source = self.settings.reading()
         if source.order == "rows":
             self.tell_order()
         self.log.say("reading", f"{len(self.files):,} files, {file_size(sum(f.bytes for f in self.files))}")
         if source.order == "time" and source.time_format not in (*EPOCH_UNITS, NUMBERS, "iso"):
             require_pattern(self.spark, source.time_format)
-        rows = read_rows(self.spark, self.files, source, self.settings.conditions())
-        unit = timestamp_unit(rows, source)
+        return read_rows(self.spark, self.files, source, self.settings.conditions(), is_first=is_first)
+
+    def parsed(self, rows: DataFrame, unit: str, partitions: int) -> Pass:
+        """pass_over() in this unit, or in a finer one if numbers have a fraction."""
         parsed = self.pass_over(rows, unit, partitions)
-        if parsed.seen["fractions"] and unit in FINER:
-            parsed.interactions.unpersist()
-            unit = FINER[unit]
-            self.log.say("times", f"numbers with a fraction: kept in {unit}")
-            parsed = self.pass_over(rows, unit, partitions)
-        respelled = self.one_spelling(parsed)
-        if respelled:
-            parsed.interactions.unpersist()
-            parsed = self.pass_over(rows, unit, partitions, respelled)
-        kept, good = (sum(row[name] for row in parsed.times) for name in ("count", "copies"))
-        left_out = parsed.seen["left_out"]
-        entries, examples = self.quarantine(parsed, good, building)
+        if not parsed.seen["fractions"] or unit not in FINER:
+            return parsed
+        parsed.interactions.unpersist()
+        self.log.say("times", f"numbers with a fraction: kept in {FINER[unit]}")
+        return self.pass_over(rows, FINER[unit], partitions)
+
+    def readable(
+        self, interactions: DataFrame, times: list[Row], unit: str, counts: RowCounts, rejected: "Rejected"
+    ) -> Readable:
+        """Tells what was read, and writes the quarantine. Raises InputError as read() does."""
+        good, kept = (sum(row[name] for row in times) for name in ("copies", "count"))
+        entries, examples = self.quarantine(counts, good, rejected)
         if self.settings.source.where:
-            self.log.done("where", rows=left_out[UNWANTED])
-            if not good and left_out[UNWANTED]:
+            self.log.done("where", rows=counts.left_out[UNWANTED])
+            if not good and counts.left_out[UNWANTED]:
                 where = self.settings.source.where
-                raise InputError(f"no row meets source.where {where!r}; {left_out[UNWANTED]:,} rows were read")
+                raise InputError(f"no row meets source.where {where!r}; {counts.left_out[UNWANTED]:,} rows were read")
         if self.settings.feedback.positive:
-            self.tell_conditions(parsed.seen)
+            self.tell_conditions(counts)
         if good == 0:
             others = f" (and {len(self.files) - 1:,} more files)" if len(self.files) > 1 else ""
             way_out = "check RAW (--raw) and `source` in the YAML"
             raise InputError(f"no row of {self.files[0].location}{others} could be read as an interaction; {way_out}")
         if self.settings.feedback.threshold == "labels":
-            labels = [(row["item"], row["count"]) for row in parsed.seen["labels"] if row["item"]]
-            self.tell_labels(labels, parsed.seen["likes"])
-        self.tell_future(parsed.times[-1]["high"], unit)
+            self.tell_labels(counts)
+        self.tell_future(times[-1]["high"], unit)
         self.log.done("deduplicated", rows=good - kept)
-        buckets = [Bucket(row["low"], row["high"], row["count"]) for row in parsed.times]
-        return Readable(parsed.interactions, good, unit, buckets, entries, examples)
+        buckets = [Bucket(row["low"], row["high"], row["count"]) for row in times]
+        return Readable(interactions, good, unit, buckets, entries, examples)
 
     def pass_over(self, rows: DataFrame, unit: str, partitions: int, respelled: Sequence[str] = ()) -> "Pass":
         """Parses and cleans all rows. respelled: those of IDS whose 104.0 is 104."""
@@ -159,8 +189,7 @@ class Reader:
         found = dict(observed.get)
         found["left_out"] = {why: found.pop(why) for why in (UNWANTED, NEITHER)}
         found["left_out"][NEITHER] += found.get("undo_only", 0)
-        found["unmet"] = [(name, place) for name, place in rules if not found[f"{name} {place}"]]
-        return Pass(typed, interactions, times, found)
+        return Pass(typed, interactions, times, unit, found)
 
     def count_times(self, interactions: DataFrame, unit: str) -> list[Row]:
         """low, high, count and copies of all timestamps, in buckets, in order."""
@@ -169,18 +198,18 @@ class Reader:
         counted = interactions.groupBy(place).agg(*ends, F.count("*").alias("count"), F.sum("copies").alias("copies"))
         return sorted(counted.collect(), key=lambda row: row["low"])
 
-    def one_spelling(self, parsed: "Pass") -> list[str]:
+    def one_spelling(self, interactions: DataFrame, counts: RowCounts) -> list[str]:
         """Those of IDS whose 104.0 is to be spelled 104, because all ids of the column are whole numbers.
 
         A column of whole numbers with a gap is often written as fractions, so one file has 104 and another 104.0.
         """
-        found, interactions = [], parsed.interactions
+        found = []
         for name, column in zip(IDS, (self.settings.source.user, self.settings.source.item), strict=True):
-            if not parsed.seen[name]:
+            if not counts.with_zeros[name]:
                 continue
             if interactions.agg(F.bool_and(F.col(name).rlike(r"^-?\d+(\.0+)?$"))).collect()[0][0]:
                 found.append(name)
-                self.log.say("ids", f"{column}: {parsed.seen[name]:,} whole numbers like 104.0 are read as 104")
+                self.log.say("ids", f"{column}: {counts.with_zeros[name]:,} whole numbers like 104.0 are read as 104")
                 continue
             spelled = interactions.where(spelled_with_zeros(F.col(name))).select(F.col(name).alias("long"))
             pairs = spelled.distinct().withColumn(name, F.regexp_replace("long", r"\.0+$", ""))
@@ -194,24 +223,27 @@ class Reader:
                 )
         return found
 
-    def tell_conditions(self, seen: dict[str, Any]) -> None:
+    def tell_conditions(self, counts: RowCounts) -> None:
         """Says how many rows are likes, dislikes and neither. Raises InputError if no row is a like."""
-        feedback, neither = self.settings.feedback, seen["left_out"][NEITHER]
+        feedback, neither = self.settings.feedback, counts.left_out[NEITHER]
         self.log.done(NEITHER, rows=neither)
-        text = f"{seen['likes']:,} likes, {seen['dislikes']:,} dislikes, {neither:,} rows are neither and are left out"
+        text = f"{counts.likes:,} likes, {counts.dislikes:,} dislikes, {neither:,} rows are neither and are left out"
         self.log.say("feedback", text)
-        if not seen["likes"]:
+        if not counts.likes:
             raise InputError(f"no row meets feedback.positive {feedback.positive!r}; {text}")
-        if not seen["dislikes"] and feedback.negative:
+        if not counts.dislikes and feedback.negative:
             self.warnings.append(f"no row meets feedback.negative {feedback.negative!r}")
-        for name, place in seen["unmet"]:
-            self.warnings.append(f"no row meets feedback.{name} {getattr(feedback, name)[place]!r}")
+        for name in UNDOING:
+            for place, condition in enumerate(getattr(feedback, name)):
+                if not counts.rules[f"{name} {place}"]:
+                    self.warnings.append(f"no row meets feedback.{name} {condition!r}")
 
-    def tell_labels(self, found: list[tuple[str, int]], likes: int) -> None:
+    def tell_labels(self, counts: RowCounts) -> None:
         """Says which labels occur, how often, and what they count as. Raises InputError if no row is positive.
 
-        found: the commonest LABELS labels. likes: number of rows with a positive label, which need not be among them.
+        Only the commonest LABELS labels are known; those of the likes need not be among them.
         """
+        found = sorted(counts.labels.items(), key=lambda pair: -pair[1])[:LABELS]
         feedback, name = self.settings.feedback, self.settings.source.relevance
         sides: dict[str, list[str]] = {"positive": [], "negative": [], "no label": []}
         named = {label_value(text): "positive" for text in feedback.positive_labels}
@@ -219,7 +251,7 @@ class Reader:
         other = "no label" if feedback.negative_labels else "negative"
         for text, count in found:
             sides[named.get(label_value(text), other)].append(f"{text} ({count:,})")
-        if not likes:
+        if not counts.likes:
             values = ", ".join(sides["negative"] + sides["no label"])
             positive = ", ".join(feedback.positive_labels)
             raise InputError(f"no row has a label of feedback.positive_labels ({positive}); {name} has {values}")
@@ -247,13 +279,16 @@ class Reader:
             name, text = self.settings.source.timestamp, date_of(newest, unit)
             self.warnings.append(f"the newest {name} is {text}, after today; check source.time_format")
 
-    def quarantine(self, parsed: "Pass", good: int, building: Location) -> tuple[list[FileEntry], list[Example]]:
-        """Counts and writes the rows that could not be read; parses again only if there are any."""
-        source, typed, with_reason = self.settings.source, parsed.typed, parsed.seen["rows"]
+    def counted(self, parsed: "Pass") -> tuple[RowCounts, DataFrame | None]:
+        """The counts of the rows, and those that could not be read (see clean.rejected): None if there are none.
+
+        Parses again only if there may be any. What it persists stays so until the session ends.
+        """
+        source, typed, seen = self.settings.source, parsed.typed, parsed.seen
         own_headers = len(self.files) if source.format == "csv" and source.header else 0
         reasons: dict[str, int] = {}
-        bad_rows = kept = unreadable(typed).persist(StorageLevel.DISK_ONLY)
-        if with_reason != own_headers:
+        bad_rows = unreadable(typed).persist(StorageLevel.DISK_ONLY)
+        if seen["rows"] != own_headers:
             reasons = {row["reason"]: row["count"] for row in bad_rows.groupBy("reason").count().collect()}
             reasons[HEADER_AGAIN] = reasons.get(HEADER_AGAIN, 0) - own_headers
             assert reasons[HEADER_AGAIN] >= 0, reasons
@@ -261,22 +296,30 @@ class Reader:
             ends = settled(blank_ends(typed))
             reasons[EMPTY_LINE] -= ends.count()
             bad_rows = bad_rows.join(F.broadcast(ends), on="position", how="left_anti")
-        reasons = {reason: count for reason, count in sorted(reasons.items()) if count}
-        bad, readable = sum(reasons.values()), good + sum(parsed.seen["left_out"].values())
+        counts = RowCounts(
+            reasons={reason: count for reason, count in sorted(reasons.items()) if count},
+            left_out=seen["left_out"],
+            with_zeros={name: seen[name] for name in IDS},
+            likes=seen.get("likes", 0),
+            dislikes=seen.get("dislikes", 0),
+            labels={row["item"]: row["count"] for row in seen.get("labels", []) if row["item"]},
+            rules={name: count for name, count in seen.items() if name.startswith(UNDOING[0])},
+        )
+        return counts, rejected(bad_rows, self.files) if counts.reasons else None
+
+    def quarantine(self, counts: RowCounts, good: int, found: "Rejected") -> tuple[list[FileEntry], list[Example]]:
+        """Writes the rows that could not be read, and logs their number."""
+        bad, readable = sum(counts.reasons.values()), good + sum(counts.left_out.values())
         if not readable + bad:
             raise InputError(f"{self.files[0].location} has no rows; check RAW (--raw) and source.files")
         self.log.done("read", rows=readable + bad)
-        self.log.done("quarantined", rows=bad, **reasons)
-        if not bad:
-            kept.unpersist()
-            return [write_no_quarantine(building)], []
-        quarantine = rejected(bad_rows, self.files)
-        first = quarantine.orderBy("position").limit(EXAMPLES).collect()
+        self.log.done("quarantined", rows=bad, **counts.reasons)
+        if found.rows is None:
+            return [write_no_quarantine(found.building)], []
+        first = found.rows.orderBy("position").limit(EXAMPLES).collect()
         examples = [(row["source_file"], row["row"], row["reason"]) for row in first]
-        self.require_readable(readable + bad, reasons, examples)
-        entries = write_quarantine(quarantine, building, bad)
-        kept.unpersist()
-        return entries, examples
+        self.require_readable(readable + bad, counts.reasons, examples)
+        return write_quarantine(found.rows, found.building, bad), examples
 
     def require_readable(self, read: int, reasons: dict[str, int], examples: Sequence[Example]) -> None:
         """Raises InputError with the first unreadable rows if their share exceeds max_quarantine_share."""

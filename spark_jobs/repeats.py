@@ -13,11 +13,21 @@ def accepted(typed: DataFrame, partitions: int, rules: int = 0) -> DataFrame:
     first; copies is how many there were. All later steps use these partitions, and mostly their order: this is the only
     shuffle of the whole log. undone_at: time of the first later row that takes this one back, or null.
     """
+    return interactions_of(good_rows(typed, partitions, with_rules=rules > 0), rules)
+
+
+def good_rows(typed: DataFrame, partitions: int, *, with_rules: bool) -> DataFrame:
+    """The good rows of typed_rows(), all rows of a user in one partition: INTERACTION, position; with rules UNDOING."""
     good = typed.where(F.col("reason").isNull() & F.col("left_out").isNull())
-    if not rules:
-        return _collapsed(good.select(*INTERACTION, "position").repartition(partitions, "raw_user_id"))
-    placed = good.select(*INTERACTION, *UNDOING, "position").repartition(partitions, "raw_user_id")
-    return _collapsed(with_undone_at(placed, rules).where(F.col("relevance").isNotNull()))
+    columns = (*INTERACTION, *(UNDOING if with_rules else ()), "position")
+    return good.select(*columns).repartition(partitions, "raw_user_id")
+
+
+def interactions_of(placed: DataFrame, rules: int) -> DataFrame:
+    """accepted() from good_rows(), or from interactions without rules, whose copies add up."""
+    if rules:
+        placed = with_undone_at(placed, rules).where(F.col("relevance").isNotNull())
+    return _collapsed(placed)
 
 
 def with_undone_at(rows: DataFrame, rules: int) -> DataFrame:
@@ -46,7 +56,7 @@ def _collapsed(placed: DataFrame) -> DataFrame:
     found = [
         F.first("relevance").alias("relevance"),
         F.min("position").alias("position"),
-        F.count("*").cast("int").alias("copies"),
+        (F.sum("copies") if "copies" in placed.columns else F.count("*")).cast("int").alias("copies"),
     ]
     undone = "undone_at" in placed.columns
     if undone:  # of equal rows, one may stay

@@ -141,6 +141,9 @@ def spark_session(
         # Otherwise each column function makes six more calls to Java, to record its line in the source.
         .config("spark.python.sql.dataFrameDebugging.enabled", "false")
         .config("spark.sql.shuffle.partitions", str(partitions))
+        # Otherwise a table, such as that of kept rows, leaves an empty directory where the command was called.
+        .config("spark.sql.warehouse.dir", f"{tempfile.gettempdir()}/pnfrec-spark-warehouse")
+        .config("spark.sql.sources.bucketing.autoBucketedScan.enabled", "false")  # kept rows are always in buckets
         .config("spark.sql.execution.replaceHashWithSortAgg", "true")  # rows are sorted by user and item
         .config("spark.sql.inMemoryColumnarStorage.compressed", "false")
         .config("spark.rdd.compress", "false")  # Spark's own default; PySpark changes it

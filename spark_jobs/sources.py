@@ -44,9 +44,12 @@ def read_rows(
     files: Sequence[RawFile],
     source: SourceSettings,
     texts: Mapping[str, str] | None = None,
+    *,
+    is_first: bool = True,
 ) -> DataFrame:
     """One row per line (text) or record (Parquet): ROLES as text (Parquet: own types), line, problem, and PLACE.
 
+    is_first: False if rows of other files were read before, so that JSON objects may lack columns of conditions.
     texts: setting -> condition; each becomes a boolean column, see conditions.met(). A line that lists several items
     gives a row for each.
 
@@ -55,13 +58,16 @@ def read_rows(
     what they cannot read into null. Without a column of relevance, it is 1. In the order of rows, timestamp is the
     number of the row, from 0.
     """
-    read = _read_parquet if source.format == "parquet" else _read_text
-    rows = read(spark, files, source, Conditions(spark, texts or {}))
+    conditions = Conditions(spark, texts or {})
+    if source.format == "parquet":
+        rows = _read_parquet(spark, files, source, conditions)
+    else:
+        rows = _read_text(spark, files, source, conditions, is_first=is_first)
     return _by_row_number(rows, files, source) if source.order == "rows" else rows
 
 
 def _read_text(
-    spark: SparkSession, files: Sequence[RawFile], source: SourceSettings, conditions: Conditions
+    spark: SparkSession, files: Sequence[RawFile], source: SourceSettings, conditions: Conditions, *, is_first: bool
 ) -> DataFrame:
     lines = spark.read.text([_spark_path(f.location) for f in files]).withColumnRenamed("value", "line")
     charset = codecs.lookup(source.encoding).name
@@ -81,7 +87,7 @@ def _read_text(
     line = F.col("line")
     problem = F.when(~is_valid, F.lit(f"not valid {source.encoding.upper()}")).otherwise(broken)
     rows = rows.withColumn("parts", parts)
-    if source.format == "json":
+    if source.format == "json" and is_first:
         _require_json_columns(rows, part, conditions)
     own = [*_roles(part, source), F.make_valid_utf8(line).alias("line"), problem.alias("problem"), *map(F.col, PLACE)]
     seen = {name: F.nullif(part[name], F.lit("")) for name in conditions.columns}

@@ -25,6 +25,9 @@ COVERED_BY = {
     "tune.__main__": "integration/test_tune.py",
     "spark_jobs.__main__": "integration/test_prepare.py",
     "spark_jobs.prepare": "integration/test_prepare.py",
+    "spark_jobs.appending": "integration/test_append.py",
+    "spark_jobs.kept_rows": "integration/test_append.py",
+    "spark_jobs.row_counts": "integration/test_append.py > spark_jobs.reading",
     # the top of the package, and what all modules share
     "pnfrec_dist.config.dataset_settings": "config/test_settings.py",
     "pnfrec_dist.config.inference_settings": "inference/test_batch_job.py > pnfrec_dist.recommend",
@@ -93,7 +96,7 @@ COVERED_BY = {
     "spark_jobs.fetch": "spark_jobs/test_sources.py",
     "spark_jobs.report_figures": "integration/test_prepare.py > spark_jobs.build",
     "spark_jobs.reading": "integration/test_prepare_protocol.py > spark_jobs.build",
-    "spark_jobs.stage_log": "integration/test_prepare.py > spark_jobs.build",
+    "spark_jobs.stage_log": "integration/test_prepare.py > spark_jobs.prepare",
     "spark_jobs.report": "integration/test_prepare.py > spark_jobs.build",
     "spark_jobs.synthetic": "spark_jobs/test_sources.py",
     "spark_jobs.transforms": "spark_jobs/test_protocol.py",

@@ -18,7 +18,7 @@ from pnfrec_dist.config.mappings import override
 from pnfrec_dist.data.schema import Manifest, read_manifest
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
-from spark_jobs.raw_files import find_raw, in_order
+from spark_jobs.raw_files import find_raw
 from spark_jobs.reading import Reader
 from spark_jobs.sources import check_files, read_rows
 from spark_jobs.stage_log import StageLog
@@ -92,7 +92,7 @@ class Log:
         """The first part of prepare(), up to T."""
         conf = {"split": {"min_positives": 0}, "feedback": {"threshold": 4}, **sections}
         settings = override(DatasetSettings(), conf, "conf")
-        files = in_order(find_raw("mylogs", Place(str(self.raw), settings.source)), settings.source.sort_files)
+        files = find_raw("mylogs", Place(str(self.raw), settings.source))
         check_files(files, settings.reading())
         log = StageLog(time.monotonic())
         reader = Reader(self.spark, settings, files, log)

@@ -17,6 +17,8 @@ from spark_jobs import prepare
 from spark_jobs.build import Build
 from spark_jobs.clean import typed_rows
 from spark_jobs.raw_files import describe_sources, find_raw
+from spark_jobs.reading import Reader
+from spark_jobs.stage_log import StageLog
 from spark_jobs.times import timestamp_unit
 from spark_jobs.verify import verify
 
@@ -48,7 +50,8 @@ def build(
     spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
     out.mkdir(parents=True)
     given = files[::-1] if reverse else files
-    Build(spark, wanted, "tiny", given, partitions, time.monotonic()).run(Location(out), describe_sources(files))
+    reader = Reader(spark, wanted, given, StageLog(time.monotonic()))
+    Build("tiny", reader, partitions).run(Location(out), describe_sources(files))
     return verify(Location(out))
 
 
