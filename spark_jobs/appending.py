@@ -40,12 +40,9 @@ class AppendingReader(Reader):
         return self.place.directory / TITLES
 
     def read(self, partitions: int, building: Location) -> Readable:
-        """As Reader.read, for all files. The new rows count as soon as kept.json names them."""
-        if self.files:
-            self.kept = self.keep(self.kept or Kept(read_settings(self.settings), partitions, self.shape()))
-            self.place.write(self.kept)
-        kept = self.kept
-        assert kept is not None
+        """As Reader.read, for all files. The new rows count as soon as kept.json names them: when all can be read."""
+        before = self.kept or Kept(read_settings(self.settings), partitions, self.shape())
+        kept = self.keep(before) if self.files else before
         self.files = all_files(self.files, kept, self.settings.source.sort_files)
         rows = self.place.rows(self.spark, kept, self.files)
         rules = len(self.settings.feedback.undone)
@@ -58,7 +55,10 @@ class AppendingReader(Reader):
             interactions = interactions_of(placed, rules).persist(StorageLevel.DISK_ONLY)
         times = self.count_times(interactions, kept.unit)
         rejected = Rejected(self.place.rejected(self.spark, kept, self.files), building)
-        return self.readable(interactions, times, kept.unit, kept.counts, rejected)
+        found = self.readable(interactions, times, kept.unit, kept.counts, rejected)
+        if kept is not before:
+            self.place.write(kept)
+        return found
 
     def keep(self, before: Kept) -> Kept:
         """Reads the new files and writes their rows as a batch."""

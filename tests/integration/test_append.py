@@ -20,7 +20,7 @@ from pyspark.sql import SparkSession
 
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
-from spark_jobs import appending
+from spark_jobs import prepare
 from spark_jobs.kept_rows import KeptRows
 from spark_jobs.reading import Reader
 
@@ -156,7 +156,7 @@ def test_only_new_files_are_read_and_a_failed_build_changes_nothing(
     monkeypatch.setattr(Reader, "opened", seen)
     append = ("--dataset", "logs", "--append", "all")
     with monkeypatch.context() as patch:
-        patch.setattr(appending.AppendingReader, "readable", lambda *_: (_ for _ in ()).throw(InputError("stopped")))
+        patch.setattr(prepare, "verify_content", lambda *_: (_ for _ in ()).throw(InputError("stopped")))
         with pytest.raises(InputError, match="stopped"):
             prepared_in(spark, logs, *append)
     assert state(logs) == before and read == [["day-2.csv"]]
@@ -198,6 +198,20 @@ def test_what_cannot_be_appended_is_refused(spark: SparkSession, logs: Path) -> 
     rows = next((logs / "data/prepared/.logs.kept/rows/batch=000000").glob("*.parquet"))
     rows.write_bytes(rows.read_bytes()[:-1])
     assert f"{rows.name} is missing or damaged; build the data set from all files again" in refused("--append", "day-2")
+
+
+def test_a_file_with_too_many_unreadable_rows_can_be_corrected(spark: SparkSession, logs: Path) -> None:
+    """Its rows are not kept before all files can be read."""
+    before, file = state(logs), logs / "day-2" / "day-2.csv"
+    good = file.read_text()
+    file.write_text(good + "broken\n" * 200)
+    with pytest.raises(InputError, match="200 of 800 rows"):
+        prepared_in(spark, logs, "--dataset", "logs", "--append", "day-2")
+    assert state(logs) == before
+    file.write_text(good)
+    prepared_in(spark, logs, "--dataset", "logs", "--append", "day-2")
+    prepared_in(spark, logs, "--dataset", "logs", "--raw", "all", "--data-dir", "full")
+    assert same(logs / "data/prepared/logs", logs / "full/logs")
 
 
 def test_a_build_without_keep_rows_deletes_kept_rows(spark: SparkSession, logs: Path) -> None:
