@@ -25,6 +25,7 @@ import numpy as np
 
 from pnfrec_dist.config.settings import LossSettings, Settings
 from pnfrec_dist.files.tables import markdown_table
+from pnfrec_dist.files.text import counted
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.http_server import HOST
 from pnfrec_dist.inference.pyfunc import save_model
@@ -132,7 +133,7 @@ def rows_at_rates(model: Path, asked: list[Query], rates: list[float], replicas:
         waits(asked, asking(port))  # all processes are warm then
         for rate in rates:
             waited, found = at_rate(port, asked, rate)
-            rows.append([f"{replicas} replicas, {rate:g} requests/s", *shown(waited), f"{found:,.0f}"])
+            rows.append([f"{counted(replicas, 'replica')}, {rate:g} requests/s", *shown(waited), f"{found:,.0f}"])
     return rows
 
 

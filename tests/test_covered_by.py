@@ -25,7 +25,7 @@ COVERED_BY = {
     "tune.__main__": "integration/test_tune.py",
     "spark_jobs.__main__": "integration/test_prepare.py",
     "spark_jobs.prepare": "integration/test_prepare.py",
-    "spark_jobs.appending": "integration/test_append.py",
+    "spark_jobs.appending": "integration/test_append.py > spark_jobs.prepare",
     "spark_jobs.kept_rows": "integration/test_append.py",
     "spark_jobs.row_counts": "integration/test_append.py > spark_jobs.reading",
     # the top of the package, and what all modules share

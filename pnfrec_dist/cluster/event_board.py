@@ -33,10 +33,10 @@ class Board:
         self.stop = True
 
 
-def remote_board() -> Any:
-    """A board on the driver's node. If that node is lost, the run ends anyway."""
+def beside_driver(board: type) -> Any:
+    """An actor of this class on the driver's node. If that node is lost, the run ends anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote_class: Any = ray.remote(num_cpus=0)(Board)
+    remote_class: Any = ray.remote(num_cpus=0)(board)
     return remote_class.options(scheduling_strategy=here).remote()
 
 

@@ -26,7 +26,8 @@ from starlette.responses import Response
 
 from pnfrec_dist.cli import HOST
 from pnfrec_dist.cluster.environment import SINGLE_NODE
-from pnfrec_dist.cluster.request_counts import Counts, count_board
+from pnfrec_dist.cluster.event_board import beside_driver
+from pnfrec_dist.cluster.request_counts import CountBoard, Counts
 from pnfrec_dist.cluster.session import ray_cluster
 from pnfrec_dist.cluster.worker_plan import WorkerOptions
 
@@ -151,7 +152,7 @@ def running_replicas(load: Load, model: str, options: ServerOptions) -> Iterator
             graceful_shutdown_timeout_s=10,
             ray_actor_options={"num_cpus": share},
         )
-        bound = (load, options.token, count_board())
+        bound = (load, options.token, beside_driver(CountBoard))
 
         def give(reference: str) -> None:
             configured = deployment.options(user_config={"model": reference})

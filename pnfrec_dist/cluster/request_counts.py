@@ -3,12 +3,9 @@
 import bisect
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
-import ray
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """Bounds of the histogram of waiting and ranking."""
@@ -97,10 +94,3 @@ class CountBoard:
         seconds = self.counts.seconds.family("pnfrec_request_seconds", "seconds of a request in its replica")
         batches = self.counts.batches.family("pnfrec_batch_requests", "requests that were ranked together")
         return [requests, replicas, seconds, batches]
-
-
-def count_board() -> Any:
-    """A board on this process's node."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote_class: Any = ray.remote(num_cpus=0)(CountBoard)
-    return remote_class.options(scheduling_strategy=here).remote()

@@ -15,7 +15,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from pnfrec_dist.cluster.controller import FailureReport, OwnRendezvous
-from pnfrec_dist.cluster.event_board import remote_board
+from pnfrec_dist.cluster.event_board import Board, beside_driver
 from pnfrec_dist.cluster.session import has_own_ray
 from pnfrec_dist.cluster.watchdog import Watchdog
 from pnfrec_dist.cluster.worker import WorkerTask, run_worker
@@ -45,7 +45,7 @@ def run_training(
     they are started again settings.max_failures times; then RunError is raised. data_dir and run_dir must be absolute
     and reachable from every worker.
     """
-    board = remote_board()
+    board = beside_driver(Board)
     trainer = _trainer(WorkerTask(settings, plan, data_dir.uri, str(run_dir), phase, board))
     watchdog = Watchdog(settings.stall_timeout)
 

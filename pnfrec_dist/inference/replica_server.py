@@ -9,6 +9,7 @@ from pathlib import Path
 from pnfrec_dist.cli import require_free
 from pnfrec_dist.cluster.replicas import ServerOptions, running_replicas
 from pnfrec_dist.errors import InputError, first_line
+from pnfrec_dist.files.text import counted
 from pnfrec_dist.inference.request_handler import load_handler
 from pnfrec_dist.tracking.address import tracking_uri
 from pnfrec_dist.tracking.model_registry import registered_name
@@ -24,7 +25,7 @@ def serve_replicas(reference: str, options: ServerOptions, refresh_seconds: floa
         require_free(options.port)
     model = resolved(reference)
     load_handler(model)  # what is wrong with the model is told here, in one line
-    print(f"starting {options.replicas} replicas of {model}", flush=True)
+    print(f"starting {counted(options.replicas, 'replica')} of {model}", flush=True)
     with contextlib.suppress(KeyboardInterrupt), running_replicas(load_handler, model, options) as give:
         url = f"http://{options.host}:{options.port}"
         print(f"{url}/invocations  {url}/ping  {url}/metrics  (Ctrl-C ends it)", flush=True)

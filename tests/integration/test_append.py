@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,9 +121,10 @@ def test_random_files_give_the_bytes_of_a_full_build(spark: SparkSession, tmp_pa
     assert same(tmp_path / "grown" / "logs", tmp_path / "full" / "logs")
 
 
-@pytest.fixture
-def logs(spark: SparkSession, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def first_day(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """conf/, day-1 and day-2 with a file each, and the data set of day-1 with kept rows."""
+    tmp_path = tmp_path_factory.mktemp("logs")
     (tmp_path / "conf" / "dataset").mkdir(parents=True)
     conf = {"source": {"files": "*.csv"}, "feedback": {"threshold": 4}, "split": {"min_positives": 0}}
     (tmp_path / "conf" / "dataset" / "logs.yaml").write_text(yaml.safe_dump(conf))
@@ -135,6 +137,12 @@ def logs(spark: SparkSession, tmp_path: Path) -> Path:
             (tmp_path / place / f"{day}.csv").write_text(rows)
     prepared_in(spark, tmp_path, "--dataset", "logs", "--raw", "day-1", "--keep-rows")
     return tmp_path
+
+
+@pytest.fixture
+def logs(first_day: Path, tmp_path: Path) -> Path:
+    """A copy of first_day."""
+    return shutil.copytree(first_day, tmp_path / "logs")
 
 
 def state(directory: Path) -> dict[str, bytes]:
@@ -200,6 +208,7 @@ def test_what_cannot_be_appended_is_refused(spark: SparkSession, logs: Path) -> 
     assert f"{rows.name} is missing or damaged; build the data set from all files again" in refused("--append", "day-2")
 
 
+@pytest.mark.slow
 def test_a_file_with_too_many_unreadable_rows_can_be_corrected(spark: SparkSession, logs: Path) -> None:
     """Its rows are not kept before all files can be read."""
     before, file = state(logs), logs / "day-2" / "day-2.csv"
