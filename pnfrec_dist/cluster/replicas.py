@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private import replica  # not Ray's public API; see _listen_on_loopback
@@ -71,7 +72,8 @@ class Replica:
         self.reporting: asyncio.Task[None] | None = None
 
     async def reconfigure(self, config: dict[str, str]) -> None:
-        """Loads another model while the one before goes on answering. If it cannot be loaded, that one stays."""
+        """Loads another model while the one before goes on answering. If it cannot be loaded, that one stays, and
+        the counts say so; the first model must be loaded."""
         if config["model"] == self.model:
             return
         try:
@@ -136,9 +138,12 @@ def _refused(status: int, message: str) -> Response:
 
 
 @contextlib.contextmanager
-def running_replicas(load: Load, model: str, options: ServerOptions) -> Iterator[Callable[[str], None]]:
-    """Runs the replicas until the context ends. Yields a function that gives all of them another model: requests go on
-    meanwhile. Raises RayServeException if the replicas cannot load the first model."""
+def running_replicas(load: Load, model: str, options: ServerOptions) -> Iterator[Callable[[str], dict[str, int]]]:
+    """Runs the replicas until the context ends. Yields a function that gives all of them another model, while requests
+    go on, and returns how many replicas then have which model: one that cannot load it keeps its own.
+
+    Raises RayServeException if the replicas cannot load the first model.
+    """
     with ray_cluster(WorkerOptions(num_workers=options.replicas, address=options.ray_address)) as nodes:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         share = min(1.0, sum(node.cpus for node in nodes) / options.replicas)
@@ -152,11 +157,15 @@ def running_replicas(load: Load, model: str, options: ServerOptions) -> Iterator
             graceful_shutdown_timeout_s=10,
             ray_actor_options={"num_cpus": share},
         )
-        bound = (load, options.token, beside_driver(CountBoard))
+        board = beside_driver(CountBoard)
+        bound = (load, options.token, board)
 
-        def give(reference: str) -> None:
+        def give(reference: str) -> dict[str, int]:
             configured = deployment.options(user_config={"model": reference})
             serve.run(configured.bind(*bound), name=APPLICATION, route_prefix="/", _local_testing_mode=False)
+            time.sleep(2 * COUNT_SECONDS)  # each replica has told its model since
+            found: dict[str, int] = ray.get(board.running.remote())
+            return found
 
         where = HTTPOptions(host=options.host, port=options.port)
         serve.start(proxy_location="EveryNode" if options.ray_address else "HeadOnly", http_options=where)

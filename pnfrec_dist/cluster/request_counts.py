@@ -77,10 +77,15 @@ class CountBoard:
         self.counts.add(counts)
         self.seen[replica] = (time.monotonic(), model)
 
+    def running(self) -> dict[str, int]:
+        """Model -> running replicas that have it."""
+        models = [model for at, model in self.seen.values() if time.monotonic() - at < SILENT_SECONDS]
+        return {model: models.count(model) for model in sorted(set(models))}
+
     def text(self) -> bytes:
         """In Prometheus' text format."""
         registry = CollectorRegistry()
-        registry.register(self)  # type: ignore[arg-type]  # it has collect()
+        registry.register(self)
         return generate_latest(registry)
 
     def collect(self) -> list[Metric]:
@@ -88,9 +93,8 @@ class CountBoard:
         for status, count in sorted(self.counts.of_status.items()):
             requests.add_metric([str(status)], count)
         replicas = GaugeMetricFamily("pnfrec_replicas", "running replicas by model", labels=["model"])
-        running = [model for at, model in self.seen.values() if time.monotonic() - at < SILENT_SECONDS]
-        for model in sorted(set(running)):
-            replicas.add_metric([model], running.count(model))
+        for model, count in self.running().items():
+            replicas.add_metric([model], count)
         seconds = self.counts.seconds.family("pnfrec_request_seconds", "seconds of a request in its replica")
         batches = self.counts.batches.family("pnfrec_batch_requests", "requests that were ranked together")
         return [requests, replicas, seconds, batches]

@@ -35,7 +35,7 @@ def serve_replicas(reference: str, options: ServerOptions, refresh_seconds: floa
     return 0
 
 
-def _taken_up(reference: str, model: str, give: Callable[[str], None]) -> str:
+def _taken_up(reference: str, model: str, give: Callable[[str], dict[str, int]]) -> str:
     """Gives the replicas the version that the reference means now, if it is another one; returns what they have."""
     try:
         newest = resolved(reference)
@@ -46,7 +46,10 @@ def _taken_up(reference: str, model: str, give: Callable[[str], None]) -> str:
         print(f"warning: {first_line(error)}; {model} stays", flush=True)
         return model
     began = time.monotonic()
-    give(newest)
+    for other, replicas in give(newest).items():
+        if other != newest:
+            told = f"{counted(replicas, 'replica')} of {other} cannot load {newest}"
+            print(f"warning: {told}; the reason is in the log of Ray Serve", flush=True)
     print(f"{newest} instead of {model}, taken up in {time.monotonic() - began:.0f} s", flush=True)
     return newest
 

@@ -4,6 +4,7 @@ Requests that come together are ranked together.
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,8 @@ def load_handler(reference: str) -> Callable[[list[bytes]], list[tuple[int, byte
         together = [query for queries in asked if isinstance(queries, list) for query in queries]
         try:
             answers = iter(answers_to(model, together))
-        except Exception as error:  # a fault of this program must not end the replica
+        except Exception as error:  # a fault of this program must not end the replica; the client gets status 500
+            logging.getLogger(__name__).exception("requests were not answered")
             told = FAILED, _json({"error_code": "INTERNAL_ERROR", "message": first_line(error)})
             return [(WRONG, queries) if isinstance(queries, bytes) else told for queries in asked]
         found = []

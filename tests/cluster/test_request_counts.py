@@ -44,7 +44,7 @@ def test_replicas_are_counted_by_model_until_they_are_silent() -> None:
     board.add("a", "one", Counts())
     board.add("b", "two", Counts())
     board.add("a", "two", Counts())
-    assert samples(board)["pnfrec_replicas", (("model", "two"),)] == 2
+    assert samples(board)["pnfrec_replicas", (("model", "two"),)] == 2 and board.running() == {"two": 2}
     board.seen["b"] = (board.seen["b"][0] - 60, "two")
     assert samples(board)["pnfrec_replicas", (("model", "two"),)] == 1
 
