@@ -6,6 +6,7 @@ counts from when a request was due.
 """
 
 import argparse
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -104,27 +104,33 @@ def at_rate(port: int, asked: list[Query], rate: float) -> tuple[np.ndarray, flo
     """(milliseconds from when each request was due, answers per second) of SECONDS of requests."""
     count = int(rate * SECONDS)
     waited = np.zeros(count)
+    sent = [_as_sent(query) for query in asked]
     places, began = iter(range(count)), time.perf_counter() + 1
-    lock = threading.Lock()
 
-    def client() -> None:
-        answer = asking(port)
-        while True:
-            with lock:
-                place = next(places, None)
-            if place is None:
-                return
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection(HOST, port)
+        for place in places:  # of all clients together
             due = began + place / rate
-            time.sleep(max(0.0, due - time.perf_counter()))
-            answer(asked[place % len(asked)])
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            writer.write(sent[place % len(sent)])
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 "), head
+            await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]))
             waited[place] = 1e3 * (time.perf_counter() - due)
+        writer.close()
 
-    threads = [threading.Thread(target=client) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    async def clients() -> None:
+        await asyncio.gather(*(client() for _ in range(CLIENTS)))
+
+    asyncio.run(clients())
     return waited, count / (time.perf_counter() - began)
+
+
+def _as_sent(query: Query) -> bytes:
+    """The bytes of a request. Clients share the cores with the server, so they do as little as possible."""
+    body = json.dumps({"inputs": [query]}).encode()
+    lines = ["POST /invocations HTTP/1.1", f"Host: {HOST}", "Content-Type: application/json"]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
 def rows_at_rates(model: Path, asked: list[Query], rates: list[float], replicas: int) -> list[list[str]]:

@@ -9,6 +9,7 @@ an hour, catalogs one hour, quality several hours.
 import argparse
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
     parser.add_argument("--models", nargs="+", default=MODELS, help=f"of this library (default: {' '.join(MODELS)})")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of quality: 1, 2, ... (%(default)s)")
+    parser.add_argument("--at-a-time", type=int, default=1, help="trainings of quality at a time (%(default)s)")
     parser.add_argument("--epochs", type=int, default=100, help="most epochs of a training of quality (%(default)s)")
     parser.add_argument("--hidden-size", type=int, default=64, help="of quality (%(default)s)")
     parser.add_argument(
@@ -101,16 +103,14 @@ def quality(arguments: argparse.Namespace, bench: speed.Bench, data: PreparedDat
     runs: dict[str, list[Recorded]] = {}
     for one in of_own(data, arguments):
         runs.setdefault(one.model, []).append(one)
-    for peer, where in bench.peers.items():
-        for recipe in speed.RECIPES[peer]:
-            for seed in range(1, arguments.seeds + 1):
-                name = f"{peer}-{recipe}-{arguments.hidden_size}-{seed}"
-                out, width = bench.work / "quality" / name, arguments.hidden_size
-                task = Task(str(exported), str(out), data.num_items, recipe, width, arguments.epochs)
-                task = replace(task, seed=seed, threads=bench.threads, patience=10, with_lists=True)
-                found = run(peer, where, task, bench.limit_gb)
-                if "problem" not in found:
-                    runs.setdefault(f"{where.name} {recipe}", []).append(of_peer(f"{where.name} {recipe}", data, task))
+    tasks = peer_tasks(arguments, bench, exported, data.num_items)
+    limit_gb = bench.limit_gb / arguments.at_a_time
+    with ThreadPoolExecutor(arguments.at_a_time) as pool:
+        found = list(pool.map(lambda one: run(one[0], bench.peers[one[0]], one[1], limit_gb), tasks))
+    for (peer, task), result in zip(tasks, found, strict=True):
+        if "problem" not in result:
+            name = f"{bench.peers[peer].name} {task.recipe}"
+            runs.setdefault(name, []).append(of_peer(name, data, task))
     parts = points_parts(Comparison(runs))
     for peer in bench.peers.values():
         recipes = [name for name in runs if name.startswith(peer.name)]
@@ -120,6 +120,20 @@ def quality(arguments: argparse.Namespace, bench: speed.Bench, data: PreparedDat
             start = others.index(f"### Difference from `{best}`, on both")
             parts += others[start : start + 3]
     return parts
+
+
+def peer_tasks(
+    arguments: argparse.Namespace, bench: speed.Bench, exported: Path, num_items: int
+) -> list[tuple[str, Task]]:
+    """(peer, training), of each recipe and seed."""
+    threads, width, found = max(1, bench.threads // arguments.at_a_time), arguments.hidden_size, []
+    for peer in bench.peers:
+        for recipe in speed.RECIPES[peer]:
+            for seed in range(1, arguments.seeds + 1):
+                out = bench.work / "quality" / f"{peer}-{recipe}-{width}-{seed}"
+                task = Task(str(exported), str(out), num_items, recipe, width, arguments.epochs)
+                found.append((peer, replace(task, seed=seed, threads=threads, patience=10, with_lists=True)))
+    return found
 
 
 def mean_ndcg(runs: list[Recorded]) -> float:

@@ -50,12 +50,14 @@ def of_peer(name: str, data: PreparedData, task: Task) -> Recorded:
 
 def of_own(data: PreparedData, arguments: argparse.Namespace) -> list[Recorded]:
     """Trainings of this library by `reproduce`, which stop by validation's points as the peers do. Finished ones are
-    not run again. Of the arguments it reads models, seeds, epochs, hidden_size and work."""
+    not run again. Of the arguments it reads models, seeds, epochs,
+    hidden_size, at_a_time and work."""
     models, seeds, work = arguments.models, arguments.seeds, arguments.work
     directory = work / "runs" / f"reproduce-{data.directory.name}"
     line = ["--dataset", data.directory.name, "--data-dir", str(data.directory.parent), "--models", *models]
     line += ["--seeds", str(seeds), "--epochs", str(arguments.epochs)]
     line += ["--encoder.hidden_size", str(arguments.hidden_size), "--evaluation.select_on", "points"]
+    line += ["--at-a-time", str(arguments.at_a_time)]
     log = work / "reproduce.txt"
     print(f"python -m pnfrec_dist.reproduce {' '.join(line)}; see {log}", flush=True)
     with log.open("a", encoding="utf-8") as output:
