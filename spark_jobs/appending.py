@@ -14,6 +14,7 @@ from pnfrec_dist.data.schema import FileEntry, settings_hash
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.content_hash import has_sha256
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.text import counted
 from spark_jobs.clean import without_zeros
 from spark_jobs.kept_rows import AGAIN, TITLES, Batch, Kept, KeptRows, read_settings
 from spark_jobs.parquet_rows import parquet_types
@@ -73,7 +74,7 @@ class AppendingReader(Reader):
         self.place.write_rejected(rejected, number)
         parsed.interactions.unpersist()
         self.keep_titles()
-        self.log.say("kept", f"the rows of {len(files):,} files")
+        self.log.say("kept", f"the rows of {counted(len(files), 'file')}")
         batch = Batch(files, parsed.unit, counts, self.place.written(number))
         return dataclasses.replace(before, batches=[*before.batches, batch])
 

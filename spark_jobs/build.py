@@ -19,6 +19,7 @@ from pnfrec_dist.data.schema import (
 )
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
+from pnfrec_dist.files.text import counted
 from spark_jobs import repeats, transforms
 from spark_jobs.quantile import histograms
 from spark_jobs.reading import Readable, Reader
@@ -199,7 +200,7 @@ class Build:
         shards = shard_count(entries, users, self.num_items, settings.shard_mb)
         lists = sequences.select(F.col("raw_user_id").alias("user_id"), "train.*")
         self.written += write_users(lists, building / "train", SCHEMAS["train"], shards)
-        self.log.say("written", f"train, {shards:,} shards")
+        self.log.say("written", f"train, {counted(shards, 'shard')}")
 
     def write_everyone(self, sequences: DataFrame, users: DataFrame, building: Location) -> None:
         """Writes the whole history of every user."""

@@ -21,7 +21,7 @@ from pnfrec_dist.data.schema import REPORT_NAME, Manifest, settings_hash
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.atomic import writing
 from pnfrec_dist.files.locations import Location
-from pnfrec_dist.files.text import file_size
+from pnfrec_dist.files.text import counted, file_size
 from spark_jobs.appending import AppendingReader, ToRead, appended
 from spark_jobs.build import Build
 from spark_jobs.conditions import evaluation_error
@@ -181,7 +181,7 @@ def _verify(directory: Location) -> None:
     manifest = verify(directory)
     size = sum(entry.bytes for entry in manifest.files)
     print(
-        f"{directory} is complete: {len(manifest.files):,} files, {file_size(size)}, "
+        f"{directory} is complete: {counted(len(manifest.files), 'file')}, {file_size(size)}, "
         f"{manifest.counts['train_users']['users']:,} training users, {manifest.num_items:,} items"
     )
     print(f"content {manifest.digest}")

@@ -15,7 +15,7 @@ from pnfrec_dist.config.source_settings import EPOCH_UNITS, NUMBERS
 from pnfrec_dist.data.schema import FileEntry
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.locations import Location
-from pnfrec_dist.files.text import file_size
+from pnfrec_dist.files.text import counted, file_size
 from spark_jobs.clean import (
     INTERACTION,
     NEITHER,
@@ -123,7 +123,7 @@ class Reader:
         source = self.settings.reading()
         if source.order == "rows":
             self.tell_order()
-        self.log.say("reading", f"{len(self.files):,} files, {file_size(sum(f.bytes for f in self.files))}")
+        self.log.say("reading", f"{counted(len(self.files), 'file')}, {file_size(sum(f.bytes for f in self.files))}")
         if source.order == "time" and source.time_format not in (*EPOCH_UNITS, NUMBERS, "iso"):
             require_pattern(self.spark, source.time_format)
         return read_rows(self.spark, self.files, source, self.settings.conditions(), is_first=is_first)

@@ -16,7 +16,7 @@ from pnfrec_dist.evaluation.metrics import (
     metric_title,
 )
 from pnfrec_dist.files.tables import markdown_table, text_table
-from pnfrec_dist.files.text import duration, score
+from pnfrec_dist.files.text import counted, duration, score
 from pnfrec_dist.training.events import Alive, EpochDone, Event, Started, StepDone, Warned, WorkersFailed
 
 HEADLINE = tuple((metric_title(name), name) for name in HEADLINE_METRICS)
@@ -109,7 +109,7 @@ class ProgressReport:
         skipped = int(metrics.get("train/skipped_steps", 0))
         found = metrics.get(LOGGED_SELECTION)
         validation = f"val NDCG_p@10 {found:.4f}  " if found is not None else ""
-        left_out = f"  {skipped} steps skipped" if skipped else ""
+        left_out = f"  {counted(skipped, 'step')} skipped" if skipped else ""
         self.line(
             f"epoch {event.epoch:>3}/{self.max_epochs}  loss {metrics['train/loss']:.4f}  "
             f"{validation}"

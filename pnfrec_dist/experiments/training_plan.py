@@ -106,7 +106,7 @@ def _describe(
     return "\n".join(
         [
             f"data: {data.directory}, {len(train):,} training users, {data.num_items:,} items, {held_out}",
-            f"plan: {plan}; {steps} steps of {settings.train.batch_size} users an epoch, "
+            f"plan: {plan}; {counted(steps, 'step')} of {settings.train.batch_size} users an epoch, "
             f"{epochs if settings.final else f'at most {epochs}'}",
             f"item table: {'sharded over the workers' if step.is_sharded else 'whole on every worker'}; "
             f"matmuls: {precision}",
