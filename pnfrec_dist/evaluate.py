@@ -20,7 +20,8 @@ def main(args: Sequence[str]) -> int:
 
         return evaluate_lists(settings)
     if not settings.run:
-        raise InputError(f"--run is missing; name the model, such as runs/<run>; see {command('evaluate')} --help")
+        way_out = f"name the model, such as runs/<run>, or --lists of another system; see {command('evaluate')} --help"
+        raise InputError(f"--run is missing; {way_out}")
     from pnfrec_dist.inference.gamma_search import run  # torch takes seconds to import
 
     return run(settings)

@@ -96,7 +96,6 @@ COVERED_BY = {
     "spark_jobs.fetch": "spark_jobs/test_sources.py",
     "spark_jobs.report_figures": "integration/test_prepare.py > spark_jobs.build",
     "spark_jobs.reading": "integration/test_prepare_protocol.py > spark_jobs.build",
-    "spark_jobs.stage_log": "integration/test_prepare.py > spark_jobs.prepare",
     "spark_jobs.report": "integration/test_prepare.py > spark_jobs.build",
     "spark_jobs.synthetic": "spark_jobs/test_sources.py",
     "spark_jobs.transforms": "spark_jobs/test_protocol.py",

@@ -184,7 +184,11 @@ def _notes(lists: Lists, ranked: Ranked, protocol: Protocol) -> list[str]:
         notes.append(f"{without:,} of {len(ranked):,} {what} have no list; their targets count as not found")
     short = int(((lengths_U > 0) & (lengths_U < longest)).sum())
     if short:
-        notes.append(f"{short:,} lists have fewer than {longest} items; beyond their end, targets count as not found")
+        have = "list has" if short == 1 else "lists have"
+        notes.append(f"{short:,} {have} fewer than {longest} items; beyond the end, targets count as not found")
+    if lists.num_equal:
+        have = "row has" if lists.num_equal == 1 else "rows have"
+        notes.append(f"{lists.num_equal:,} {have} the rank of another item of the list; these are ordered by item id")
     if not _holds_target(lists, ranked).any():
         notes.append(
             "WARNING: no list holds its target. Lists must be made from the history before the target "

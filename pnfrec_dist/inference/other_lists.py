@@ -49,6 +49,8 @@ class Lists:
     """number of the user or point among the ranked"""
     item_R: np.ndarray
     left_out: dict[str, int]
+    num_equal: int
+    """rows with the rank of the item before them; of equal ranks, the smaller item id is first"""
 
 
 def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
@@ -95,7 +97,7 @@ def lists_of(rows: ListRows, target_R: np.ndarray, ranked: Ranked) -> Lists:
     chosen = target_R >= 0
     target_R, item_R, rank_R = target_R[chosen], rows.item_R[chosen], rows.rank_R[chosen]
     order = np.lexsort((item_R, rank_R, target_R))
-    target_R, item_R = target_R[order], item_R[order]
+    target_R, item_R, rank_R = target_R[order], item_R[order], rank_R[order]
     keys_R = target_R << 32 | item_R
     is_seen_R = _seen(keys_R, ranked)
     is_first_R = np.zeros(len(keys_R), dtype=bool)
@@ -105,7 +107,9 @@ def lists_of(rows: ListRows, target_R: np.ndarray, ranked: Ranked) -> Lists:
         "items that stand twice in a list": int((~is_first_R & ~is_seen_R).sum()),
     }
     taken = is_first_R & ~is_seen_R
-    return Lists(target_R[taken], item_R[taken], left_out)
+    target_R, rank_R = target_R[taken], rank_R[taken]
+    is_equal_R = (target_R[1:] == target_R[:-1]) & (rank_R[1:] == rank_R[:-1])
+    return Lists(target_R, item_R[taken], left_out, int(is_equal_R.sum()))
 
 
 def _seen(keys_R: np.ndarray, ranked: Ranked) -> np.ndarray:

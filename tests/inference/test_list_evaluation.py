@@ -87,6 +87,27 @@ def test_a_directory_of_files_is_one_set_of_lists(
     assert evaluated(prepared, tmp_path / "parts", capsys)[0] == whole
 
 
+def test_equal_ranks_are_counted_and_ordered_by_item(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = open_prepared(prepared)
+    items = [*range(1, ITEMS + 1)]
+    for name, ranks in (("equal", [1] * ITEMS), ("by_item", items)):
+        rows = [
+            (user, rank, str(item))
+            for user in data.user_ids("test").to_pylist()
+            for rank, item in zip(ranks, items, strict=True)
+        ]
+        user, rank, item = zip(*rows[::-1], strict=True)
+        pq.write_table(pa.table({"user_id": user, "rank": rank, "raw_item_id": item}), tmp_path / name)
+    found, _, notes = evaluated(prepared, tmp_path / "equal", capsys)
+    plain, _, silent = evaluated(prepared, tmp_path / "by_item", capsys)
+    assert found == plain
+    test = data.holdout("test")
+    seen = sum(len({*test.seen.row(row)} - {test.target_item[row]}) for row in range(len(test)))
+    assert f"{ITEMS * 10 - seen - 10} rows have the rank of another item" in notes and "rank of another" not in silent
+
+
 def test_lists_of_whole_histories_are_warned_of(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
