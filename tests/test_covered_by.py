@@ -18,7 +18,6 @@ COVERED_BY = {
     "pnfrec_dist.index": "inference/test_batch_job.py",
     "pnfrec_dist.inference.index_command": "inference/test_batch_job.py > pnfrec_dist.index",
     "pnfrec_dist.inference.candidates": "inference/test_item_index.py",
-    "pnfrec_dist.inference.replica_server": "integration/test_serve_replicas.py > pnfrec_dist.serve",
     "pnfrec_dist.promote": "integration/test_promote.py",
     "pnfrec_dist.reproduce": "integration/test_reproduce.py",
     "pnfrec_dist.tracking.__main__": "integration/test_tracking.py",
