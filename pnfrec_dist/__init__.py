@@ -28,6 +28,11 @@ for _name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
 # torch and oneDNN read these when they are loaded. On a CPU, they keep kernels for the shapes of bfloat16 matmuls, by
 # default 1,024 of each kind. Batches have ever new shapes, so a training had 8 GB of kernels after an hour.
 
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# A thread of torch that waits for the others keeps its core busy for so many rounds, some 0.1 ms, by default 30 times
+# as long. Beside other programs, the others wait for a core meanwhile (docs/decisions.md).
+
 _HOMES = {
     "Feedback": "pnfrec_dist.inference.loaded_model",
     "Model": "pnfrec_dist.inference.loaded_model",

@@ -69,3 +69,18 @@ def test_kernels_of_ever_new_shapes_do_not_fill_the_memory() -> None:
         return int(done.stdout)
 
     assert growth({}) <= max(growth(dict.fromkeys(CAPACITIES, "1024")) / 4, 20)
+
+
+def test_threads_wait_for_each_other_only_briefly() -> None:
+    """Unless the user has said how."""
+
+    def spins(environment: dict[str, str]) -> str:
+        script = "import os, pnfrec_dist; print(os.environ.get('GOMP_SPINCOUNT'))"
+        names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+        own = {name: value for name, value in os.environ.items() if name not in names} | environment
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=own)
+        return done.stdout.strip()
+
+    assert spins({}) == "10000"
+    assert spins({"GOMP_SPINCOUNT": "5"}) == "5"
+    assert spins({"OMP_WAIT_POLICY": "active"}) == "None"
