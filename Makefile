@@ -75,7 +75,7 @@ test: $(STAMP)  ## run the tests except the slow ones (about 8 minutes)
 test-slow: $(STAMP)  ## run the slow tests (an hour): killed processes, a huge history, a Spark cluster, a browser, 200 leak cases
 	@$(BIN)/python -m pytest -m slow
 
-soak: $(STAMP)  ## interrupt training in many ways, and print the results (50 minutes)
+soak: $(STAMP)  ## interrupt training in many ways, and print the results (70 minutes)
 	@$(BIN)/python -m pytest -m soak
 
 bench: $(STAMP)  ## compare losses, steps and ranking with plain PyTorch, and write docs/benchmarks.md (half an hour)
