@@ -55,6 +55,8 @@ def mean_of_all(source: warm_start.Source, found: warm_start.Catalogs, _: object
     return known.mean(0).expand(len(found.new_K), -1).clone()
 
 
+COLD = "cold"
+"""A training from nothing, beside the rules."""
 RULES: dict[str, Rule] = {"users": warm_start.new_vectors, "normal": drawn, "mean": mean_of_all}
 """users: the mean of their users, which is the rule of --init-from."""
 
@@ -137,9 +139,9 @@ def _beside(cold: Path, warm: Path) -> list[str]:
 
 
 def new_items(bench: Bench, seeds: int) -> list[list[str]]:
-    """Rows of the table: of each rule, means over seeds."""
+    """Rows of the table: of a cold training and of each rule, means over seeds."""
     rows = []
-    for rule in RULES:
+    for rule in (COLD, *RULES):
         found = [_of_new(bench, rule, seed) for seed in range(1, seeds + 1)]
         first, new, old = (float(np.mean(column)) for column in zip(*found, strict=True))
         rows.append([rule, score(first), score(new), score(old), f"{new / old:.2f}"])
@@ -163,7 +165,7 @@ def _of_new(bench: Bench, rule: str, seed: int) -> tuple[float, float, float]:
     old_data = bench.prepare(f"old-{seed}", lambda raw: write(raw, rows[rows[:, 3] < half]))
     data = bench.prepare(f"whole-{seed}", lambda raw: write(raw, rows))
     before = bench.trained(f"old-{seed}", old_data)
-    run = bench.trained(f"{rule}-{seed}", data, before, rule)
+    run = bench.trained(f"cold-{seed}", data) if rule == COLD else bench.trained(f"{rule}-{seed}", data, before, rule)
     points, ranks = required_points(data, "test", "positive", EvaluationSettings()), read_test_points(run)
     assert ranks is not None and np.array_equal(ranks.target_is_positive, points.target_is_positive)
     rank = ranks.target_rank[MODEL]
