@@ -34,6 +34,8 @@ from spark_jobs.writer import shard_count, write_items, write_users
 BINS = 60
 LIST_LENGTH = 10
 """of the headline metrics"""
+FEW_TARGETS = 100
+"""With fewer liked targets, a metric says little."""
 USERS_AT_ONCE = 2_000
 """Users in a row group of users/. A worker makes lists for one row group at a time."""
 
@@ -90,7 +92,7 @@ class Build:
         if settings.filter.scope == "all":
             support = transforms.Support(repeats.standing(interactions), settings.filter)
             passed = support.filter(interactions)
-            transforms.require_rows(int(not passed.isEmpty()), "the data set after the filter", "lower --filter.*")
+            transforms.require_any(int(not passed.isEmpty()), settings.filter)
             split = transforms.split_timestamp(passed, quantile) if self.holds_out else after_all
         else:
             split = transforms.split_timestamp(interactions, quantile, read.times) if self.holds_out else after_all
@@ -130,7 +132,7 @@ class Build:
 
     def threshold(self, filtered: DataFrame, split: int) -> float:
         """The smallest relevance of a positive interaction."""
-        transforms.require_rows(self.filtered_users, "the data set after the filter", "lower --filter.*")
+        transforms.require_any(self.filtered_users, self.settings.filter)
         train = transforms.before(filtered, split)
         if self.settings.feedback.threshold in ("median", "quantile"):
             self.require_train(int(not train.isEmpty()), split)
@@ -241,6 +243,10 @@ class Build:
         """Logs sizes after the filter, of train, and of the holdout without users or items that train lacks."""
         rows, positives, num_items = counted.agg(F.sum("rows"), F.sum("positives"), F.count("*")).collect()[0]
         self.log.done("filtered", rows=rows, users=self.filtered_users, items=num_items, positives=positives)
+        likes = "the set of likes after the filter"
+        transforms.require_rows(
+            positives, likes, "say with feedback.threshold, or other settings of feedback, what a like is"
+        )
         in_train, in_holdout = transforms.is_in_train(), transforms.is_holdout_user()
         train_rows, train_users, holdout_rows, holdout_users = users.agg(
             F.sum("train_rows"),
@@ -313,6 +319,9 @@ class Build:
                 what = f"for them, HR@{LIST_LENGTH} is 1 whatever the model, and NDCG@{LIST_LENGTH} says little"
                 self.warnings.append(f"{few}; {what}")
             transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
+            if positive < FEW_TARGETS:
+                few = f"only {counted(positive, f'{part} user')} with a liked target"
+                self.warnings.append(f"{few}: one of them is worth {1 / max(positive, 1):.3f} of HR_p")
             shards = shard_count(entries, total, self.num_items, settings.shard_mb)
             self.written += write_users(part_rows, building / part, SCHEMAS[part], shards)
         chosen.unpersist()

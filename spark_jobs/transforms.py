@@ -186,6 +186,13 @@ def assign_holdout(users: DataFrame, settings: SplitSettings) -> DataFrame:
     return users.sparkSession.createDataFrame([(u, u in test) for u in ids], "raw_user_id string, is_test boolean")
 
 
+def require_any(frame_rows: int, settings: FilterSettings) -> None:
+    """Raises InputError if the filter leaves no rows."""
+    least = {"min-users-per-item": settings.min_users_per_item, "min-items-per-user": settings.min_items_per_user}
+    flags = " or ".join(f"--filter.{name} ({value})" for name, value in least.items())
+    require_rows(frame_rows, "the data set after the filter", f"lower {flags}")
+
+
 def require_rows(frame_rows: int, what: str, way_out: str) -> None:
     """Raises InputError if a stage leaves no rows."""
     if frame_rows == 0:

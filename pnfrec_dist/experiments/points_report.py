@@ -73,5 +73,7 @@ def _chances(comparison: Comparison) -> str:
             likes_P = points.target_is_positive.astype(bool)
             on_points = float(values_P[likes_P].mean()) if likes_P.any() else float("nan")
             share = chance_of_difference(abs(last.difference), values_P, likes_P, points.user)
-            rows.append([f"`{model}`", signed(last.difference), signed(on_points), f"{share:.0%}"])
+            rows.append(
+                [f"`{model}`", signed(last.difference), signed(on_points), "< 1%" if share < 0.005 else f"{share:.0%}"]
+            )
     return markdown_table(["model", "difference, last", "difference, points", "by chance as large"], rows)

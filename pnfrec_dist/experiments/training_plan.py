@@ -21,6 +21,7 @@ from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.text import counted, memory_size
 from pnfrec_dist.losses.catalog_loss import CatalogLoss
 from pnfrec_dist.model.precision import with_fastest_precision
+from pnfrec_dist.training.held_out import require_points
 from pnfrec_dist.training.memory_plan import StepPlan, plan_step
 
 CUDA_CONTEXT = 640 * 2**20
@@ -40,6 +41,8 @@ def open_data(settings: Settings) -> PreparedData:
     else:
         data = open_prepared(directory, load_conf("dataset", settings.dataset, DatasetSettings()).prepared())
     _require_holdout(data, settings)
+    if not settings.final:
+        require_points(settings, data)
     return data.require_whole(*TRAINING_PARTS)
 
 

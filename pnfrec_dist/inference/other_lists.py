@@ -17,6 +17,7 @@ from pnfrec_dist.data.raw_ids import places
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.evaluation.holdout import Ranked
 from pnfrec_dist.files.locations import Location, reading
+from pnfrec_dist.files.text import counted
 
 pc: Any = pyarrow.compute  # its functions are made at import, which no type checker sees
 COLUMNS = ("user_id", "rank", "raw_item_id")
@@ -59,19 +60,8 @@ def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
     if not files:
         raise InputError(f"--lists {path} holds no *.parquet file; name a file, or a directory of such files")
     with reading(Location(path), "name a Parquet file of lists"):
-        schema = pq.read_schema(files[0])
-        missing = [name for name in COLUMNS if name not in schema.names]
-        if missing:
-            raise InputError(f"{files[0]} has no column {missing[0]!r}; lists need {', '.join(COLUMNS)}")
-        columns = [*COLUMNS, POINT] if POINT in schema.names else list(COLUMNS)
-        table = pa.concat_tables([pq.read_table(f, columns=columns) for f in files], promote_options="permissive")
-    kind = table["rank"].type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise InputError(f"the column 'rank' of {files[0]} is {kind}; it must be a number, 1 for the first item")
-    points = table[POINT] if POINT in columns else pa.chunked_array([pa.nulls(len(table), pa.int64())])
-    if not (pa.types.is_integer(points.type) or pa.types.is_null(points.type)):
-        kind = points.type
-        raise InputError(f"the column 'point' of {files[0]} is {kind}; it must be a whole number, as in --write-points")
+        tables = [_columns_of(file) for file in files]
+        table = pa.concat_tables(tables, promote_options="permissive")
     user_ids, raw_ids = data.user_ids(split), data.raw_item_ids()
     user, item = places(_texts(table["user_id"]), user_ids), places(_texts(table["raw_item_id"]), raw_ids)
     kept = (user >= 0) & (item >= 0)
@@ -85,8 +75,47 @@ def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
         f"users who are no {split} users": int((user < 0).sum()),
         "items that are not in the catalog": int(((user >= 0) & (item < 0)).sum()),
     }
-    point_R = pc.fill_null(pc.cast(points, pa.int64()), -1).to_numpy()[kept]
+    point_R = pc.fill_null(table[POINT], -1).to_numpy()[kept]
     return ListRows(user[kept], item[kept] + 1, table["rank"].to_numpy()[kept], point_R, left_out)
+
+
+def _columns_of(file: Path) -> pa.Table:
+    """The columns of one file; `point` is null for last interactions, and throughout if the file lacks it. Raises
+    InputError if one is missing or has values that it cannot have."""
+    schema = pq.read_schema(file)
+    missing = [name for name in COLUMNS if name not in schema.names]
+    if missing:
+        raise InputError(f"{file} has no column {missing[0]!r}; lists need {', '.join(COLUMNS)}")
+    for name in ("user_id", "raw_item_id"):
+        if pa.types.is_nested(schema.field(name).type):
+            kind = schema.field(name).type
+            raise InputError(f"the column {name!r} of {file} is {kind}; write one row for each item of a list")
+    table = pq.read_table(file, columns=[*COLUMNS, POINT] if POINT in schema.names else list(COLUMNS))
+    rank = table["rank"].combine_chunks()
+    if not (pa.types.is_integer(rank.type) or pa.types.is_floating(rank.type)):
+        raise InputError(f"the column 'rank' of {file} is {rank.type}; it must be a number, 1 for the first item")
+    without = rank.null_count + int(np.isnan(pc.drop_null(rank).to_numpy(zero_copy_only=False).astype(float)).sum())
+    if without:
+        raise InputError(f"{file}: {counted(without, 'row')} without a rank; give each item a rank, 1 for the first")
+    point = table[POINT] if POINT in table.column_names else pa.chunked_array([pa.nulls(len(table), pa.int64())])
+    return pa.table({**{name: table[name] for name in COLUMNS}, POINT: _points(point.combine_chunks(), file)})
+
+
+def _points(point: pa.Array, file: Path) -> pa.Array:
+    """As int64. pandas has a column with empty values as floats."""
+    told = f"the column 'point' of {file} must be whole numbers, as in --write-points"
+    if pa.types.is_floating(point.type):
+        point = pc.if_else(pc.is_nan(point), None, point)
+    elif not (pa.types.is_integer(point.type) or pa.types.is_null(point.type)):
+        raise InputError(f"{told}; it is {point.type}")
+    try:
+        found = pc.cast(point, pa.int64())
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{told}; {error}") from error
+    lowest = pc.min(found).as_py()
+    if lowest is not None and lowest < 0:
+        raise InputError(f"the column 'point' of {file} has {lowest}; points count from 0, last interactions are empty")
+    return found
 
 
 def lists_of(rows: ListRows, target_R: np.ndarray, ranked: Ranked) -> Lists:

@@ -109,7 +109,14 @@ def selection_targets(settings: Settings, data: PreparedData, *, with_negative: 
 
 
 def require_points(settings: Settings, data: PreparedData) -> None:
-    """Raises InputError if evaluation.select_on asks for points that the data do not have."""
-    if settings.evaluation.select_on == "points" and not data.has_points:
-        what = f"evaluation.select_on is points, but {data.directory} was prepared by an earlier version without them"
-        raise InputError(f"{what}; prepare it again: {how_to_add_points(data.directory.name)}")
+    """Raises InputError if evaluation.points or select_on asks for points that the data do not have."""
+    asked = settings.evaluation
+    for name, value, needs in (
+        ("points", asked.points, isinstance(asked.points, int)),
+        ("select_on", asked.select_on, asked.select_on == "points"),
+    ):
+        if needs and not data.has_points:
+            what = (
+                f"evaluation.{name} is {value}, but {data.directory} was prepared by an earlier version without points"
+            )
+            raise InputError(f"{what}; prepare it again: {how_to_add_points(data.directory.name)}")

@@ -87,6 +87,28 @@ def test_a_directory_of_files_is_one_set_of_lists(
     assert evaluated(prepared, tmp_path / "parts", capsys)[0] == whole
 
 
+def test_files_with_and_without_points_are_read_together(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In either order of names, and with the floats that pandas makes of points with empty values."""
+    data = open_prepared(prepared)
+    users = data.user_ids("test").to_pylist()
+    last = {user: [str(item) for item in range(1, ITEMS + 1)] for user in users}
+    points = {(user, place): items[::-1] for user, items in last.items() for place in (0, 1)}
+    write_point_lists(tmp_path / "whole", {**{(user, None): items for user, items in last.items()}, **points})
+    whole, *_ = evaluated(prepared, tmp_path / "whole", capsys)
+    table = pq.read_table(tmp_path / "whole")
+    for names in (("a", "b"), ("b", "a")):
+        parts = tmp_path / names[0]
+        parts.mkdir()
+        pq.write_table(table.filter(table["point"].is_null()).drop_columns("point"), parts / f"{names[0]}.parquet")
+        pq.write_table(table.filter(table["point"].is_valid()), parts / f"{names[1]}.parquet")
+        assert evaluated(prepared, parts, capsys)[0] == whole
+    place = table.schema.get_field_index("point")
+    pq.write_table(table.set_column(place, "point", table["point"].cast(pa.float64())), tmp_path / "floats")
+    assert evaluated(prepared, tmp_path / "floats", capsys)[0] == whole
+
+
 def test_equal_ranks_are_counted_and_ordered_by_item(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +150,11 @@ def test_lists_of_whole_histories_are_warned_of(
         ({"user_id": ["u"], "rank": ["first"], "raw_item_id": ["1"]}, "is string; it must be a number"),
         ({"user_id": ["u"], "rank": [1], "raw_item_id": ["1"]}, "no row of"),
         ({"user_id": [], "rank": pa.array([], pa.int64()), "raw_item_id": []}, "the first has no row at all"),
+        ({"user_id": ["u"], "rank": [1], "raw_item_id": [["1", "2"]]}, "write one row for each item of a list"),
+        ({"user_id": ["u"] * 2, "rank": [1.0, float("nan")], "raw_item_id": ["1", "2"]}, "1 row without a rank"),
+        ({"user_id": ["u"] * 2, "rank": [1, None], "raw_item_id": ["1", "2"]}, "1 row without a rank"),
+        ({"user_id": ["u"], "rank": [1], "raw_item_id": ["1"], "point": [-5]}, "has -5; points count from 0"),
+        ({"user_id": ["u"], "rank": [1], "raw_item_id": ["1"], "point": ["0"]}, "whole numbers.*it is string"),
     ],
 )
 def test_wrong_files_are_one_line(prepared: Path, tmp_path: Path, columns: dict[str, list], message: str) -> None:
@@ -258,7 +285,7 @@ def test_points_that_are_not_evaluated_and_points_without_a_list_are_told(
 def test_points_are_whole_numbers(prepared: Path) -> None:
     file = prepared.parent / "lists.parquet"
     pq.write_table(pa.table({"user_id": ["u"], "rank": [1], "raw_item_id": ["1"], "point": [0.5]}), file)
-    with pytest.raises(InputError, match=r"the column 'point' of .* is double; it must be a whole number"):
+    with pytest.raises(InputError, match=r"the column 'point' of .* must be whole numbers, as in --write-points; "):
         main(["--lists", str(file), "--dataset", "tiny", "--data-dir", str(prepared.parent)])
 
 
