@@ -102,6 +102,13 @@ class Comparison:
             found[floor] = self._differences(metrics, reference[:1], reference, floor)
         return found
 
+    def users_of_shared_seeds(self, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(target ranks of the model [S, U], of the reference, whether the target is a like [U]), over the seeds that
+        both have. There must be one."""
+        pairs = self._shared(model)
+        ranks = (np.stack([run.users.target_rank[MODEL] for run in runs]) for runs in zip(*pairs, strict=True))
+        return (*ranks, pairs[0][0].users.target_is_positive.astype(bool))  # pyright: ignore[reportReturnType]
+
     def points_of_shared_seeds(self, model: str) -> tuple[np.ndarray, np.ndarray, TestPoints] | None:
         """(target ranks of the model [S, P], of the reference, the points), over the seeds that both have."""
         pairs = self._shared(model)

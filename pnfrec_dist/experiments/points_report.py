@@ -26,16 +26,17 @@ def points_parts(comparison: Comparison) -> list[str]:
     )
     parts = ["## Many points", text, _values(comparison)]
     if comparison.reference in comparison.runs and len(comparison.runs) > 1:
+        likely = int(comparison.any_run().users.target_is_positive.sum())
         parts += [
             f"### Difference from `{comparison.reference}`, on both",
             "95 % intervals of a paired bootstrap over the test users, each with all its points. **Bold**: the interval"
             " does not contain 0.",
             _differences(comparison),
-            "### What chance does with one point of each user",
-            f"Test users were drawn with replacement, and one point of each, {resample_count(users):,} times. Each "
-            f"draw gives a difference in {metric_title(SELECTION_METRIC)}. The mean of all draws was subtracted from "
-            "each, so that what is left is chance. The last column has the share of draws in which chance is at "
-            "least as large as the difference on the last interactions.",
+            "### What chance does on the last interactions",
+            "If two models are equally good, it is chance which of them is better for a user. So the difference in "
+            f"{metric_title(SELECTION_METRIC)} of each user with a liked target was given a random sign, "
+            f"{resample_count(likely):,} times. The last column has the share of draws whose mean is at least as large "
+            "as the difference on the last interactions.",
             _chances(comparison),
         ]
     return parts
@@ -72,7 +73,9 @@ def _chances(comparison: Comparison) -> str:
             values_P = ndcg(own_SP, HEADLINE_CUTOFF).mean(0) - ndcg(reference_SP, HEADLINE_CUTOFF).mean(0)
             likes_P = points.target_is_positive.astype(bool)
             on_points = float(values_P[likes_P].mean()) if likes_P.any() else float("nan")
-            share = chance_of_difference(abs(last.difference), values_P, likes_P, points.user)
+            own_SU, other_SU, is_liked_U = comparison.users_of_shared_seeds(model)
+            values_U = (ndcg(own_SU, HEADLINE_CUTOFF).mean(0) - ndcg(other_SU, HEADLINE_CUTOFF).mean(0))[is_liked_U]
+            share = chance_of_difference(values_U)
             rows.append(
                 [f"`{model}`", signed(last.difference), signed(on_points), "< 1%" if share < 0.005 else f"{share:.0%}"]
             )
