@@ -16,6 +16,7 @@ from pnfrec_dist.evaluation.metrics import (
     HEADLINE_MEASURES,
     HEADLINE_METRICS,
     LOGGED_SELECTION,
+    POINTS,
     SELECTION_METRIC,
     measures_of,
     metric_title,
@@ -150,7 +151,9 @@ def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[
             _interval_table(comparison),
         ]
     parts += points_parts(comparison)
-    parts += ["## At other k, and coverage", _cutoff_table(comparison)]
+    parts += ["## At other k, and coverage", "On the last interactions:", _cutoff_table(comparison)]
+    if any(name.startswith(POINTS) for name in comparison.any_run().result.test):
+        parts += ["On many points:", _cutoff_table(comparison, POINTS)]
     parts += ["## Training", _training_table(comparison), "![learning curves](figures/learning_curves.png)"]
     parts.append("Curves: means over seeds, up to the epoch that all seeds reached. Shaded: the range over seeds.")
     return parts
@@ -216,7 +219,8 @@ def _interval_table(comparison: Comparison) -> str:
     return markdown_table(["model", "seeds of both", *map(metric_title, HEADLINE_METRICS)], rows)
 
 
-def _cutoff_table(comparison: Comparison) -> str:
+def _cutoff_table(comparison: Comparison, start: str = "") -> str:
+    """start: POINTS for many points, empty for last interactions."""
     spreads = comparison.spreads()
     cutoffs = sorted({int(m.rpartition("_")[2]) for m in comparison.any_run().result.test if m.startswith("coverage")})
     measures = measures_of(comparison.measures)
@@ -225,7 +229,7 @@ def _cutoff_table(comparison: Comparison) -> str:
     rows = []
     for model, metrics in spreads.items():
         for k in cutoffs:
-            cells = [spread_text(metrics.get(f"{name}_at_{k}")) for name in names]
+            cells = [spread_text(metrics.get(f"{start}{name}_at_{k}")) for name in names]
             rows.append([f"`{model}`" if k == cutoffs[0] else "", str(k), *cells])
     return markdown_table(head, rows)
 

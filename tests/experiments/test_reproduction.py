@@ -272,6 +272,11 @@ def test_the_report_says_what_the_runs_measured(workspace: Path, found: list[Rec
         assert f"{four(mean)} ± {four(sd)}" in line
         if model == "pnfrec":
             assert f"{four(mean)} ± {four(sd)} (.1000, {'+' if mean >= 0.1 else ''}{four(mean - 0.1)})" in line
+    last, points = text.split("## At other k")[1].split("On many points:")
+    for part, start in ((last, ""), (points, "points_")):
+        (line,) = [row for row in part.splitlines() if row.startswith("| `pnfrec` | 5 |")]
+        values = [r.result.test[f"{start}ndcg_n_at_5"] for r in found if r.model == "pnfrec" and not r.weight]
+        assert line.split("|")[7].strip().startswith(four(statistics.mean(values)))
     assert "| `popularity_positive` |" in text and "a: failed" in text and "the command" in text
     assert "planned trainings" not in text, "all have a result"
     written = rows_of(tmp_path / "tables" / "runs.csv")
