@@ -100,10 +100,10 @@ class EvaluateSettings:
         require(0 < self.keep <= 1, "--keep", self.keep, "in (0, 1]")
         require(self.few >= 1, "--few", self.few, ">= 1")
         both = bool(self.lists and self.write_points)
-        require(not both, "--lists", self.lists, "without --write-points: first write the points, then evaluate lists")
+        require(not both, "--lists", self.lists, "given without --write-points: first write points, then evaluate")
         of_lists = bool(self.lists or self.write_points)
-        require(of_lists or self.split == "test", "--split", self.split, "with --lists or --write-points")
-        require(of_lists or not self.dataset, "--dataset", self.dataset, "with --lists or --write-points")
+        require(of_lists or self.split == "test", "--split", self.split, "given with --lists or --write-points")
+        require(of_lists or not self.dataset, "--dataset", self.dataset, "given with --lists or --write-points")
 
 
 @dataclass(frozen=True)

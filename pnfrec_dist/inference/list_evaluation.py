@@ -32,7 +32,7 @@ from pnfrec_dist.evaluation.metrics import (
 from pnfrec_dist.files.atomic import write_json, writing
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.tables import text_table
-from pnfrec_dist.files.text import score
+from pnfrec_dist.files.text import counted, score
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.gamma_search import Split
 from pnfrec_dist.inference.other_lists import ListRows, Lists, lists_of, read_rows
@@ -80,7 +80,7 @@ def run(settings: EvaluateSettings) -> int:
     rows = read_rows(Path(settings.lists), protocol.data, protocol.split)
     metrics: dict[str, dict[str, float]] = {}
     for reason, count in rows.left_out.items():
-        _note(f"left out: {count:,} rows of {reason}" if count else "")
+        _note(f"left out: {counted(count, 'row')} of {reason}" if count else "")
     for ranked, target_R in comparisons(protocol, rows):
         many = isinstance(ranked, Points)
         title = f"{protocol.split}, {'many points of each user' if many else 'last interactions'} ({len(ranked):,})"
@@ -111,7 +111,7 @@ def comparisons(protocol: Protocol, rows: ListRows) -> Iterator[tuple[Ranked, np
     place_R = np.minimum(np.searchsorted(keys_P, keys_R), len(keys_P) - 1)
     is_point_R = is_of_point_R & (keys_P[place_R] == keys_R)
     if unknown := int((is_of_point_R & ~is_point_R).sum()):
-        _note(f"left out: {unknown:,} rows of points that are not evaluated")
+        _note(f"left out: {counted(unknown, 'row')} of points that are not evaluated")
     yield points, np.where(is_point_R, place_R, -1)
 
 
@@ -177,7 +177,7 @@ def _intervals(lists: Evaluation, other: Evaluation, ranked: Ranked) -> dict[str
 def _notes(lists: Lists, ranked: Ranked, protocol: Protocol) -> list[str]:
     """What was left out, and lists that are too short."""
     what = f"{protocol.split} {'points' if isinstance(ranked, Points) else 'users'}"
-    notes = [f"left out: {count:,} rows of {reason}" for reason, count in lists.left_out.items() if count]
+    notes = [f"left out: {counted(count, 'row')} of {reason}" for reason, count in lists.left_out.items() if count]
     lengths_U = np.bincount(lists.target_R, minlength=len(ranked))
     longest = max(protocol.evaluation.cutoffs)
     if without := int((lengths_U == 0).sum()):

@@ -62,14 +62,16 @@ def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
     with reading(Location(path), "name a Parquet file of lists"):
         tables = [_columns_of(file) for file in files]
         table = pa.concat_tables(tables, promote_options="permissive")
+    if not len(table):
+        raise InputError(f"--lists {path} holds no row; a list has one row for each of its items")
     user_ids, raw_ids = data.user_ids(split), data.raw_item_ids()
     user, item = places(_texts(table["user_id"]), user_ids), places(_texts(table["raw_item_id"]), raw_ids)
     kept = (user >= 0) & (item >= 0)
     if not kept.any():
-        example = f"{table['user_id'][0]} and {table['raw_item_id'][0]}" if len(table) else "no row at all"
+        first = f"{table['user_id'][0].as_py()!r} and {table['raw_item_id'][0].as_py()!r}"
         raise InputError(
-            f"no row of {path} names a {split} user and an item of {data.directory}; the first has {example}, "
-            f"the data set has users such as {user_ids[0]} and items such as {raw_ids[0]}"
+            f"no row of {path} names a {split} user and an item of {data.directory}; the first has {first}, "
+            f"the data set has users such as {user_ids[0].as_py()!r} and items such as {raw_ids[0].as_py()!r}"
         )
     left_out = {
         f"users who are no {split} users": int((user < 0).sum()),

@@ -149,7 +149,10 @@ def test_lists_of_whole_histories_are_warned_of(
         ({"user_id": ["u"], "raw_item_id": ["1"]}, "has no column 'rank'; lists need user_id, rank, raw_item_id"),
         ({"user_id": ["u"], "rank": ["first"], "raw_item_id": ["1"]}, "is string; it must be a number"),
         ({"user_id": ["u"], "rank": [1], "raw_item_id": ["1"]}, "no row of"),
-        ({"user_id": [], "rank": pa.array([], pa.int64()), "raw_item_id": []}, "the first has no row at all"),
+        (
+            {"user_id": [], "rank": pa.array([], pa.int64()), "raw_item_id": []},
+            "holds no row; a list has one row for each",
+        ),
         ({"user_id": ["u"], "rank": [1], "raw_item_id": [["1", "2"]]}, "write one row for each item of a list"),
         ({"user_id": ["u"] * 2, "rank": [1.0, float("nan")], "raw_item_id": ["1", "2"]}, "1 row without a rank"),
         ({"user_id": ["u"] * 2, "rank": [1, None], "raw_item_id": ["1", "2"]}, "1 row without a rank"),
@@ -292,10 +295,13 @@ def test_points_are_whole_numbers(prepared: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--write-points", "a", "--lists", "b"], "--lists is 'b'; it must be without --write-points"),
+        (["--write-points", "a", "--lists", "b"], "--lists is 'b'; it must be given without --write-points"),
         (["--write-points", "a", "--split", "train"], "--split"),
-        (["--run", "a", "--split", "validation"], "--split is 'validation'; it must be with --lists or --write-points"),
-        (["--run", "a", "--dataset", "tiny"], "--dataset is 'tiny'; it must be with --lists or --write-points"),
+        (
+            ["--run", "a", "--split", "validation"],
+            "--split is 'validation'; it must be given with --lists or --write-points",
+        ),
+        (["--run", "a", "--dataset", "tiny"], "--dataset is 'tiny'; it must be given with --lists or --write-points"),
         (["--write-points", "a"], "--write-points needs --dataset"),
         (["--write-points", "/nowhere/a", "--dataset", "tiny"], "cannot write --write-points /nowhere/a"),
     ],
