@@ -157,6 +157,16 @@ def _seen(keys_R: np.ndarray, ranked: Ranked) -> np.ndarray:
     return is_seen_R
 
 
+def seen_targets(ranked: Ranked) -> int:
+    """Users or points whose target is an item that the user has seen before."""
+    found = 0
+    for start in range(0, len(ranked), CHUNK):
+        part: HoldoutData = ranked.part(np.arange(start, min(start + CHUNK, len(ranked))))
+        number, items = part.seen.pairs(np.arange(len(part)))
+        found += len(np.unique(number[items == part.target_item[number]]))
+    return found
+
+
 def _texts(column: pa.ChunkedArray) -> pa.Array:
     """Ids as text."""
     return pc.cast(column, pa.string()).combine_chunks()

@@ -72,6 +72,9 @@ def test_metrics_equal_a_plain_loop(
     assert "1 of 10 test users have no list" in notes
     assert "left out: 20 rows of users who are no test users" in notes
     assert "items that are not in the catalog" in notes and "items that stand twice" in notes
+    test = data.holdout("test")
+    seen = sum(test.target_item[row] in test.seen.row(row) for row in range(len(test)))
+    assert seen and f"{seen} targets are items that the user has seen before" in notes
 
 
 def test_a_directory_of_files_is_one_set_of_lists(
