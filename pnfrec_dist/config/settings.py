@@ -234,7 +234,8 @@ class EvaluationSettings:
     (docs/evaluation.md)"""
 
     def __post_init__(self) -> None:
-        require(not isinstance(self.points, int) or self.points >= 1, "evaluation.points", self.points, ">= 1")
+        is_count = not isinstance(self.points, int) or self.points >= 1
+        require(is_count, "evaluation.points", self.points, "auto, last, or >= 1")
         has_points = self.select_on != "points" or self.points != "last"
         require(has_points, "evaluation.select_on", self.select_on, "last or auto if evaluation.points is last")
         require(
