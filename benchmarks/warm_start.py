@@ -23,11 +23,11 @@ from torch import Tensor
 
 from benchmarks.watched import watched
 from pnfrec_dist.cli import run_command
-from pnfrec_dist.config.settings import EvaluationSettings
+from pnfrec_dist.config.settings import EvaluationSettings, Settings
 from pnfrec_dist.data.points import required_points
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.evaluation.bootstrap import paired_point_intervals
-from pnfrec_dist.evaluation.metrics import HEADLINE_CUTOFF, LOGGED_SELECTION
+from pnfrec_dist.evaluation.metrics import HEADLINE_CUTOFF, LOGGED_SELECTION, ndcg
 from pnfrec_dist.files.locations import Location
 from pnfrec_dist.files.tables import markdown_table
 from pnfrec_dist.files.text import score
@@ -43,7 +43,7 @@ NEW_ITEMS = 0.1
 Rule = Callable[..., Tensor]
 
 
-def drawn(_: object, found: warm_start.Catalogs, settings: warm_start.Settings, __: object) -> Tensor:
+def drawn(_: object, found: warm_start.Catalogs, settings: Settings, __: object) -> Tensor:
     """As a new model: normal(0, 0.02)."""
     generator = torch.Generator().manual_seed(settings.seed)
     return torch.empty(len(found.new_K), settings.encoder.vector_size).normal_(0.0, INIT_STD, generator=generator)
@@ -66,8 +66,6 @@ class Bench:
     work: Path
     dataset: str
     model: str
-    flags: list[str]
-    """more of the training"""
 
     def prepare(self, name: str, write_raw: Callable[[Path], None]) -> PreparedData:
         """The data set `name`, from what write_raw writes into a directory."""
@@ -87,11 +85,11 @@ class Bench:
         if not any(read_result(run) for run in output.glob("*/")):
             flags = ["--dataset", self.dataset, "--data-dir", str(data.directory.parent), "--model", self.model]
             flags += ["--output-dir", str(output), "--num-workers", "1", "--evaluation.select-on", "points"]
-            flags += [*self.flags, *(["--init-from", str(start)] if start else [])]
+            flags += ["--init-from", str(start)] if start else []
             line = [sys.executable, "-m", "benchmarks.warm_start", "--train", rule, *flags]
             watched(line, self.work, self.work / f"train-{name}.txt")
+            print(f"{name}: trained", flush=True)
         (run,) = output.glob("*/")
-        print(f"{name}: {score(_best(run))}", flush=True)
         return run
 
 
@@ -169,7 +167,7 @@ def _of_new(bench: Bench, rule: str, seed: int) -> tuple[float, float, float]:
     points, ranks = required_points(data, "test", "positive", EvaluationSettings()), read_test_points(run)
     assert ranks is not None and np.array_equal(ranks.target_is_positive, points.target_is_positive)
     rank = ranks.target_rank[MODEL]
-    gain = np.where(rank <= HEADLINE_CUTOFF, 1 / np.log2(rank + 1.0), 0.0)[points.target_is_positive]
+    gain = ndcg(rank, HEADLINE_CUTOFF)[points.target_is_positive]
     target = points.target_item[points.target_is_positive]
     is_new = np.isin(np.array(data.raw_item_ids().to_pylist())[target - 1], fresh.astype(str))
     bin_P = np.log2(data.item_counts(positive_only=False)[target] + 1.0).astype(int)
@@ -214,11 +212,11 @@ def main(args: Sequence[str]) -> int:
         if found.raw is None:
             parser.error("growing needs --raw, a directory with ratings.dat and movies.dat")
         raw = found.raw.absolute()
-        rows = growing(Bench(work, "ml1m", found.model, []), raw / "ratings.dat", [raw / "movies.dat"])
+        rows = growing(Bench(work, "ml1m", found.model), raw / "ratings.dat", [raw / "movies.dat"])
         head = ["rows", "users", "items (more)", "best epoch, cold", "epochs, warm", "validation, cold", "warm"]
         print(markdown_table([*head, "test NDCG_p@10: warm minus cold", "dNDCG@10"], rows))
     if "new-items" in found.parts:
-        rows = new_items(Bench(work, "synthetic", found.model, []), found.seeds)
+        rows = new_items(Bench(work, "synthetic", found.model), found.seeds)
         head = ["rule", "validation after 1 epoch", "test NDCG_p@10, new targets", "old targets, equal popularity"]
         print(markdown_table([*head, "ratio"], rows))
     return 0

@@ -109,11 +109,6 @@ class Comparison:
         ranks = (np.stack([run.users.target_rank[MODEL] for run in runs]) for runs in zip(*pairs, strict=True))
         return (*ranks, pairs[0][0].users.target_is_positive.astype(bool))  # pyright: ignore[reportReturnType]
 
-    def points_of_shared_seeds(self, model: str) -> tuple[np.ndarray, np.ndarray, TestPoints] | None:
-        """(target ranks of the model [S, P], of the reference, the points), over the seeds that both have."""
-        pairs = self._shared(model)
-        return _points([own for own, _ in pairs], [other for _, other in pairs], MODEL) if pairs else None
-
     def _shared(self, model: str) -> list[tuple[Recorded, Recorded]]:
         """The model's and the reference's trainings of the seeds that both have."""
         reference = {run.seed: run for run in self.runs.get(self.reference, [])}

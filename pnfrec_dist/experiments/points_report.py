@@ -64,19 +64,12 @@ def _differences(comparison: Comparison) -> str:
 
 
 def _chances(comparison: Comparison) -> str:
-    rows = []
-    of_last = comparison.intervals([SELECTION_METRIC])
-    for model in comparison.runs:
-        pair = comparison.points_of_shared_seeds(model) if model != comparison.reference else None
-        if pair is not None and (last := of_last[model].get(SELECTION_METRIC)):
-            own_SP, reference_SP, points = pair
-            values_P = ndcg(own_SP, HEADLINE_CUTOFF).mean(0) - ndcg(reference_SP, HEADLINE_CUTOFF).mean(0)
-            likes_P = points.target_is_positive.astype(bool)
-            on_points = float(values_P[likes_P].mean()) if likes_P.any() else float("nan")
+    rows, on_points = [], f"{POINTS}{SELECTION_METRIC}"
+    for model, found in comparison.intervals([SELECTION_METRIC, on_points]).items():
+        if model in comparison.runs and found.keys() == {SELECTION_METRIC, on_points}:
             own_SU, other_SU, is_liked_U = comparison.users_of_shared_seeds(model)
             values_U = (ndcg(own_SU, HEADLINE_CUTOFF).mean(0) - ndcg(other_SU, HEADLINE_CUTOFF).mean(0))[is_liked_U]
             share = chance_of_difference(values_U)
-            rows.append(
-                [f"`{model}`", signed(last.difference), signed(on_points), "< 1%" if share < 0.005 else f"{share:.0%}"]
-            )
+            differences = [signed(found[name].difference) for name in (SELECTION_METRIC, on_points)]
+            rows.append([f"`{model}`", *differences, "< 1%" if share < 0.005 else f"{share:.0%}"])
     return markdown_table(["model", "difference, last", "difference, points", "by chance as large"], rows)

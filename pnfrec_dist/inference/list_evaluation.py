@@ -35,7 +35,7 @@ from pnfrec_dist.files.tables import text_table
 from pnfrec_dist.files.text import counted, score
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.gamma_search import Split
-from pnfrec_dist.inference.other_lists import ListRows, Lists, lists_of, read_rows, seen_targets
+from pnfrec_dist.inference.other_lists import ListRows, Lists, lists_of, read_rows
 from pnfrec_dist.inference.trained_model import open_trained
 
 COMPARED = (SELECTION_METRIC, f"ndcg_delta_at_{HEADLINE_CUTOFF}")
@@ -189,7 +189,7 @@ def _notes(lists: Lists, ranked: Ranked, protocol: Protocol) -> list[str]:
     if lists.num_equal:
         have = "row has" if lists.num_equal == 1 else "rows have"
         notes.append(f"{lists.num_equal:,} {have} the rank of another item of the list; these are ordered by item id")
-    if seen := seen_targets(ranked):
+    if seen := lists.num_seen_targets:
         are = "target is an item" if seen == 1 else "targets are items"
         notes.append(f"{seen:,} {are} that the user has seen before; lists without seen items cannot hold them")
     if not _holds_target(lists, ranked).any():

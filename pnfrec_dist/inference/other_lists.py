@@ -52,6 +52,8 @@ class Lists:
     left_out: dict[str, int]
     num_equal: int
     """rows with the rank of the item before them; of equal ranks, the smaller item id is first"""
+    num_seen_targets: int
+    """users or points whose target is an item that the user has seen before"""
 
 
 def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
@@ -130,7 +132,7 @@ def lists_of(rows: ListRows, target_R: np.ndarray, ranked: Ranked) -> Lists:
     order = np.lexsort((item_R, rank_R, target_R))
     target_R, item_R, rank_R = target_R[order], item_R[order], rank_R[order]
     keys_R = target_R << 32 | item_R
-    is_seen_R = _seen(keys_R, ranked)
+    is_seen_R, num_seen_targets = _seen(keys_R, ranked)
     is_first_R = np.zeros(len(keys_R), dtype=bool)
     is_first_R[np.unique(keys_R, return_index=True)[1]] = True
     left_out = {
@@ -140,12 +142,13 @@ def lists_of(rows: ListRows, target_R: np.ndarray, ranked: Ranked) -> Lists:
     taken = is_first_R & ~is_seen_R
     target_R, rank_R = target_R[taken], rank_R[taken]
     is_equal_R = (target_R[1:] == target_R[:-1]) & (rank_R[1:] == rank_R[:-1])
-    return Lists(target_R, item_R[taken], left_out, int(is_equal_R.sum()))
+    return Lists(target_R, item_R[taken], left_out, int(is_equal_R.sum()), num_seen_targets)
 
 
-def _seen(keys_R: np.ndarray, ranked: Ranked) -> np.ndarray:
-    """Whether each row, target << 32 | item in the order of targets, is a seen item that is not the target."""
-    is_seen_R = np.zeros(len(keys_R), dtype=bool)
+def _seen(keys_R: np.ndarray, ranked: Ranked) -> tuple[np.ndarray, int]:
+    """Whether each row, target << 32 | item in the order of targets, is a seen item that is not the target; and the
+    number of targets that are seen items."""
+    is_seen_R, num_seen_targets = np.zeros(len(keys_R), dtype=bool), 0
     for start in range(0, len(ranked), CHUNK):
         numbers = np.arange(start, min(start + CHUNK, len(ranked)))
         part: HoldoutData = ranked.part(numbers)
@@ -153,18 +156,10 @@ def _seen(keys_R: np.ndarray, ranked: Ranked) -> np.ndarray:
         seen = (number + start) << 32 | items.astype(np.int64)
         rows = slice(*np.searchsorted(keys_R >> 32, [start, numbers[-1] + 1]))
         targets = numbers << 32 | part.target_item.astype(np.int64)
-        is_seen_R[rows] = np.isin(keys_R[rows], np.setdiff1d(seen, targets, assume_unique=True))
-    return is_seen_R
-
-
-def seen_targets(ranked: Ranked) -> int:
-    """Users or points whose target is an item that the user has seen before."""
-    found = 0
-    for start in range(0, len(ranked), CHUNK):
-        part: HoldoutData = ranked.part(np.arange(start, min(start + CHUNK, len(ranked))))
-        number, items = part.seen.pairs(np.arange(len(part)))
-        found += len(np.unique(number[items == part.target_item[number]]))
-    return found
+        others = np.setdiff1d(seen, targets, assume_unique=True)
+        is_seen_R[rows] = np.isin(keys_R[rows], others)
+        num_seen_targets += len(seen) - len(others)
+    return is_seen_R, num_seen_targets
 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:
