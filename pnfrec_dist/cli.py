@@ -119,15 +119,17 @@ def _wrong_value(message: str) -> str:
         return f"{switch[1]!r} follows a switch, which takes no value; to turn it off: --train.no-compile, --no-dry-run"
     unread = re.match(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", message)
     if unread:
-        return f"{unread[1]} is {unread[2]}; it must be of the type that --help shows"
+        several = "; give several values with spaces between them" if "," in unread[2] else ""
+        return f"{unread[1]} is {unread[2]}; it must be of the type that --help shows{several}"
     union = re.match(r"Error parsing (--\S+): no type matching (.*?) could be .*? from \[('.*?')\]", message)
     if not union:
         return message
     meant = {"INT": "a whole number", "FLOAT": "a number"}
     wanted = [
-        meant.get(kind) or f"one of {', '.join(re.split(', ?', kind.strip('{}')))}"
+        meant.get(kind) or (f"one of {', '.join(names)}" if len(names) > 1 else names[0])
         for kind in union[2].split("|")
         if kind != "{None}"
+        for names in [re.split(", ?", kind.strip("{}"))]
     ]
     return f"{union[1]} is {union[3]}; it must be {' or '.join(sorted(wanted))}"
 

@@ -19,7 +19,8 @@ class RunError(RuntimeError):
 def require(ok: bool, name: str, value: object, rule: str) -> None:
     """Raises InputError about a setting's value unless ok."""
     if not ok:
-        raise InputError(f"{name} is {value!r}; it must be {rule}")
+        shown = (", ".join(map(str, value)) or "empty") if isinstance(value, tuple) else repr(value)
+        raise InputError(f"{name} is {shown}; it must be {rule}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

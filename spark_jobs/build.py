@@ -14,6 +14,7 @@ from pnfrec_dist.data.schema import (
     USERS,
     FileEntry,
     Manifest,
+    few_liked_targets,
     settings_hash,
     write_manifest,
 )
@@ -34,8 +35,6 @@ from spark_jobs.writer import shard_count, write_items, write_users
 BINS = 60
 LIST_LENGTH = 10
 """of the headline metrics"""
-FEW_TARGETS = 100
-"""With fewer liked targets, a metric says little."""
 USERS_AT_ONCE = 2_000
 """Users in a row group of users/. A worker makes lists for one row group at a time."""
 
@@ -319,9 +318,8 @@ class Build:
                 what = f"for them, HR@{LIST_LENGTH} is 1 whatever the model, and NDCG@{LIST_LENGTH} says little"
                 self.warnings.append(f"{few}; {what}")
             transforms.require_rows(total, f"{part} (users with enough positives in the holdout)", way_out)
-            if positive < FEW_TARGETS:
-                few = f"only {counted(positive, f'{part} user')} with a liked target"
-                self.warnings.append(f"{few}: one of them is worth {1 / max(positive, 1):.3f} of HR_p")
+            if few := few_liked_targets(part, positive):
+                self.warnings.append(few)
             shards = shard_count(entries, total, self.num_items, settings.shard_mb)
             self.written += write_users(part_rows, building / part, SCHEMAS[part], shards)
         chosen.unpersist()

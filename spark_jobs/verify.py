@@ -19,6 +19,7 @@ from pnfrec_dist.data.schema import (
     Manifest,
     how_to_prepare,
     read_manifest,
+    schema_differences,
     verify_files,
 )
 from pnfrec_dist.errors import InputError
@@ -176,7 +177,8 @@ def _ends_agree(batch: pa.RecordBatch, prefix: str, name: str, side: bool) -> bo
 def _batches(file: Location, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     with file.open() as content:
         parquet = pq.ParquetFile(content)
-        _require(parquet.schema_arrow.equals(schema), file, f"columns {parquet.schema_arrow.names}, not {schema.names}")
+        found = parquet.schema_arrow
+        _require(found.equals(schema), file, schema_differences(found, schema))
         yield from parquet.iter_batches(ROWS_AT_ONCE)
 
 

@@ -40,6 +40,9 @@ def test_a_wrong_value_is_named_with_the_rule() -> None:
     require(True, "--epochs", 1, "at least 1")
     with pytest.raises(InputError, match=r"^--epochs is 0; it must be at least 1$"):
         require(False, "--epochs", 0, "at least 1")
+    for value, shown in (("a", "'a'"), ((-1.0, 2), "-1.0, 2"), ((), "empty")):
+        with pytest.raises(InputError, match=f"^--gammas is {shown}; it must be small$"):
+            require(False, "--gammas", value, "small")
 
 
 def test_the_nearest_name_is_asked_for_whatever_its_case_or_all_are_listed() -> None:

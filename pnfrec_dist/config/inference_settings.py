@@ -82,6 +82,9 @@ class EvaluateSettings:
     """users of --lists and --write-points; validation is for what is chosen before the test"""
     dataset: str = ""
     """prepared data set of --lists and --write-points; default: the one on which the model was trained"""
+    points: int | Literal["auto"] = "auto"
+    """with --lists and --write-points, the same for both: at most this many points of each user; auto: as
+    evaluation.points auto"""
     gammas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
     """values to try; 0 and that of the training are always added. Only 0 is used for a model that predicts
     no dislikes"""
@@ -96,7 +99,7 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         in_range = all(0 <= gamma < float("inf") for gamma in self.gammas)
-        require(bool(self.gammas) and in_range, "--gammas", self.gammas, "finite numbers >= 0")
+        require(bool(self.gammas) and in_range, "--gammas", self.gammas, "one or more finite numbers >= 0")
         require(0 < self.keep <= 1, "--keep", self.keep, "in (0, 1]")
         require(self.few >= 1, "--few", self.few, ">= 1")
         both = bool(self.lists and self.write_points)
@@ -104,6 +107,8 @@ class EvaluateSettings:
         of_lists = bool(self.lists or self.write_points)
         require(of_lists or self.split == "test", "--split", self.split, "given with --lists or --write-points")
         require(of_lists or not self.dataset, "--dataset", self.dataset, "given with --lists or --write-points")
+        require(of_lists or self.points == "auto", "--points", self.points, "given with --lists or --write-points")
+        require(self.points == "auto" or self.points >= 1, "--points", self.points, "auto, or >= 1")
 
 
 @dataclass(frozen=True)

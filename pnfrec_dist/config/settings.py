@@ -330,7 +330,7 @@ class Settings:
         else:
             require(not has_likes, "loss.terms", self.loss.terms, "a list without ce_likes, or encoder.history both")
         predicting = self.loss.weights.keys() - {"ce_main", "ce_likes", "contrastive"}  # own terms may predict dislikes
-        gamma_rule = "0, or loss.alpha above 0, so that the model predicts dislikes"
+        gamma_rule = "0 if loss.alpha is 0, because the model then predicts no dislikes"
         require(self.evaluation.gamma == 0 or bool(predicting), "evaluation.gamma", self.evaluation.gamma, gamma_rule)
         a_path = "a path that all machines reach, not an object store (checkpoints are renamed)"
         require("://" not in self.output_dir, "output_dir", self.output_dir, a_path)

@@ -1,6 +1,5 @@
 """Opens a prepared data set: checks it against its manifest and reads shards as ragged arrays."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pnfrec_dist.data.schema import (
     how_to_prepare,
     read_manifest,
     require_content,
+    schema_differences,
 )
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files.content_hash import cache_directory
@@ -255,10 +255,6 @@ def _require_schema(file: Location, schema: pa.Schema, rows: int | None) -> None
         parquet = pq.ParquetFile(content)
         found, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
     if not found.equals(schema):
-        raise InputError(f"{file} has columns {_types(found)}, expected {_types(schema)}; rebuild the data set")
+        raise InputError(f"{file} has {schema_differences(found, schema)}; rebuild the data set")
     if num_rows != rows:
         raise InputError(f"{file} has {num_rows} rows, the manifest says {rows}; rebuild the data set")
-
-
-def _types(schema: Sequence[pa.Field]) -> str:
-    return ", ".join(f"{f.name} {f.type}" for f in schema)

@@ -33,6 +33,8 @@ READ_VERSIONS = (3, 5)
 """Version 3 has no INTERACTIONS in validation/ and test/; all else is the same."""
 PAD_ID = 0
 """item_id of padding; real items are 1..num_items."""
+FEW_TARGETS = 100
+"""With fewer liked targets, a metric says little."""
 
 MANIFEST_NAME = "manifest.json"
 SUCCESS_NAME = "_SUCCESS"
@@ -154,6 +156,11 @@ class Manifest:
         """Whether validation/ and test/ have INTERACTIONS."""
         return self.schema_version > 3
 
+    def warnings(self) -> list[str]:
+        """What few_liked_targets says of validation and test."""
+        found = (few_liked_targets(part, self.counts[part]["positive_targets"]) for part in self.splits[1:])
+        return [text for text in found if text]
+
     def schema_of(self, part: str) -> pa.Schema:
         """The columns of a sub-directory or a file, in the data set's own version."""
         left_out = () if self.has_interactions else INTERACTIONS
@@ -175,6 +182,33 @@ class Manifest:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+
+def few_liked_targets(part: str, count: int) -> str:
+    """A warning if fewer than FEW_TARGETS users of "validation" or "test" have a liked target; else empty."""
+    if count >= FEW_TARGETS:
+        return ""
+    users = f"{part} user has" if count == 1 else f"{part} users have"
+    return f"only {count} {users} a liked target: one of them is worth {1 / max(count, 1):.3f} of HR_p"
+
+
+def schema_differences(found: pa.Schema, expected: pa.Schema) -> str:
+    """What a file with another schema than expected has: "no column x", "x as int64 instead of int32"."""
+    missing = [name for name in expected.names if name not in found.names]
+    other = [name for name in found.names if name not in expected.names]
+    if missing or other:
+        parts = {"no": missing, "unknown": other}
+        return " and ".join(
+            f"{what} {'column' if len(names) == 1 else 'columns'} {', '.join(names)}"
+            for what, names in parts.items()
+            if names
+        )
+    types = [
+        f"{field.name} as {found.field(field.name).type} instead of {field.type}"
+        for field in expected
+        if found.field(field.name).type != field.type
+    ]
+    return ", ".join(types) if types else "its columns in another order, or other nulls"
 
 
 def settings_hash(settings: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import fill
 
 from pnfrec_dist.config.mappings import flatten
-from pnfrec_dist.data.schema import Manifest
+from pnfrec_dist.data.schema import Manifest, few_liked_targets
 from pnfrec_dist.evaluation.bootstrap import resample_count, spread
 from pnfrec_dist.evaluation.metrics import (
     HEADLINE_MEASURES,
@@ -39,7 +39,7 @@ from pnfrec_dist.files.text import counted, duration, four, signed, span
 REPORT, PAGE = "report.md", "report.html"
 BARS = {name: (f"{name}_p_at_10", f"{name}_n_at_10", f"{name}_delta_at_10") for name in HEADLINE_MEASURES}
 CURVE_METRICS = (SELECTION_METRIC, "ndcg_delta_at_10", LOGGED_SELECTION)
-FEW_USERS, WIDTH = 100, 100
+WIDTH = 100
 SHOWN = ("epochs", "encoder", "loss", "contrastive", "optimizer", "train", "evaluation")
 """Sections of the settings that a report shows, plus "sampled" if items are sampled."""
 
@@ -175,12 +175,9 @@ def _opening(about: About, comparison: Comparison) -> str:
     ]
     if missing := missing_markdown(about.planned, about.recorded):
         lines.append(missing)
-    if test["positive_targets"] < FEW_USERS:
-        lines.append(
-            f"**Only {test['positive_targets']} test users have a liked target: one of them is worth "
-            f"{1 / max(test['positive_targets'], 1):.3f} of HR_p. This report shows that everything works, not which "
-            "model is better.**"
-        )
+    if few := few_liked_targets("test", test["positive_targets"]):
+        few = few[0].upper() + few[1:]
+        lines.append(f"**{few}. This report shows that everything works, not which model is better.**")
     return "\n\n".join(lines)
 
 

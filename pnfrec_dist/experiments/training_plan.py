@@ -118,6 +118,7 @@ def _describe(
             f"{memory_size(step.encoders)} encoders, {memory_size(step.activations)} activations, "
             f"{memory_size(step.logits)} logits, {memory_size(step.data)} data, "
             f"{memory_size(step.checkpoint)} the checkpoint being written; {memory_size(step.total)} in all",
+            *(f"WARNING: {text}" for text in data.manifest.warnings()),
         ]
     )
 

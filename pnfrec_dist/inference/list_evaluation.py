@@ -21,7 +21,6 @@ from pnfrec_dist.evaluation.bootstrap import Interval, paired_intervals, paired_
 from pnfrec_dist.evaluation.holdout import Evaluation, Ranked, evaluate
 from pnfrec_dist.evaluation.metrics import (
     HEADLINE_CUTOFF,
-    HEADLINE_METRICS,
     SELECTION_METRIC,
     coverage,
     measures_of,
@@ -38,6 +37,7 @@ from pnfrec_dist.inference.gamma_search import Split
 from pnfrec_dist.inference.other_lists import ListRows, Lists, lists_of, read_rows
 from pnfrec_dist.inference.trained_model import open_trained
 
+SHOWN = tuple(f"{name}_at_{HEADLINE_CUTOFF}" for name in ("hr_p", "ndcg_p", "ndcg_n", "ndcg_delta"))
 COMPARED = (SELECTION_METRIC, f"ndcg_delta_at_{HEADLINE_CUTOFF}")
 """The metrics with an interval of the difference."""
 
@@ -68,9 +68,8 @@ def protocol_of(settings: EvaluateSettings, asking: str) -> Protocol:
             f"{settings.run} was trained on another state of the data than {data.directory}; "
             "use --data-dir to say where that state is"
         )
-    evaluation = EvaluationSettings()
-    if trained is not None:  # with the same points as without a model
-        evaluation = replace(trained.settings.evaluation, points=evaluation.points)
+    evaluation = trained.settings.evaluation if trained is not None else EvaluationSettings()
+    evaluation = replace(evaluation, points=settings.points)  # the same with a model and without
     return Protocol(data, settings.split, evaluation, trained)
 
 
@@ -154,11 +153,11 @@ def _places(target_R: np.ndarray) -> np.ndarray:
 
 
 def _table(found: dict[str, Evaluation], ranked: Ranked) -> str:
-    """Headline metrics, and the 95 % intervals of lists minus each other ranking."""
-    head = ["", *map(metric_title, HEADLINE_METRICS), *(f"lists minus it, {metric_title(name)}" for name in COMPARED)]
+    """Metrics, and the 95 % intervals of lists minus each other ranking."""
+    head = ["", *map(metric_title, SHOWN), *(f"lists minus it, {metric_title(name)}" for name in COMPARED)]
     rows = []
     for name, of in found.items():
-        cells = [score(of.metrics.get(metric)) for metric in HEADLINE_METRICS]
+        cells = [score(of.metrics.get(metric)) for metric in SHOWN]
         intervals = _intervals(found["lists"], of, ranked) if name != "lists" else {}
         empty = "" if name == "lists" else "-"
         cells += [interval.text if (interval := intervals.get(metric)) else empty for metric in COMPARED]

@@ -28,7 +28,7 @@ class HeldOut:
         self.settings, self.data, self.model, self.world, self.progress = settings, data, model, world, progress
         gamma = settings.evaluation.gamma
         fits = gamma == 0 or model.encoders.predicts_dislikes
-        require(fits, "evaluation.gamma", gamma, "0 if no term of the loss predicts dislikes (loss.alpha 0)")
+        require(fits, "evaluation.gamma", gamma, "0 if loss.alpha is 0, because the model then predicts no dislikes")
         self.subtracts = gamma != 0
         self.gamma_of_validation = 0.0 if gamma == "auto" else gamma
         self.validation = selection_targets(settings, data, with_negative=self.subtracts)

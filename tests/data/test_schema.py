@@ -11,7 +11,7 @@ from pnfrec_dist.config.settings import History
 from pnfrec_dist.data.cache import mapped
 from pnfrec_dist.data.prepared import TRAINING_PARTS, open_prepared
 from pnfrec_dist.data.ragged import Ragged
-from pnfrec_dist.data.schema import read_manifest, write_manifest
+from pnfrec_dist.data.schema import read_manifest, schema_differences, write_manifest
 from pnfrec_dist.data.user_histories import user_parts
 from pnfrec_dist.errors import InputError
 from pnfrec_dist.files import content_hash
@@ -197,3 +197,17 @@ def test_what_lists_are_made_from_is_compared_when_it_is_read(prepared: Path, pa
     data = open_prepared(prepared)
     with pytest.raises(InputError, match="does not match its sha256"):
         user_parts(data) if part == "users" else data.raw_item_ids()
+
+
+def test_what_differs_between_schemas_is_short() -> None:
+    expected = pa.schema([("a", pa.int32()), ("b", pa.string())])
+    for found, text in (
+        (["a"], "no column b"),
+        (["a", "b", "c", "d"], "unknown columns c, d"),
+        (["b", "c"], "no column a and unknown column c"),
+        (["b", "a"], "its columns in another order, or other nulls"),
+    ):
+        types = {"a": pa.int32(), "b": pa.string(), "c": pa.int8(), "d": pa.int8()}
+        assert schema_differences(pa.schema([(name, types[name]) for name in found]), expected) == text
+    long = pa.schema([("a", pa.int64()), ("b", pa.string())])
+    assert schema_differences(long, expected) == "a as int64 instead of int32"

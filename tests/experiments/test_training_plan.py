@@ -34,6 +34,9 @@ def test_the_plan_says_data_steps_and_memory(data: PreparedData, monkeypatch: py
     assert "30 training users, 12 items, 8 validation and 10 test users" in text
     assert "plan: 2 workers, 1 CPU each; 4 steps of 8 users an epoch, at most 100 epochs" in text
     assert "item table: whole on every worker" in text and " MiB in all" in text
+    targets = data.manifest.counts["validation"]["positive_targets"]
+    users = f"only {targets} validation users have a liked target"
+    assert f"WARNING: {users}: one of them is worth {1 / targets:.3f} of HR_p" in text
 
 
 def test_what_does_not_fit_is_refused_with_ways_out(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,9 +170,9 @@ def test_wrong_files_are_one_line(prepared: Path, tmp_path: Path, columns: dict[
         main(["--lists", str(file), "--dataset", "tiny", "--data-dir", str(prepared.parent)])
 
 
-def written_points(prepared: Path, split: str) -> list[dict]:
+def written_points(prepared: Path, split: str, *more: str) -> list[dict]:
     file = prepared.parent / f"{split}.parquet"
-    flags = ["--dataset", "tiny", "--data-dir", str(prepared.parent), "--split", split]
+    flags = ["--dataset", "tiny", "--data-dir", str(prepared.parent), "--split", split, *more]
     assert main(["--write-points", str(file), *flags]) == 0
     return pq.read_table(file).to_pylist()
 
@@ -288,6 +288,17 @@ def test_points_that_are_not_evaluated_and_points_without_a_list_are_told(
     assert "last interactions" not in shown.out
 
 
+def test_the_number_of_points_is_that_of_the_flag(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {n: written_points(prepared, "test", "--points", str(n)) for n in (1, 2)}
+    places = {n: [(row["user_id"], row["point"]) for row in rows[n] if row["point"] is not None] for n in rows}
+    assert len(places[1]) == 10 and len(places[2]) == 20
+    file = write_point_lists(prepared.parent / "l", {place: ["1", "2"] for place in places[2]})
+    assert main(["--lists", str(file), "--dataset", "tiny", "--data-dir", str(prepared.parent), "--points", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "test, many points of each user (10)" in shown.out
+    assert "left out: 20 rows of points that are not evaluated" in shown.err
+
+
 def test_points_are_whole_numbers(prepared: Path) -> None:
     file = prepared.parent / "lists.parquet"
     pq.write_table(pa.table({"user_id": ["u"], "rank": [1], "raw_item_id": ["1"], "point": [0.5]}), file)
@@ -305,6 +316,8 @@ def test_points_are_whole_numbers(prepared: Path) -> None:
             "--split is 'validation'; it must be given with --lists or --write-points",
         ),
         (["--run", "a", "--dataset", "tiny"], "--dataset is 'tiny'; it must be given with --lists or --write-points"),
+        (["--run", "a", "--points", "3"], "--points is 3; it must be given with --lists or --write-points"),
+        (["--write-points", "a", "--points", "0"], "--points is 0; it must be auto, or >= 1"),
         (["--write-points", "a"], "--write-points needs --dataset"),
         (["--write-points", "/nowhere/a", "--dataset", "tiny"], "cannot write --write-points /nowhere/a"),
     ],

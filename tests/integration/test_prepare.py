@@ -140,7 +140,7 @@ def test_a_truncated_gzip_file_is_one_line(tmp_path: Path) -> None:
         (["--source.time-format", "hours"], "source.time_format is 'hours'"),
         (["--source.time-format", "yyyy-MM-bb-dd"], "is not a pattern that Spark can read"),
         (["--feedback.threshold", "quantile"], "feedback.quantile is None; it must be in [0, 1]"),
-        (["--feedback.threshold", "labels"], "feedback.positive_labels is (); it must be at least one label"),
+        (["--feedback.threshold", "labels"], "feedback.positive_labels is empty; it must be at least one label"),
         (["--clean.earliest", "1990"], "clean.earliest is '1990'"),
         (["--partitions", "-1"], "--partitions is -1"),
         (["--verify", "nowhere"], "no prepared data set at nowhere"),
