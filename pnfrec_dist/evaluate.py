@@ -20,7 +20,10 @@ def main(args: Sequence[str]) -> int:
 
         return evaluate_lists(settings)
     if not settings.run:
-        way_out = f"name the model, such as runs/<run>, or --lists of another system; see {command('evaluate')} --help"
+        way_out = (
+            "name the model, such as runs/<run>, or give --lists or --write-points for another system; see "
+            f"{command('evaluate')} --help"
+        )
         raise InputError(f"--run is missing; {way_out}")
     from pnfrec_dist.inference.gamma_search import run  # torch takes seconds to import
 

@@ -37,12 +37,13 @@ def test_the_papers_data_sets_have_their_lengths(dataset: str, length: int) -> N
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--model", "pnfrek"], "'pnfrec'"),
+        (["--model", "pnfrek"], "did you mean 'pnfrec'? or write conf/model/pnfrek.yaml"),
         (["--config", "defautl"], "'default'"),
         (["--train.batchsize", "3"], "--train.batch-size"),
         (["--train.batch-size", "many"], "'many'"),
         (["--train.batch-size", "0"], "train.batch_size is 0"),
         (["--model", "sasrec", "--loss.alpha", "0.5"], "loss.alpha is 0.5; it must be 0 if encoder.history is all"),
+        (["--model", "sasrec_p", "--encoder.likes-share", "0.5"], "auto, or given with encoder.history both"),
         (["--contrastive.similarity", "cos"], "cosine"),
         (["--encoder.num-heads", "5"], "encoder.num_heads is 5"),
         (["--evaluation.cutoffs", "5", "20"], "that include 10"),

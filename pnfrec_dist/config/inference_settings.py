@@ -1,6 +1,6 @@
 """Settings of the commands that use a trained model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from pnfrec_dist.errors import require
@@ -105,9 +105,15 @@ class EvaluateSettings:
         both = bool(self.lists and self.write_points)
         require(not both, "--lists", self.lists, "given without --write-points: first write points, then evaluate")
         of_lists = bool(self.lists or self.write_points)
-        require(of_lists or self.split == "test", "--split", self.split, "given with --lists or --write-points")
-        require(of_lists or not self.dataset, "--dataset", self.dataset, "given with --lists or --write-points")
-        require(of_lists or self.points == "auto", "--points", self.points, "given with --lists or --write-points")
+        default = {field.name: field.default for field in fields(self)}
+        for name in ("split", "dataset", "points"):
+            value = getattr(self, name)
+            require(of_lists or value == default[name], f"--{name}", value, "given with --lists or --write-points")
+        for name in ("gammas", "keep", "few"):
+            value = getattr(self, name)
+            require(
+                not of_lists or value == default[name], f"--{name}", value, "given without --lists and --write-points"
+            )
         require(self.points == "auto" or self.points >= 1, "--points", self.points, "auto, or >= 1")
 
 

@@ -329,6 +329,9 @@ class Settings:
             require(has_likes, "loss.terms", self.loss.terms, "a list with ce_likes=1 for encoder.history both")
         else:
             require(not has_likes, "loss.terms", self.loss.terms, "a list without ce_likes, or encoder.history both")
+        share = self.encoder.likes_share
+        has_share = share == "auto" or self.encoder.history_kind.reads_likes_too
+        require(has_share, "encoder.likes_share", share, "auto, or given with encoder.history both")
         predicting = self.loss.weights.keys() - {"ce_main", "ce_likes", "contrastive"}  # own terms may predict dislikes
         gamma_rule = "0 if loss.alpha is 0, because the model then predicts no dislikes"
         require(self.evaluation.gamma == 0 or bool(predicting), "evaluation.gamma", self.evaluation.gamma, gamma_rule)

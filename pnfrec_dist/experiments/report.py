@@ -150,6 +150,8 @@ def _table_parts(directory: Path, about: About, comparison: Comparison) -> list[
             _interval_text(about.manifest),
             _interval_table(comparison),
         ]
+    elif len(comparison.runs) > 1:
+        parts.append(f"No model is compared with another one, because `{comparison.reference}` is not among them.")
     parts += points_parts(comparison)
     parts += ["## At other k, and coverage", "On the last interactions:", _cutoff_table(comparison)]
     if any(name.startswith(POINTS) for name in comparison.any_run().result.test):

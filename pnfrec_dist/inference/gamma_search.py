@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pnfrec_dist.config.inference_settings import EvaluateSettings
-from pnfrec_dist.data.points import points_of
+from pnfrec_dist.data.points import Points, points_of
 from pnfrec_dist.data.prepared import PreparedData, open_prepared
 from pnfrec_dist.distributed import World
 from pnfrec_dist.errors import InputError
@@ -33,7 +33,7 @@ from pnfrec_dist.files.text import score
 from pnfrec_dist.inference.artifact import Exported
 from pnfrec_dist.inference.recommender import Recommender
 from pnfrec_dist.inference.trained_model import open_trained
-from pnfrec_dist.training.held_out import selection_targets
+from pnfrec_dist.training.held_out import search_targets
 
 SEARCHED = (SELECTION_METRIC, *(f"ndcg_{group}_at_{HEADLINE_CUTOFF}" for group in ("n", "delta")))
 
@@ -53,7 +53,9 @@ def run(settings: EvaluateSettings) -> int:
     if trained.model.encoders.likes is not None:
         print(f"likes' share {trained.model.encoders.weights.likes_share:g} (encoder.likes_share)\n", flush=True)
     gammas = sorted({0.0, own, *settings.gammas}) if trained.model.encoders.predicts_dislikes else [0.0]
-    split, targets = Split(trained, data, "validation"), selection_targets(trained.settings, data, with_negative=True)
+    if gammas == [0.0] and any(settings.gammas):
+        print("note: this model predicts no dislikes (loss.alpha 0), so gamma is 0", file=sys.stderr)
+    split, targets = Split(trained, data, "validation"), search_targets(trained.settings, data)
     found = _searched(split, targets, gammas)
     validation = {gamma: metrics[SELECTION_METRIC] for gamma, metrics in found.items()}
     by_score = sorted(gammas, key=lambda gamma: (-validation[gamma], gamma))
@@ -96,7 +98,9 @@ def run(settings: EvaluateSettings) -> int:
 def _searched(split: "Split", targets: Ranked, gammas: Sequence[float]) -> dict[float, dict[str, float]]:
     """Gamma -> NDCG_p@10 on validation, and NDCG_n and dNDCG if some targets are dislikes. Prints them."""
     names = SEARCHED[: 1 if targets.target_is_positive.all() else None]
-    titles = [f"validation {metric_title(names[0])}", *(f"{metric_title(name):>9}" for name in names[1:])]
+    what = "many points of each user" if isinstance(targets, Points) else "last interactions"
+    print(f"validation, {what} ({len(targets):,})")
+    titles = [f"{metric_title(name):>9}" for name in names]
     print("  ".join([f"{'gamma':>6}", *titles]), flush=True)
     found = {}
     for gamma in gammas:

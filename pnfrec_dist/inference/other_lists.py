@@ -58,6 +58,8 @@ class Lists:
 
 def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
     """Raises InputError for files without the columns, and if no row names a user of the split and an item."""
+    if not path.exists():
+        raise InputError(f"--lists {path} does not exist; name a Parquet file of lists, or a directory of such files")
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"--lists {path} holds no *.parquet file; name a file, or a directory of such files")
@@ -101,6 +103,8 @@ def _columns_of(file: Path) -> pa.Table:
     without = rank.null_count + int(np.isnan(pc.drop_null(rank).to_numpy(zero_copy_only=False).astype(float)).sum())
     if without:
         raise InputError(f"{file}: {counted(without, 'row')} without a rank; give each item a rank, 1 for the first")
+    if len(rank) and (lowest := pc.min(rank).as_py()) < 0:
+        raise InputError(f"the column 'rank' of {file} has {lowest:g}; ranks are 1 for the first item, 2, and so on")
     point = table[POINT] if POINT in table.column_names else pa.chunked_array([pa.nulls(len(table), pa.int64())])
     return pa.table({**{name: table[name] for name in COLUMNS}, POINT: _points(point.combine_chunks(), file)})
 

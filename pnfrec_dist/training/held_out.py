@@ -34,7 +34,9 @@ class HeldOut:
         self.validation = selection_targets(settings, data, with_negative=self.subtracts)
         self.search = None
         if is_searched(settings):
-            self.search = WeightSearch(settings, self._of_search(), model, world, progress)
+            self.search = WeightSearch(
+                settings, search_targets(settings, data, self.validation), model, world, progress
+            )
 
     def validate(self) -> dict[str, float]:
         """Metrics on validation users.
@@ -51,13 +53,6 @@ class HeldOut:
         else:
             of_model = self._of_model(self.validation, self.gamma_of_validation)
         return of_model.metrics | self.chosen_weights()
-
-    def _of_search(self) -> Ranked:
-        """The targets on which weights are chosen: many points, if the data have them."""
-        if isinstance(self.validation, Points):
-            return self.validation
-        points = points_of(self.data, "validation", self.settings.encoder.history, self.settings.evaluation)
-        return points if points is not None else self.validation
 
     def chosen_weights(self) -> dict[str, float]:
         """The weights of the model's scores that were searched; the checkpoint of an epoch holds them."""
@@ -106,6 +101,17 @@ def selection_targets(settings: Settings, data: PreparedData, *, with_negative: 
     by_points = settings.evaluation.select_on != "last"
     points = points_of(data, "validation", history, settings.evaluation) if by_points else None
     return points if points is not None else data.holdout("validation", history, with_negative=with_negative)
+
+
+def search_targets(settings: Settings, data: PreparedData, of_selection: Ranked | None = None) -> Ranked:
+    """The validation targets on which weights of scores are chosen: many points, if the data have them.
+
+    of_selection: selection_targets(), if there are some already."""
+    found = of_selection if of_selection is not None else selection_targets(settings, data, with_negative=True)
+    if isinstance(found, Points):
+        return found
+    points = points_of(data, "validation", settings.encoder.history, settings.evaluation)
+    return points if points is not None else found
 
 
 def require_points(settings: Settings, data: PreparedData) -> None:

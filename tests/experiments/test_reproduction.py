@@ -341,8 +341,8 @@ def test_a_report_of_some_says_what_is_missing(workspace: Path, found: list[Reco
     ours, theirs = (next(r for r in some if r.model == m and r.seed == 1) for m in ("pnfrec", "sasrec_p"))
     expected = ours.result.test["hr_p_at_10"] - theirs.result.test["hr_p_at_10"]
     assert float(compared["pnfrec", "hr_p_at_10"]["minus_sasrec_p"]) == pytest.approx(expected)
-    without = [r for r in some if r.model == "pnfrec"]
-    assert "## Difference from" not in report(workspace, without, tmp_path / "without", planned=1)
+    others = [r for r in found if r.model in ("pnfrec", "sasrec_c") and not r.weight]
+    assert "`sasrec_p` is not among them" in report(workspace, others, tmp_path / "others", planned=len(others))
 
 
 def test_a_report_of_curves_alone_has_no_table(workspace: Path, found: list[Recorded], tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def test_a_signed_model_ranks_for_dislikes_alone_and_with_gamma(
     run, out = trained(open_prepared(prepared), settings, tmp_path / "run"), tmp_path / "gamma.json"
     evaluate_command(line(run, prepared, "--gammas", "0.5", "--out", str(out)))
     assert list(json.loads(out.read_text())["validation"]) == ["0.0", "0.5"]
+    assert "note:" not in capsys.readouterr().err
     cards = []
     for gamma in ("0", "0.5"):
         capsys.readouterr()
@@ -174,6 +175,7 @@ def test_gamma_is_picked_on_validation_and_tested_once(
     above = max(("0.5", "2.0"), key=lambda gamma: found["validation"][gamma])
     assert set(found["test"]) == {"0.0", above}
     said = capsys.readouterr()
+    assert "validation, many points of each user (16)" in said.out, "whatever the training's evaluation.select_on"
     assert "test, all (10 users)" in said.out and "at most 4 likes" in said.out
     assert re.search(r"WARNING: \d+ of 10 test users have seen all but 10 items or fewer", said.err)
 

@@ -159,6 +159,10 @@ def test_lists_of_whole_histories_are_warned_of(
         ({"user_id": ["u"], "rank": [1], "raw_item_id": [["1", "2"]]}, "write one row for each item of a list"),
         ({"user_id": ["u"] * 2, "rank": [1.0, float("nan")], "raw_item_id": ["1", "2"]}, "1 row without a rank"),
         ({"user_id": ["u"] * 2, "rank": [1, None], "raw_item_id": ["1", "2"]}, "1 row without a rank"),
+        (
+            {"user_id": ["u"] * 2, "rank": [-1, -2], "raw_item_id": ["1", "2"]},
+            "column 'rank' of .* has -2; ranks are 1",
+        ),
         ({"user_id": ["u"], "rank": [1], "raw_item_id": ["1"], "point": [-5]}, "has -5; points count from 0"),
         ({"user_id": ["u"], "rank": [1], "raw_item_id": ["1"], "point": ["0"]}, "whole numbers.*it is string"),
     ],
@@ -188,6 +192,7 @@ def plain_points(data: PreparedData, split: str) -> dict[tuple[str, int | None],
             found[user, place] = {
                 "raw_item_ids": [str(item) for item, _ in rows],
                 "is_liked": [bool(is_positive) for _, is_positive in rows],
+                "liked_raw_item_ids": [str(item) for item, is_positive in rows if is_positive],
                 "seen_raw_item_ids": [str(item) for item in sorted({item for item, _ in rows})],
                 "target_raw_item_id": str(target[0]),
                 "target_is_liked": bool(target[1]),
@@ -253,7 +258,7 @@ def test_a_models_own_lists_equal_the_model(
     prepared = prepared_writer(tmp_path / "prepared" / "tiny", items=300)
     settings = replace(
         SETTINGS,
-        encoder=replace(SETTINGS.encoder, history=history, likes_share=0.3),
+        encoder=replace(SETTINGS.encoder, history=history, likes_share=0.3 if history == "both" else "auto"),
         loss=LossSettings(0.45, terms=("ce_likes=1",) if history == "both" else ()),
         evaluation=EvaluationSettings(gamma=0.2, points=1, cutoffs=(10, 200)),
     )
@@ -316,8 +321,10 @@ def test_points_are_whole_numbers(prepared: Path) -> None:
             "--split is 'validation'; it must be given with --lists or --write-points",
         ),
         (["--run", "a", "--dataset", "tiny"], "--dataset is 'tiny'; it must be given with --lists or --write-points"),
+        (["--lists", "a", "--few", "3"], "--few is 3; it must be given without --lists and --write-points"),
         (["--run", "a", "--points", "3"], "--points is 3; it must be given with --lists or --write-points"),
         (["--write-points", "a", "--points", "0"], "--points is 0; it must be auto, or >= 1"),
+        ([], "name the model, such as runs/<run>, or give --lists or --write-points"),
         (["--write-points", "a"], "--write-points needs --dataset"),
         (["--write-points", "/nowhere/a", "--dataset", "tiny"], "cannot write --write-points /nowhere/a"),
     ],
@@ -329,7 +336,7 @@ def test_wrong_flags_of_points_are_one_line(prepared: Path, flags: list[str], me
 
 def test_lists_need_a_file_and_a_data_set(prepared: Path, tmp_path: Path) -> None:
     for path, flags, message in (
-        (tmp_path / "none.parquet", ["--dataset", "tiny"], "none.parquet"),
+        (tmp_path / "none.parquet", ["--dataset", "tiny"], "none.parquet does not exist; name a Parquet file"),
         (tmp_path, ["--dataset", "tiny"], "holds no \\*.parquet file"),
         (tmp_path, [], "--lists needs --dataset"),
     ):
