@@ -37,7 +37,7 @@ def test_the_papers_data_sets_have_their_lengths(dataset: str, length: int) -> N
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--model", "pnfrek"], "did you mean 'pnfrec'? or write conf/model/pnfrek.yaml"),
+        (["--model", "pnfrek"], "write conf/model/pnfrek.yaml, or name another one; did you mean 'pnfrec'?"),
         (["--config", "defautl"], "'default'"),
         (["--train.batchsize", "3"], "--train.batch-size"),
         (["--train.batch-size", "many"], "'many'"),

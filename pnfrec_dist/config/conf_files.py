@@ -41,9 +41,8 @@ def load_conf(kind: str, name: str, base: T) -> T:
     what = "config" if kind == "train" else kind
     if kind == "train" and "/" in name:
         raise InputError(f"--config is {name!r}; give a name of conf/train/, or the path of a file that ends in .yaml")
-    own = f"or write conf/{kind}/{name}.yaml" if re.fullmatch(r"[\w.-]+", name) else ""
-    hint = nearest(name, conf_names(kind))
-    raise InputError(f"unknown {what} {name!r} (no conf/{kind}/{name}.yaml); {hint}{f' {own}' if own else ''}")
+    own = f"write conf/{kind}/{name}.yaml, or name another one; " if re.fullmatch(r"[\w.-]+", name) else ""
+    raise InputError(f"unknown {what} {name!r}; {own}{nearest(name, conf_names(kind))}")
 
 
 def conf_content(kind: str, name: str) -> dict[str, Any]:
