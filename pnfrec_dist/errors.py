@@ -19,7 +19,7 @@ class RunError(RuntimeError):
 def require(ok: bool, name: str, value: object, rule: str) -> None:
     """Raises InputError about a setting's value unless ok."""
     if not ok:
-        shown = (", ".join(map(str, value)) or "empty") if isinstance(value, tuple) else repr(value)
+        shown = (", ".join(map(repr, value)) or "empty") if isinstance(value, tuple) else repr(value)
         raise InputError(f"{name} is {shown}; it must be {rule}")
 
 
