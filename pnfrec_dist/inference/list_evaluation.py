@@ -102,6 +102,8 @@ def comparisons(protocol: Protocol, rows: ListRows) -> Iterator[tuple[Ranked, np
     is_of_point_R = rows.point_R >= 0
     if not is_of_point_R.all():
         yield data.holdout(split), np.where(is_of_point_R, -1, rows.user_R)
+    else:
+        _note("no list is for a last interaction (an empty `point`), so these are not evaluated")
     if not is_of_point_R.any():
         return
     points = protocol.points()
@@ -110,7 +112,8 @@ def comparisons(protocol: Protocol, rows: ListRows) -> Iterator[tuple[Ranked, np
     place_R = np.minimum(np.searchsorted(keys_P, keys_R), len(keys_P) - 1)
     is_point_R = is_of_point_R & (keys_P[place_R] == keys_R)
     if unknown := int((is_of_point_R & ~is_point_R).sum()):
-        _note(f"left out: {counted(unknown, 'row')} of points that are not evaluated")
+        same = "--write-points and --lists need the same --points and --split"
+        _note(f"left out: {counted(unknown, 'row')} of points that are not evaluated; {same}")
     yield points, np.where(is_point_R, place_R, -1)
 
 

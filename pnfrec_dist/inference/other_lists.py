@@ -75,7 +75,8 @@ def read_rows(path: Path, data: PreparedData, split: str) -> ListRows:
         first = f"{table['user_id'][0].as_py()!r} and {table['raw_item_id'][0].as_py()!r}"
         raise InputError(
             f"no row of {path} names a {split} user and an item of {data.directory}; the first has {first}, "
-            f"the data set has users such as {user_ids[0].as_py()!r} and items such as {raw_ids[0].as_py()!r}"
+            f"the data set has {split} users (--split) such as {user_ids[0].as_py()!r} and items such as "
+            f"{raw_ids[0].as_py()!r}"
         )
     left_out = {
         f"users who are no {split} users": int((user < 0).sum()),

@@ -301,7 +301,8 @@ def test_the_number_of_points_is_that_of_the_flag(prepared: Path, capsys: pytest
     assert main(["--lists", str(file), "--dataset", "tiny", "--data-dir", str(prepared.parent), "--points", "1"]) == 0
     shown = capsys.readouterr()
     assert "test, many points of each user (10)" in shown.out
-    assert "left out: 20 rows of points that are not evaluated" in shown.err
+    assert "left out: 20 rows of points that are not evaluated; --write-points and --lists need the same" in shown.err
+    assert "no list is for a last interaction" in shown.err
 
 
 def test_points_are_whole_numbers(prepared: Path) -> None:
